@@ -1,0 +1,83 @@
+// train: trains a network on MNIST with every rank of one process.
+// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include <c10/util/Exception.h>
+
+#include "interrupt.h"
+#include "options.h"
+#include "training.h"
+
+namespace {
+
+constexpr int kDone = 0, kFailed = 1, kWrongUsage = 2, kInterrupted = 130;
+
+void announce(const train::Options& options, const tandem::AcceleratorState& state) {
+  if (options.quiet) return;
+  const auto& launch = options.launch;
+  const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
+  const std::string name = state.backend->name();
+  std::printf("training %s on %d %s rank%s%s\n", options.model == train::ModelKind::cnn ? "cnn" : "mlp",
+              state.world_size(), name.c_str(), state.world_size() == 1 ? "" : "s",
+              asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
+  std::fflush(stdout);
+}
+
+void report(const train::Options& options, const train::Outcome& outcome) {
+  if (options.quiet) return;
+  if (outcome.interrupted) {
+    std::printf("interrupted after step %lld in epoch %lld\n", static_cast<long long>(outcome.steps),
+                static_cast<long long>(outcome.epoch + 1));
+    return;
+  }
+  const auto& metrics = outcome.metrics;
+  std::printf("test accuracy %.2f %%  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
+              *metrics.accuracy * 100, static_cast<long long>(outcome.steps), metrics.train_seconds,
+              metrics.samples_per_second, metrics.startup_seconds);
+}
+
+int run(int argc, char** argv) {
+  const auto parsed = train::parse_options(argc, argv);
+  if (!parsed.options) return parsed.exit_code;
+  const train::Options& options = *parsed.options;
+  train::catch_interrupts();
+  const auto data =
+      tandem::data::mnist(options.data_dir, {.normalize = options.normalize, .limit = options.limit_train_samples});
+  announce(options, tandem::examine(options.launch));
+  train::Outcome outcome;
+  tandem::launch(options.launch, [&](tandem::Accelerator& accelerator) {
+    const train::Outcome mine = train::train_on_rank(accelerator, options, data);
+    if (accelerator.is_main()) outcome = mine;
+  });
+  report(options, outcome);
+  return outcome.interrupted ? kInterrupted : kDone;
+}
+
+int complain(const char* what, int code) {
+  std::fprintf(stderr, "train: %s\n", what);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const tandem::RankError& error) {
+    try {
+      error.rethrow_cause();
+    } catch (const tandem::ConfigError& cause) {
+      return complain(cause.what(), kWrongUsage);
+    } catch (...) {
+      return complain(error.what(), kFailed);
+    }
+  } catch (const tandem::ConfigError& error) {
+    return complain(error.what(), kWrongUsage);
+  } catch (const c10::Error& error) {
+    return complain(error.what_without_backtrace(), kFailed);
+  } catch (const std::exception& error) {
+    return complain(error.what(), kFailed);
+  }
+}

@@ -1,0 +1,57 @@
+#include "metrics.h"
+
+#include <nlohmann/json.hpp>
+
+#include "tandem/core/error.h"
+
+namespace train {
+
+using Json = nlohmann::ordered_json;
+
+MetricsLog::MetricsLog(const std::string& path) : path_(path) {
+  if (path_.empty()) return;
+  file_.open(path_, std::ios::trunc);
+  if (!file_) throw tandem::ConfigError("--log-json '" + path_ + "' cannot be written");
+}
+
+void MetricsLog::write(const UpdateMetrics& metrics) {
+  if (!file_.is_open()) return;
+  const Json line{{"step", metrics.step}, {"epoch", metrics.epoch},
+                  {"loss", metrics.loss}, {"grad_norm", metrics.grad_norm},
+                  {"lr", metrics.lr},     {"samples_per_second", metrics.samples_per_second}};
+  file_ << line.dump() << '\n';
+}
+
+void MetricsLog::finish(const FinalMetrics& metrics) {
+  if (!file_.is_open()) return;
+  const Json accuracy = metrics.accuracy ? Json(*metrics.accuracy) : Json(nullptr);
+  const Json line{{"final",
+                   {{"accuracy", accuracy},
+                    {"train_seconds", metrics.train_seconds},
+                    {"samples_per_second", metrics.samples_per_second},
+                    {"startup_seconds", metrics.startup_seconds},
+                    {"peak_rss_mb", metrics.peak_rss_mb}}}};
+  file_ << line.dump() << std::endl;
+  if (!file_) throw tandem::Error("'" + path_ + "' could not be written completely; is the disk full?");
+}
+
+double Throughput::update(std::int64_t samples) {
+  const double at = now();
+  const double rate = static_cast<double>(samples) / (at - last_update_);
+  last_update_ = at;
+  updates_ += 1;
+  samples_ += samples;
+  if (updates_ == kWarmupUpdates) {
+    warmup_samples_ = samples_;
+    warmup_end_ = at;
+  }
+  return rate;
+}
+
+double Throughput::samples_per_second() const {
+  const double seconds = last_update_ - (updates_ > kWarmupUpdates ? warmup_end_ : 0);
+  const std::int64_t samples = samples_ - (updates_ > kWarmupUpdates ? warmup_samples_ : 0);
+  return seconds > 0 ? static_cast<double>(samples) / seconds : 0.0;
+}
+
+}  // namespace train

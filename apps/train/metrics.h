@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <optional>
+#include <string>
+
+#include "clock.h"
+
+namespace train {
+
+/// What is known about one optimizer update.
+struct UpdateMetrics {
+  std::int64_t step = 0;   ///< from 1, over all epochs
+  std::int64_t epoch = 0;  ///< from 0
+  double loss = 0;         ///< mean over the ranks and the accumulation window
+  double grad_norm = 0;    ///< 2-norm of the averaged gradient, before clipping
+  double lr = 0;
+  double samples_per_second = 0;  ///< of all ranks, since the update before
+};
+
+/// What is known at the end.
+struct FinalMetrics {
+  std::optional<double> accuracy;  ///< on the test set; none when interrupted
+  double train_seconds = 0;
+  double samples_per_second = 0;
+  double startup_seconds = 0;
+  double peak_rss_mb = 0;
+};
+
+/// Writes the metrics as JSON Lines: one object an update, {"final": …} last.
+class MetricsLog {
+ public:
+  /// Opens `path`; an empty path writes nothing. Throws tandem::ConfigError.
+  explicit MetricsLog(const std::string& path);
+
+  void write(const UpdateMetrics& metrics);
+
+  /// Throws tandem::Error when anything could not be written.
+  void finish(const FinalMetrics& metrics);
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
+
+/// Measures training time and throughput; evaluation is left out.
+class Throughput {
+ public:
+  void start() { resumed_ = Clock::now(); }
+  void pause() { elapsed_ += seconds_since(resumed_); }
+  void resume() { resumed_ = Clock::now(); }
+
+  /// An update over `samples` of all ranks has ended. Returns the samples a second since the one before.
+  double update(std::int64_t samples);
+
+  double train_seconds() const { return elapsed_; }  ///< while paused
+
+  /// From update 21 on, so that first-time costs do not count; over all updates when there are no more than 20.
+  double samples_per_second() const;
+
+ private:
+  static constexpr std::int64_t kWarmupUpdates = 20;
+  double now() const { return elapsed_ + seconds_since(resumed_); }
+
+  Clock::time_point resumed_{};
+  double elapsed_ = 0;
+  std::int64_t updates_ = 0, samples_ = 0, warmup_samples_ = 0;
+  double last_update_ = 0, warmup_end_ = 0;
+};
+
+}  // namespace train

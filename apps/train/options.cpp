@@ -1,0 +1,178 @@
+#include "options.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "tandem/core/error.h"
+#include "tandem/io/safetensors.h"
+
+namespace train {
+namespace {
+
+constexpr std::int64_t kMany = 1'000'000'000;
+
+// The command line as given, before what depends on several flags is worked out.
+struct Raw {
+  Options options;
+  std::optional<int> gpus, cpu;
+  std::optional<std::int64_t> batch_size, global_batch_size;
+  std::optional<double> lr, weight_decay;
+  std::string model = "mlp", optimizer = "adamw", normalize = "mnist";
+  bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
+};
+
+void add_ranks(CLI::App& app, Raw& raw) {
+  auto& launch = raw.options.launch;
+  auto* gpus = app.add_option("--gpus", raw.gpus, "ranks on the first N GPUs")->check(CLI::Range(1, 1024));
+  auto* devices = app.add_option("--devices", launch.devices, "ranks on these GPUs, such as 0,2,3")
+                      ->delimiter(',')
+                      ->check(CLI::Range(0, 1023));
+  auto* cpu = app.add_option("--cpu", raw.cpu, "N ranks on the CPU")->check(CLI::Range(1, 1024));
+  gpus->excludes(devices)->excludes(cpu);
+  devices->excludes(cpu);
+  app.add_option("--threads-per-rank", launch.threads_per_rank,
+                 "intra-op threads of a CPU rank (default: cores / ranks)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--seed", launch.seed, "master seed")->capture_default_str();
+}
+
+void add_model_and_data(CLI::App& app, Raw& raw) {
+  auto& options = raw.options;
+  app.add_option("--model", raw.model, "what to train")->check(CLI::IsMember({"mlp", "cnn"}))->capture_default_str();
+  app.add_option("--hidden", options.hidden, "widths of the mlp's hidden layers (default: 512,512)")
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
+  app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")->capture_default_str();
+  app.add_option("--limit-train-samples", options.limit_train_samples, "train on the first N samples only")
+      ->check(CLI::Range(std::int64_t{1}, kMany));
+  app.add_flag("--no-shuffle", raw.no_shuffle, "take the samples in their order");
+  app.add_option("--normalize", raw.normalize, "mnist: (v/255 - 0.1307)/0.3081, none: v/255")
+      ->check(CLI::IsMember({"mnist", "none"}))
+      ->capture_default_str();
+}
+
+void add_training(CLI::App& app, Raw& raw) {
+  auto& options = raw.options;
+  const auto positive = CLI::Range(std::int64_t{1}, kMany);
+  const auto rate = CLI::Range(0.0, 1e6);
+  app.add_option("--epochs", options.epochs, "passes over the training data")->check(positive)->capture_default_str();
+  app.add_option("--max-steps", options.max_steps, "stop after N optimizer updates")->check(positive);
+  auto* batch =
+      app.add_option("--batch-size", raw.batch_size, "samples of a rank's batch (default: 64)")->check(positive);
+  auto* global = app.add_option("--global-batch-size", raw.global_batch_size, "samples of all ranks' batches together")
+                     ->check(positive);
+  batch->excludes(global);
+  app.add_option("--optimizer", raw.optimizer, "how to update")
+      ->check(CLI::IsMember({"sgd", "adamw"}))
+      ->capture_default_str();
+  app.add_option("--lr", raw.lr, "learning rate (default: 0.001 for adamw, 0.05 for sgd)")->check(rate);
+  app.add_option("--momentum", options.momentum, "of sgd")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  app.add_option("--weight-decay", raw.weight_decay, "(default: 0.01 for adamw, 0 for sgd)")->check(rate);
+  app.add_option("--gradient-accumulation-steps", options.launch.gradient_accumulation_steps, "batches an update")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--clip-grad-norm", options.clip_grad_norm, "limit of the gradient's 2-norm")
+      ->check(CLI::Range(1e-12, 1e12));
+  app.add_flag("--drop-last", options.drop_last, "leave out samples that do not fill a batch of every rank");
+  app.add_flag("--no-even-batches", raw.no_even_batches, "do not repeat samples to give all ranks as many");
+  app.add_flag("--split-batches", options.launch.data_loader.split_batches,
+               "--batch-size is that of all ranks together");
+  app.add_flag("--dispatch-batches", raw.dispatch, "rank 0 reads for all");
+}
+
+void add_files(CLI::App& app, Raw& raw) {
+  auto& options = raw.options;
+  app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file");
+  app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file");
+  app.add_option("--log-json", options.log_json, "write one JSON object an update to this file");
+  app.add_flag("--quiet", options.quiet, "print nothing but errors");
+  app.add_flag("--no-progress", raw.no_progress, "print no progress");
+}
+
+// The loader's batch size for `ranks` ranks.
+std::int64_t loader_batch_size(const Raw& raw, int ranks) {
+  const bool split = raw.options.launch.data_loader.split_batches;
+  if (!raw.global_batch_size) {
+    const std::int64_t size = raw.batch_size.value_or(split ? 64 * ranks : 64);
+    if (split && size % ranks != 0)
+      throw tandem::ConfigError("--batch-size " + std::to_string(size) + " does not divide by " +
+                                std::to_string(ranks) + " ranks with --split-batches; use a multiple of " +
+                                std::to_string(ranks));
+    return size;
+  }
+  const std::int64_t size = *raw.global_batch_size;
+  if (size % ranks != 0)
+    throw tandem::ConfigError("--global-batch-size " + std::to_string(size) + " does not divide by " +
+                              std::to_string(ranks) + " ranks; use a multiple of " + std::to_string(ranks));
+  return split ? size : size / ranks;
+}
+
+void check_output(const char* flag, const std::string& path) {
+  if (path.empty()) return;
+  try {
+    tandem::io::check_writable(path);
+  } catch (const tandem::ConfigError& error) {
+    throw tandem::ConfigError(std::string(flag) + " " + error.what());
+  }
+}
+
+// Puts the flag's name before what the library says about ranks.
+tandem::AcceleratorState examine_ranks(const Raw& raw) {
+  try {
+    return tandem::examine(raw.options.launch);
+  } catch (const tandem::ConfigError& error) {
+    if (raw.gpus)
+      throw tandem::ConfigError("--gpus " + std::to_string(*raw.gpus) + ": " + error.what() + " with --cpu N");
+    if (!raw.options.launch.devices.empty())
+      throw tandem::ConfigError(std::string("--devices: ") + error.what() + " with --cpu N");
+    throw;
+  }
+}
+
+Options finish(Raw raw) {
+  Options& options = raw.options;
+  options.launch.gpus = raw.gpus;
+  options.launch.cpu = raw.cpu;
+  options.launch.data_loader.even_batches = !raw.no_even_batches;
+  if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
+  options.model = raw.model == "cnn" ? ModelKind::cnn : ModelKind::mlp;
+  options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
+  options.normalize =
+      raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
+  const bool sgd = options.optimizer == OptimizerKind::sgd;
+  options.lr = raw.lr.value_or(sgd ? 0.05 : 1e-3);
+  options.weight_decay = raw.weight_decay.value_or(sgd ? 0.0 : 0.01);
+  if (!sgd && options.momentum != 0.0)
+    throw tandem::ConfigError("--momentum belongs to --optimizer sgd; adamw has none");
+  options.shuffle = !raw.no_shuffle;
+  options.progress = !raw.no_progress && !options.quiet;
+  options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
+  check_output("--save-weights", options.save_weights);
+  check_output("--log-json", options.log_json);
+  return options;
+}
+
+}  // namespace
+
+ParseResult parse_options(int argc, char** argv) {
+  Raw raw;
+  CLI::App app("Trains a network on MNIST with every rank of one process.", "train");
+  app.option_defaults()->always_capture_default(false);
+  add_ranks(app, raw);
+  add_model_and_data(app, raw);
+  add_training(app, raw);
+  add_files(app, raw);
+  app.footer("Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    std::printf("%s", app.help().c_str());
+    return {std::nullopt, 0};
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "train: %s; see --help\n", error.what());
+    return {std::nullopt, 2};
+  }
+  return {finish(std::move(raw)), 0};
+}
+
+}  // namespace train

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tandem/data/mnist.h"
+#include "tandem/runtime/state.h"
+
+namespace train {
+
+enum class ModelKind { mlp, cnn };
+enum class OptimizerKind { sgd, adamw };
+
+/// What the command line asks for, checked as far as it can be without data.
+struct Options {
+  tandem::LaunchConfig launch;
+
+  ModelKind model = ModelKind::mlp;
+  std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
+
+  std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
+  std::optional<std::int64_t> limit_train_samples;
+  bool shuffle = true;
+  tandem::data::MnistNormalize normalize = tandem::data::MnistNormalize::mnist;
+
+  std::int64_t epochs = 4;
+  std::optional<std::int64_t> max_steps;  // optimizer updates
+  std::int64_t batch_size = 64;           // of the data loader: a rank's, or all ranks' with split_batches
+  bool drop_last = false;
+
+  OptimizerKind optimizer = OptimizerKind::adamw;
+  double lr = 1e-3;
+  double momentum = 0.0;
+  double weight_decay = 0.0;
+  std::optional<double> clip_grad_norm;
+
+  std::string init_weights, save_weights, log_json;  // files; empty: none
+  bool quiet = false;
+  bool progress = true;
+};
+
+/// What to do after reading the command line.
+struct ParseResult {
+  std::optional<Options> options;  // empty: exit with this code
+  int exit_code = 0;
+};
+
+/// Reads the command line. Prints help or one sentence about what is wrong. Throws tandem::ConfigError for what only
+/// the library can tell.
+ParseResult parse_options(int argc, char** argv);
+
+}  // namespace train

@@ -1,0 +1,214 @@
+#include "training.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <torch/nn/functional/loss.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
+
+#include "interrupt.h"
+#include "models.h"
+#include "progress.h"
+
+namespace train {
+namespace {
+
+namespace F = torch::nn::functional;
+using Model = tandem::nn::Model<torch::nn::SequentialImpl>;
+using Loader = tandem::data::PreparedDataLoader<torch::data::Example<>>;
+
+constexpr std::int64_t kTestBatch = 500;
+
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const torch::nn::Sequential& model) {
+  if (options.optimizer == OptimizerKind::sgd)
+    return std::make_unique<torch::optim::SGD>(
+        model->parameters(),
+        torch::optim::SGDOptions(options.lr).momentum(options.momentum).weight_decay(options.weight_decay));
+  return std::make_unique<torch::optim::AdamW>(
+      model->parameters(), torch::optim::AdamWOptions(options.lr).weight_decay(options.weight_decay));
+}
+
+at::Tensor scores_of(const Model& model, const Options& options, const at::Tensor& images) {
+  return model(options.model == ModelKind::mlp ? images.flatten(1) : images);
+}
+
+void load_weights(torch::nn::Sequential& model, const std::string& path) {
+  const auto tensors = tandem::io::load_safetensors(path);
+  auto parameters = model->named_parameters();
+  const torch::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : tensors) {
+    at::Tensor* parameter = parameters.find(name);
+    if (!parameter) throw tandem::CheckpointError(path + ": the model has no parameter '" + name + "'");
+    if (parameter->sizes() != tensor.sizes())
+      throw tandem::CheckpointError(path + ": '" + name + "' has sizes " + c10::str(tensor.sizes()) +
+                                    ", the model needs " + c10::str(parameter->sizes()));
+    parameter->copy_(tensor);
+  }
+  for (const auto& parameter : parameters)
+    if (std::none_of(tensors.begin(), tensors.end(), [&](const auto& t) { return t.first == parameter.key(); }))
+      throw tandem::CheckpointError(path + ": lacks the parameter '" + parameter.key() + "'");
+}
+
+void save_weights(const Model& model, const std::string& path) {
+  tandem::io::NamedTensors tensors;
+  for (const auto& parameter : model->named_parameters()) tensors.emplace_back(parameter.key(), parameter.value());
+  tandem::io::save_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+class Trainer {
+ public:
+  Trainer(tandem::Accelerator& accelerator, const Options& options, const tandem::data::MnistDataset& data)
+      : accelerator_(accelerator),
+        options_(options),
+        module_(initial_model(options)),
+        inner_(make_optimizer(options, module_)),
+        model_(accelerator.prepare(module_)),
+        optimizer_(accelerator.prepare(*inner_)),
+        loader_(accelerator.prepare(tandem::data::DataLoader(
+            data, {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
+        total_steps_(count_steps()),
+        log_(accelerator.is_main() ? options.log_json : ""),
+        progress_(accelerator.is_main() && options.progress, total_steps_) {}
+
+  Outcome run() {
+    throughput_.start();
+    model_->train();
+    while (!done()) run_epoch();
+    throughput_.pause();
+    progress_.clear();
+    finish();
+    return outcome_;
+  }
+
+ private:
+  static torch::nn::Sequential initial_model(const Options& options) {
+    auto model = make_model(options);
+    if (!options.init_weights.empty()) load_weights(model, options.init_weights);
+    return model;
+  }
+
+  std::int64_t count_steps() const {
+    const std::int64_t window = options_.launch.gradient_accumulation_steps;
+    const std::int64_t steps = loader_.len();
+    if (steps == 0)
+      throw tandem::ConfigError("the training set of " + std::to_string(loader_.total_dataset_length()) +
+                                " samples is smaller than a batch of all ranks (" +
+                                std::to_string(loader_.total_batch_size()) +
+                                ") with --drop-last; use a smaller --batch-size");
+    const std::int64_t total = options_.epochs * ((steps + window - 1) / window);
+    return std::min(total, options_.max_steps.value_or(total));
+  }
+
+  bool done() const { return outcome_.interrupted || epoch_ >= options_.epochs || outcome_.steps >= total_steps_; }
+
+  void run_epoch() {
+    for (auto& [images, labels] : loader_) {
+      {
+        auto step = accelerator_.accumulate(model_);
+        train_step(images, labels);
+      }
+      if (done()) return;
+    }
+    epoch_ += 1;
+  }
+
+  void train_step(const at::Tensor& images, const at::Tensor& labels) {
+    const at::Tensor loss = F::cross_entropy(scores_of(model_, options_, images), labels);
+    accelerator_.backward(loss);
+    window_loss_ = window_loss_.defined() ? window_loss_ + loss.detach() : loss.detach();
+    window_batches_ += 1;
+    window_samples_ += images.size(0);
+    std::optional<double> norm;
+    if (options_.clip_grad_norm || !options_.log_json.empty())
+      norm = accelerator_.clip_grad_norm_(model_,
+                                          options_.clip_grad_norm.value_or(std::numeric_limits<double>::infinity()));
+    optimizer_.step();
+    optimizer_.zero_grad();
+    if (accelerator_.sync_gradients()) end_update(norm);
+  }
+
+  void end_update(std::optional<double> norm) {
+    outcome_.steps += 1;
+    outcome_.epoch = epoch_;
+    if (outcome_.steps == 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
+    const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
+    if (!options_.log_json.empty()) log_update(norm.value_or(0), rate);
+    if (progress_.due()) progress_.show(epoch_, outcome_.steps, window_loss_.item<double>() / window_batches_, rate);
+    window_loss_.reset();
+    window_batches_ = 0;
+    window_samples_ = 0;
+    // One rank sees the signal first; all must stop after the same update.
+    if (interrupted()) accelerator_.set_trigger();
+    outcome_.interrupted = accelerator_.check_trigger();
+  }
+
+  void log_update(double norm, double rate) {
+    const at::Tensor loss = accelerator_.reduce(window_loss_, tandem::comm::ReduceOp::mean);
+    if (!accelerator_.is_main()) return;
+    log_.write({.step = outcome_.steps,
+                .epoch = epoch_,
+                .loss = loss.item<double>() / window_batches_,
+                .grad_norm = norm,
+                .lr = inner_->param_groups().front().options().get_lr(),
+                .samples_per_second = rate});
+  }
+
+  void finish() {
+    // The weights first: they are what an interrupted user waits for.
+    if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
+    if (!outcome_.interrupted) outcome_.metrics.accuracy = test_accuracy();
+    if (!accelerator_.is_main()) return;
+    outcome_.metrics.train_seconds = throughput_.train_seconds();
+    outcome_.metrics.samples_per_second = throughput_.samples_per_second();
+    outcome_.metrics.peak_rss_mb = peak_rss_mb();
+    log_.finish(outcome_.metrics);
+  }
+
+  // Every test sample once, over all ranks. Collective.
+  double test_accuracy() {
+    const torch::NoGradGuard no_grad;
+    model_->eval();
+    std::optional<tandem::data::MnistDataset> read;
+    if (accelerator_.is_main())
+      read = tandem::data::mnist(options_.data_dir,
+                                 {.split = tandem::data::MnistSplit::test, .normalize = options_.normalize});
+    const auto data = accelerator_.broadcast_object(read);  // shares the data, read once
+    const bool split = options_.launch.data_loader.split_batches;
+    auto loader = accelerator_.prepare(
+        tandem::data::DataLoader(*data, {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
+    std::int64_t correct = 0, seen = 0;
+    for (auto& [images, labels] : loader) {
+      const at::Tensor hits = scores_of(model_, options_, images).argmax(1).eq(labels);
+      const at::Tensor all = accelerator_.gather_for_metrics(hits);
+      correct += all.sum().item<std::int64_t>();
+      seen += all.size(0);
+    }
+    return static_cast<double>(correct) / static_cast<double>(seen);
+  }
+
+  tandem::Accelerator& accelerator_;
+  const Options& options_;
+  torch::nn::Sequential module_;
+  std::unique_ptr<torch::optim::Optimizer> inner_;
+  Model model_;
+  tandem::optim::AcceleratedOptimizer optimizer_;
+  Loader loader_;
+  std::int64_t total_steps_;
+  MetricsLog log_;
+  Progress progress_;
+  Throughput throughput_;
+  Outcome outcome_;
+  std::int64_t epoch_ = 0;
+  at::Tensor window_loss_;  // sum of the open window's losses on this rank
+  std::int64_t window_batches_ = 0, window_samples_ = 0;
+};
+
+}  // namespace
+
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options,
+                      const tandem::data::MnistDataset& data) {
+  return Trainer(accelerator, options, data).run();
+}
+
+}  // namespace train

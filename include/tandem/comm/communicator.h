@@ -1,0 +1,47 @@
+#pragma once
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "tandem/comm/call_record.h"
+#include "tandem/comm/rank_group.h"
+
+namespace tandem::comm {
+
+/// One rank's end of the collectives of a launch, on tensors of its device.
+///
+/// All members but `rank` and `world_size` are collective: every rank calls them, in the same order, with tensors of
+/// the same types and sizes. They throw CollectiveError when the ranks' calls differ (on every rank, at once) and
+/// Cancelled when the launch ends because of another rank. Reductions are evaluated in rank order: the same input gives
+/// the same bits. Autograd does not see them. Tensors may be non-contiguous or empty.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int world_size() const = 0;
+
+  /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits.
+  /// bfloat16 and float16 are accumulated in float32; bool sums are logical or. Throws CollectiveError for a mean of
+  /// integers and for max or min of complex numbers, for any number of ranks.
+  virtual void all_reduce(at::TensorList tensors, ReduceOp op) = 0;
+
+  /// Overwrites each tensor with rank `root`'s.
+  virtual void broadcast(at::TensorList tensors, int root) = 0;
+
+  /// Every rank's `tensor`, by rank, as copies. Ranks may differ in dim 0.
+  virtual std::vector<at::Tensor> all_gather(const at::Tensor& tensor) = 0;
+
+  /// Reduces `input` over all ranks and returns this rank's part of the result: rows [rank * n, (rank + 1) * n) of
+  /// dim 0, where n = size / world size. Throws CollectiveError when dim 0 does not divide by the world size.
+  virtual at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) = 0;
+
+  /// Returns when all ranks have called it.
+  virtual void barrier() = 0;
+};
+
+/// Throws CollectiveError when `op` is not defined for `type`, or is no ReduceOp.
+void check_reduction(ReduceOp op, c10::ScalarType type);
+
+}  // namespace tandem::comm

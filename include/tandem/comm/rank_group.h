@@ -1,0 +1,102 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "tandem/comm/call_record.h"
+#include "tandem/core/cancel_token.h"
+#include "tandem/core/rendezvous.h"
+
+namespace tandem::comm {
+
+/// The ranks of one launch, as far as they wait for each other: the meeting point of every collective, with the check
+/// that all ranks make the same calls, and the record of what each rank is doing.
+///
+/// All backends use it, whatever moves their data. Every member takes the calling rank.
+class RankGroup {
+ public:
+  /// A group of `world_size` ranks that gives up waiting when `token` fires.
+  RankGroup(int world_size, CancelToken& token);
+  ~RankGroup();
+  RankGroup(const RankGroup&) = delete;
+  RankGroup& operator=(const RankGroup&) = delete;
+
+  int world_size() const noexcept { return opening_.parties(); }
+  CancelToken& token() noexcept { return token_; }
+
+  /// One collective call of one rank, from the moment all ranks have come to the moment all are done with each
+  /// other's payloads.
+  class Call {
+   public:
+    /// Waits for all ranks. `payload` may be read by the others until the destructor returns. Collective.
+    ///
+    /// Throws CollectiveError when another rank's call of the same number is a different one (without waiting for the
+    /// others), or when a rank has returned from its body; Cancelled when the token fires. It throws on all ranks or on
+    /// none: once it has returned, every rank's payload is there until every rank has ended its Call.
+    Call(RankGroup& group, int rank, const CallRecord& record, const void* payload);
+
+    /// Waits until all ranks end the call; this cannot be cancelled, since the others may be reading our payload.
+    ~Call();
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    /// `rank`'s payload, of the type that all ranks gave.
+    template <class T>
+    const T& payload(int rank) const {
+      return *static_cast<const T*>(payloads_[static_cast<std::size_t>(rank)]);
+    }
+
+   private:
+    RankGroup& group_;
+    int rank_;
+    std::span<void* const> payloads_;
+  };
+
+  /// A call that exchanges one small number a rank and nothing else: returns everyone's, by rank, valid until this
+  /// rank's next call. Collective; throws like `Call`.
+  std::span<void* const> meet(int rank, const CallRecord& record, std::uintptr_t value = 0);
+
+  /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError.
+  void depart(int rank);
+
+  /// While alive, reports `rank` as waiting for `what` (a string literal), and lets the time limit apply to it.
+  class WaitScope {
+   public:
+    WaitScope(RankGroup& group, int rank, const char* what);
+    ~WaitScope();
+    WaitScope(const WaitScope&) = delete;
+    WaitScope& operator=(const WaitScope&) = delete;
+
+   private:
+    RankGroup& group_;
+    int rank_;
+  };
+
+  /// A rank that others have been waiting for longer than `limit`, if there is one.
+  std::optional<int> overdue(std::chrono::nanoseconds limit) const;
+
+  /// One line a rank: what it does, since when, and the last call it made.
+  std::string report() const;
+
+ private:
+  struct Rank;
+
+  std::span<void* const> open(int rank, const CallRecord& record, void* payload);
+  void check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const;
+  void check_departed(int rank, std::uint64_t number, const CallRecord& record) const;
+
+  CancelToken& token_;
+  CancelToken never_;  // fires for nobody: the end of a call cannot be cancelled
+  Rendezvous opening_;
+  Rendezvous closing_;
+  std::unique_ptr<Rank[]> ranks_;
+};
+
+}  // namespace tandem::comm

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+namespace tandem {
+
+/// How long a thread tries before it sleeps.
+struct SpinBudget {
+  int spins;   ///< looks with a pause between them
+  int yields;  ///< looks after which the core is offered to another thread
+};
+
+/// A budget for `threads` threads that wait for each other: with more threads than cores, spinning only keeps those
+/// waited for from running.
+SpinBudget spin_budget(int threads) noexcept;
+
+/// Tells the core that this is a spin loop.
+inline void pause_core() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+/// Waits until `word` differs from `old`: spins, yields, then sleeps on it. Returns the new value, with what its writer
+/// released. Whoever changes the word calls notify on it.
+inline std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old,
+                                     SpinBudget budget) noexcept {
+  // acquire throughout: the waiter goes on with what the writer did before.
+  for (int i = 0; i < budget.spins; ++i) {
+    const std::uint32_t value = word.load(std::memory_order_acquire);
+    if (value != old) return value;
+    pause_core();
+  }
+  for (int i = 0; i < budget.yields; ++i) {
+    const std::uint32_t value = word.load(std::memory_order_acquire);
+    if (value != old) return value;
+    std::this_thread::yield();
+  }
+  for (;;) {
+    const std::uint32_t value = word.load(std::memory_order_acquire);
+    if (value != old) return value;
+    word.wait(old, std::memory_order_acquire);
+  }
+}
+
+}  // namespace tandem

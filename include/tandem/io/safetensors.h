@@ -1,0 +1,30 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+/// The safetensors file format (github.com/huggingface/safetensors): an 8-byte little-endian header length, a JSON
+/// header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
+namespace tandem::io {
+
+/// Tensors by name, in the order of the file or module.
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// Writes `tensors` (dense, any device) to `path`: to a temporary file beside it, synced and renamed, so that a failure
+/// leaves what was there. Throws CheckpointError when a name comes twice, a tensor cannot be stored or the file cannot
+/// be written.
+void save_safetensors(const std::string& path, const NamedTensors& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+
+/// Reads all tensors of `path` into CPU memory of their own. Throws CheckpointError that names the file and the field
+/// when it is missing, damaged or no such file.
+NamedTensors load_safetensors(const std::string& path);
+
+/// Throws ConfigError when a file could not be written at `path`. Leaves nothing behind and an existing file untouched.
+void check_writable(const std::string& path);
+
+}  // namespace tandem::io

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "tandem/data/loader_status.h"
+
+namespace tandem {
+
+/// Where a rank stands in its accumulation window, shared by its models, optimizers, schedulers and loaders.
+struct GradientState {
+  int num_steps = 1;                 ///< micro-batches of a full window
+  bool sync_with_dataloader = true;  ///< the end of a loader closes the window
+  bool sync_gradients = true;        ///< this micro-batch closes its window: gradients are averaged, optimizers step
+  std::int64_t step = 0;             ///< micro-batches since the count last began anew
+  int window_length = 0;             ///< micro-batches of the open window so far, this one included
+  bool inside_window = false;        ///< within accumulate()
+  std::optional<double> items;       ///< of this rank in the open window, when it uses backward(loss_sum, items)
+  bool items_reduced = false;        ///< the window's gradients are already the mean over its items
+  data::ActiveLoaders loaders;       ///< that the rank iterates over
+
+  /// What a mean loss is divided by, so that the window's gradients add up to their mean.
+  int divisor() const { return inside_window && sync_gradients ? window_length : num_steps; }
+
+  /// True in the last step of the innermost loader.
+  bool end_of_dataloader() const { return loaders.current() && loaders.current()->end_of_dataloader; }
+
+  /// EpochPlan::remainder of the innermost loader, -1 outside of any.
+  std::int64_t remainder() const { return loaders.current() ? loaders.current()->remainder : -1; }
+
+  /// Begins a micro-batch: decides whether it closes the window (as Accelerate's `_do_sync`).
+  void begin_micro_batch() {
+    if (sync_with_dataloader && end_of_dataloader()) {
+      step = 0;
+      sync_gradients = true;
+    } else {
+      step += 1;
+      sync_gradients = step % num_steps == 0;
+    }
+    window_length += 1;
+    inside_window = true;
+  }
+
+  /// Ends it, and with it the window if that was its last.
+  void end_micro_batch() {
+    inside_window = false;
+    if (sync_gradients) begin_window();
+  }
+
+  void begin_window() {
+    window_length = 0;
+    items.reset();
+    items_reduced = false;
+  }
+};
+
+}  // namespace tandem

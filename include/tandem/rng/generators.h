@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+/// Default generators of their own for threads.
+///
+/// LibTorch has one default CPU generator a process: threads that draw from it get other numbers on every run. While a
+/// DefaultGeneratorGuard lives, everything that the thread draws without naming a generator (torch::rand, dropout,
+/// initialisation, samplers, …) comes from the guard's. Other threads see nothing of it.
+namespace tandem::rng {
+
+/// Seed of a rank's stream. Rank 0's is the master seed itself, so that one rank equals plain LibTorch after
+/// torch::manual_seed(master_seed). LibTorch's CPU generator uses the low 32 bits of a seed only; these differ between
+/// the ranks of one master seed.
+std::uint64_t rank_seed(std::uint64_t master_seed, int rank);
+
+/// A thread's default generators.
+struct RankGenerators {
+  at::Generator cpu;
+  std::vector<at::Generator> cuda = {};  ///< by device index; undefined: the process's default
+};
+
+/// Generators seeded with rank_seed(master_seed, rank).
+RankGenerators make_generators(std::uint64_t master_seed, int rank);
+
+/// Makes `generators`, which outlives it, the calling thread's defaults, and restores what was before. Guards nest.
+/// Destroyed on the thread that made it.
+class DefaultGeneratorGuard {
+ public:
+  explicit DefaultGeneratorGuard(RankGenerators& generators);
+  ~DefaultGeneratorGuard();
+  DefaultGeneratorGuard(const DefaultGeneratorGuard&) = delete;
+  DefaultGeneratorGuard& operator=(const DefaultGeneratorGuard&) = delete;
+
+ private:
+  RankGenerators* previous_;
+};
+
+/// The calling thread's defaults; null outside of any guard.
+RankGenerators* current_generators() noexcept;
+
+/// Seeds the calling thread's default generators; outside of a guard the process's, as torch::manual_seed.
+/// torch::manual_seed itself always seeds the process's.
+void manual_seed(std::uint64_t seed);
+
+}  // namespace tandem::rng

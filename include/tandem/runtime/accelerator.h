@@ -1,0 +1,331 @@
+#pragma once
+
+#include <functional>
+#include <iosfwd>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+#include <torch/optim/optimizer.h>
+#include <torch/optim/schedulers/lr_scheduler.h>
+
+#include "tandem/data/batch.h"
+#include "tandem/data/prepare.h"
+#include "tandem/nn/model.h"
+#include "tandem/optim/accelerated.h"
+#include "tandem/optim/scheduler.h"
+#include "tandem/runtime/state.h"
+
+namespace tandem {
+
+/// Options of a backward pass, as torch::Tensor::backward has them.
+struct BackwardOptions {
+  bool retain_graph = false;  ///< another backward through the same graph follows
+  bool create_graph = false;  ///< the gradients are to be differentiated themselves
+};
+
+/// One rank's handle to the launch. `launch` makes one a rank and gives it to the body; it belongs to that thread.
+///
+/// Members marked collective must be called by all ranks, in the same order. They throw CollectiveError when the ranks'
+/// calls differ. Every member that waits throws Cancelled when another rank has failed.
+class Accelerator {
+ public:
+  explicit Accelerator(RankContext& context) : context_(context) {}
+  Accelerator(const Accelerator&) = delete;
+  Accelerator& operator=(const Accelerator&) = delete;
+
+  // ---- who and where
+
+  int rank() const { return context_.rank; }
+  int world_size() const { return context_.state->world_size(); }
+  bool is_main() const { return rank() == 0; }
+  bool is_last() const { return rank() == world_size() - 1; }
+  c10::Device device() const { return context_.device(); }
+  const AcceleratorState& state() const { return *context_.state; }
+  const GradientState& gradient_state() const { return context_.gradients; }
+
+  /// True in the micro-batch that closes its accumulation window.
+  bool sync_gradients() const { return context_.gradients.sync_gradients; }
+
+  // ---- preparing
+
+  /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.
+  /// Collective.
+  ///
+  /// - a torch::nn::Module (holder or shared_ptr) becomes an nn::Model: moved to the device, given rank 0's parameters
+  ///   and buffers. ConfigError names the first parameter that differs between ranks.
+  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer, a scheduler (tandem::optim::LRScheduler or
+  ///   torch::optim::LRScheduler) an optim::AcceleratedScheduler; both keep referring to the object given, which must
+  ///   outlive them.
+  /// - a data::DataLoader becomes a data::PreparedDataLoader.
+  /// - what prepare returned comes back as it is.
+  template <class... Objects>
+  auto prepare(Objects&&... objects) {
+    // Braces evaluate from left to right: every rank prepares in the same order.
+    if constexpr (sizeof...(Objects) == 1)
+      return prepare_one(objects...);
+    else
+      return std::tuple{prepare_one(objects)...};
+  }
+
+  // ---- a training step
+
+  /// While alive, one micro-batch of the accumulation window.
+  class [[nodiscard]] AccumulationStep {
+   public:
+    explicit AccumulationStep(Accelerator& accelerator) : state_(accelerator.context_.gradients) {
+      accelerator.begin_micro_batch();
+    }
+    ~AccumulationStep() { state_.end_micro_batch(); }
+    AccumulationStep(const AccumulationStep&) = delete;
+    AccumulationStep& operator=(const AccumulationStep&) = delete;
+
+   private:
+    GradientState& state_;
+  };
+
+  /// Opens a micro-batch: every gradient_accumulation_steps-th one, and the last of a loader, closes the window.
+  /// Within it backward, clipping, optimizer and scheduler act accordingly.
+  template <class... Models>
+  AccumulationStep accumulate(const Models&...) {
+    return AccumulationStep(*this);
+  }
+
+  /// While alive, backward passes are not reduced, whatever the window.
+  class [[nodiscard]] NoSync {
+   public:
+    explicit NoSync(GradientState& state) : state_(state), before_(std::exchange(state.sync_gradients, false)) {}
+    ~NoSync() { state_.sync_gradients = before_; }
+    NoSync(const NoSync&) = delete;
+    NoSync& operator=(const NoSync&) = delete;
+
+   private:
+    GradientState& state_;
+    bool before_;
+  };
+
+  /// Suspends the reduction of gradients for a scope: they add up on each rank until the next backward outside of it.
+  template <class... Models>
+  NoSync no_sync(const Models&...) {
+    return NoSync(context_.gradients);
+  }
+
+  /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
+  /// closes, the gradients of all prepared models are averaged over the ranks. A shorter last window is divided by its
+  /// own length. Collective when sync_gradients(). Throws what autograd throws.
+  void backward(const at::Tensor& loss, BackwardOptions options = {});
+
+  /// Backward pass of `loss_sum`, a sum over `items` of this rank. When the window closes the gradients become the mean
+  /// over all items of the window and of all ranks. A window has either form of backward (ConfigError), and this form
+  /// once in the micro-batch that closes it. Collective when sync_gradients(). Throws DataError when all ranks together
+  /// have no items.
+  void backward(const at::Tensor& loss_sum, double items);
+
+  /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
+  /// and returns the norm before. Acts only when sync_gradients(), after the reduction: all ranks get the same norm.
+  std::optional<double> clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
+                                        double norm_type = 2.0);
+  template <class Impl>
+  std::optional<double> clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
+    return clip_grad_norm_(model.parameters(), max_norm, norm_type);
+  }
+
+  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients().
+  void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
+  template <class Impl>
+  void clip_grad_value_(const nn::Model<Impl>& model, double limit) {
+    clip_grad_value_(model.parameters(), limit);
+  }
+
+  // ---- collectives over any nesting of tensors (see data/batch.h)
+
+  /// Every tensor joined along dim 0 in rank order; a 0-dim tensor gives one of [world_size]. Ranks may differ in
+  /// dim 0. Collective.
+  template <class T>
+  T gather(const T& value) {
+    return data::map_tensors(value, [this](const at::Tensor& tensor) { return gather_tensor(tensor); });
+  }
+
+  /// `gather` without the samples that the loader repeated to fill the last step: over an epoch, each sample once.
+  /// Collective.
+  template <class T>
+  T gather_for_metrics(const T& value) {
+    T gathered = gather(value);
+    const data::LoaderStatus* loader = context_.gradients.loaders.current();
+    const std::int64_t keep = loader ? loader->samples_to_keep : 0;
+    return keep > 0 ? data::slice(std::move(gathered), 0, keep) : gathered;
+  }
+
+  /// Every rank's `object`, by rank, copied. Any copyable type, the same on all ranks. Collective.
+  template <class T>
+  std::vector<T> gather_objects(const T& object) {
+    const auto record = comm::describe_object_call(comm::Operation::gather_objects, typeid(T));
+    const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
+    std::vector<T> objects;
+    for (int peer = 0; peer < world_size(); ++peer) objects.push_back(call.template payload<T>(peer));
+    return objects;
+  }
+
+  /// Every tensor reduced over the ranks; `value` stays as it is. Mean needs floating-point or complex tensors, max and
+  /// min real ones (CollectiveError otherwise, for any number of ranks). Collective.
+  template <class T>
+  T reduce(const T& value, comm::ReduceOp op = comm::ReduceOp::sum) {
+    T result = data::map_tensors(value, [](const at::Tensor& tensor) { return clone_for_reduction(tensor); });
+    std::vector<at::Tensor> tensors;
+    data::for_each_tensor(result, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
+    context_.communicator->all_reduce(tensors, op);
+    return result;
+  }
+
+  /// Overwrites every tensor in `value` with rank `root`'s. Collective.
+  template <class T>
+  void broadcast(T& value, int root = 0) {
+    std::vector<at::Tensor> tensors;
+    data::for_each_tensor(value, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
+    context_.communicator->broadcast(tensors, root);
+  }
+
+  /// Rank `root`'s object. Any copyable type, the same on all ranks. Collective.
+  template <class T>
+  T broadcast_object(const T& object, int root = 0) {
+    check_rank(root, "broadcast_object");
+    auto record = comm::describe_object_call(comm::Operation::broadcast_object, typeid(T));
+    record.root = root;
+    const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
+    return call.template payload<T>(root);
+  }
+
+  /// Every tensor padded with `value` along `dim` to the longest rank's size, at the end or the front. A tensor
+  /// without that dim stays as it is. Collective.
+  template <class T>
+  T pad_across_ranks(const T& batch, std::int64_t dim = 0, double value = 0.0, bool pad_first = false) {
+    return data::map_tensors(batch,
+                             [&](const at::Tensor& tensor) { return pad_tensor(tensor, dim, value, pad_first); });
+  }
+
+  // ---- control
+
+  /// Returns when all ranks are here. Collective.
+  void wait_for_everyone() { context_.communicator->barrier(); }
+
+  /// Sets this rank's trigger, which any rank's next check_trigger sees.
+  void set_trigger() { trigger_ = true; }
+
+  /// True on all ranks when any has set its trigger since the last check; resets it. Collective.
+  bool check_trigger();
+
+  /// Runs `function` on rank 0 and then, at the same time, on the other ranks. Collective. An exception on rank 0 ends
+  /// all.
+  template <class Function>
+  auto main_first(Function&& function) {
+    const comm::CallRecord record{.operation = comm::Operation::main_first};
+    if (!is_main()) {
+      context_.group->meet(rank(), record);
+      return function();
+    }
+    if constexpr (std::is_void_v<decltype(function())>) {
+      function();
+      context_.group->meet(rank(), record);
+    } else {
+      auto result = function();
+      context_.group->meet(rank(), record);
+      return result;
+    }
+  }
+
+  /// Runs `function` on rank 0 only, and waits for nobody.
+  template <class Function>
+  void on_main(Function&& function) const {
+    if (is_main()) function();
+  }
+
+  /// This rank's share of `items`: consecutive, the first `size mod world_size` ranks get one more. With `padding` the
+  /// last item is repeated so that all ranks get as many. An empty input gives empty shares. Not collective.
+  template <class T>
+  std::vector<T> split_between_ranks(const std::vector<T>& items, bool padding = false) const {
+    const auto [begin, end, repeat] = share_of(items.size(), padding);
+    std::vector<T> share(items.begin() + static_cast<std::ptrdiff_t>(begin),
+                         items.begin() + static_cast<std::ptrdiff_t>(end));
+    for (std::size_t i = 0; i < repeat; ++i) share.push_back(items.back());
+    return share;
+  }
+
+  /// The same for the rows (dim 0) of a tensor.
+  at::Tensor split_between_ranks(const at::Tensor& rows, bool padding = false) const;
+
+  /// Writes the values and a newline to standard output, on rank 0 only.
+  template <class... Values>
+  void print(const Values&... values) const {
+    if (!is_main()) return;
+    std::ostringstream line;
+    (line << ... << values) << '\n';
+    write_out(line.str());
+  }
+
+ private:
+  struct Share {
+    std::size_t begin, end, repeat;
+  };
+
+  template <class T>
+  auto prepare_one(T& object) {
+    using Type = std::remove_cv_t<T>;
+    if constexpr (is_prepared<Type>) {
+      return object;
+    } else if constexpr (requires { typename Type::ContainedType; }) {  // a module holder
+      return prepare_module(object.ptr());
+    } else if constexpr (data::detail::is_instance<Type, std::shared_ptr>) {
+      static_assert(std::is_base_of_v<torch::nn::Module, typename Type::element_type>,
+                    "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
+      return prepare_module(object);
+    } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
+      return optim::AcceleratedOptimizer(object, context_.gradients, context_.group->token());
+    } else if constexpr (std::is_base_of_v<optim::LRScheduler, Type> ||
+                         std::is_base_of_v<torch::optim::LRScheduler, Type>) {
+      return optim::AcceleratedScheduler([&object] { object.step(); }, context_.gradients,
+                                         context_.state->config.scheduler_steps_per_update);
+    } else {
+      static_assert(data::detail::is_instance<Type, data::DataLoader>,
+                    "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
+                    "schedulers and tandem::data::DataLoader");
+      return data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
+                                  loader_context());
+    }
+  }
+
+  template <class Impl>
+  nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
+    return nn::Model<Impl>(module, reducer_of(module));
+  }
+
+  template <class T>
+  static constexpr bool is_prepared =
+      data::detail::is_instance<T, nn::Model> || data::detail::is_instance<T, data::PreparedDataLoader> ||
+      std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
+
+  std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
+  void begin_micro_batch();
+  data::LoaderContext loader_context();
+  void reduce_gradients();
+  at::Tensor gather_tensor(const at::Tensor& tensor);
+  at::Tensor pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first);
+  Share share_of(std::size_t size, bool padding) const;
+  void check_rank(int rank, const char* operation) const;
+  static at::Tensor clone_for_reduction(const at::Tensor& tensor);
+  static void write_out(const std::string& text);
+
+  RankContext& context_;
+  // In the order of preparation, so that all ranks reduce in the same order.
+  std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::shared_ptr<nn::GradientReducer>>> reducers_;
+  bool trigger_ = false;
+};
+
+}  // namespace tandem

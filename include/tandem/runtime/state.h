@@ -1,0 +1,81 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <c10/core/Device.h>
+
+#include "tandem/backend/backend.h"
+#include "tandem/comm/rank_group.h"
+#include "tandem/core/cancel_token.h"
+#include "tandem/data/prepare.h"
+#include "tandem/nn/gradient_state.h"
+#include "tandem/rng/generators.h"
+
+namespace tandem {
+
+/// Number format of forward passes.
+enum class Precision {
+  fp32  ///< as the model has it
+};
+
+/// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
+/// cpu.
+struct LaunchConfig {
+  std::optional<int> gpus{};   ///< the first N GPUs, a rank each
+  std::vector<int> devices{};  ///< these GPUs, a rank each
+  std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
+  std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
+  Precision mixed_precision = Precision::fp32;
+  int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  bool pin_threads = false;             ///< bind rank r to its share of the cores
+  bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
+  int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
+  bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
+  int scheduler_steps_per_update = 1;   ///< inner scheduler steps an update; Accelerate's scripts expect world size
+  data::DataLoaderConfiguration data_loader{};
+  std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
+};
+
+/// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.
+struct PartialState {
+  std::shared_ptr<const Backend> backend;
+  std::vector<c10::Device> devices;  ///< by rank
+  int cores = 1;                     ///< that this process may use
+  int threads_per_rank = 1;          ///< intra-op threads
+  std::string libtorch_version;
+
+  int world_size() const { return static_cast<int>(devices.size()); }
+};
+
+/// PartialState and how to train on it; shared by all ranks of a launch.
+struct AcceleratorState : PartialState {
+  LaunchConfig config;
+};
+
+/// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.
+AcceleratorState examine(const LaunchConfig& config);
+
+/// Number of CPU ranks when none is asked for: one a core, at most 8.
+int default_cpu_ranks();
+
+/// What one rank has for itself while its launch runs.
+struct RankContext {
+  int rank = 0;
+  const AcceleratorState* state = nullptr;
+  comm::RankGroup* group = nullptr;
+  std::unique_ptr<comm::Communicator> communicator;
+  rng::RankGenerators generators;
+  GradientState gradients;
+
+  c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }
+};
+
+/// The context of the calling rank thread; null on any other thread.
+RankContext* current_rank() noexcept;
+
+}  // namespace tandem

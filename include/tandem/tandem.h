@@ -1,0 +1,10 @@
+#pragma once
+
+// Everything that a training program needs.
+#include "tandem/core/error.h"
+#include "tandem/data/data_loader.h"
+#include "tandem/data/mnist.h"
+#include "tandem/io/safetensors.h"
+#include "tandem/optim/scheduler.h"
+#include "tandem/runtime/accelerator.h"
+#include "tandem/runtime/launch.h"

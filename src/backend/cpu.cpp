@@ -1,0 +1,34 @@
+#include <sched.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "tandem/backend/backend.h"
+#include "tandem/comm/shared_memory.h"
+
+namespace tandem {
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  c10::DeviceType type() const override { return c10::kCPU; }
+  std::string name() const override { return "CPU"; }
+
+  int device_count() const override {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
+
+  c10::Device device(int) const override { return c10::Device(c10::kCPU); }
+
+  std::unique_ptr<comm::Communicator> make_communicator(comm::RankGroup& group, int rank) const override {
+    return comm::make_shared_memory_communicator(group, rank);
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<const Backend> cpu_backend() { return std::make_shared<CpuBackend>(); }
+
+}  // namespace tandem

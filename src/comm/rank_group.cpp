@@ -1,0 +1,196 @@
+#include "tandem/comm/rank_group.h"
+
+#include <cstring>
+#include <iomanip>
+#include <sstream>
+#include <type_traits>
+
+#include "tandem/core/error.h"
+
+namespace tandem::comm {
+namespace {
+
+std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
+// A CallRecord that one thread writes and others may read at any moment. It is stored as atomic words under a number:
+// a reader that finds the same number before and after its copy has a whole record.
+class RecordCell {
+ public:
+  void store(std::uint64_t number, const CallRecord& record) noexcept {
+    std::array<std::uint64_t, kWords> words{};
+    std::memcpy(words.data(), &record, sizeof record);
+    // Exchanging (not storing) the number keeps the words' stores behind it, so that no reader takes new words for old.
+    number_.exchange(0, std::memory_order_acq_rel);
+    for (std::size_t i = 0; i < kWords; ++i) words_[i].store(words[i], std::memory_order_relaxed);
+    // seq_cst: of two ranks that publish call k and then look at each other's cell, one must see the other's.
+    number_.store(number, std::memory_order_seq_cst);
+  }
+
+  std::optional<CallRecord> load(std::uint64_t number) const noexcept {
+    if (number == 0 || number_.load(std::memory_order_seq_cst) != number) return std::nullopt;
+    std::array<std::uint64_t, kWords> words;
+    // acquire keeps the second look at the number behind the copies.
+    for (std::size_t i = 0; i < kWords; ++i) words[i] = words_[i].load(std::memory_order_acquire);
+    if (number_.load(std::memory_order_relaxed) != number) return std::nullopt;
+    CallRecord record;
+    std::memcpy(static_cast<void*>(&record), words.data(), sizeof record);
+    return record;
+  }
+
+ private:
+  static_assert(std::is_trivially_copyable_v<CallRecord>);
+  static constexpr std::size_t kWords = (sizeof(CallRecord) + 7) / 8;
+  std::atomic<std::uint64_t> number_{0};
+  std::array<std::atomic<std::uint64_t>, kWords> words_{};
+};
+
+std::string mismatch_text(int rank, const CallRecord& mine, int peer, const CallRecord& theirs, std::uint64_t number) {
+  std::ostringstream text;
+  text << "ranks make different collective calls: call " << number << " is " << to_string(mine) << " on rank " << rank
+       << ", but " << to_string(theirs) << " on rank " << peer;
+  if (to_string(mine) == to_string(theirs)) text << " (tensors or objects of other types or sizes)";
+  text << "; all ranks must make the same calls in the same order";
+  return text.str();
+}
+
+std::string departed_text(int departed, int waiting, const CallRecord& record, std::uint64_t number) {
+  std::ostringstream text;
+  text << "rank " << departed << " returned from its body while rank " << waiting << " waits for it in call " << number
+       << ", " << to_string(record) << "; all ranks must make the same calls";
+  return text.str();
+}
+
+}  // namespace
+
+struct alignas(64) RankGroup::Rank {
+  // Peers look at call k of this rank until they have passed it; nobody is more than one call apart, so two cells
+  // would do, and four leave the last calls readable for the report.
+  std::array<RecordCell, 4> cells;
+  std::atomic<std::uint64_t> calls{0};         // number of the last call, from 1
+  std::atomic<std::int64_t> waiting_since{0};  // steady clock, ns; 0: not waiting
+  std::atomic<const char*> waiting_for{nullptr};
+  std::atomic<std::int64_t> last_change{0};  // when it last began or ended a wait
+  std::atomic<bool> departed{false};
+
+  const RecordCell& cell(std::uint64_t number) const { return cells[number % cells.size()]; }
+  RecordCell& cell(std::uint64_t number) { return cells[number % cells.size()]; }
+};
+
+RankGroup::RankGroup(int world_size, CancelToken& token)
+    : token_(token),
+      opening_(world_size, token),
+      closing_(world_size, never_),
+      ranks_(std::make_unique<Rank[]>(world_size)) {
+  for (int rank = 0; rank < world_size; ++rank) ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
+}
+
+RankGroup::~RankGroup() = default;
+
+RankGroup::WaitScope::WaitScope(RankGroup& group, int rank, const char* what) : group_(group), rank_(rank) {
+  Rank& self = group_.ranks_[rank_];
+  self.waiting_for.store(what, std::memory_order_relaxed);
+  // release: whoever sees the time sees what is waited for.
+  self.waiting_since.store(now_ns(), std::memory_order_release);
+}
+
+RankGroup::WaitScope::~WaitScope() {
+  Rank& self = group_.ranks_[rank_];
+  self.last_change.store(now_ns(), std::memory_order_relaxed);  // reports only
+  self.waiting_since.store(0, std::memory_order_release);
+}
+
+std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void* payload) {
+  token_.check();
+  Rank& self = ranks_[rank];
+  const std::uint64_t number = self.calls.load(std::memory_order_relaxed) + 1;  // only this thread writes it
+  self.cell(number).store(number, record);
+  // seq_cst, with `departed`: either a departing rank sees that we wait, or we see that it has departed.
+  self.calls.store(number, std::memory_order_seq_cst);
+  check_against_peers(rank, number, record);
+  check_departed(rank, number, record);
+  WaitScope waiting(*this, rank, nullptr);
+  return opening_.exchange(rank, payload);
+}
+
+RankGroup::Call::Call(RankGroup& group, int rank, const CallRecord& record, const void* payload)
+    : group_(group), rank_(rank), payloads_(group.open(rank, record, const_cast<void*>(payload))) {}
+
+RankGroup::Call::~Call() {
+  WaitScope waiting(group_, rank_, nullptr);
+  group_.closing_.wait(rank_);
+}
+
+std::span<void* const> RankGroup::meet(int rank, const CallRecord& record, std::uintptr_t value) {
+  return open(rank, record, reinterpret_cast<void*>(value));
+}
+
+void RankGroup::check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const {
+  for (int peer = 0; peer < world_size(); ++peer) {
+    if (peer == rank) continue;
+    const auto theirs = ranks_[peer].cell(number).load(number);
+    if (theirs && *theirs != record) throw CollectiveError(mismatch_text(rank, record, peer, *theirs, number));
+  }
+}
+
+void RankGroup::check_departed(int rank, std::uint64_t number, const CallRecord& record) const {
+  for (int peer = 0; peer < world_size(); ++peer) {
+    const Rank& other = ranks_[peer];
+    if (other.departed.load(std::memory_order_seq_cst) && other.calls.load(std::memory_order_seq_cst) < number)
+      throw CollectiveError(departed_text(peer, rank, record, number));
+  }
+}
+
+void RankGroup::depart(int rank) {
+  Rank& self = ranks_[rank];
+  self.departed.store(true, std::memory_order_seq_cst);
+  const std::uint64_t last = self.calls.load(std::memory_order_relaxed);
+  for (int peer = 0; peer < world_size(); ++peer) {
+    const std::uint64_t number = ranks_[peer].calls.load(std::memory_order_seq_cst);
+    if (peer == rank || number <= last) continue;
+    const auto record = ranks_[peer].cell(number).load(number);
+    const std::string text = departed_text(rank, peer, record.value_or(CallRecord{}), number);
+    token_.cancel(std::make_exception_ptr(CollectiveError(text)), rank);
+    return;
+  }
+}
+
+std::optional<int> RankGroup::overdue(std::chrono::nanoseconds limit) const {
+  const std::int64_t now = now_ns();
+  bool late = false;
+  std::optional<int> blamed;
+  for (int rank = 0; rank < world_size(); ++rank) {
+    const std::int64_t since = ranks_[rank].waiting_since.load(std::memory_order_acquire);
+    late = late || (since != 0 && now - since > limit.count());
+    if (since == 0 && !blamed) blamed = rank;
+  }
+  if (!late) return std::nullopt;
+  return blamed.value_or(0);
+}
+
+std::string RankGroup::report() const {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(1);
+  const std::int64_t now = now_ns();
+  for (int rank = 0; rank < world_size(); ++rank) {
+    const Rank& self = ranks_[rank];
+    const std::uint64_t number = self.calls.load(std::memory_order_seq_cst);
+    const auto record = self.cell(number).load(number);
+    const std::string call =
+        record ? "call " + std::to_string(number) + ", " + to_string(*record) : std::string("no collective call yet");
+    const std::int64_t since = self.waiting_since.load(std::memory_order_acquire);
+    const char* what = self.waiting_for.load(std::memory_order_relaxed);
+    if (rank > 0) text << '\n';
+    text << "rank " << rank << ": ";
+    if (self.departed.load(std::memory_order_acquire))
+      text << "has returned; its last was " << call;
+    else if (since != 0)
+      text << "waiting " << static_cast<double>(now - since) * 1e-9 << " s " << (what ? what : "in ")
+           << (what ? "; its last was " : "") << call;
+    else
+      text << "running for " << static_cast<double>(now - self.last_change.load(std::memory_order_relaxed)) * 1e-9
+           << " s since it last waited; its last was " << call;
+  }
+  return text.str();
+}
+
+}  // namespace tandem::comm

@@ -1,0 +1,264 @@
+#include "tandem/io/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <set>
+
+#include <ATen/Functions.h>
+#include <nlohmann/json.hpp>
+
+#include "tandem/core/error.h"
+
+namespace tandem::io {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+static_assert(std::endian::native == std::endian::little, "the format is little-endian");
+
+constexpr std::uint64_t kMostHeaderBytes = 100'000'000;  // the reference implementation's limit
+
+struct TypeName {
+  at::ScalarType type;
+  const char* name;
+};
+constexpr std::array kTypeNames{TypeName{at::kDouble, "F64"},
+                                TypeName{at::kFloat, "F32"},
+                                TypeName{at::kHalf, "F16"},
+                                TypeName{at::kBFloat16, "BF16"},
+                                TypeName{at::kLong, "I64"},
+                                TypeName{at::kInt, "I32"},
+                                TypeName{at::kShort, "I16"},
+                                TypeName{at::kChar, "I8"},
+                                TypeName{at::kByte, "U8"},
+                                TypeName{at::kBool, "BOOL"},
+                                TypeName{at::kUInt16, "U16"},
+                                TypeName{at::kUInt32, "U32"},
+                                TypeName{at::kUInt64, "U64"},
+                                TypeName{at::kFloat8_e5m2, "F8_E5M2"},
+                                TypeName{at::kFloat8_e4m3fn, "F8_E4M3"},
+                                TypeName{at::kComplexFloat, "C64"}};
+
+[[noreturn]] void fail(const std::string& path, const std::string& problem) {
+  throw CheckpointError(path + ": " + problem);
+}
+
+std::string system_error() { return std::strerror(errno); }
+
+// A file descriptor that closes itself.
+class File {
+ public:
+  File(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
+  ~File() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+void write_all(int fd, const std::string& path, const void* data, std::size_t size) {
+  const char* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t done = ::write(fd, at, size);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) fail(path, "cannot be written: " + system_error());
+    at += done;
+    size -= static_cast<std::size_t>(done);
+  }
+}
+
+const char* name_of(const std::string& path, const std::string& tensor, at::ScalarType type) {
+  const auto* found = std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return t.type == type; });
+  if (found == kTypeNames.end())
+    fail(path, "tensor '" + tensor + "' has type " + c10::toString(type) + ", which safetensors does not have");
+  return found->name;
+}
+
+std::string make_header(const std::string& path, const NamedTensors& tensors,
+                        const std::map<std::string, std::string>& metadata) {
+  Json header = Json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::uint64_t offset = 0;
+  for (const auto& [name, tensor] : tensors) {
+    if (name == "__metadata__" || header.contains(name)) fail(path, "the name '" + name + "' is used twice");
+    if (!tensor.defined() || tensor.layout() != at::kStrided) fail(path, "tensor '" + name + "' is not dense");
+    const std::uint64_t bytes = tensor.nbytes();
+    header[name] = {{"dtype", name_of(path, name, tensor.scalar_type())},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {offset, offset + bytes}}};
+    offset += bytes;
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begins at a multiple of 8
+  return text;
+}
+
+void write_file(const std::string& path, const std::string& header, const NamedTensors& tensors) {
+  const File file(path, O_WRONLY | O_CREAT | O_TRUNC);
+  if (file.get() < 0) fail(path, "cannot be created: " + system_error());
+  const std::uint64_t length = header.size();
+  write_all(file.get(), path, &length, sizeof length);
+  write_all(file.get(), path, header.data(), header.size());
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor bytes = tensor.detach().cpu().contiguous();
+    write_all(file.get(), path, bytes.const_data_ptr(), bytes.nbytes());
+  }
+  if (::fsync(file.get()) != 0) fail(path, "cannot be written: " + system_error());
+}
+
+struct Entry {
+  std::string name;
+  at::ScalarType type;
+  std::vector<std::int64_t> shape;
+  std::uint64_t begin, end;  // in the data
+};
+
+std::uint64_t unsigned_number(const std::string& path, const std::string& field, const Json& value) {
+  if (!value.is_number_unsigned()) fail(path, field + " is no whole number of 0 or more");
+  return value.get<std::uint64_t>();
+}
+
+Entry parse_entry(const std::string& path, const std::string& name, const Json& value) {
+  const std::string where = "tensor '" + name + "'";
+  if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") || !value.contains("data_offsets"))
+    fail(path, where + " lacks dtype, shape or data_offsets");
+  if (!value["dtype"].is_string() || !value["shape"].is_array() || !value["data_offsets"].is_array() ||
+      value["data_offsets"].size() != 2)
+    fail(path, where + " has a dtype, shape or data_offsets of the wrong kind");
+  const auto type_name = value["dtype"].get<std::string>();
+  const auto* type =
+      std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return type_name == t.name; });
+  if (type == kTypeNames.end()) fail(path, where + " has the unknown dtype '" + type_name + "'");
+  Entry entry{.name = name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
+  std::uint64_t bytes = c10::elementSize(type->type);
+  bool empty = false;
+  for (const Json& dim : value["shape"]) {
+    const std::uint64_t size = unsigned_number(path, where + " shape", dim);
+    entry.shape.push_back(static_cast<std::int64_t>(size));
+    empty = empty || size == 0;
+    if (size > (std::uint64_t{1} << 48) || (size > 0 && bytes > (std::uint64_t{1} << 62) / size))
+      fail(path, where + " has an impossible shape");
+    if (size > 0) bytes *= size;
+  }
+  if (empty) bytes = 0;
+  entry.begin = unsigned_number(path, where + " data_offsets", value["data_offsets"][0]);
+  entry.end = unsigned_number(path, where + " data_offsets", value["data_offsets"][1]);
+  if (entry.end < entry.begin || entry.end - entry.begin != bytes)
+    fail(path, where + " has data_offsets that do not fit its shape: " + std::to_string(bytes) + " bytes are needed");
+  return entry;
+}
+
+// nlohmann-json lets the last of equal keys win; here they are an error.
+Json parse_header(const std::string& path, const std::string& text) {
+  std::set<std::string> names;
+  std::string repeated;
+  const auto watch_names = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::key && depth == 1 && !names.insert(parsed.get<std::string>()).second)
+      repeated = parsed.get<std::string>();
+    return true;
+  };
+  Json header;
+  try {
+    header = Json::parse(text, watch_names);
+  } catch (const Json::exception& error) {
+    fail(path, std::string("has a header that is no JSON: ") + error.what());
+  }
+  if (!header.is_object()) fail(path, "has a header that is no JSON object");
+  if (!repeated.empty()) fail(path, "has the tensor '" + repeated + "' twice");
+  return header;
+}
+
+void check_no_gaps(const std::string& path, std::vector<Entry> entries, std::uint64_t data_bytes) {
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+  std::uint64_t at = 0;
+  for (const Entry& entry : entries) {
+    if (entry.begin != at) fail(path, "tensor '" + entry.name + "' overlaps another, or there is a gap before it");
+    at = entry.end;
+  }
+  if (at != data_bytes)
+    fail(path, "is cut off or too long: " + std::to_string(data_bytes) + " bytes of data, the header names " +
+                   std::to_string(at));
+}
+
+}  // namespace
+
+void save_safetensors(const std::string& path, const NamedTensors& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  const std::string header = make_header(path, tensors, metadata);
+  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  try {
+    write_file(temporary, header, tensors);
+    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot be written: " + system_error());
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+}
+
+NamedTensors load_safetensors(const std::string& path) {
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) fail(path, fs::exists(path, error) ? "is no file" : "does not exist");
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail(path, "cannot be opened: " + system_error());
+  const std::uint64_t file_bytes = fs::file_size(path, error);
+  std::uint64_t header_bytes = 0;
+  if (!file.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes))
+    fail(path, "is too short for safetensors");
+  if (header_bytes > kMostHeaderBytes || header_bytes > file_bytes - 8)
+    fail(path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
+  std::string text(header_bytes, '\0');
+  if (!file.read(text.data(), static_cast<std::streamsize>(text.size()))) fail(path, "cannot be read");
+  const Json header = parse_header(path, text);
+
+  std::vector<Entry> entries;
+  for (const auto& [name, value] : header.items())
+    if (name != "__metadata__") entries.push_back(parse_entry(path, name, value));
+  check_no_gaps(path, entries, file_bytes - 8 - header_bytes);
+
+  NamedTensors tensors;
+  for (const Entry& entry : entries) {
+    at::Tensor tensor = at::empty(entry.shape, entry.type);
+    file.seekg(static_cast<std::streamoff>(8 + header_bytes + entry.begin));
+    file.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.end - entry.begin));
+    if (!file) fail(path, "tensor '" + entry.name + "' cannot be read");
+    tensors.emplace_back(entry.name, tensor);
+  }
+  return tensors;
+}
+
+void check_writable(const std::string& path) {
+  std::error_code error;
+  if (path.empty()) throw ConfigError("an empty file name cannot be written");
+  if (fs::is_directory(path, error)) throw ConfigError("'" + path + "' cannot be written: it is a directory");
+  const fs::path parent = fs::path(path).parent_path();
+  if (!parent.empty() && !fs::is_directory(parent, error))
+    throw ConfigError("'" + path + "' cannot be written: the directory '" + parent.string() + "' does not exist");
+  if (fs::exists(path, error)) {
+    const File existing(path, O_WRONLY);
+    if (existing.get() < 0) throw ConfigError("'" + path + "' cannot be written: " + system_error());
+  }
+  // Files are replaced through a temporary one beside them.
+  const std::string probe = path + ".tmp-" + std::to_string(::getpid());
+  const int fd = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) throw ConfigError("'" + path + "' cannot be written: " + system_error());
+  ::close(fd);
+  ::unlink(probe.c_str());
+}
+
+}  // namespace tandem::io

@@ -1,0 +1,66 @@
+#include "tandem/rng/generators.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <mutex>
+
+#include "default_generator_kernels.h"
+
+namespace tandem::rng {
+namespace {
+
+thread_local RankGenerators* thread_generators = nullptr;
+
+void seed_generator(at::Generator& generator, std::uint64_t seed) {
+  const std::lock_guard lock(generator.mutex());
+  generator.set_current_seed(seed);
+}
+
+// Finalizer of 32-bit MurmurHash3 (A. Appleby): a bijection, so that different ranks cannot collide.
+std::uint32_t mix(std::uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x85ebca6bu;
+  x = (x ^ (x >> 13)) * 0xc2b2ae35u;
+  return x ^ (x >> 16);
+}
+
+}  // namespace
+
+std::uint64_t rank_seed(std::uint64_t master_seed, int rank) {
+  if (rank == 0) return master_seed;
+  // Mixing before and after keeps neighbouring master seeds and ranks from sharing streams. The rank enters between two
+  // bijections of the low 32 bits, so the ranks of one master seed all differ there.
+  const auto low = static_cast<std::uint32_t>(master_seed);
+  const auto high = static_cast<std::uint32_t>(master_seed >> 32);
+  std::uint32_t seed = mix(mix(low ^ 0x9e3779b9u) + mix(high) + static_cast<std::uint32_t>(rank));
+  // Rank 0 has the master seed: the one rank that would share it moves to where rank 0 would have been.
+  if (seed == low) seed = mix(mix(low ^ 0x9e3779b9u) + mix(high));
+  return seed;
+}
+
+RankGenerators make_generators(std::uint64_t master_seed, int rank) {
+  return {.cpu = at::make_generator<at::CPUGeneratorImpl>(rank_seed(master_seed, rank))};
+}
+
+DefaultGeneratorGuard::DefaultGeneratorGuard(RankGenerators& generators) : previous_(thread_generators) {
+  register_default_generator_kernels();
+  thread_generators = &generators;
+  c10::impl::tls_set_dispatch_key_included(kDefaultGeneratorKey, true);
+}
+
+DefaultGeneratorGuard::~DefaultGeneratorGuard() {
+  thread_generators = previous_;
+  c10::impl::tls_set_dispatch_key_included(kDefaultGeneratorKey, previous_ != nullptr);
+}
+
+RankGenerators* current_generators() noexcept { return thread_generators; }
+
+void manual_seed(std::uint64_t seed) {
+  if (!thread_generators) return at::manual_seed(seed);
+  seed_generator(thread_generators->cpu, seed);
+  for (at::Generator& generator : thread_generators->cuda)
+    if (generator.defined()) seed_generator(generator, seed);
+}
+
+}  // namespace tandem::rng

@@ -1,0 +1,162 @@
+#include "tandem/runtime/accelerator.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "tandem/core/error.h"
+
+namespace tandem {
+namespace {
+
+std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
+  std::vector<at::Tensor> gradients;
+  for (const at::Tensor& parameter : parameters)
+    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+  return gradients;
+}
+
+}  // namespace
+
+std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
+  for (const auto& [known, reducer] : reducers_)
+    if (known == module) return reducer;
+  if (context_.state->config.device_placement) module->to(device());
+  const auto list = [](const auto& items) {
+    nn::NamedTensors tensors;
+    for (const auto& item : items) tensors.emplace_back(item.key(), item.value());
+    return tensors;
+  };
+  auto reducer = std::make_shared<nn::GradientReducer>(list(module->named_parameters()), list(module->named_buffers()),
+                                                       *context_.communicator, *context_.group);
+  reducers_.emplace_back(module, reducer);
+  return reducer;
+}
+
+data::LoaderContext Accelerator::loader_context() {
+  const auto& config = context_.state->config;
+  return {.rank = rank(),
+          .group = context_.group,
+          .active = &context_.gradients.loaders,
+          .device = config.device_placement ? std::optional(device()) : std::nullopt,
+          .non_blocking = config.data_loader.non_blocking};
+}
+
+void Accelerator::begin_micro_batch() {
+  GradientState& state = context_.gradients;
+  state.begin_micro_batch();
+  // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
+  if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
+    for (const auto& [module, reducer] : reducers_)
+      reducer->scale_unreduced(static_cast<double>(state.num_steps) / state.window_length);
+}
+
+void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
+  GradientState& state = context_.gradients;
+  context_.group->token().check();
+  if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
+  const at::Tensor scaled = state.divisor() > 1 ? loss / state.divisor() : loss;
+  scaled.backward({}, options.retain_graph, options.create_graph);
+  if (!state.sync_gradients) return;
+  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0);
+}
+
+void Accelerator::backward(const at::Tensor& loss_sum, double items) {
+  GradientState& state = context_.gradients;
+  context_.group->token().check();
+  if (state.window_length > 1 && !state.items)
+    throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
+  if (state.items_reduced)
+    throw ConfigError(
+        "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
+  if (!(items >= 0) || std::isinf(items))
+    throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
+  loss_sum.backward();
+  state.items = state.items.value_or(0) + items;
+  if (!state.sync_gradients) return;
+  const double all_items = reduce(at::scalar_tensor(*state.items, at::kDouble)).item<double>();
+  if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
+  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::sum, 1.0 / all_items);
+  if (state.inside_window)
+    state.items_reduced = true;
+  else
+    state.begin_window();
+}
+
+std::optional<double> Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
+                                                   double norm_type) {
+  context_.group->token().check();
+  if (!sync_gradients()) return std::nullopt;
+  const at::NoGradGuard no_grad;
+  const auto gradients = gradients_of(parameters);
+  if (gradients.empty()) return 0.0;
+  const double norm = at::stack(at::_foreach_norm(gradients, norm_type)).norm(norm_type).item<double>();
+  // As torch::nn::utils::clip_grad_norm_: 1e-6 keeps a zero norm from dividing.
+  const double factor = max_norm / (norm + 1e-6);
+  if (factor < 1.0) at::_foreach_mul_(gradients, factor);
+  return norm;
+}
+
+void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
+  if (!sync_gradients()) return;
+  const at::NoGradGuard no_grad;
+  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
+}
+
+at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {
+  auto parts = context_.communicator->all_gather(tensor);
+  return tensor.dim() == 0 ? at::stack(parts) : at::cat(parts);
+}
+
+at::Tensor Accelerator::clone_for_reduction(const at::Tensor& tensor) {
+  return tensor.detach().clone(at::MemoryFormat::Contiguous);
+}
+
+at::Tensor Accelerator::pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first) {
+  const bool has_dim = dim < tensor.dim() && dim >= -tensor.dim() && tensor.dim() > 0;
+  const std::int64_t size = has_dim ? tensor.size(dim) : 0;
+  const auto sizes = gather_objects(size);
+  const std::int64_t longest = *std::max_element(sizes.begin(), sizes.end());
+  if (!has_dim || longest == size) return tensor;
+  auto shape = tensor.sizes().vec();
+  shape[static_cast<std::size_t>(dim < 0 ? dim + tensor.dim() : dim)] = longest - size;
+  const at::Tensor padding = at::full(shape, value, tensor.options());
+  return pad_first ? at::cat({padding, tensor}, dim) : at::cat({tensor, padding}, dim);
+}
+
+bool Accelerator::check_trigger() {
+  const comm::CallRecord record{.operation = comm::Operation::check_trigger};
+  const auto triggers = context_.group->meet(rank(), record, std::exchange(trigger_, false) ? 1 : 0);
+  return std::any_of(triggers.begin(), triggers.end(), [](void* set) { return set != nullptr; });
+}
+
+Accelerator::Share Accelerator::share_of(std::size_t size, bool padding) const {
+  const auto ranks = static_cast<std::size_t>(world_size());
+  const auto index = static_cast<std::size_t>(rank());
+  const std::size_t longer = size % ranks;  // ranks that get one more
+  const std::size_t begin = index * (size / ranks) + std::min(index, longer);
+  const std::size_t end = begin + size / ranks + (index < longer ? 1 : 0);
+  const std::size_t longest = size / ranks + (longer > 0 ? 1 : 0);
+  return {begin, end, padding && size > 0 ? longest - (end - begin) : 0};
+}
+
+at::Tensor Accelerator::split_between_ranks(const at::Tensor& rows, bool padding) const {
+  if (rows.dim() == 0) throw DataError("split_between_ranks needs a tensor with rows (dim 0), got a 0-dim tensor");
+  const auto [begin, end, repeat] = share_of(static_cast<std::size_t>(rows.size(0)), padding);
+  const at::Tensor share = rows.slice(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end));
+  if (repeat == 0) return share;
+  return at::cat({share, rows.slice(0, -1).repeat_interleave(static_cast<std::int64_t>(repeat), 0)});
+}
+
+void Accelerator::check_rank(int rank, const char* operation) const {
+  if (rank < 0 || rank >= world_size())
+    throw CollectiveError(std::string(operation) + " from rank " + std::to_string(rank) + "; ranks are 0 to " +
+                          std::to_string(world_size() - 1));
+}
+
+void Accelerator::write_out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+}  // namespace tandem

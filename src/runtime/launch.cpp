@@ -1,0 +1,121 @@
+#include "tandem/runtime/launch.h"
+
+#include <sched.h>
+
+#include <algorithm>
+
+#include <c10/core/AutogradState.h>
+#include <c10/util/Exception.h>
+
+#include "rank_threads.h"
+#include "tandem/core/error.h"
+#include "tandem/core/thread_team.h"
+
+namespace tandem {
+namespace {
+
+thread_local RankContext* this_rank = nullptr;
+
+// Makes the calling thread rank `context.rank` for as long as it lives.
+class RankScope {
+ public:
+  explicit RankScope(RankContext& context) : generators_(context.generators) {
+    this_rank = &context;
+    // Backward and its hooks run on the rank's own thread (on GPUs too).
+    c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
+    set_intra_op_threads(context.state->threads_per_rank);
+  }
+  ~RankScope() { this_rank = nullptr; }
+  RankScope(const RankScope&) = delete;
+  RankScope& operator=(const RankScope&) = delete;
+
+ private:
+  rng::DefaultGeneratorGuard generators_;
+};
+
+void run_rank(const AcceleratorState& state, comm::RankGroup& group, int rank,
+              const std::function<void(Accelerator&)>& body) {
+  RankContext context;
+  context.rank = rank;
+  context.state = &state;
+  context.group = &group;
+  context.generators = rng::make_generators(state.config.seed, rank);
+  context.gradients.num_steps = state.config.gradient_accumulation_steps;
+  context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
+  const RankScope scope(context);
+  context.communicator = state.backend->make_communicator(group, rank);
+  {
+    Accelerator accelerator(context);
+    body(accelerator);
+  }
+  group.depart(rank);
+}
+
+std::vector<std::vector<int>> core_shares(const AcceleratorState& state) {
+  if (!state.config.pin_threads) return {};
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {};
+  std::vector<int> cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &allowed)) cores.push_back(core);
+  const std::size_t ranks = state.devices.size();
+  std::vector<std::vector<int>> shares(ranks);
+  for (std::size_t i = 0; i < std::max(ranks, cores.size()); ++i) shares[i % ranks].push_back(cores[i % cores.size()]);
+  return shares;
+}
+
+// The launching thread has nothing else to do than to look after the ranks' time limit.
+void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout) {
+  const auto interval =
+      std::clamp<std::chrono::nanoseconds>(timeout / 10, std::chrono::milliseconds(1), std::chrono::seconds(1));
+  while (!team.wait_for(interval)) {
+    if (group.token().cancelled()) continue;
+    const auto blamed = group.overdue(timeout);
+    if (!blamed) continue;
+    const auto seconds = std::chrono::duration<double>(timeout).count();
+    const std::string text =
+        "a rank waited longer than the time limit of " + c10::str(seconds) + " s:\n" + group.report();
+    group.token().cancel(std::make_exception_ptr(CollectiveError(text)), *blamed);
+  }
+}
+
+std::string text_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const c10::Error& e) {
+    return e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "an exception that is no std::exception";
+  }
+}
+
+[[noreturn]] void throw_rank_error(const CancelToken& token) {
+  const std::string text = "rank " + std::to_string(token.rank()) + ": " + text_of(token.reason());
+  try {
+    std::rethrow_exception(token.reason());
+  } catch (...) {
+    throw RankError(token.rank(), text);  // nests the exception that is being handled
+  }
+}
+
+}  // namespace
+
+RankContext* current_rank() noexcept { return this_rank; }
+
+void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+  if (current_rank())
+    throw ConfigError("launch was called on rank " + std::to_string(current_rank()->rank) +
+                      " of a running launch; call it outside of every rank's body");
+  const AcceleratorState state = examine(config);
+  CancelToken token;
+  comm::RankGroup group(state.world_size(), token);
+  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = core_shares(state)}, token,
+                  [&](int rank) { run_rank(state, group, rank, body); });
+  watch(team, group, config.timeout);
+  team.join();
+  if (token.cancelled()) throw_rank_error(token);
+}
+
+}  // namespace tandem

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Sets up what building Tandem needs: system packages, and LibTorch in .deps/. ./train and ./check call it.
+# Safe to interrupt and to run twice at once. When nothing is missing it does next to nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+torch_version=2.11.0
+packages=(g++ cmake ninja-build git python3-venv zlib1g-dev libtbb-dev libcli11-dev catch2 nlohmann-json3-dev clang-format)
+# A file that each package brings, so that looking costs no time.
+package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/python3*/ensurepip/__init__.py
+  /usr/include/zlib.h /usr/include/tbb/tbb.h /usr/include/CLI/CLI.hpp /usr/include/catch2/catch*.hpp
+  /usr/include/nlohmann/json.hpp /usr/bin/clang-format)
+light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+libtorch=.deps/libtorch-$torch_version
+log=.deps/logs/setup.log
+
+say() { echo "tandem: $*" >&2; }
+
+# Runs a command with its output in the log; on failure shows the end of it.
+logged() {
+  if ! "$@" >>"$log" 2>&1; then
+    say "failed: $*"
+    tail -n 20 "$log" >&2
+    say "the whole log is in $PWD/$log"
+    exit 1
+  fi
+}
+
+missing_packages() {
+  local i
+  for i in "${!packages[@]}"; do
+    compgen -G "${package_files[i]}" >/dev/null || echo "${packages[i]}"
+  done
+}
+
+install_packages() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  ((${#missing[@]})) || return 0
+  local sudo=()
+  if [[ $EUID -ne 0 ]]; then
+    if ! command -v sudo >/dev/null || ! sudo -n true 2>/dev/null; then
+      say "system packages are missing; install them and run this again:"
+      say "  sudo apt-get install ${missing[*]}"
+      exit 1
+    fi
+    sudo=(sudo)
+  fi
+  command -v apt-get >/dev/null || { say "install these first: ${missing[*]}"; exit 1; }
+  say "installing ${missing[*]}"
+  logged "${sudo[@]}" apt-get update
+  # The lock lets an apt that already runs finish first.
+  logged "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=600 "${missing[@]}"
+}
+
+# Into a folder of its own that is renamed when complete: an interrupted download is begun again.
+install_libtorch() {
+  [[ -e $libtorch/torch/lib/libtorch_cpu.so ]] && return 0
+  local what=(--no-deps "torch==$torch_version" "${light[@]}") kind="for CPU"
+  if [[ -e /proc/driver/nvidia/version ]]; then
+    what=("torch==$torch_version")
+    kind="for GPU"
+  fi
+  say "installing LibTorch $torch_version ($kind) into $libtorch"
+  rm -rf .deps/venv .deps/libtorch.partial
+  logged python3 -m venv .deps/venv
+  logged .deps/venv/bin/pip install --disable-pip-version-check --no-cache-dir --target .deps/libtorch.partial "${what[@]}"
+  rm -rf .deps/venv "$libtorch"
+  mv .deps/libtorch.partial "$libtorch"
+}
+
+everything_is_there() {
+  [[ -n ${TANDEM_LIBTORCH:-} || -e $libtorch/torch/lib/libtorch_cpu.so ]] && [[ -z $(missing_packages) ]]
+}
+
+everything_is_there && exit 0
+mkdir -p .deps/logs
+exec 9>.deps/lock
+if ! flock -n 9; then
+  say "waiting for another set-up in this folder"
+  flock 9
+fi
+: >"$log"
+install_packages
+if [[ -z ${TANDEM_LIBTORCH:-} ]]; then
+  install_libtorch
+elif [[ ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; then
+  say "TANDEM_LIBTORCH is '$TANDEM_LIBTORCH', which has no lib/libtorch_cpu.so; use the folder of a LibTorch zip or the torch folder of a wheel"
+  exit 1
+fi
