@@ -55,6 +55,9 @@ class Accelerator {
   /// True in the micro-batch that closes its accumulation window.
   bool sync_gradients() const { return context_.gradients.sync_gradients; }
 
+  /// True once the launch is ending because a rank failed; for long computations of the body's own.
+  bool cancelled() const { return context_.group->token().cancelled(); }
+
   // ---- preparing
 
   /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.

@@ -1,0 +1,78 @@
+#include "tandem/core/thread_team.h"
+
+#include <pthread.h>
+
+#include <filesystem>
+#include <set>
+
+#include "support/catch.h"
+#include "tandem/core/error.h"
+#include "tandem/core/rendezvous.h"
+
+using tandem::CancelToken;
+using tandem::ThreadTeam;
+
+namespace {
+std::ptrdiff_t threads_of_this_process() {
+  return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+}
+}  // namespace
+
+TEST_CASE("each thread runs the body with its number, under its name") {
+  CancelToken token;
+  std::mutex mutex;
+  std::set<std::string> names;
+  ThreadTeam team({.size = 3, .name = "rank"}, token, [&](int index) {
+    char name[32] = {};
+    pthread_getname_np(pthread_self(), name, sizeof name);
+    const std::lock_guard lock(mutex);
+    names.insert(name);
+    CHECK(name == "rank " + std::to_string(index));
+  });
+  team.join();
+  CHECK(names == std::set<std::string>{"rank 0", "rank 1", "rank 2"});
+  CHECK_FALSE(token.cancelled());
+}
+
+TEST_CASE("the first exception of a body fires the token with its rank") {
+  CancelToken token;
+  tandem::Rendezvous rendezvous(3, token);
+  ThreadTeam team({.size = 3}, token, [&](int index) {
+    if (index == 1) throw std::runtime_error("disk on fire");
+    rendezvous.wait(index);
+  });
+  team.join();
+  CHECK(token.rank() == 1);
+  CHECK_THROWS_WITH(std::rethrow_exception(token.reason()), "disk on fire");
+}
+
+TEST_CASE("wait_for tells whether all bodies have ended") {
+  CancelToken token;
+  std::atomic<bool> go{false};
+  ThreadTeam team({.size = 2}, token, [&](int) { go.wait(false); });
+  CHECK_FALSE(team.wait_for(std::chrono::milliseconds(10)));
+  go = true;
+  go.notify_all();
+  CHECK(team.wait_for(std::chrono::hours(1)));
+}
+
+TEST_CASE("destroying a running team cancels and joins it") {
+  CancelToken token;
+  tandem::Rendezvous rendezvous(3, token);
+  {
+    ThreadTeam team({.size = 2}, token, [&](int index) { rendezvous.wait(index); });
+  }
+  CHECK(token.cancelled());
+}
+
+TEST_CASE("hundreds of teams leave no thread behind") {
+  const auto before = threads_of_this_process();
+  for (int i = 0; i < 300; ++i) {
+    CancelToken token;
+    ThreadTeam team({.size = 4}, token, [&](int index) {
+      if (index == i % 5) throw i;
+    });
+    team.join();
+  }
+  CHECK(threads_of_this_process() == before);
+}
