@@ -10,4 +10,7 @@ inline auto ContainsSubstring(const std::string& text) { return Contains(text); 
 }  // namespace Catch::Matchers
 #endif
 
+#if __has_include(<catch2/catch_all.hpp>)
+using Catch::Approx;
+#endif
 using Catch::Matchers::ContainsSubstring;

@@ -1,0 +1,153 @@
+// Training on ranks against a plain single-threaded LibTorch loop over the same global batches.
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/utils/clip_grad.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+namespace F = torch::nn::functional;
+
+constexpr std::int64_t kGlobalBatch = 16, kSamples = 16 * 12, kEpochs = 2;
+
+torch::nn::Sequential make_net() {
+  return torch::nn::Sequential(torch::nn::Linear(6, 16), torch::nn::Tanh(), torch::nn::Linear(16, 3));
+}
+
+struct Data {
+  at::Tensor inputs, targets;
+};
+
+Data make_data() {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
+  return {at::randn({kSamples, 6}, generator), at::randint(0, 3, {kSamples}, generator, at::kLong)};
+}
+
+struct PairDataset : torch::data::datasets::BatchDataset<PairDataset, torch::data::Example<>> {
+  Data data;
+  explicit PairDataset(Data data) : data(std::move(data)) {}
+  torch::data::Example<> get_batch(c10::ArrayRef<std::size_t> indices) override {
+    std::vector<std::int64_t> list(indices.begin(), indices.end());
+    const at::Tensor index = at::tensor(list, at::kLong);
+    return {data.inputs.index_select(0, index), data.targets.index_select(0, index)};
+  }
+  std::optional<std::size_t> size() const override { return data.inputs.size(0); }
+};
+
+struct Setup {
+  bool adamw;
+  int accumulation;
+  double clip;  // 0: none
+};
+
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Setup& setup, const torch::nn::Sequential& net) {
+  if (setup.adamw) return std::make_unique<torch::optim::AdamW>(net->parameters(), torch::optim::AdamWOptions(0.01));
+  return std::make_unique<torch::optim::SGD>(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+}
+
+struct Trained {
+  std::vector<double> losses;  // of each micro-batch, over all ranks
+  std::vector<at::Tensor> weights;
+};
+
+std::vector<at::Tensor> copies(const std::vector<at::Tensor>& tensors) {
+  std::vector<at::Tensor> result;
+  for (const auto& tensor : tensors) result.push_back(tensor.detach().clone());
+  return result;
+}
+
+// The reference: nothing of Tandem in it.
+Trained train_plainly(const Setup& setup) {
+  torch::manual_seed(42);
+  auto net = make_net();
+  auto optimizer = make_optimizer(setup, net);
+  const Data data = make_data();
+  Trained trained;
+  int in_window = 0;
+  for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch)
+    for (std::int64_t at = 0; at < kSamples; at += kGlobalBatch) {
+      auto loss = F::cross_entropy(net->forward(data.inputs.slice(0, at, at + kGlobalBatch)),
+                                   data.targets.slice(0, at, at + kGlobalBatch));
+      trained.losses.push_back(loss.item<double>());
+      (loss / setup.accumulation).backward();
+      if (++in_window < setup.accumulation) continue;
+      in_window = 0;
+      if (setup.clip > 0) torch::nn::utils::clip_grad_norm_(net->parameters(), setup.clip);
+      optimizer->step();
+      optimizer->zero_grad();
+    }
+  trained.weights = copies(net->parameters());
+  return trained;
+}
+
+Trained train_on_ranks(const Setup& setup, int ranks, bool dispatch) {
+  LaunchConfig config{.seed = 42, .gradient_accumulation_steps = setup.accumulation};
+  config.data_loader.dispatch_batches = dispatch;
+  const Data data = make_data();
+  auto results = on_ranks<Trained>(
+      ranks,
+      [&](Accelerator& accelerator) {
+        auto net = make_net();
+        auto inner = make_optimizer(setup, net);
+        auto [model, optimizer, loader] = accelerator.prepare(
+            net, *inner, data::DataLoader(PairDataset(data), {.batch_size = kGlobalBatch / accelerator.world_size()}));
+        Trained trained;
+        for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch)
+          for (auto& [inputs, targets] : loader) {
+            auto step = accelerator.accumulate(model);
+            auto loss = F::cross_entropy(model(inputs), targets);
+            trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
+            accelerator.backward(loss);
+            if (setup.clip > 0) accelerator.clip_grad_norm_(model, setup.clip);
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+        trained.weights = copies(net->parameters());
+        return trained;
+      },
+      config);
+  for (const Trained& other : results)
+    for (std::size_t i = 0; i < other.weights.size(); ++i)
+      if (!at::equal(other.weights[i], results[0].weights[i]))
+        throw std::runtime_error("ranks differ in their weights");
+  return results[0];
+}
+
+}  // namespace
+
+TEST_CASE("training on 1, 2 and 4 ranks is the plain loop") {
+  const Setup setup{.adamw = GENERATE(false, true), .accumulation = GENERATE(1, 4), .clip = GENERATE(0.0, 0.3)};
+  const int ranks = GENERATE(1, 2, 4);
+  const bool dispatch = GENERATE(false, true);
+  CAPTURE(setup.adamw, setup.accumulation, setup.clip, ranks, dispatch);
+  const Trained expected = train_plainly(setup);
+  const Trained trained = train_on_ranks(setup, ranks, dispatch);
+  REQUIRE(trained.losses.size() == expected.losses.size());
+  for (std::size_t i = 0; i < expected.losses.size(); ++i)
+    CHECK(std::abs(trained.losses[i] - expected.losses[i]) <= 1e-5 * std::abs(expected.losses[i]));
+  for (std::size_t i = 0; i < expected.weights.size(); ++i)
+    CHECK(at::allclose(trained.weights[i], expected.weights[i], 1e-4, 1e-5));
+}
+
+TEST_CASE("one rank gives the plain loop's weights to the bit") {
+  const Setup setup{.adamw = true, .accumulation = 1, .clip = 0.0};
+  const Trained expected = train_plainly(setup);
+  const Trained trained = train_on_ranks(setup, 1, false);
+  for (std::size_t i = 0; i < expected.weights.size(); ++i) CHECK(at::equal(trained.weights[i], expected.weights[i]));
+}
+
+TEST_CASE("the same launch gives the same bits again") {
+  const Setup setup{.adamw = true, .accumulation = 4, .clip = 0.3};
+  const Trained first = train_on_ranks(setup, 4, false);
+  const Trained second = train_on_ranks(setup, 4, false);
+  CHECK(first.losses == second.losses);
+  for (std::size_t i = 0; i < first.weights.size(); ++i) CHECK(at::equal(first.weights[i], second.weights[i]));
+}
