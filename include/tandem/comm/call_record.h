@@ -47,7 +47,11 @@ struct CallRecord {
   std::int64_t elements = 0;                          ///< of all tensors; 0 where ranks may differ in length
   std::uint64_t signature = 0;                        ///< hash of all types and sizes that must agree
 
-  bool operator==(const CallRecord&) const = default;
+  /// True when both can be the same call of two ranks. Sizes count through the signature: gathers differ in dim 0.
+  bool operator==(const CallRecord& other) const {
+    return operation == other.operation && reduce == other.reduce && type == other.type && root == other.root &&
+           tensors == other.tensors && elements == other.elements && signature == other.signature;
+  }
 };
 
 /// Which sizes have to be equal on all ranks.

@@ -1,0 +1,275 @@
+// Every collective against its definition, on random shapes and types.
+#include <random>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+using comm::ReduceOp;
+
+namespace {
+
+const std::vector<at::ScalarType> kTypes{at::kFloat, at::kDouble, at::kHalf,         at::kBFloat16,
+                                         at::kLong,  at::kInt,    at::kShort,        at::kChar,
+                                         at::kByte,  at::kBool,   at::kComplexFloat, at::kComplexDouble};
+
+// The same on every rank for the same seed.
+at::Tensor random_tensor(std::mt19937& random, at::ScalarType type, int rank) {
+  const std::vector<std::vector<std::int64_t>> shapes{{}, {0}, {1}, {5}, {3, 4}, {2, 0, 3}, {2, 3, 4}, {7001}};
+  const auto shape = shapes[random() % shapes.size()];
+  const bool strided = random() % 2;
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(random() + static_cast<unsigned>(rank) * 7919);
+  at::Tensor tensor = at::randint(-9, 9, shape, generator, at::kDouble);
+  if (type == at::kByte || type == at::kBool) tensor = tensor.abs();
+  if (type == at::kBool) tensor = tensor.gt(4);
+  if (c10::isFloatingType(type)) tensor = tensor / 3;
+  tensor = tensor.to(type);
+  if (!strided || tensor.dim() == 0) return tensor;
+  return tensor.dim() > 1 ? tensor.transpose(0, -1) : at::stack({tensor, tensor}, 1).select(1, 0);
+}
+
+at::Tensor expected_reduction(const std::vector<at::Tensor>& inputs, ReduceOp op) {
+  const auto type = inputs[0].scalar_type();
+  const bool narrow = type == at::kHalf || type == at::kBFloat16;
+  at::Tensor total = narrow ? inputs[0].to(at::kFloat) : inputs[0].clone();
+  for (std::size_t i = 1; i < inputs.size(); ++i) {
+    const at::Tensor next = narrow ? inputs[i].to(at::kFloat) : inputs[i];
+    if (op == ReduceOp::max)
+      total = at::maximum(total, next);
+    else if (op == ReduceOp::min)
+      total = at::minimum(total, next);
+    else if (type == at::kBool)
+      total = at::logical_or(total, next);
+    else
+      total = total + next;
+  }
+  if (op == ReduceOp::mean) total = total / static_cast<double>(inputs.size());
+  return total.to(type);
+}
+
+bool defined_for(ReduceOp op, at::ScalarType type) {
+  if (op == ReduceOp::mean) return c10::isFloatingType(type) || c10::isComplexType(type);
+  if (op == ReduceOp::max || op == ReduceOp::min) return !c10::isComplexType(type);
+  return true;
+}
+
+struct Sample {
+  at::Tensor image;
+  std::vector<at::Tensor> boxes;
+  std::string name;
+};
+auto batch_fields(Sample& s) { return std::tie(s.image, s.boxes); }
+
+}  // namespace
+
+TEST_CASE("reduce gives every rank the reduction in rank order, and leaves its input") {
+  const int ranks = GENERATE(1, 2, 3, 5, 8);
+  for (const auto op : {ReduceOp::sum, ReduceOp::mean, ReduceOp::max, ReduceOp::min})
+    for (const auto type : kTypes) {
+      if (!defined_for(op, type)) continue;
+      const unsigned seed =
+          static_cast<unsigned>(ranks) * 1000 + static_cast<unsigned>(type) * 10 + static_cast<unsigned>(op);
+      std::vector<std::vector<at::Tensor>> inputs(6);
+      for (int rank = 0; rank < ranks; ++rank) {
+        std::mt19937 random(seed);
+        for (auto& of_all : inputs) of_all.push_back(random_tensor(random, type, rank));
+      }
+      const auto results = on_ranks<std::vector<at::Tensor>>(ranks, [&](Accelerator& accelerator) {
+        std::vector<at::Tensor> mine;
+        for (const auto& of_all : inputs) mine.push_back(of_all[static_cast<std::size_t>(accelerator.rank())]);
+        auto before = mine;
+        for (auto& tensor : before) tensor = tensor.clone();
+        auto reduced = accelerator.reduce(mine, op);
+        for (std::size_t i = 0; i < mine.size(); ++i)
+          if (!at::equal(mine[i], before[i])) throw std::runtime_error("input changed");
+        return reduced;
+      });
+      CAPTURE(ranks, c10::toString(type), comm::to_string(op));
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        for (const auto& result : results) CHECK(at::equal(result[i], expected_reduction(inputs[i], op)));
+    }
+}
+
+TEST_CASE("a reduction that is not defined for a type is an error, on one rank too") {
+  const int ranks = GENERATE(1, 2);
+  const auto mean =
+      run_ranks_expecting_error(ranks, [](Accelerator& a) { a.reduce(at::ones({2}, at::kLong), ReduceOp::mean); });
+  CHECK_THAT(mean.what(), ContainsSubstring("mean of Long"));
+  const auto max = run_ranks_expecting_error(
+      ranks, [](Accelerator& a) { a.reduce(at::ones({2}, at::kComplexFloat), ReduceOp::max); });
+  CHECK_THROWS_AS(max.rethrow_cause(), CollectiveError);
+  const auto unknown =
+      run_ranks_expecting_error(ranks, [](Accelerator& a) { a.reduce(at::ones({2}), static_cast<ReduceOp>(9)); });
+  CHECK_THAT(unknown.what(), ContainsSubstring("use sum, mean, max or min"));
+}
+
+TEST_CASE("a NaN on any rank reaches max and min") {
+  const auto results = on_ranks<std::vector<float>>(3, [](Accelerator& a) {
+    const auto x = at::full({1}, a.rank() == 1 ? NAN : 1.0f);
+    return std::vector<float>{a.reduce(x, ReduceOp::max).item<float>(), a.reduce(x, ReduceOp::min).item<float>()};
+  });
+  for (float value : results[0]) CHECK(std::isnan(value));
+}
+
+TEST_CASE("broadcast overwrites on the receivers, whatever their strides") {
+  const int root = GENERATE(0, 1, 2);
+  for (const auto type : kTypes) {
+    std::mt19937 random(7);
+    const auto results = on_ranks<at::Tensor>(3, [&](Accelerator& accelerator) {
+      at::Tensor tensor = at::full({3, 4}, accelerator.rank() + 1, type).transpose(0, 1);
+      accelerator.broadcast(tensor, root);
+      return tensor;
+    });
+    for (const auto& result : results) CHECK(at::equal(result, at::full({4, 3}, root + 1, type)));
+  }
+  const auto error = run_ranks_expecting_error(2, [](Accelerator& a) {
+    auto x = at::ones({1});
+    a.broadcast(x, 2);
+  });
+  CHECK_THAT(error.what(), ContainsSubstring("ranks are 0 to 1"));
+}
+
+TEST_CASE("gather joins along dim 0 in rank order, also where ranks differ in it") {
+  const int ranks = GENERATE(1, 2, 4);
+  using Nest = std::map<std::string, std::vector<at::Tensor>>;
+  const auto results = on_ranks<Nest>(ranks, [](Accelerator& accelerator) {
+    const int r = accelerator.rank();
+    return accelerator.gather(
+        Nest{{"a", {at::full({2, 3}, r), at::scalar_tensor(r, at::kLong)}}, {"b", {at::full({r, 2}, r)}}});
+  });
+  std::vector<at::Tensor> a, b, s;
+  for (int r = 0; r < ranks; ++r) {
+    a.push_back(at::full({2, 3}, r));
+    b.push_back(at::full({r, 2}, r));
+    s.push_back(at::scalar_tensor(r, at::kLong));
+  }
+  for (const auto& result : results) {
+    CHECK(at::equal(result.at("a")[0], at::cat(a)));
+    CHECK(at::equal(result.at("a")[1], at::stack(s)));
+    CHECK(at::equal(result.at("b")[0], at::cat(b)));
+  }
+}
+
+TEST_CASE("reduce_scatter gives each rank its part of the reduction") {
+  const int ranks = GENERATE(1, 2, 4);
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kLong}) {
+    const auto inputs = [&](int rank) { return at::arange(8 * 3).reshape({8, 3}).to(type) + rank; };
+    const auto results = on_ranks<at::Tensor>(ranks, [&](Accelerator& accelerator) {
+      return current_rank()->communicator->reduce_scatter(inputs(accelerator.rank()), ReduceOp::sum);
+    });
+    std::vector<at::Tensor> all;
+    for (int rank = 0; rank < ranks; ++rank) all.push_back(inputs(rank));
+    const auto expected = expected_reduction(all, ReduceOp::sum);
+    for (int rank = 0; rank < ranks; ++rank)
+      CHECK(at::equal(results[static_cast<std::size_t>(rank)],
+                      expected.slice(0, rank * 8 / ranks, (rank + 1) * 8 / ranks)));
+  }
+  const auto error = run_ranks_expecting_error(2, [](Accelerator& a) {
+    current_rank()->communicator->reduce_scatter(at::ones({3}), ReduceOp::sum);
+    (void)a;
+  });
+  CHECK_THAT(error.what(), ContainsSubstring("divisible by 2"));
+}
+
+TEST_CASE("objects of any copyable type are gathered and broadcast") {
+  struct Thing {
+    std::string name;
+    std::vector<int> values;
+  };
+  const auto results = on_ranks<std::vector<std::string>>(3, [](Accelerator& accelerator) {
+    const int r = accelerator.rank();
+    std::vector<std::string> seen;
+    for (const auto& thing : accelerator.gather_objects(Thing{"rank " + std::to_string(r), {r, r}}))
+      seen.push_back(thing.name + ":" + std::to_string(thing.values.at(1)));
+    seen.push_back(accelerator.broadcast_object(std::string(1, static_cast<char>('a' + r)), 2));
+    return seen;
+  });
+  for (const auto& seen : results) CHECK(seen == std::vector<std::string>{"rank 0:0", "rank 1:1", "rank 2:2", "c"});
+}
+
+TEST_CASE("objects of different types are a mismatch, not a cast") {
+  const auto error = run_ranks_expecting_error(2, [](Accelerator& accelerator) {
+    if (accelerator.is_main())
+      accelerator.gather_objects(1);
+    else
+      accelerator.gather_objects(std::string("x"));
+  });
+  CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
+}
+
+TEST_CASE("an object whose copy throws on one rank ends all ranks") {
+  struct Fragile {
+    bool bad = false;
+    Fragile() = default;
+    Fragile(const Fragile& other) : bad(other.bad) {
+      if (bad) throw std::runtime_error("cannot be copied");
+    }
+  };
+  const auto error = run_ranks_expecting_error(3, [](Accelerator& accelerator) {
+    Fragile fragile;
+    fragile.bad = accelerator.rank() == 1;
+    accelerator.gather_objects(fragile);
+    accelerator.wait_for_everyone();
+  });
+  CHECK_THAT(error.what(), ContainsSubstring("cannot be copied"));
+}
+
+TEST_CASE("pad_across_ranks pads one dim to the longest rank, at the end or the front") {
+  const auto results = on_ranks<std::vector<at::Tensor>>(3, [](Accelerator& accelerator) {
+    const auto x = at::ones({2, accelerator.rank() + 1});
+    return std::vector<at::Tensor>{accelerator.pad_across_ranks(x, 1, -1.0),
+                                   accelerator.pad_across_ranks(x, -1, 0.0, true),
+                                   accelerator.pad_across_ranks(at::scalar_tensor(1.0))};
+  });
+  CHECK(at::equal(results[0][0], torch::tensor({{1.f, -1.f, -1.f}, {1.f, -1.f, -1.f}})));
+  CHECK(at::equal(results[1][1], torch::tensor({{0.f, 1.f, 1.f}, {0.f, 1.f, 1.f}})));
+  CHECK(at::equal(results[2][0], at::ones({2, 3})));
+  CHECK(results[0][2].dim() == 0);
+}
+
+TEST_CASE("a trigger set on any rank is seen by all, once") {
+  const auto results = on_ranks<std::vector<int>>(3, [](Accelerator& accelerator) {
+    std::vector<int> seen{accelerator.check_trigger()};
+    if (accelerator.rank() == 1) accelerator.set_trigger();
+    seen.push_back(accelerator.check_trigger());
+    seen.push_back(accelerator.check_trigger());
+    return seen;
+  });
+  for (const auto& seen : results) CHECK(seen == std::vector<int>{0, 1, 0});
+}
+
+TEST_CASE("main_first runs rank 0 before the others") {
+  std::atomic<int> order{0};
+  const auto turns =
+      on_ranks<int>(4, [&](Accelerator& accelerator) { return accelerator.main_first([&] { return order++; }); });
+  CHECK(turns[0] == 0);
+  const auto error = run_ranks_expecting_error(3, [](Accelerator& accelerator) {
+    accelerator.main_first([&] {
+      if (accelerator.is_main()) throw std::runtime_error("no disk");
+    });
+  });
+  CHECK(error.rank() == 0);
+}
+
+TEST_CASE("split_between_ranks deals consecutive shares, padded with the last item on request") {
+  using List = std::vector<int>;
+  const auto split = [](int ranks, List items, bool padding) {
+    return on_ranks<List>(ranks, [&](Accelerator& a) { return a.split_between_ranks(items, padding); });
+  };
+  CHECK(split(3, {0, 1, 2, 3, 4, 5, 6}, true) == std::vector<List>{{0, 1, 2}, {3, 4, 6}, {5, 6, 6}});
+  CHECK(split(3, {0, 1, 2, 3, 4, 5, 6}, false) == std::vector<List>{{0, 1, 2}, {3, 4}, {5, 6}});
+  CHECK(split(3, {}, true) == std::vector<List>{{}, {}, {}});
+  const auto rows = on_ranks<at::Tensor>(3, [](Accelerator& a) { return a.split_between_ranks(at::arange(7), true); });
+  CHECK(at::equal(rows[1], at::tensor({3, 4, 6}, at::kLong)));
+  CHECK(at::equal(rows[2], at::tensor({5, 6, 6}, at::kLong)));
+}
+
+TEST_CASE("a struct of tensors takes part through batch_fields") {
+  const auto results = on_ranks<Sample>(2, [](Accelerator& accelerator) {
+    const int r = accelerator.rank();
+    return accelerator.gather(Sample{at::full({1, 2}, r), {at::full({r + 1, 4}, r)}, "x"});
+  });
+  CHECK(at::equal(results[0].image, torch::tensor({{0, 0}, {1, 1}})));
+  CHECK(results[1].boxes[0].size(0) == 3);
+  CHECK(results[1].name == "x");
+}

@@ -1,0 +1,169 @@
+#include "tandem/rng/generators.h"
+
+#include <set>
+#include <thread>
+
+#include <torch/data/samplers/random.h>
+#include <torch/nn/init.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/rnn.h>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+// What user code draws, without naming a generator anywhere.
+std::vector<at::Tensor> draw_everything() {
+  std::vector<at::Tensor> drawn{torch::rand({7}), torch::randn({3, 2}), torch::randint(0, 99, {5}), torch::randperm(9)};
+  drawn.push_back(torch::bernoulli(torch::full({8}, 0.5)));
+  drawn.push_back(torch::multinomial(torch::ones({6}), 3));
+  drawn.push_back(at::normal(torch::zeros({3}), torch::ones({3})));
+  drawn.push_back(torch::poisson(torch::full({4}, 2.0)));
+  drawn.push_back(torch::dropout(torch::ones({10}), 0.5, true));
+  drawn.push_back(torch::rrelu(-torch::ones({4}), 0.1, 0.3, true));
+  torch::nn::Linear linear(3, 3);
+  drawn.push_back(linear->weight.detach().clone());
+  torch::nn::init::orthogonal_(linear->weight);
+  drawn.push_back(linear->weight.detach().clone());
+  torch::nn::Dropout dropout(0.3);
+  auto input = torch::ones({12}, torch::requires_grad());
+  auto output = dropout(input);
+  output.sum().backward();
+  drawn.push_back(output.detach());
+  drawn.push_back(input.grad());
+  torch::nn::LSTM lstm(torch::nn::LSTMOptions(2, 3).num_layers(2).dropout(0.5));
+  drawn.push_back(std::get<0>(lstm(torch::ones({4, 1, 2}))).detach());
+  torch::data::samplers::RandomSampler sampler(6);
+  const auto indices = sampler.next(6).value();
+  for (auto index : indices) drawn.push_back(at::scalar_tensor(static_cast<double>(index)));
+  {
+    const torch::InferenceMode inference;
+    drawn.push_back(torch::rand({3}));
+  }
+  return drawn;
+}
+
+bool same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (!at::equal(a[i], b[i])) return false;
+  return true;
+}
+
+at::Tensor default_state() { return at::detail::getDefaultCPUGenerator().get_state(); }
+
+}  // namespace
+
+TEST_CASE("rank 0 draws what plain LibTorch draws after torch::manual_seed, in unchanged code") {
+  torch::manual_seed(123);
+  const auto expected = draw_everything();
+  const auto drawn =
+      on_ranks<std::vector<at::Tensor>>(1, [](Accelerator&) { return draw_everything(); }, {.seed = 123});
+  CHECK(same(drawn[0], expected));
+}
+
+TEST_CASE("drawing on ranks leaves the process's default generator as it is") {
+  torch::manual_seed(5);
+  const auto before = default_state();
+  run_ranks(3, [](Accelerator&) { draw_everything(); });
+  CHECK(at::equal(default_state(), before));
+}
+
+TEST_CASE("ranks draw different numbers, and the same ones in every launch and schedule") {
+  const auto body = [](Accelerator& accelerator) {
+    std::vector<at::Tensor> drawn;
+    for (int i = 0; i < 20; ++i) {
+      if ((i + accelerator.rank()) % 3 == 0) std::this_thread::yield();
+      auto part = draw_everything();
+      drawn.insert(drawn.end(), part.begin(), part.end());
+    }
+    return drawn;
+  };
+  const auto first = on_ranks<std::vector<at::Tensor>>(8, body);
+  const auto second = on_ranks<std::vector<at::Tensor>>(8, body);
+  for (int rank = 0; rank < 8; ++rank) {
+    CHECK(same(first[static_cast<std::size_t>(rank)], second[static_cast<std::size_t>(rank)]));
+    if (rank > 0) CHECK_FALSE(at::equal(first[static_cast<std::size_t>(rank)][0], first[0][0]));
+  }
+  const auto alone = on_ranks<std::vector<at::Tensor>>(1, body);
+  CHECK(same(alone[0], first[0]));
+}
+
+TEST_CASE("a thread without a guard is not touched, also while another has one") {
+  torch::manual_seed(9);
+  const auto expected = torch::rand({5});
+  auto generators = rng::make_generators(1, 0);
+  const rng::DefaultGeneratorGuard guard(generators);
+  torch::rand({5});
+  at::Tensor elsewhere;
+  std::thread([&] {
+    torch::manual_seed(9);
+    elsewhere = torch::rand({5});
+  }).join();
+  CHECK(at::equal(elsewhere, expected));
+}
+
+TEST_CASE("guards nest and end with their scope, also when an exception passes") {
+  auto outer = rng::make_generators(1, 0), inner = rng::make_generators(2, 0);
+  CHECK(rng::current_generators() == nullptr);
+  try {
+    const rng::DefaultGeneratorGuard first(outer);
+    CHECK(rng::current_generators() == &outer);
+    const rng::DefaultGeneratorGuard second(inner);
+    CHECK(rng::current_generators() == &inner);
+    throw std::runtime_error("x");
+  } catch (const std::runtime_error&) {
+  }
+  CHECK(rng::current_generators() == nullptr);
+  torch::manual_seed(4);
+  const auto expected = torch::rand({5});
+  torch::manual_seed(4);
+  CHECK(at::equal(torch::rand({5}), expected));
+}
+
+TEST_CASE("a generator that is named is used") {
+  auto generators = rng::make_generators(1, 0);
+  const rng::DefaultGeneratorGuard guard(generators);
+  auto mine = at::make_generator<at::CPUGeneratorImpl>(77), same_seed = at::make_generator<at::CPUGeneratorImpl>(77);
+  const auto state = generators.cpu.get_state();
+  CHECK(at::equal(torch::rand({5}, mine), torch::rand({5}, same_seed)));
+  CHECK(at::equal(generators.cpu.get_state(), state));
+}
+
+TEST_CASE("manual_seed seeds the rank's generator only") {
+  const auto drawn = on_ranks<at::Tensor>(2, [](Accelerator&) {
+    rng::manual_seed(8);
+    return torch::rand({4});
+  });
+  torch::manual_seed(8);
+  CHECK(at::equal(drawn[0], torch::rand({4})));
+  CHECK(at::equal(drawn[1], drawn[0]));
+}
+
+TEST_CASE("operators on meta tensors get no CPU generator") {
+  auto generators = rng::make_generators(1, 0);
+  const rng::DefaultGeneratorGuard guard(generators);
+  const auto state = generators.cpu.get_state();
+  CHECK(torch::rand({3}, at::kMeta).is_meta());
+  CHECK(at::empty({3}, at::kMeta).normal_().is_meta());
+  CHECK(at::equal(generators.cpu.get_state(), state));
+}
+
+TEST_CASE("the seeds of ranks differ where the generator looks, and rank 0 has the master seed") {
+  for (const std::uint64_t master : {0ull, 1ull, 42ull, 43ull, 0xffffffffull, 0x123456789abcdefull}) {
+    CHECK(rng::rank_seed(master, 0) == master);
+    std::set<std::uint32_t> seeds;
+    for (int rank = 0; rank < 1024; ++rank) seeds.insert(static_cast<std::uint32_t>(rng::rank_seed(master, rank)));
+    CHECK(seeds.size() == 1024);
+  }
+  // Neighbouring master seeds do not share streams.
+  std::set<std::uint32_t> seeds;
+  for (std::uint64_t master = 0; master < 100; ++master)
+    for (int rank = 0; rank < 8; ++rank) seeds.insert(static_cast<std::uint32_t>(rng::rank_seed(master, rank)));
+  CHECK(seeds.size() == 800);
+}
