@@ -43,12 +43,11 @@ int run(int argc, char** argv) {
   if (!parsed.options) return parsed.exit_code;
   const train::Options& options = *parsed.options;
   train::catch_interrupts();
-  const auto data =
-      tandem::data::mnist(options.data_dir, {.normalize = options.normalize, .limit = options.limit_train_samples});
+  const train::Inputs inputs = train::read_inputs(options);
   announce(options, tandem::examine(options.launch));
   train::Outcome outcome;
   tandem::launch(options.launch, [&](tandem::Accelerator& accelerator) {
-    const train::Outcome mine = train::train_on_rank(accelerator, options, data);
+    const train::Outcome mine = train::train_on_rank(accelerator, options, inputs);
     if (accelerator.is_main()) outcome = mine;
   });
   report(options, outcome);

@@ -1,6 +1,7 @@
 #include "training.h"
 
 #include <algorithm>
+#include <future>
 #include <limits>
 
 #include <torch/nn/functional/loss.h>
@@ -33,21 +34,23 @@ at::Tensor scores_of(const Model& model, const Options& options, const at::Tenso
   return model(options.model == ModelKind::mlp ? images.flatten(1) : images);
 }
 
-void load_weights(torch::nn::Sequential& model, const std::string& path) {
-  const auto tensors = tandem::io::load_safetensors(path);
+// Copies `weights` into the model. Throws ConfigError when they do not fit it.
+void set_weights(torch::nn::Sequential& model, const tandem::io::NamedTensors& weights, const std::string& path) {
+  const auto require = [&](bool holds, const std::string& otherwise) {
+    if (!holds) throw tandem::ConfigError("--init-weights " + path + ": " + otherwise);
+  };
   auto parameters = model->named_parameters();
   const torch::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : tensors) {
+  for (const auto& [name, tensor] : weights) {
     at::Tensor* parameter = parameters.find(name);
-    if (!parameter) throw tandem::CheckpointError(path + ": the model has no parameter '" + name + "'");
-    if (parameter->sizes() != tensor.sizes())
-      throw tandem::CheckpointError(path + ": '" + name + "' has sizes " + c10::str(tensor.sizes()) +
-                                    ", the model needs " + c10::str(parameter->sizes()));
+    require(parameter != nullptr, "the model has no parameter '" + name + "'");
+    require(parameter->sizes() == tensor.sizes(), "'" + name + "' has sizes " + c10::str(tensor.sizes()) +
+                                                      ", the model needs " + c10::str(parameter->sizes()));
     parameter->copy_(tensor);
   }
   for (const auto& parameter : parameters)
-    if (std::none_of(tensors.begin(), tensors.end(), [&](const auto& t) { return t.first == parameter.key(); }))
-      throw tandem::CheckpointError(path + ": lacks the parameter '" + parameter.key() + "'");
+    require(std::any_of(weights.begin(), weights.end(), [&](const auto& w) { return w.first == parameter.key(); }),
+            "the parameter '" + parameter.key() + "' is missing");
 }
 
 void save_weights(const Model& model, const std::string& path) {
@@ -58,15 +61,17 @@ void save_weights(const Model& model, const std::string& path) {
 
 class Trainer {
  public:
-  Trainer(tandem::Accelerator& accelerator, const Options& options, const tandem::data::MnistDataset& data)
+  Trainer(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs)
       : accelerator_(accelerator),
         options_(options),
-        module_(initial_model(options)),
+        inputs_(inputs),
+        module_(initial_model(options, inputs)),
         inner_(make_optimizer(options, module_)),
         model_(accelerator.prepare(module_)),
         optimizer_(accelerator.prepare(*inner_)),
         loader_(accelerator.prepare(tandem::data::DataLoader(
-            data, {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
+            inputs.train_set,
+            {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         total_steps_(count_steps()),
         log_(accelerator.is_main() ? options.log_json : ""),
         progress_(accelerator.is_main() && options.progress, total_steps_) {}
@@ -82,9 +87,9 @@ class Trainer {
   }
 
  private:
-  static torch::nn::Sequential initial_model(const Options& options) {
+  static torch::nn::Sequential initial_model(const Options& options, const Inputs& inputs) {
     auto model = make_model(options);
-    if (!options.init_weights.empty()) load_weights(model, options.init_weights);
+    if (!options.init_weights.empty()) set_weights(model, inputs.initial_weights, options.init_weights);
     return model;
   }
 
@@ -110,15 +115,22 @@ class Trainer {
       }
       if (done()) return;
     }
+    for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
+      auto step = accelerator_.accumulate_and_close(model_);
+      train_step(at::empty({0, 1, 28, 28}), at::empty({0}, at::kLong));
+    }
     epoch_ += 1;
   }
 
+  // An empty batch only answers the other ranks' reductions.
   void train_step(const at::Tensor& images, const at::Tensor& labels) {
-    const at::Tensor loss = F::cross_entropy(scores_of(model_, options_, images), labels);
+    const std::int64_t samples = images.size(0);
+    const at::Tensor scores = scores_of(model_, options_, images);
+    const at::Tensor loss = samples > 0 ? F::cross_entropy(scores, labels) : scores.sum();
     accelerator_.backward(loss);
     window_loss_ = window_loss_.defined() ? window_loss_ + loss.detach() : loss.detach();
-    window_batches_ += 1;
-    window_samples_ += images.size(0);
+    window_batches_ += samples > 0 ? 1 : 0;
+    window_samples_ += samples;
     std::optional<double> norm;
     if (options_.clip_grad_norm || !options_.log_json.empty())
       norm = accelerator_.clip_grad_norm_(model_,
@@ -134,7 +146,10 @@ class Trainer {
     if (outcome_.steps == 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
     const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
     if (!options_.log_json.empty()) log_update(norm.value_or(0), rate);
-    if (progress_.due()) progress_.show(epoch_, outcome_.steps, window_loss_.item<double>() / window_batches_, rate);
+    if (progress_.due())
+      progress_.show(epoch_, outcome_.steps,
+                     window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),
+                     rate);
     window_loss_.reset();
     window_batches_ = 0;
     window_samples_ = 0;
@@ -144,11 +159,12 @@ class Trainer {
   }
 
   void log_update(double norm, double rate) {
-    const at::Tensor loss = accelerator_.reduce(window_loss_, tandem::comm::ReduceOp::mean);
+    const std::vector<double> mine{window_loss_.item<double>(), static_cast<double>(window_batches_)};
+    const at::Tensor all = accelerator_.reduce(at::tensor(mine, at::kDouble));  // losses and batches of all ranks
     if (!accelerator_.is_main()) return;
     log_.write({.step = outcome_.steps,
                 .epoch = epoch_,
-                .loss = loss.item<double>() / window_batches_,
+                .loss = all[0].item<double>() / all[1].item<double>(),
                 .grad_norm = norm,
                 .lr = inner_->param_groups().front().options().get_lr(),
                 .samples_per_second = rate});
@@ -169,14 +185,9 @@ class Trainer {
   double test_accuracy() {
     const torch::NoGradGuard no_grad;
     model_->eval();
-    std::optional<tandem::data::MnistDataset> read;
-    if (accelerator_.is_main())
-      read = tandem::data::mnist(options_.data_dir,
-                                 {.split = tandem::data::MnistSplit::test, .normalize = options_.normalize});
-    const auto data = accelerator_.broadcast_object(read);  // shares the data, read once
     const bool split = options_.launch.data_loader.split_batches;
-    auto loader = accelerator_.prepare(
-        tandem::data::DataLoader(*data, {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
+    auto loader = accelerator_.prepare(tandem::data::DataLoader(
+        inputs_.test_set, {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
     std::int64_t correct = 0, seen = 0;
     for (auto& [images, labels] : loader) {
       const at::Tensor hits = scores_of(model_, options_, images).argmax(1).eq(labels);
@@ -189,6 +200,7 @@ class Trainer {
 
   tandem::Accelerator& accelerator_;
   const Options& options_;
+  const Inputs& inputs_;
   torch::nn::Sequential module_;
   std::unique_ptr<torch::optim::Optimizer> inner_;
   Model model_;
@@ -206,9 +218,30 @@ class Trainer {
 
 }  // namespace
 
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options,
-                      const tandem::data::MnistDataset& data) {
-  return Trainer(accelerator, options, data).run();
+Inputs read_inputs(const Options& options) {
+  const auto read = [&](tandem::data::MnistSplit split, std::optional<std::int64_t> limit) {
+    try {
+      return tandem::data::mnist(options.data_dir, {.split = split, .normalize = options.normalize, .limit = limit});
+    } catch (const tandem::DataError& error) {
+      throw tandem::ConfigError(std::string("--data-dir: ") + error.what());
+    }
+  };
+  // Beside the larger set, so that damage is found before training and costs no time.
+  auto test_set = std::async(std::launch::async, read, tandem::data::MnistSplit::test, std::nullopt);
+  tandem::io::NamedTensors weights;
+  if (!options.init_weights.empty()) {
+    try {
+      weights = tandem::io::load_safetensors(options.init_weights);
+    } catch (const tandem::CheckpointError& error) {
+      throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
+    }
+  }
+  auto train_set = read(tandem::data::MnistSplit::train, options.limit_train_samples);
+  return {std::move(train_set), test_set.get(), std::move(weights)};
+}
+
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {
+  return Trainer(accelerator, options, inputs).run();
 }
 
 }  // namespace train

@@ -16,8 +16,16 @@ struct Outcome {
   FinalMetrics metrics;    ///< filled in on rank 0
 };
 
-/// Trains on this rank, and writes the log and the weights on rank 0. Collective. `data` holds the training set, loaded
-/// once for all ranks.
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const tandem::data::MnistDataset& data);
+/// What was read before the ranks start, once for all of them.
+struct Inputs {
+  tandem::data::MnistDataset train_set, test_set;
+  tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
+};
+
+/// Reads what `options` name. Throws tandem::ConfigError that names the flag.
+Inputs read_inputs(const Options& options);
+
+/// Trains on this rank, and writes the log and the weights on rank 0. Collective.
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs);
 
 }  // namespace train

@@ -42,7 +42,8 @@ std::vector<std::int64_t> EpochCursor::indices(int rank) const {
 }
 
 void EpochCursor::advance() {
-  if (plan_.is_last_step(step_)) status_->samples_to_keep = std::max<std::int64_t>(plan_.remainder(), 0);
+  status_->last_step_of_all = plan_.is_last_step(step_);
+  if (status_->last_step_of_all) status_->samples_to_keep = std::max<std::int64_t>(plan_.remainder(), 0);
   step_ += 1;
   if (!has_step()) {
     status_->end_of_dataloader = true;

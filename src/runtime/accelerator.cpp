@@ -45,9 +45,9 @@ data::LoaderContext Accelerator::loader_context() {
           .non_blocking = config.data_loader.non_blocking};
 }
 
-void Accelerator::begin_micro_batch() {
+void Accelerator::begin_micro_batch(bool close) {
   GradientState& state = context_.gradients;
-  state.begin_micro_batch();
+  state.begin_micro_batch(close);
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
   if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
     for (const auto& [module, reducer] : reducers_)

@@ -143,6 +143,11 @@ class PreparedDataLoader {
 
   /// Steps of an epoch for this rank, as Accelerate counts them.
   std::int64_t len() const { return loader_->cursor().len(); }
+  /// Steps that other ranks have after this rank's last; 1 at most, and only without even_batches.
+  std::int64_t steps_without_batch() const {
+    const EpochCursor& cursor = loader_->cursor();
+    return cursor.plan().steps(0) - cursor.plan().steps(cursor.rank());
+  }
   /// Real samples in the last step of all ranks; see EpochPlan::remainder.
   std::int64_t remainder() const { return loader_->cursor().plan().remainder(); }
   /// True from just before the last step of an epoch is handed out until the next epoch begins.

@@ -7,6 +7,7 @@ namespace tandem::data {
 
 /// Where a loader stands in its epoch, for accumulation and metrics.
 struct LoaderStatus {
+  bool last_step_of_all = false;     ///< no rank has a step after this one
   bool end_of_dataloader = false;    ///< true from just before this rank's last step is handed out
   std::int64_t remainder = -1;       ///< EpochPlan::remainder of the epoch
   std::int64_t samples_to_keep = 0;  ///< rows of this step that gather_for_metrics keeps; 0: all

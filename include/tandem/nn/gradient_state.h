@@ -28,9 +28,11 @@ struct GradientState {
   /// EpochPlan::remainder of the innermost loader, -1 outside of any.
   std::int64_t remainder() const { return loaders.current() ? loaders.current()->remainder : -1; }
 
-  /// Begins a micro-batch: decides whether it closes the window (as Accelerate's `_do_sync`).
-  void begin_micro_batch() {
-    if (sync_with_dataloader && end_of_dataloader()) {
+  /// Begins a micro-batch: decides whether it closes the window (as Accelerate's `_do_sync`). Ranks with fewer steps
+  /// than others decide like these, so that all windows close together.
+  void begin_micro_batch(bool close) {
+    const bool last_step = loaders.current() && loaders.current()->last_step_of_all;
+    if (close || (sync_with_dataloader && last_step)) {
       step = 0;
       sync_gradients = true;
     } else {

@@ -84,8 +84,8 @@ class Accelerator {
   /// While alive, one micro-batch of the accumulation window.
   class [[nodiscard]] AccumulationStep {
    public:
-    explicit AccumulationStep(Accelerator& accelerator) : state_(accelerator.context_.gradients) {
-      accelerator.begin_micro_batch();
+    AccumulationStep(Accelerator& accelerator, bool close) : state_(accelerator.context_.gradients) {
+      accelerator.begin_micro_batch(close);
     }
     ~AccumulationStep() { state_.end_micro_batch(); }
     AccumulationStep(const AccumulationStep&) = delete;
@@ -99,7 +99,13 @@ class Accelerator {
   /// Within it backward, clipping, optimizer and scheduler act accordingly.
   template <class... Models>
   AccumulationStep accumulate(const Models&...) {
-    return AccumulationStep(*this);
+    return AccumulationStep(*this, false);
+  }
+
+  /// The same for a micro-batch that closes the window whatever its length.
+  template <class... Models>
+  AccumulationStep accumulate_and_close(const Models&...) {
+    return AccumulationStep(*this, true);
   }
 
   /// While alive, backward passes are not reduced, whatever the window.
@@ -315,7 +321,7 @@ class Accelerator {
       std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
-  void begin_micro_batch();
+  void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
   void reduce_gradients();
   at::Tensor gather_tensor(const at::Tensor& tensor);

@@ -1,0 +1,223 @@
+// build/apps/train as its user sees it: exit codes, messages, files.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <fstream>
+#include <thread>
+
+#include <torch/torch.h>
+#include <nlohmann/json.hpp>
+
+#include "support/catch.h"
+#include "support/temp_dir.h"
+#include "tandem/data/mnist.h"
+#include "tandem/io/safetensors.h"
+
+using namespace tandem;
+using tandem::test::TempDir;
+
+namespace {
+
+struct Result {
+  int exit_code;
+  std::string output;  // standard output and error
+};
+
+Result train(const std::string& arguments) {
+  const std::string command = std::string(TANDEM_TRAIN) + " " + arguments + " 2>&1";
+  FILE* pipe = popen(command.c_str(), "r");
+  std::string output;
+  std::array<char, 4096> part;
+  for (std::size_t got; (got = fread(part.data(), 1, part.size(), pipe)) > 0;) output.append(part.data(), got);
+  const int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
+}
+
+std::vector<nlohmann::json> read_log(const std::string& path) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+const std::string kShort = "--cpu 2 --hidden 16 --limit-train-samples 400 --epochs 1 --batch-size 20 ";
+
+}  // namespace
+
+TEST_CASE("a short training writes its log and weights and says how it went") {
+  TempDir dir;
+  const auto result = train(kShort + "--log-json " + (dir / "log") + " --save-weights " + (dir / "w"));
+  CHECK(result.exit_code == 0);
+  CHECK_THAT(result.output, ContainsSubstring("training mlp on 2 CPU ranks") && ContainsSubstring("test accuracy"));
+  const auto log = read_log(dir / "log");
+  REQUIRE(log.size() == 11);
+  for (std::size_t i = 0; i < 10; ++i) {
+    CHECK(log[i]["step"] == i + 1);
+    CHECK(log[i]["epoch"] == 0);
+    for (const char* key : {"loss", "grad_norm", "lr", "samples_per_second"}) CHECK(log[i][key].get<double>() > 0);
+  }
+  for (const char* key : {"accuracy", "train_seconds", "samples_per_second", "startup_seconds", "peak_rss_mb"})
+    CHECK(log[10]["final"][key].get<double>() > 0);
+  const auto weights = io::load_safetensors(dir / "w");
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : weights) names.push_back(name);
+  CHECK(names == std::vector<std::string>{"0.weight", "0.bias", "2.weight", "2.bias"});
+}
+
+TEST_CASE("the loss curve is a plain loop's, on 1, 2 and 4 ranks with the same global batch") {
+  TempDir dir;
+  const int samples = 64 * 20;
+  torch::manual_seed(3);
+  torch::nn::Sequential net(torch::nn::Linear(784, 32), torch::nn::ReLU(), torch::nn::Linear(32, 10));
+  io::NamedTensors initial;
+  for (const auto& parameter : net->named_parameters()) initial.emplace_back(parameter.key(), parameter.value());
+  io::save_safetensors(dir / "init", initial);
+  torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.01));
+  auto data = data::mnist(std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/data/mnist");
+  std::vector<double> expected;
+  for (int epoch = 0; epoch < 3; ++epoch)
+    for (int at = 0; at < samples; at += 64) {
+      std::vector<std::size_t> indices;
+      for (int i = at; i < at + 64; ++i) indices.push_back(static_cast<std::size_t>(i));
+      const auto batch = data.get_batch(indices);
+      auto loss = torch::nn::functional::cross_entropy(net->forward(batch.data.flatten(1)), batch.target);
+      expected.push_back(loss.item<double>());
+      adamw.zero_grad();
+      loss.backward();
+      adamw.step();
+    }
+  for (const std::string ranks : {"1", "2", "4"}) {
+    const auto result =
+        train("--cpu " + ranks + " --hidden 32 --no-shuffle --global-batch-size 64 --epochs 3 --limit-train-samples " +
+              std::to_string(samples) + " --init-weights " + (dir / "init") + " --log-json " + (dir / "log"));
+    REQUIRE(result.exit_code == 0);
+    const auto log = read_log(dir / "log");
+    REQUIRE(log.size() == expected.size() + 1);
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      CHECK(std::abs(log[i]["loss"].get<double>() - expected[i]) <= 1e-5 * expected[i]);
+  }
+}
+
+TEST_CASE("the same command gives the same weights to the bit") {
+  TempDir dir;
+  for (const std::string name : {"a", "b"})
+    REQUIRE(train(kShort + "--quiet --save-weights " + (dir / name)).exit_code == 0);
+  const auto a = io::load_safetensors(dir / "a"), b = io::load_safetensors(dir / "b");
+  for (std::size_t i = 0; i < a.size(); ++i) CHECK(at::equal(a[i].second, b[i].second));
+}
+
+TEST_CASE("every way to batch works, on 1 to 4 ranks, on a training set that does not divide") {
+  const int ranks = GENERATE(1, 2, 3, 4);
+  for (const std::string flags :
+       {"", "--drop-last", "--no-even-batches", "--split-batches --batch-size 12", "--dispatch-batches",
+        "--dispatch-batches --split-batches --batch-size 12", "--gradient-accumulation-steps 4",
+        "--no-even-batches --gradient-accumulation-steps 3", "--clip-grad-norm 0.5 --optimizer sgd --momentum 0.9"}) {
+    CAPTURE(ranks, flags);
+    const std::string batch = flags.find("--batch-size") == std::string::npos ? "--batch-size 8 " : "";
+    const auto result =
+        train("--cpu " + std::to_string(ranks) + " --hidden 8 --limit-train-samples 101 --epochs 2 " + batch + flags);
+    CHECK(result.exit_code == 0);
+    CHECK_THAT(result.output, ContainsSubstring("test accuracy"));
+  }
+}
+
+TEST_CASE("max-steps counts updates over all epochs") {
+  TempDir dir;
+  REQUIRE(train(kShort + "--epochs 5 --max-steps 7 --gradient-accumulation-steps 3 --log-json " + (dir / "log"))
+              .exit_code == 0);
+  const auto log = read_log(dir / "log");
+  REQUIRE(log.size() == 8);
+  CHECK(log[6]["epoch"] == 1);  // 4 updates an epoch
+}
+
+TEST_CASE("quiet prints nothing") { CHECK(train(kShort + "--quiet").output.empty()); }
+
+TEST_CASE("wrong arguments get one sentence that names flag and value, and exit code 2") {
+  struct Case {
+    std::string arguments;
+    std::vector<std::string> words;
+  };
+  TempDir dir;
+  const std::vector<Case> cases{
+      {"--gpus 8", {"--gpus 8", "no GPU is usable"}},
+      {"--devices 0,1", {"--devices", "no GPU is usable"}},
+      {"--cpu 0", {"--cpu", "0"}},
+      {"--cpu two", {"--cpu", "two"}},
+      {"--cpu 2 --gpus 1", {"--cpu", "--gpus"}},
+      {"--cpu 2 --model rnn", {"--model", "rnn", "mlp"}},
+      {"--cpu 2 --optimizer lion", {"--optimizer", "lion", "adamw"}},
+      {"--cpu 2 --normalize x", {"--normalize", "x", "mnist"}},
+      {"--cpu 2 --hidden 0", {"--hidden", "0"}},
+      {"--cpu 2 --hidden 5,x", {"--hidden", "x"}},
+      {"--cpu 2 --epochs 0", {"--epochs", "0"}},
+      {"--cpu 2 --epochs 1.5", {"--epochs", "1.5"}},
+      {"--cpu 2 --epochs 99999999999999999999", {"--epochs", "99999999999999999999"}},
+      {"--cpu 2 --max-steps -3", {"--max-steps", "-3"}},
+      {"--cpu 2 --batch-size 0", {"--batch-size", "0"}},
+      {"--cpu 2 --batch-size 8 --global-batch-size 16", {"--batch-size", "--global-batch-size"}},
+      {"--cpu 3 --global-batch-size 64", {"--global-batch-size 64", "3 ranks"}},
+      {"--cpu 3 --split-batches --batch-size 64", {"--batch-size 64", "3 ranks"}},
+      {"--cpu 2 --lr nan", {"--lr", "nan"}},
+      {"--cpu 2 --lr -1", {"--lr", "-1"}},
+      {"--cpu 2 --momentum 2 --optimizer sgd", {"--momentum", "2"}},
+      {"--cpu 2 --momentum 0.5", {"--momentum", "sgd"}},
+      {"--cpu 2 --weight-decay -1", {"--weight-decay", "-1"}},
+      {"--cpu 2 --clip-grad-norm 0", {"--clip-grad-norm", "0"}},
+      {"--cpu 2 --gradient-accumulation-steps 0", {"--gradient-accumulation-steps", "0"}},
+      {"--cpu 2 --threads-per-rank 0", {"--threads-per-rank", "0"}},
+      {"--cpu 2 --seed x", {"--seed", "x"}},
+      {"--cpu 2 --seed -1", {"--seed", "-1"}},
+      {"--cpu 2 --limit-train-samples 0", {"--limit-train-samples", "0"}},
+      {"--cpu 2 --limit-train-samples 10 --batch-size 8 --drop-last", {"--drop-last", "10"}},
+      {"--cpu 2 --data-dir /nowhere", {"--data-dir", "/nowhere"}},
+      {"--cpu 2 --save-weights /nowhere/w", {"--save-weights", "/nowhere"}},
+      {"--cpu 2 --log-json " + dir.path(), {"--log-json", dir.path()}},
+      {"--cpu 2 --init-weights /nowhere", {"--init-weights", "/nowhere"}},
+      {"--cpu 2 --nonsense", {"--nonsense"}},
+      {"--cpu 2 surplus", {"surplus"}}};
+  for (const auto& c : cases) {
+    const auto result = train(c.arguments);
+    CAPTURE(c.arguments, result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
+    for (const auto& word : c.words) CHECK_THAT(result.output, ContainsSubstring(word));
+  }
+}
+
+TEST_CASE("weights that do not fit the model are an error that names the parameter") {
+  TempDir dir;
+  io::save_safetensors(dir / "w", {{"0.weight", at::zeros({3, 3})}});
+  const auto result = train(kShort + "--init-weights " + (dir / "w"));
+  CHECK(result.exit_code == 2);
+  CHECK_THAT(result.output, ContainsSubstring("0.weight") && ContainsSubstring("[3, 3]"));
+}
+
+TEST_CASE("an interrupt stops at the next step, writes the weights and exits with 130") {
+  TempDir dir;
+  const pid_t child = fork();
+  if (child == 0) {
+    const int log = open((dir / "out").c_str(), O_CREAT | O_WRONLY, 0600);
+    dup2(log, STDOUT_FILENO);
+    dup2(log, STDERR_FILENO);
+    execl(TANDEM_TRAIN, "train", "--cpu", "2", "--hidden", "16", "--epochs", "100000", "--log-json",
+          (dir / "log").c_str(), "--save-weights", (dir / "w").c_str(), nullptr);
+    _exit(99);
+  }
+  // Until it trains.
+  for (int i = 0; i < 3000 && read_log(dir / "log").size() < 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  kill(child, SIGINT);
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 130);
+  std::ifstream out(dir / "out");
+  const std::string text((std::istreambuf_iterator<char>(out)), {});
+  CHECK_THAT(text, ContainsSubstring("interrupted after step"));
+  CHECK(io::load_safetensors(dir / "w").size() == 4);
+  CHECK(read_log(dir / "log").back()["final"]["accuracy"].is_null());
+}
