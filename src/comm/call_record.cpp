@@ -61,6 +61,7 @@ const char* to_string(Operation operation) {
     case Operation::check_trigger: return "check_trigger";
     case Operation::prepare: return "prepare";
     case Operation::main_first: return "main_first";
+    case Operation::join_uneven_inputs: return "join_uneven_inputs";
   }
   return "unknown operation";
 }

@@ -2,6 +2,8 @@
 
 #include <sstream>
 
+#include "backend/intra_op_threads.h"
+
 namespace tandem::data {
 namespace {
 
@@ -12,14 +14,63 @@ std::string to_string(const EpochPlanOptions& plan) {
   return text.str();
 }
 
+void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw ConfigError("data loader: " + otherwise);
+}
+
+std::shared_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
+                                      std::uint64_t seed) {
+  if (options.sampler) return options.sampler;
+  if (!options.shuffle) return std::make_shared<SequentialSampler>();
+  if (configuration.use_seedable_sampler) return std::make_shared<SeedableRandomSampler>(seed);
+  if (options.generator) return std::make_shared<RandomSampler>(*options.generator);
+  return std::make_shared<RandomSampler>(seed);
+}
+
 }  // namespace
 
-std::unique_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
-                                      std::uint64_t master_seed) {
-  if (!options.shuffle) return std::make_unique<SequentialSampler>();
-  const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
-  if (configuration.use_seedable_sampler) return std::make_unique<SeedableRandomSampler>(seed);
-  return std::make_unique<RandomSampler>(seed);
+void check_options(const DataLoaderOptions& options, bool iterable) {
+  require(!(options.shuffle && options.sampler), "shuffle and sampler exclude each other; give one of them");
+  const bool batch_options = options.batch_size != 1 || options.shuffle || options.sampler || options.drop_last;
+  require(!options.batch_sampler || !batch_options,
+          "batch_sampler excludes batch_size, shuffle, sampler and drop_last; it decides all of that");
+  require(!iterable || (!options.sampler && !options.batch_sampler),
+          "an iterable dataset gives its own order; leave sampler and batch_sampler out");
+  require(options.workers >= 0 && options.workers <= 1024,
+          "workers " + std::to_string(options.workers) + " is out of range; use 0 to 1024");
+  require(options.prefetch >= 1, "prefetch " + std::to_string(options.prefetch) + " is too small; use 1 or more");
+  require(!options.timeout || options.timeout->count() > 0, "timeout must be positive");
+  if (iterable && options.shuffle)
+    throw DataError("an iterable dataset cannot be shuffled; shuffle what it reads, or use a map-style dataset");
+}
+
+EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
+                              std::int64_t length, bool iterable, int ranks) {
+  return {.length = length,
+          .batch_size = options.batch_size,
+          .ranks = ranks,
+          .drop_last = options.drop_last,
+          .even_batches = configuration.even_batches,
+          .split_batches = configuration.split_batches,
+          .dispatch = configuration.dispatch_batches.value_or(iterable)};
+}
+
+std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
+                                          const DataLoaderConfiguration& configuration, std::uint64_t seed,
+                                          const EpochPlanOptions& plan) {
+  if (options.shuffle && plan.length == 0)
+    throw DataError("an empty dataset cannot be shuffled; give it samples or set shuffle = false");
+  const int readers = plan.dispatch ? 1 : plan.ranks;
+  if (options.batch_sampler) return std::make_shared<StepPlanner>(plan, options.batch_sampler, readers);
+  return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers);
+}
+
+std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token) {
+  if (options.workers == 0) return nullptr;
+  return std::make_shared<WorkerPool>(options.workers, "loader", token, [init = options.worker_init](int index) {
+    set_intra_op_threads(1);  // the workers are the parallelism
+    if (init) init(index);
+  });
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
@@ -29,6 +80,16 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
   if (main.length == plan.length && main.batch_size == plan.batch_size && main.drop_last == plan.drop_last) return;
   throw DataError("a data loader differs between ranks: rank " + std::to_string(context.rank) + " has " +
                   to_string(plan) + ", rank 0 has " + to_string(main));
+}
+
+void check_loader_state(const LoaderState& state, std::int64_t global_batch_size) {
+  if (state.epoch < 0 || state.step < 0)
+    throw ConfigError("a loader's state has epoch " + std::to_string(state.epoch) + " and step " +
+                      std::to_string(state.step) + "; they are 0 or more");
+  if (state.global_batch_size != global_batch_size)
+    throw ConfigError("a loader's state comes from a global batch of " + std::to_string(state.global_batch_size) +
+                      " samples, this loader has " + std::to_string(global_batch_size) +
+                      "; keep the global batch when the number of ranks changes");
 }
 
 }  // namespace tandem::data

@@ -44,11 +44,8 @@ GradientReducer::GradientReducer(NamedTensors parameters, NamedTensors buffers, 
       communicator_(communicator),
       reached_(std::make_shared<Reached>(parameters_.size(), group.token())) {
   check_same_on_all_ranks(group);
-  std::vector<at::Tensor> everything;
-  for (const auto& [name, tensor] : parameters_) everything.push_back(tensor);
-  for (const auto& [name, tensor] : buffers_) everything.push_back(tensor);
-  communicator_.broadcast(everything, 0);
-  buffer_list_.assign(everything.begin() + static_cast<std::ptrdiff_t>(parameters_.size()), everything.end());
+  for (const auto& [name, tensor] : buffers_) buffer_list_.push_back(tensor);
+  broadcast(0);
 
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const at::Tensor& parameter = parameters_[i].second;
@@ -91,13 +88,23 @@ std::vector<at::Tensor> GradientReducer::gradients_reached_anywhere() {
   return gradients;
 }
 
-void GradientReducer::reduce(comm::ReduceOp op, double scale) {
+void GradientReducer::reduce(comm::ReduceOp op, double scale, int main) {
   const at::NoGradGuard no_grad;
   const auto gradients = gradients_reached_anywhere();
   communicator_.all_reduce(gradients, op);
   if (scale != 1.0)
     for (const at::Tensor& gradient : gradients) gradient.detach().mul_(scale);
-  if (!buffer_list_.empty() && communicator_.world_size() > 1) communicator_.broadcast(buffer_list_, 0);
+  if (!buffer_list_.empty() && communicator_.world_size() > 1) communicator_.broadcast(buffer_list_, main);
+}
+
+void GradientReducer::clear_gradients() {
+  for (auto& [name, parameter] : parameters_) parameter.mutable_grad().reset();
+}
+
+void GradientReducer::broadcast(int root) {
+  std::vector<at::Tensor> everything(buffer_list_);
+  for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
+  communicator_.broadcast(everything, root);
 }
 
 void GradientReducer::scale_unreduced(double factor) {

@@ -25,6 +25,17 @@ std::uint32_t mix(std::uint32_t x) {
   return x ^ (x >> 16);
 }
 
+// Finalizer of SplitMix64 (G. Steele, D. Lea, C. Flood, 2014): all bits of the key reach the low 32, which count.
+std::uint64_t mix64(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+std::uint64_t combine(std::uint64_t stream, std::int64_t next) {
+  return mix64(stream + 0x9e3779b97f4a7c15ull * (static_cast<std::uint64_t>(next) + 1));
+}
+
 }  // namespace
 
 std::uint64_t rank_seed(std::uint64_t master_seed, int rank) {
@@ -53,6 +64,13 @@ DefaultGeneratorGuard::~DefaultGeneratorGuard() {
   thread_generators = previous_;
   c10::impl::tls_set_dispatch_key_included(kDefaultGeneratorKey, previous_ != nullptr);
 }
+
+KeyedGenerator::KeyedGenerator(std::uint64_t seed, std::int64_t epoch, std::int64_t index)
+    : stream_(combine(mix64(seed), epoch)),
+      generators_{.cpu = at::make_generator<at::CPUGeneratorImpl>(combine(stream_, index))},
+      guard_(generators_) {}
+
+void KeyedGenerator::restart(std::int64_t index) { seed_generator(generators_.cpu, combine(stream_, index)); }
 
 RankGenerators* current_generators() noexcept { return thread_generators; }
 

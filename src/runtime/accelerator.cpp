@@ -6,6 +6,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/serialize/archive.h>
 
 #include "tandem/core/error.h"
 
@@ -17,6 +18,21 @@ std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) 
   for (const at::Tensor& parameter : parameters)
     if (parameter.grad().defined()) gradients.push_back(parameter.grad());
   return gradients;
+}
+
+std::string save_state(const torch::optim::Optimizer& optimizer) {
+  torch::serialize::OutputArchive archive;
+  optimizer.save(archive);
+  std::ostringstream stream;
+  archive.save_to(stream);
+  return stream.str();
+}
+
+void load_state(torch::optim::Optimizer& optimizer, const std::string& state) {
+  std::istringstream stream(state);
+  torch::serialize::InputArchive archive;
+  archive.load_from(stream);
+  optimizer.load(archive);
 }
 
 }  // namespace
@@ -42,7 +58,8 @@ data::LoaderContext Accelerator::loader_context() {
           .group = context_.group,
           .active = &context_.gradients.loaders,
           .device = config.device_placement ? std::optional(device()) : std::nullopt,
-          .non_blocking = config.data_loader.non_blocking};
+          .non_blocking = config.data_loader.non_blocking,
+          .on_epoch = rng_synchronisation()};
 }
 
 void Accelerator::begin_micro_batch(bool close) {
@@ -60,8 +77,12 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
   const at::Tensor scaled = state.divisor() > 1 ? loss / state.divisor() : loss;
   scaled.backward({}, options.retain_graph, options.create_graph);
-  if (!state.sync_gradients) return;
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0);
+  if (state.sync_gradients) reduce_gradients();
+}
+
+void Accelerator::reduce_gradients() {
+  const int main = reductions_in_join_ ? meet_in_join(JoinState::reduces_mean) : 0;
+  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
 }
 
 void Accelerator::backward(const at::Tensor& loss_sum, double items) {
@@ -77,13 +98,95 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items) {
   loss_sum.backward();
   state.items = state.items.value_or(0) + items;
   if (!state.sync_gradients) return;
-  const double all_items = reduce(at::scalar_tensor(*state.items, at::kDouble)).item<double>();
-  if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::sum, 1.0 / all_items);
+  reduce_over_items(*state.items, reductions_in_join_ ? meet_in_join(JoinState::reduces_items) : 0);
   if (state.inside_window)
     state.items_reduced = true;
   else
     state.begin_window();
+}
+
+void Accelerator::reduce_over_items(double items, int main) {
+  const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
+  if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
+  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::sum, 1.0 / all_items, main);
+}
+
+void Accelerator::begin_join() {
+  if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
+  reductions_in_join_ = 0;
+}
+
+// Returns the first rank that has not ended; -1 when all have.
+int Accelerator::meet_in_join(JoinState mine) {
+  const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
+  const auto states = context_.group->meet(rank(), record, static_cast<std::uintptr_t>(mine));
+  int first = -1;
+  for (int peer = world_size() - 1; peer >= 0; --peer) {
+    const auto state = static_cast<JoinState>(reinterpret_cast<std::uintptr_t>(states[static_cast<std::size_t>(peer)]));
+    if (state == JoinState::has_ended) continue;
+    first = peer;
+    if (mine == JoinState::has_ended)
+      answered_ = state;
+    else if (state != mine)
+      throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
+  }
+  if (mine != JoinState::has_ended) *reductions_in_join_ += 1;
+  return first;
+}
+
+void Accelerator::answer_until_all_have_ended() {
+  for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
+    // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
+    if (answered_ == JoinState::reduces_items)
+      reduce_over_items(context_.gradients.items.value_or(0), main);
+    else
+      for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
+    context_.gradients.begin_window();
+    for (const auto& [module, reducer] : reducers_) reducer->clear_gradients();
+  }
+}
+
+void Accelerator::take_over_from_last() {
+  const auto reductions = gather_objects(*reductions_in_join_);
+  reductions_in_join_.reset();
+  const auto last = static_cast<int>(std::max_element(reductions.begin(), reductions.end()) - reductions.begin());
+  for (const auto& [module, reducer] : reducers_) reducer->broadcast(last);
+  for (const auto& observer : schedulers_)
+    if (auto scheduler = observer.lock()) scheduler->catch_up(broadcast_object(scheduler->updates(), last));
+  // After the schedulers, so that the learning rates are those of the state.
+  for (const auto& observer : optimizers_) {
+    auto optimizer = observer.lock();
+    if (!optimizer) continue;
+    const std::string state = broadcast_object(rank() == last ? save_state(optimizer->inner()) : std::string(), last);
+    if (rank() != last) load_state(optimizer->inner(), state);
+    optimizer->set_updates(broadcast_object(optimizer->updates(), last));
+  }
+}
+
+void Accelerator::synchronize_rng_states(const std::vector<data::RngType>& types) {
+  for (const data::RngType type : types) {
+    if (type == data::RngType::generator) continue;
+    at::Generator* generator = type == data::RngType::cpu ? &context_.generators.cpu : cuda_generator();
+    if (!generator) continue;
+    at::Tensor state = generator->get_state();
+    context_.communicator->broadcast(state, 0);
+    generator->set_state(state);
+  }
+}
+
+// This rank's on its GPU; null for a CPU rank.
+at::Generator* Accelerator::cuda_generator() {
+  const auto index = static_cast<std::size_t>(std::max<int>(device().index(), 0));
+  auto& generators = context_.generators.cuda;
+  return device().is_cuda() && index < generators.size() ? &generators[index] : nullptr;
+}
+
+std::function<void()> Accelerator::rng_synchronisation() {
+  const auto& types = context_.state->config.data_loader.rng_types;
+  const bool nothing_to_do =
+      std::all_of(types.begin(), types.end(), [](data::RngType type) { return type == data::RngType::generator; });
+  if (nothing_to_do) return {};
+  return [this, types] { synchronize_rng_states(types); };
 }
 
 std::optional<double> Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,

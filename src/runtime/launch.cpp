@@ -7,7 +7,7 @@
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
-#include "rank_threads.h"
+#include "backend/intra_op_threads.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
 
@@ -95,6 +95,13 @@ std::string text_of(const std::exception_ptr& error) {
   const std::string text = "rank " + std::to_string(token.rank()) + ": " + text_of(token.reason());
   try {
     std::rethrow_exception(token.reason());
+  } catch (const SampleError& error) {
+    // The text says which sample it was; the type that a caller looks for is the dataset's.
+    try {
+      error.rethrow_nested();
+    } catch (...) {
+      throw RankError(token.rank(), text);
+    }
   } catch (...) {
     throw RankError(token.rank(), text);  // nests the exception that is being handled
   }

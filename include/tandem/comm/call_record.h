@@ -30,7 +30,8 @@ enum class Operation : std::uint8_t {
   broadcast_object,
   check_trigger,
   prepare,
-  main_first
+  main_first,
+  join_uneven_inputs
 };
 
 /// Description of one collective call of one rank, compared between ranks and shown in reports.

@@ -24,6 +24,14 @@ class DataError : public Error {
   using Error::Error;
 };
 
+/// A dataset failed to give a sample: says which, and nests the exception that the dataset threw. Out of `launch` comes
+/// a RankError with this text that nests the dataset's exception.
+class SampleError : public DataError, public std::nested_exception {
+ public:
+  /// Nests the exception that is being handled: to be constructed in a catch block.
+  using DataError::DataError;
+};
+
 /// The ranks do not act alike: different calls, a rank that returned early, a wait that took too long.
 class CollectiveError : public Error {
  public:

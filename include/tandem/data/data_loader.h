@@ -1,74 +1,163 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include <torch/data/datasets/base.h>
-
 #include "tandem/data/batch.h"
-#include "tandem/data/loader_base.h"
+#include "tandem/data/dataset_access.h"
+#include "tandem/data/sampler.h"
+#include "tandem/data/step_source.h"
 
 namespace tandem::data {
 
-/// How a DataLoader makes batches of its dataset.
+/// How a DataLoader makes batches of its dataset. The names are those of Python's DataLoader.
 struct DataLoaderOptions {
-  std::int64_t batch_size = 1;             ///< samples of a rank's batch (of all ranks' with split_batches)
-  bool shuffle = false;                    ///< another order each epoch
-  std::optional<std::uint64_t> seed = {};  ///< of the shuffling; default: from the master seed, equal on all ranks
-  bool drop_last = false;                  ///< leave out the samples that do not fill a batch of every rank
+  std::int64_t batch_size = 1;  ///< samples of a rank's batch (of all ranks' with split_batches)
+  bool shuffle = false;         ///< another order each epoch
+  /// Of the shuffling, and of what datasets draw; default: data_seed or the master seed, equal on all ranks.
+  std::optional<std::uint64_t> seed = {};
+  bool drop_last = false;  ///< leave out the samples that do not fill a batch of every rank
+  /// Shuffle with a copy of this generator (rank 0's, as it is at prepare) instead of one seeded with `seed`. A loader
+  /// should have its own: with the default generator, what the training draws would change the order of the samples,
+  /// and augmentation that differs by rank would make the ranks' orders differ.
+  std::optional<at::Generator> generator = {};
+  std::shared_ptr<Sampler> sampler = {};             ///< order of the samples, instead of shuffle
+  std::shared_ptr<BatchSampler> batch_sampler = {};  ///< instead of batch_size, shuffle, sampler and drop_last
+
+  int workers = 0;       ///< threads that read ahead, for all ranks together; 0: each rank reads when it needs a batch
+  int prefetch = 2;      ///< batches that each worker may be ahead
+  bool in_order = true;  ///< off: with workers, whichever batch is ready first; the last one stays the last
+  std::optional<std::chrono::milliseconds> timeout = {};  ///< longest wait for a batch from the workers
+  std::function<void(int)> worker_init = {};              ///< called by each worker thread with its number, from 0
+  bool pin_memory = false;                                ///< copy through pinned memory, where ranks are GPUs
+  std::optional<bool> non_blocking = {};  ///< copy to the device without waiting; default: configuration
 };
 
 /// A dataset and how to batch it. `Accelerator::prepare` makes of it the loader that a rank iterates over.
 ///
 ///     tandem::data::DataLoader train(mnist("data/mnist"), {.batch_size = 64, .shuffle = true});
 ///
-/// Any map-style torch::data dataset will do. Where its get_batch returns a vector of samples they are stacked.
-template <class Dataset>
+/// Datasets: any of torch::data (map-style, stateful or stream, with their transforms), IterableDataset, and ours.
+/// Samples are collated by default_collate unless the dataset gives batches, or `with_collate` says how.
+///
+/// What a dataset draws from the default generator while it reads a sample depends on the seed, the epoch and the
+/// sample's index only (per call for datasets that read a batch at once): augmentation is the same with any number of
+/// workers and ranks. With workers, or on several ranks, a dataset is read from several threads at once: its `get`
+/// must allow that. A dataset with a member `set_epoch(std::int64_t)` is told which epoch begins. One that may wait
+/// for long in a read should give up when `Accelerator::cancelled()` turns true: threads cannot be stopped from
+/// outside.
+template <class Dataset, class Batch_ = DefaultBatch<SampleOf<Dataset>>>
 class DataLoader {
-  using Raw = typename Dataset::BatchType;
-
-  template <class T>
-  struct Collated {
-    using type = T;
-  };
-  template <class Sample>
-  struct Collated<std::vector<Sample>> {
-    using type = Sample;
-  };
-
  public:
-  using Batch = typename Collated<Raw>::type;
+  using Sample = SampleOf<Dataset>;
+  using Batch = Batch_;
+  static constexpr bool iterable = is_iterable<Dataset>();
 
-  explicit DataLoader(Dataset dataset, DataLoaderOptions options = {})
-      : dataset_(std::make_shared<Dataset>(std::move(dataset))), options_(options) {}
+  explicit DataLoader(Dataset dataset,
+                      DataLoaderOptions options = {}) requires std::is_same_v<Batch, DefaultBatch<Sample>>
+      : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation()) {}
+
+  /// The same loader with `collate(std::vector<Sample>) -> NewBatch`. Not for datasets that give batches themselves.
+  template <class Collate>
+  auto with_collate(Collate collate) const {
+    static_assert(!gives_batches<Dataset>, "the dataset gives batches itself; there is nothing to collate");
+    using NewBatch = std::invoke_result_t<Collate&, std::vector<Sample>>;
+    return DataLoader<Dataset, NewBatch>(dataset_, options_, std::move(collate));
+  }
+
+  /// The same loader with `slice(batch, begin, end)` in place of data::slice, which divides a batch of all ranks
+  /// between them (dispatch mode with split_batches).
+  DataLoader with_slice(SliceBatch<Batch> slice) const {
+    DataLoader loader(*this);
+    loader.slice_ = std::move(slice);
+    return loader;
+  }
 
   const DataLoaderOptions& options() const { return options_; }
   Dataset& dataset() const { return *dataset_; }
 
-  /// Samples in the dataset. Throws DataError when the dataset does not know.
+  /// Samples in the dataset; 0 for an iterable. Throws DataError when a map-style dataset does not know.
   std::int64_t length() const {
-    const std::optional<std::size_t> size = dataset_->size();
-    if (!size) throw DataError("the dataset does not know its size; a map-style dataset is needed");
-    return static_cast<std::int64_t>(*size);
+    if constexpr (iterable) {
+      return 0;
+    } else {
+      const std::optional<std::size_t> size = dataset_->size();
+      if (!size) throw DataError("the dataset does not know its size; give one that does, or an IterableDataset");
+      return static_cast<std::int64_t>(*size);
+    }
   }
 
-  /// Reads the samples with these indices as one batch.
-  ReadBatch<Batch> reader() const {
-    return [dataset = dataset_](const std::vector<std::int64_t>& indices) -> Batch {
-      const std::vector<std::size_t> request(indices.begin(), indices.end());
-      if constexpr (std::is_same_v<Raw, Batch>)
-        return dataset->get_batch(request);
-      else
-        return stack(dataset->get_batch(request));
-    };
+  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable.
+  std::unique_ptr<StepSource<Batch>> make_source(const EpochPlanOptions& plan, std::shared_ptr<StepPlanner> planner,
+                                                 int rank, std::uint64_t seed) const {
+    if constexpr (iterable)
+      return std::make_unique<StreamSteps<Sample, Batch>>(
+          plan, rank, seed,
+          [dataset = dataset_, size = options_.batch_size](std::int64_t epoch) {
+            return open_stream(dataset, epoch, size);
+          },
+          collate_);
+    else
+      return std::make_unique<MapSteps<Batch>>(std::move(planner), rank, seed, reader(), slice_, epoch_setter());
   }
 
  private:
+  template <class, class>
+  friend class DataLoader;
+  using Collate = std::function<Batch(std::vector<Sample>)>;
+
+  DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
+      : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
+
+  static Collate default_collation() {
+    if constexpr (gives_batches<Dataset>)  // of an iterable: rows that are batches of one
+      return [](std::vector<Sample> rows) {
+        return join_tensors(std::move(rows), [](const std::vector<at::Tensor>& column) { return at::cat(column); });
+      };
+    else
+      return [](std::vector<Sample> samples) { return default_collate(std::move(samples)); };
+  }
+
+  std::function<void(std::int64_t)> epoch_setter() const {
+    if constexpr (requires(Dataset & dataset) { dataset.set_epoch(std::int64_t{}); })
+      return [dataset = dataset_](std::int64_t epoch) { dataset->set_epoch(epoch); };
+    else
+      return {};
+  }
+
+  ReadBatch<Batch> reader() const {
+    return [dataset = dataset_, collate = collate_](const std::vector<std::int64_t>& indices,
+                                                    const ReadContext& context) -> Batch {
+      auto raw = detail::get_batch(*dataset, indices, context);
+      if constexpr (gives_batches<Dataset>) {
+        return raw;
+      } else {
+        try {
+          return collate(std::move(raw));
+        } catch (...) {
+          detail::throw_sample_error(detail::name_samples(indices), context);
+        }
+      }
+    };
+  }
+
   std::shared_ptr<Dataset> dataset_;
   DataLoaderOptions options_;
+  Collate collate_;
+  SliceBatch<Batch> slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
+    return slice(batch, begin, end);
+  };
 };
+
+template <class Dataset>
+DataLoader(Dataset) -> DataLoader<Dataset>;
+template <class Dataset>
+DataLoader(Dataset, DataLoaderOptions) -> DataLoader<Dataset>;
 
 }  // namespace tandem::data

@@ -1,46 +1,32 @@
 #pragma once
 
+#include <deque>
 #include <memory>
+#include <optional>
 #include <utility>
-#include <vector>
 
-#include "tandem/core/error.h"
-#include "tandem/core/spsc_ring.h"
 #include "tandem/data/loader_base.h"
+#include "tandem/data/loader_parts.h"
 
 namespace tandem::data {
 
-/// The rings through which rank 0 hands batches to the other ranks of one loader.
-template <class Batch>
-struct DispatchChannel {
-  struct Item {
-    std::uint64_t begin_count;  // which epoch of rank 0 it belongs to
-    std::int64_t step;
-    Batch batch;
-  };
-
-  // Deep enough that a rank which is scheduled late does not stop rank 0, shallow enough to bound memory.
-  static constexpr std::size_t kDepth = 2;
-
-  explicit DispatchChannel(comm::RankGroup& group) {
-    for (int rank = 1; rank < group.world_size(); ++rank)
-      rings.push_back(std::make_unique<SpscRing<Item>>(kDepth, group.token()));
-  }
-
-  SpscRing<Item>& ring(int rank) { return *rings[static_cast<std::size_t>(rank - 1)]; }
-
-  std::vector<std::unique_ptr<SpscRing<Item>>> rings;  // of ranks 1, 2, …
-};
-
-/// Rank 0 reads all ranks' batches and hands them over; the others never touch their dataset.
+/// Rank 0 reads all ranks' batches and hands them over through lock-free rings; the others never touch their dataset.
+/// What is handed over is the tensors themselves: nothing is copied.
 template <class Batch>
 class DataLoaderDispatcher final : public LoaderBase<Batch> {
  public:
-  /// Collective.
-  DataLoaderDispatcher(LoaderContext context, EpochCursor cursor, ReadBatch<Batch> read)
-      : LoaderBase<Batch>(context, std::move(cursor)), read_(std::move(read)), channel_(shared_channel(context)) {}
+  using Channel = DispatchChannel<Batch>;
+
+  /// All ranks give the same `channel`.
+  DataLoaderDispatcher(LoaderContext context, LoaderParts<Batch> parts, std::shared_ptr<Channel> channel)
+      : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
+        parts_(std::move(parts)),
+        channel_(std::move(channel)) {
+    if (this->context().rank == 0) feeder_.emplace(parts_.make_source(), parts_.shared->pool, parts_.ahead);
+  }
 
   ~DataLoaderDispatcher() override {
+    this->leave();
     const int rank = this->context().rank;
     if (rank > 0)
       channel_->ring(rank).close_consumer();
@@ -48,50 +34,102 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
       for (auto& ring : channel_->rings) ring->close_producer();
   }
 
+  /// The rings of a loader for all `ranks`.
+  static std::shared_ptr<Channel> make_channel(const LoaderParts<Batch>& parts, comm::RankGroup& group) {
+    return std::make_shared<Channel>(group.world_size(), parts.ahead.depth + 1, group.token());
+  }
+
   /// Collective.
   std::unique_ptr<LoaderBase<Batch>> skip_first_batches(std::int64_t steps) override {
-    return std::make_unique<DataLoaderDispatcher>(this->context(), this->cursor().skipping(steps), read_);
+    const LoaderContext& context = this->context();
+    std::shared_ptr<Channel> channel;
+    if (context.rank == 0) channel = make_channel(parts_, *context.group);
+    channel = share_from_main(context, channel);
+    auto skipping = std::make_unique<DataLoaderDispatcher>(context, parts_, std::move(channel));
+    this->share_epochs_with(*skipping, steps);
+    return skipping;
   }
 
  protected:
-  Batch fetch() override { return this->context().rank == 0 ? read_and_hand_out() : receive(); }
+  void begin_epoch(const EpochStart& start) override {
+    own_.clear();
+    read_all_ = false;
+    ended_ = false;
+    remainder_ = -1;
+    if (feeder_) feeder_->start(start);
+  }
+
+  void end_epoch() override {
+    own_.clear();
+    if (feeder_) feeder_->stop();
+  }
+
+  std::optional<std::pair<StepInfo, Batch>> take() override { return feeder_ ? feed_and_take() : receive(); }
+
+  std::int64_t known_remainder() const override {
+    if (feeder_) return feeder_->remainder();
+    return remainder_;
+  }
+  bool reads() const override { return feeder_.has_value(); }
 
  private:
-  using Channel = DispatchChannel<Batch>;
-
-  static std::shared_ptr<Channel> shared_channel(const LoaderContext& context) {
-    std::shared_ptr<Channel> channel;
-    if (context.rank == 0) channel = std::make_shared<Channel>(*context.group);
-    const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(Channel));
-    const comm::RankGroup::Call call(*context.group, context.rank, record, &channel);
-    return call.template payload<std::shared_ptr<Channel>>(0);
+  // Rank 0: hands out one step that it needs itself, and those after it that are there, as far as there is room.
+  std::optional<std::pair<StepInfo, Batch>> feed_and_take() {
+    if (own_.empty() && !read_all_) hand_out(next_step());
+    while (!read_all_ && feeder_->ready() && everybody_has_room()) hand_out(next_step());
+    if (own_.empty()) return std::nullopt;
+    auto mine = std::move(own_.front());
+    own_.pop_front();
+    return mine;
   }
 
-  Batch read_and_hand_out() {
-    const std::int64_t step = this->cursor().step();
-    for (int rank = 1; rank < this->context().group->world_size(); ++rank) {
-      Batch batch = read_(this->cursor().indices(rank));
-      comm::RankGroup::WaitScope waiting(*this->context().group, 0, "to hand a batch to a rank that lags behind");
-      channel_->ring(rank).push({this->begin_count(), step, std::move(batch)});
-    }
-    return read_(this->cursor().indices(0));
+  std::optional<Step<Batch>> next_step() {
+    comm::RankGroup::WaitScope waiting(*this->context().group, 0, "for its loader's next batch");
+    return feeder_->take();
   }
 
-  Batch receive() {
+  bool everybody_has_room() const {
+    for (const auto& ring : channel_->rings)
+      if (ring->size() >= ring->capacity()) return false;
+    return own_.size() < parts_.ahead.depth;
+  }
+
+  void hand_out(std::optional<Step<Batch>> step) {
+    read_all_ = !step || step->info.last;
+    // Only an epoch without a step is announced as such: otherwise all know by the last step.
+    const StepInfo info = step ? step->info : StepInfo{.remainder = feeder_->remainder()};
+    comm::RankGroup::WaitScope waiting(*this->context().group, 0, "to hand a batch to a rank that lags behind");
+    for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
+      channel_->ring(rank).push(
+          {this->epoch_number(), info,
+           step ? std::optional(std::move(step->batches[static_cast<std::size_t>(rank)])) : std::nullopt});
+    if (step) own_.emplace_back(step->info, std::move(step->batches.front()));
+  }
+
+  std::optional<std::pair<StepInfo, Batch>> receive() {
+    if (ended_) return std::nullopt;
     comm::RankGroup::WaitScope waiting(*this->context().group, this->context().rank, "for a batch from rank 0");
     while (auto item = channel_->ring(this->context().rank).pop()) {
-      if (item->begin_count < this->begin_count()) continue;  // of an epoch that this rank left early
-      if (item->begin_count == this->begin_count() && item->step == this->cursor().step())
-        return std::move(item->batch);
-      throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " +
-                            std::to_string(this->context().rank) + " did; all ranks must leave it at the same step");
+      if (item->epoch_number < this->epoch_number()) continue;  // of an epoch that this rank left early
+      if (item->epoch_number > this->epoch_number())
+        throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " +
+                              std::to_string(this->context().rank) + " did; all ranks must leave it at the same step");
+      ended_ = !item->batch || item->info.last;
+      remainder_ = item->info.remainder;
+      if (!item->batch) return std::nullopt;
+      return std::pair(item->info, std::move(*item->batch));
     }
     throw CollectiveError("rank 0 gave up a dispatching loader that rank " + std::to_string(this->context().rank) +
                           " still reads from; all ranks must use it alike");
   }
 
-  ReadBatch<Batch> read_;
+  LoaderParts<Batch> parts_;
   std::shared_ptr<Channel> channel_;
+  std::optional<ReadAhead<Batch>> feeder_;      // on rank 0
+  std::deque<std::pair<StepInfo, Batch>> own_;  // rank 0's steps that were handed out to the others already
+  bool read_all_ = false;                       // rank 0: the last step was handed out
+  bool ended_ = false;                          // other ranks: it has come
+  std::int64_t remainder_ = -1;                 // other ranks: as far as rank 0 has said
 };
 
 }  // namespace tandem::data

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "tandem/data/loader_base.h"
+#include "tandem/data/loader_parts.h"
 
 namespace tandem::data {
 
@@ -11,18 +12,36 @@ namespace tandem::data {
 template <class Batch>
 class DataLoaderShard final : public LoaderBase<Batch> {
  public:
-  DataLoaderShard(LoaderContext context, EpochCursor cursor, ReadBatch<Batch> read)
-      : LoaderBase<Batch>(context, std::move(cursor)), read_(std::move(read)) {}
+  DataLoaderShard(LoaderContext context, LoaderParts<Batch> parts)
+      : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
+        parts_(std::move(parts)),
+        ahead_(parts_.make_source(), parts_.shared->pool, parts_.ahead) {}
+
+  ~DataLoaderShard() override { this->leave(); }
 
   std::unique_ptr<LoaderBase<Batch>> skip_first_batches(std::int64_t steps) override {
-    return std::make_unique<DataLoaderShard>(this->context(), this->cursor().skipping(steps), read_);
+    auto skipping = std::make_unique<DataLoaderShard>(this->context(), parts_);
+    this->share_epochs_with(*skipping, steps);
+    return skipping;
   }
 
  protected:
-  Batch fetch() override { return read_(this->cursor().indices(this->context().rank)); }
+  void begin_epoch(const EpochStart& start) override { ahead_.start(start); }
+  void end_epoch() override { ahead_.stop(); }
+
+  std::optional<std::pair<StepInfo, Batch>> take() override {
+    comm::RankGroup::WaitScope waiting(*this->context().group, this->context().rank, "for its loader's next batch");
+    auto step = ahead_.take();
+    if (!step) return std::nullopt;
+    return std::pair(step->info, std::move(step->batches.front()));
+  }
+
+  std::int64_t known_remainder() const override { return ahead_.remainder(); }
+  bool reads() const override { return true; }
 
  private:
-  ReadBatch<Batch> read_;
+  LoaderParts<Batch> parts_;
+  ReadAhead<Batch> ahead_;
 };
 
 }  // namespace tandem::data

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <iterator>
@@ -12,81 +13,200 @@
 
 #include "tandem/comm/rank_group.h"
 #include "tandem/data/batch.h"
-#include "tandem/data/epoch_cursor.h"
+#include "tandem/data/loader_status.h"
+#include "tandem/data/step_source.h"
 
 namespace tandem::data {
-
-/// Reads the samples with the given dataset indices as one batch.
-template <class Batch>
-using ReadBatch = std::function<Batch(const std::vector<std::int64_t>&)>;
 
 /// Where a prepared loader runs.
 struct LoaderContext {
   int rank = 0;
-  comm::RankGroup* group = nullptr;   ///< outlives the loader
-  ActiveLoaders* active = nullptr;    ///< of the rank; outlives the loader
-  std::optional<c10::Device> device;  ///< where batches go; empty: they stay where the dataset made them
-  bool non_blocking = false;          ///< copy to the device without waiting
+  comm::RankGroup* group = nullptr;     ///< outlives the loader
+  ActiveLoaders* active = nullptr;      ///< of the rank; outlives the loader
+  std::optional<c10::Device> device;    ///< where batches go; empty: they stay where the dataset made them
+  bool non_blocking = false;            ///< copy to the device without waiting
+  bool pin_memory = false;              ///< through pinned memory, where the device is a GPU
+  std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
 };
+
+/// Where a loader stands: enough to go on with the very next batch, also on another number of ranks with the same
+/// global batch.
+struct LoaderState {
+  std::int64_t epoch = 0;              ///< that is running, or begins next
+  std::int64_t step = 0;               ///< steps of it that were handed out
+  std::int64_t global_batch_size = 0;  ///< 0: batches of different sizes
+  at::Tensor generator;  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
+};
+
+/// Rank 0's `value` on every rank. Collective.
+template <class T>
+T share_from_main(const LoaderContext& context, const T& value) {
+  const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(T));
+  const comm::RankGroup::Call call(*context.group, context.rank, record, &value);
+  return call.template payload<T>(0);
+}
+
+/// Throws ConfigError when `state` is not one of a loader with this global batch size.
+void check_loader_state(const LoaderState& state, std::int64_t global_batch_size);
 
 /// A loader that `Accelerator::prepare` made: one rank's part of every epoch, as a range of batches.
 ///
 ///     for (auto& [images, labels] : loader) …
 ///
-/// An epoch begins with `begin()` and ends when the range is exhausted, or early when its iterator is destroyed; only
-/// in the first case the epoch counter advances. One epoch at a time. Belongs to its rank's thread.
+/// An epoch begins with `start` and ends when the range is exhausted, or early with `leave`; only in the first case the
+/// epoch counter advances. One epoch at a time. Belongs to its rank's thread.
 template <class Batch>
 class LoaderBase {
  public:
-  virtual ~LoaderBase() = default;
+  virtual ~LoaderBase() = default;  // an implementation leaves a running epoch in its own
   LoaderBase(const LoaderBase&) = delete;
   LoaderBase& operator=(const LoaderBase&) = delete;
 
   /// Begins an epoch.
   void start() {
     context_.group->token().check();
-    begin_count_ += 1;
-    cursor_.start();
-    context_.active->enter(&cursor_.status());
+    if (context_.on_epoch) context_.on_epoch();
+    leave();
+    counter_->begun += 1;
+    handed_out_ = std::exchange(resume_at_, std::nullopt).value_or(skip_);
+    number_ = counter_->begun;
+    generator_before_ = planner_ && reads() ? planner_->state_before(number_) : at::Tensor();
+    begin_epoch({.number = number_, .epoch = counter_->epoch, .first_step = handed_out_});
+    status_ = StepInfo{.step = -1, .remainder = known_remainder()};
+    running_ = true;
+    context_.active->enter(&status_);
   }
 
   /// The next batch of the epoch; nothing at its end.
   std::optional<Batch> next() {
     context_.group->token().check();
-    if (!cursor_.has_step()) {
-      cursor_.finish();
+    auto step = take();
+    if (!step) {
+      if (!status_.last) used_up();  // nobody took a last sample, but the epoch is all the same used up
+      if (status_.step < 0) status_.remainder = known_remainder();
+      counter_->epoch += 1;
       leave();
       return std::nullopt;
     }
-    Batch batch = fetch();
-    cursor_.advance();
-    if (context_.device) return to_device(std::move(batch), *context_.device, context_.non_blocking);
-    return batch;
+    status_ = step->first;
+    handed_out_ += 1;
+    if (status_.last) used_up();
+    return place(std::move(step->second));
   }
 
   /// Ends an epoch early, or does nothing after its end.
-  void leave() { context_.active->leave(&cursor_.status()); }
-
-  EpochCursor& cursor() { return cursor_; }
-  const EpochCursor& cursor() const { return cursor_; }
-  const LoaderContext& context() const { return context_; }
+  void leave() {
+    if (!std::exchange(running_, false)) return;
+    context_.active->leave(&status_);
+    end_epoch();
+  }
 
   /// A loader over the same epochs without their first `steps` steps (of every rank). Finishing one of its epochs
-  /// advances this loader's epoch counter. Collective in dispatch mode.
+  /// advances this loader's epoch counter. Collective in dispatch mode. Throws ConfigError when `steps` is negative.
   virtual std::unique_ptr<LoaderBase> skip_first_batches(std::int64_t steps) = 0;
 
+  /// Where the loader stands. The same on all ranks that have taken as many steps.
+  LoaderState state() const {
+    if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
+    const bool has_generator = planner_ && reads();
+    return {counter_->epoch, resume_at_.value_or(0), global_batch_size(),
+            has_generator ? planner_->state_before(counter_->begun + 1) : at::Tensor()};
+  }
+
+  /// Makes the next epoch to begin the rest of the one in which `state` was taken. All ranks do so, between epochs.
+  /// Throws ConfigError when `state` comes from a loader with another global batch size.
+  void load_state(const LoaderState& state) {
+    check_loader_state(state, global_batch_size());
+    leave();
+    counter_->epoch = state.epoch;
+    resume_at_ = state.step;
+    if (planner_ && reads()) planner_->restore(counter_->begun + 1, state.generator);
+  }
+
+  /// See EpochPlan::len, less what is skipped. Throws DataError for an iterable, which has no length.
+  std::int64_t len() const { return std::max<std::int64_t>(planner().len(context_.rank) - skip_, 0); }
+
+  std::int64_t global_batch_size() const { return planner_ ? planner_->global_batch_size() : stream_global_batch_; }
+  std::int64_t epoch() const { return counter_->epoch; }
+  void set_epoch(std::int64_t epoch) { counter_->epoch = epoch; }
+
+  /// EpochPlan::remainder; -1 too while it is not known (iterables and batch samplers, before the epoch's end or
+  /// start).
+  std::int64_t remainder() const {
+    return planner_ && planner_->global_batch_size() > 0 ? EpochPlan(planner_->options()).remainder()
+                                                         : status_.remainder;
+  }
+
+  /// The step that was handed out last.
+  const StepInfo& status() const { return status_; }
+  const LoaderContext& context() const { return context_; }
+
+  /// Throws DataError for an iterable.
+  const StepPlanner& planner() const {
+    if (!planner_) throw DataError("an iterable dataset does not know its length");
+    return *planner_;
+  }
+
  protected:
-  LoaderBase(LoaderContext context, EpochCursor cursor) : context_(context), cursor_(std::move(cursor)) {}
+  struct Counter {  // between a loader and those that skip some of its steps
+    std::int64_t epoch = 0;
+    std::uint64_t begun = 0;
+  };
 
-  /// This rank's batch of the cursor's step.
-  virtual Batch fetch() = 0;
+  /// `planner` is null for an iterable, whose global batch size is given instead.
+  LoaderBase(LoaderContext context, std::shared_ptr<StepPlanner> planner, std::int64_t stream_global_batch)
+      : context_(std::move(context)),
+        planner_(std::move(planner)),
+        stream_global_batch_(stream_global_batch),
+        counter_(std::make_shared<Counter>()) {}
 
-  std::uint64_t begin_count() const { return begin_count_; }
+  /// Shares the epochs of this loader with one that skips `steps` more.
+  void share_epochs_with(LoaderBase& skipping, std::int64_t steps) const {
+    if (steps < 0) throw ConfigError("skip_first_batches(" + std::to_string(steps) + "): use 0 or more");
+    skipping.counter_ = counter_;
+    skipping.skip_ = skip_ + steps;
+  }
+
+  virtual void begin_epoch(const EpochStart& start) = 0;
+  virtual void end_epoch() = 0;
+
+  /// This rank's next step; nothing at the end of the epoch.
+  virtual std::optional<std::pair<StepInfo, Batch>> take() = 0;
+
+  /// EpochPlan::remainder of the running epoch; -1 while this rank does not know it.
+  virtual std::int64_t known_remainder() const = 0;
+
+  /// True when this rank reads the dataset, and so takes part in drawing orders.
+  virtual bool reads() const = 0;
+
+  /// Steps of the running epoch that were handed out, or skipped.
+  std::int64_t handed_out() const { return handed_out_; }
+  std::uint64_t epoch_number() const { return number_; }
 
  private:
+  void used_up() {
+    if (planner_ && reads()) planner_->exhausted(number_);
+  }
+
+  Batch place(Batch batch) const {
+    if (!context_.device) return batch;
+    if (context_.pin_memory && !context_.device->is_cpu())
+      batch = map_tensors(std::move(batch), [](const at::Tensor& t) { return t.is_cpu() ? t.pin_memory() : t; });
+    return to_device(std::move(batch), *context_.device, context_.non_blocking);
+  }
+
   LoaderContext context_;
-  EpochCursor cursor_;
-  std::uint64_t begin_count_ = 0;  // epochs begun, finished or not
+  std::shared_ptr<StepPlanner> planner_;
+  std::int64_t stream_global_batch_;
+  std::shared_ptr<Counter> counter_;
+  std::int64_t skip_ = 0;
+  std::optional<std::int64_t> resume_at_;
+  // Of the epoch that runs, or ran last.
+  bool running_ = false;
+  std::uint64_t number_ = 0;
+  std::int64_t handed_out_ = 0;
+  at::Tensor generator_before_;
+  StepInfo status_;
 };
 
 /// What `prepare` returns for a DataLoader: shared ownership of a DataLoaderShard or a DataLoaderDispatcher.
@@ -141,30 +261,36 @@ class PreparedDataLoader {
   Iterator begin() const { return Iterator(loader_); }
   std::default_sentinel_t end() const { return {}; }
 
-  /// Steps of an epoch for this rank, as Accelerate counts them.
-  std::int64_t len() const { return loader_->cursor().len(); }
+  /// Steps of an epoch for this rank, as Accelerate counts them. Throws DataError for an iterable dataset.
+  std::int64_t len() const { return loader_->len(); }
   /// Steps that other ranks have after this rank's last; 1 at most, and only without even_batches.
   std::int64_t steps_without_batch() const {
-    const EpochCursor& cursor = loader_->cursor();
-    return cursor.plan().steps(0) - cursor.plan().steps(cursor.rank());
+    const EpochPlan plan(loader_->planner().options());
+    return plan.steps(0) - plan.steps(loader_->context().rank);
   }
-  /// Real samples in the last step of all ranks; see EpochPlan::remainder.
-  std::int64_t remainder() const { return loader_->cursor().plan().remainder(); }
+  /// Real samples in the last step of all ranks; see EpochPlan::remainder. For an iterable -1 until the last step.
+  std::int64_t remainder() const { return loader_->remainder(); }
   /// True from just before the last step of an epoch is handed out until the next epoch begins.
-  bool end_of_dataloader() const { return loader_->cursor().status().end_of_dataloader; }
-  /// Samples of a full step of all ranks.
-  std::int64_t total_batch_size() const { return loader_->cursor().plan().global_batch_size(); }
-  /// Samples in the dataset.
-  std::int64_t total_dataset_length() const { return loader_->cursor().plan().options().length; }
+  bool end_of_dataloader() const { return loader_->status().last; }
+  /// Samples of a full step of all ranks; 0 with a batch sampler.
+  std::int64_t total_batch_size() const { return loader_->global_batch_size(); }
+  /// Samples of an epoch. Throws DataError for an iterable dataset.
+  std::int64_t total_dataset_length() const { return loader_->planner().options().length; }
   /// Number of the epoch that begins next, or is running; from 0.
-  std::int64_t epoch() const { return loader_->cursor().epoch(); }
-  /// Sets it. All ranks must agree.
-  void set_epoch(std::int64_t epoch) { loader_->cursor().set_epoch(epoch); }
+  std::int64_t epoch() const { return loader_->epoch(); }
+  /// Sets it, also for the dataset where that has a set_epoch. All ranks must agree.
+  void set_epoch(std::int64_t epoch) { loader_->set_epoch(epoch); }
 
   /// A loader without the first `steps` steps of each epoch; the rest stays as it is. Collective in dispatch mode.
   PreparedDataLoader skip_first_batches(std::int64_t steps) const {
     return PreparedDataLoader(loader_->skip_first_batches(steps));
   }
+
+  /// Where this loader stands, in the middle of an epoch or between two. Not collective.
+  LoaderState state_dict() const { return loader_->state(); }
+  /// Makes the next epoch to begin the rest of the one in which `state` was taken: nothing is read twice (map-style
+  /// data). Every rank calls it with the same state. Throws ConfigError when the global batch size is another one.
+  void load_state_dict(const LoaderState& state) { loader_->load_state(state); }
 
   /// The DataLoaderShard or DataLoaderDispatcher behind it.
   LoaderBase<Batch>& loader() const { return *loader_; }

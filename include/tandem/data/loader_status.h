@@ -3,27 +3,21 @@
 #include <cstdint>
 #include <vector>
 
+#include "tandem/data/epoch_steps.h"
+
 namespace tandem::data {
 
-/// Where a loader stands in its epoch, for accumulation and metrics.
-struct LoaderStatus {
-  bool last_step_of_all = false;     ///< no rank has a step after this one
-  bool end_of_dataloader = false;    ///< true from just before this rank's last step is handed out
-  std::int64_t remainder = -1;       ///< EpochPlan::remainder of the epoch
-  std::int64_t samples_to_keep = 0;  ///< rows of this step that gather_for_metrics keeps; 0: all
-};
-
-/// The loaders that a rank is iterating over, the innermost last.
+/// The loaders that a rank is iterating over, the innermost last, each with the step that was handed out last.
 class ActiveLoaders {
  public:
-  void enter(const LoaderStatus* status) { stack_.push_back(status); }
-  void leave(const LoaderStatus* status) { std::erase(stack_, status); }
+  void enter(const StepInfo* status) { stack_.push_back(status); }
+  void leave(const StepInfo* status) { std::erase(stack_, status); }
 
-  /// Status of the innermost loader; null outside of any.
-  const LoaderStatus* current() const { return stack_.empty() ? nullptr : stack_.back(); }
+  /// Of the innermost loader; null outside of any.
+  const StepInfo* current() const { return stack_.empty() ? nullptr : stack_.back(); }
 
  private:
-  std::vector<const LoaderStatus*> stack_;
+  std::vector<const StepInfo*> stack_;
 };
 
 }  // namespace tandem::data

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "tandem/data/data_loader.h"
 #include "tandem/data/data_loader_dispatcher.h"
@@ -9,44 +10,99 @@
 
 namespace tandem::data {
 
+/// A kind of random generator.
+enum class RngType {
+  generator,  ///< a loader's own, which draws its order: always the same on all ranks
+  cpu,        ///< the ranks' default CPU generators
+  cuda        ///< the ranks' default generators of their GPU
+};
+
 /// How prepared loaders divide their data, for all loaders of a launch.
 struct DataLoaderConfiguration {
   bool split_batches = false;                   ///< a loader's batch_size is that of all ranks together
-  std::optional<bool> dispatch_batches = {};    ///< rank 0 reads for all; default: not for map-style datasets
+  std::optional<bool> dispatch_batches = {};    ///< rank 0 reads for all; default: for iterable datasets only
   bool even_batches = true;                     ///< repeat samples so that all ranks get as many (shard mode)
   bool use_seedable_sampler = false;            ///< shuffle epoch e from seed + e instead of a generator that runs on
-  std::optional<std::uint64_t> data_seed = {};  ///< of shuffling loaders without one; default: the master seed
+  std::optional<std::uint64_t> data_seed = {};  ///< of loaders without one; default: the master seed
   bool non_blocking = false;                    ///< copy batches to the device without waiting
+  /// Generators that get rank 0's state on all ranks whenever a loader begins an epoch. With `cpu` or `cuda` all ranks
+  /// then draw the same numbers (the same dropout masks), which is seldom wanted.
+  std::vector<RngType> rng_types = {RngType::generator};
 };
 
-/// The sampler of a loader with these options.
-std::unique_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
-                                      std::uint64_t master_seed);
+/// Options of the plan by which a loader of `length` samples is divided.
+EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
+                              std::int64_t length, bool iterable, int ranks);
+
+/// The planner of a map-style loader. Throws ConfigError for options that do not go together, DataError when there is
+/// nothing to shuffle.
+std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
+                                          const DataLoaderConfiguration& configuration, std::uint64_t seed,
+                                          const EpochPlanOptions& plan);
+
+/// Throws ConfigError when options do not go together or are out of range; DataError for shuffling an iterable.
+void check_options(const DataLoaderOptions& options, bool iterable);
+
+/// The threads that read ahead for a loader; null without workers.
+std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token);
 
 /// Throws DataError when a loader's plan differs between ranks, saying how. Collective.
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan);
 
+/// What the ranks of a loader share. Made once, by rank 0. Throws as the functions above do.
+template <class Dataset, class Batch>
+std::shared_ptr<const SharedParts<Batch>> make_shared_parts(const DataLoader<Dataset, Batch>& loader,
+                                                            const DataLoaderConfiguration& configuration,
+                                                            std::uint64_t seed, const EpochPlanOptions& plan,
+                                                            CancelToken& token) {
+  auto shared = std::make_shared<SharedParts<Batch>>();
+  shared->plan = plan;
+  shared->iterable = loader.iterable;
+  if (!loader.iterable) shared->planner = make_planner(loader.options(), configuration, seed, plan);
+  shared->global_batch_size =
+      shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
+  shared->pool = make_worker_pool(loader.options(), token);
+  return shared;
+}
+
+/// One rank's parts of a loader.
+template <class Dataset, class Batch>
+LoaderParts<Batch> make_parts(const DataLoader<Dataset, Batch>& loader,
+                              std::shared_ptr<const SharedParts<Batch>> shared, int rank, std::uint64_t seed) {
+  const DataLoaderOptions& options = loader.options();
+  LoaderParts<Batch> parts;
+  parts.shared = shared;
+  parts.make_source = [loader, shared, rank, seed] {
+    return loader.make_source(shared->plan, shared->planner, rank, seed);
+  };
+  parts.ahead = {.depth = static_cast<std::size_t>(std::max(options.workers * options.prefetch, 1)),
+                 .in_order = options.in_order,
+                 .timeout = options.timeout};
+  return parts;
+}
+
 /// Makes this rank's loader of `loader`. Collective. Throws ConfigError for options that do not go together.
-template <class Dataset>
-PreparedDataLoader<typename DataLoader<Dataset>::Batch> prepare_loader(const DataLoader<Dataset>& loader,
-                                                                       const DataLoaderConfiguration& configuration,
-                                                                       std::uint64_t master_seed,
-                                                                       const LoaderContext& context) {
-  using Batch = typename DataLoader<Dataset>::Batch;
-  const EpochPlanOptions options{.length = loader.length(),
-                                 .batch_size = loader.options().batch_size,
-                                 .ranks = context.group->world_size(),
-                                 .drop_last = loader.options().drop_last,
-                                 .even_batches = configuration.even_batches,
-                                 .split_batches = configuration.split_batches,
-                                 .dispatch = configuration.dispatch_batches.value_or(false)};
-  check_same_plan(context, options);
-  EpochCursor cursor(EpochPlan(options), context.rank, make_sampler(loader.options(), configuration, master_seed));
-  if (options.dispatch)
-    return PreparedDataLoader<Batch>(
-        std::make_shared<DataLoaderDispatcher<Batch>>(context, std::move(cursor), loader.reader()));
-  return PreparedDataLoader<Batch>(
-      std::make_shared<DataLoaderShard<Batch>>(context, std::move(cursor), loader.reader()));
+template <class Dataset, class Batch>
+PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loader,
+                                         const DataLoaderConfiguration& configuration, std::uint64_t master_seed,
+                                         LoaderContext context) {
+  const DataLoaderOptions& options = loader.options();
+  check_options(options, loader.iterable);
+  const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
+  const auto plan = plan_options(options, configuration, loader.length(), loader.iterable, context.group->world_size());
+  check_same_plan(context, plan);
+  context.non_blocking = options.non_blocking.value_or(context.non_blocking);
+  context.pin_memory = options.pin_memory;
+  std::shared_ptr<const SharedParts<Batch>> shared;
+  if (context.rank == 0) shared = make_shared_parts(loader, configuration, seed, plan, context.group->token());
+  shared = share_from_main(context, shared);
+  const auto parts = make_parts(loader, shared, context.rank, seed);
+  if (!plan.dispatch) return PreparedDataLoader<Batch>(std::make_shared<DataLoaderShard<Batch>>(context, parts));
+  using Dispatcher = DataLoaderDispatcher<Batch>;
+  std::shared_ptr<typename Dispatcher::Channel> channel;
+  if (context.rank == 0) channel = Dispatcher::make_channel(parts, *context.group);
+  channel = share_from_main(context, channel);
+  return PreparedDataLoader<Batch>(std::make_shared<Dispatcher>(context, parts, std::move(channel)));
 }
 
 }  // namespace tandem::data

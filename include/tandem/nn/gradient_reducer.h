@@ -31,8 +31,14 @@ class GradientReducer {
   GradientReducer& operator=(const GradientReducer&) = delete;
 
   /// Replaces the gradients accumulated since the last call by `scale` times their sum (or mean) over the ranks, and
-  /// the buffers by rank 0's. Collective.
-  void reduce(comm::ReduceOp op, double scale);
+  /// the buffers by rank `main`'s. Collective.
+  void reduce(comm::ReduceOp op, double scale, int main = 0);
+
+  /// Drops the gradients.
+  void clear_gradients();
+
+  /// Overwrites parameters and buffers with rank `root`'s. Collective.
+  void broadcast(int root);
 
   /// Multiplies this rank's gradients that were accumulated since the last reduction by `factor`.
   void scale_unreduced(double factor);

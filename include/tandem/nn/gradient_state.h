@@ -23,7 +23,7 @@ struct GradientState {
   int divisor() const { return inside_window && sync_gradients ? window_length : num_steps; }
 
   /// True in the last step of the innermost loader.
-  bool end_of_dataloader() const { return loaders.current() && loaders.current()->end_of_dataloader; }
+  bool end_of_dataloader() const { return loaders.current() && loaders.current()->last; }
 
   /// EpochPlan::remainder of the innermost loader, -1 outside of any.
   std::int64_t remainder() const { return loaders.current() ? loaders.current()->remainder : -1; }
@@ -31,7 +31,7 @@ struct GradientState {
   /// Begins a micro-batch: decides whether it closes the window (as Accelerate's `_do_sync`). Ranks with fewer steps
   /// than others decide like these, so that all windows close together.
   void begin_micro_batch(bool close) {
-    const bool last_step = loaders.current() && loaders.current()->last_step_of_all;
+    const bool last_step = loaders.current() && loaders.current()->last_of_all;
     if (close || (sync_with_dataloader && last_step)) {
       step = 0;
       sync_gradients = true;

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <utility>
 
 #include <torch/optim/optimizer.h>
 
@@ -10,55 +13,96 @@
 
 namespace tandem::optim {
 
+/// Refers to a wrapper for as long as a copy of it lives elsewhere.
+template <class Wrapper>
+class Observer {
+ public:
+  explicit Observer(const Wrapper& wrapper) : shared_(wrapper.shared_) {}
+
+  std::optional<Wrapper> lock() const {
+    auto shared = shared_.lock();
+    return shared ? std::optional(Wrapper(std::move(shared))) : std::nullopt;
+  }
+
+ private:
+  std::weak_ptr<typename Wrapper::Shared> shared_;
+};
+
 /// What `prepare` returns for an optimizer: acts only in the micro-batch that closes its accumulation window.
-/// The inner optimizer and the rank's state outlive it. Copies share the inner optimizer.
+/// The inner optimizer and the rank's state outlive it. Copies share the inner optimizer and the count of updates.
 class AcceleratedOptimizer {
  public:
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token)
-      : inner_(&inner), state_(&state), token_(&token), updates_(std::make_shared<std::int64_t>(0)) {}
+      : shared_(std::make_shared<Shared>(Shared{inner, state, token, 0})) {}
 
   /// Updates the parameters, when gradients are in sync.
   void step() {
-    token_->check();
-    if (!state_->sync_gradients) return;
-    inner_->step();
-    *updates_ += 1;
+    shared_->token.check();
+    if (!shared_->state.sync_gradients) return;
+    shared_->inner.step();
+    shared_->updates += 1;
   }
 
   /// Drops the gradients, when they are in sync.
   void zero_grad(bool set_to_none = true) {
-    if (state_->sync_gradients) inner_->zero_grad(set_to_none);
+    if (shared_->state.sync_gradients) shared_->inner.zero_grad(set_to_none);
   }
 
   /// Updates made so far.
-  std::int64_t updates() const { return *updates_; }
+  std::int64_t updates() const { return shared_->updates; }
 
-  torch::optim::Optimizer& inner() const { return *inner_; }
+  /// Takes over the number of updates, when the inner optimizer got another one's state.
+  void set_updates(std::int64_t updates) { shared_->updates = updates; }
+
+  torch::optim::Optimizer& inner() const { return shared_->inner; }
 
  private:
-  torch::optim::Optimizer* inner_;
-  const GradientState* state_;
-  const CancelToken* token_;
-  std::shared_ptr<std::int64_t> updates_;
+  struct Shared {
+    torch::optim::Optimizer& inner;
+    const GradientState& state;
+    const CancelToken& token;
+    std::int64_t updates;
+  };
+
+  friend class Observer<AcceleratedOptimizer>;
+  explicit AcceleratedOptimizer(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+
+  std::shared_ptr<Shared> shared_;
 };
 
-/// What `prepare` returns for a scheduler: advances once an optimizer update.
+/// What `prepare` returns for a scheduler: advances once an optimizer update. Copies share the count.
 class AcceleratedScheduler {
  public:
   /// `step` advances the inner scheduler by one; it is called `steps_per_update` times an update.
   AcceleratedScheduler(std::function<void()> step, const GradientState& state, int steps_per_update)
-      : step_(std::move(step)), state_(&state), steps_per_update_(steps_per_update) {}
+      : shared_(std::make_shared<Shared>(Shared{std::move(step), state, steps_per_update, 0})) {}
 
   /// Advances the schedule, when gradients are in sync.
   void step() {
-    if (!state_->sync_gradients) return;
-    for (int i = 0; i < steps_per_update_; ++i) step_();
+    if (shared_->state.sync_gradients) catch_up(updates() + 1);
+  }
+
+  /// Updates that the schedule has advanced by.
+  std::int64_t updates() const { return shared_->updates; }
+
+  /// Advances the schedule to `updates`.
+  void catch_up(std::int64_t updates) {
+    for (; shared_->updates < updates; shared_->updates += 1)
+      for (int i = 0; i < shared_->steps_per_update; ++i) shared_->step();
   }
 
  private:
-  std::function<void()> step_;
-  const GradientState* state_;
-  int steps_per_update_;
+  struct Shared {
+    std::function<void()> step;
+    const GradientState& state;
+    int steps_per_update;
+    std::int64_t updates;
+  };
+
+  friend class Observer<AcceleratedScheduler>;
+  explicit AcceleratedScheduler(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+
+  std::shared_ptr<Shared> shared_;
 };
 
 }  // namespace tandem::optim

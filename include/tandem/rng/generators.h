@@ -40,6 +40,21 @@ class DefaultGeneratorGuard {
   RankGenerators* previous_;
 };
 
+/// While alive, what the calling thread draws depends on a key alone: on neither the thread nor what was drawn before.
+class KeyedGenerator {
+ public:
+  /// Draws for item `index` of epoch `epoch` from here on.
+  KeyedGenerator(std::uint64_t seed, std::int64_t epoch, std::int64_t index);
+
+  /// Draws for item `index` from here on.
+  void restart(std::int64_t index);
+
+ private:
+  std::uint64_t stream_;  // of the seed and epoch
+  RankGenerators generators_;
+  DefaultGeneratorGuard guard_;
+};
+
 /// The calling thread's defaults; null outside of any guard.
 RankGenerators* current_generators() noexcept;
 

@@ -55,7 +55,8 @@ class Accelerator {
   /// True in the micro-batch that closes its accumulation window.
   bool sync_gradients() const { return context_.gradients.sync_gradients; }
 
-  /// True once the launch is ending because a rank failed; for long computations of the body's own.
+  /// True once the launch is ending because a rank failed; for long computations of the body's own, and for datasets.
+  /// Any thread.
   bool cancelled() const { return context_.group->token().cancelled(); }
 
   // ---- preparing
@@ -138,6 +139,18 @@ class Accelerator {
   /// have no items.
   void backward(const at::Tensor& loss_sum, double items);
 
+  /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
+  /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
+  /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
+  /// Within `body` no other collective may be called. Collective.
+  template <class Body>
+  void join_uneven_inputs(Body&& body) {
+    begin_join();
+    body();
+    answer_until_all_have_ended();
+    take_over_from_last();
+  }
+
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before. Acts only when sync_gradients(), after the reduction: all ranks get the same norm.
   std::optional<double> clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
@@ -168,7 +181,7 @@ class Accelerator {
   template <class T>
   T gather_for_metrics(const T& value) {
     T gathered = gather(value);
-    const data::LoaderStatus* loader = context_.gradients.loaders.current();
+    const data::StepInfo* loader = context_.gradients.loaders.current();
     const std::int64_t keep = loader ? loader->samples_to_keep : 0;
     return keep > 0 ? data::slice(std::move(gathered), 0, keep) : gathered;
   }
@@ -219,6 +232,12 @@ class Accelerator {
     return data::map_tensors(batch,
                              [&](const at::Tensor& tensor) { return pad_tensor(tensor, dim, value, pad_first); });
   }
+
+  // ---- random numbers
+
+  /// Gives all ranks rank 0's state of these generators. (Loaders' own generators, RngType::generator, always agree.)
+  /// Collective.
+  void synchronize_rng_states(const std::vector<data::RngType>& types = {data::RngType::cpu});
 
   // ---- control
 
@@ -280,6 +299,9 @@ class Accelerator {
   }
 
  private:
+  // What a rank says before each reduction within join_uneven_inputs.
+  enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, has_ended };
+
   struct Share {
     std::size_t begin, end, repeat;
   };
@@ -296,11 +318,15 @@ class Accelerator {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
-      return optim::AcceleratedOptimizer(object, context_.gradients, context_.group->token());
+      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token());
+      optimizers_.emplace_back(optimizer);
+      return optimizer;
     } else if constexpr (std::is_base_of_v<optim::LRScheduler, Type> ||
                          std::is_base_of_v<torch::optim::LRScheduler, Type>) {
-      return optim::AcceleratedScheduler([&object] { object.step(); }, context_.gradients,
-                                         context_.state->config.scheduler_steps_per_update);
+      optim::AcceleratedScheduler scheduler([&object] { object.step(); }, context_.gradients,
+                                            context_.state->config.scheduler_steps_per_update);
+      schedulers_.emplace_back(scheduler);
+      return scheduler;
     } else {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
@@ -324,6 +350,13 @@ class Accelerator {
   void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
   void reduce_gradients();
+  void reduce_over_items(double items, int main);
+  void begin_join();
+  void answer_until_all_have_ended();
+  void take_over_from_last();
+  int meet_in_join(JoinState mine);
+  at::Generator* cuda_generator();
+  std::function<void()> rng_synchronisation();
   at::Tensor gather_tensor(const at::Tensor& tensor);
   at::Tensor pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first);
   Share share_of(std::size_t size, bool padding) const;
@@ -334,6 +367,10 @@ class Accelerator {
   RankContext& context_;
   // In the order of preparation, so that all ranks reduce in the same order.
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::shared_ptr<nn::GradientReducer>>> reducers_;
+  std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers_;
+  std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers_;
+  std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
+  JoinState answered_{};                            // what the ranks that had not ended asked for last
   bool trigger_ = false;
 };
 

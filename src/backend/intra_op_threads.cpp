@@ -1,4 +1,4 @@
-#include "rank_threads.h"
+#include "intra_op_threads.h"
 
 #include <dlfcn.h>
 

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "tandem/data/epoch_plan.h"
+#include "tandem/data/sampler.h"
+
+namespace tandem::data {
+
+/// One step of an epoch, as one rank sees it.
+struct StepInfo {
+  std::int64_t step = 0;             ///< number in the epoch, from 0
+  bool last = false;                 ///< the rank has no step after it
+  bool last_of_all = false;          ///< no rank has one
+  std::int64_t remainder = -1;       ///< EpochPlan::remainder; -1 too while it is not yet known (iterables)
+  std::int64_t samples_to_keep = 0;  ///< rows that gather_for_metrics keeps; 0: all
+};
+
+/// Which dataset indices each rank gets in each step of one epoch. Any step can be asked for; immutable, and shared by
+/// the ranks.
+class EpochSteps {
+ public:
+  virtual ~EpochSteps() = default;
+
+  virtual std::int64_t steps(int rank) const = 0;
+
+  /// Indices of `rank` in `step` (0 <= step < steps(rank)).
+  virtual std::vector<std::int64_t> indices(std::int64_t step, int rank) const = 0;
+
+  /// See EpochPlan::remainder.
+  virtual std::int64_t remainder() const = 0;
+
+  StepInfo info(std::int64_t step, int rank) const;
+};
+
+/// Steps of a sampler's order.
+class SampledSteps final : public EpochSteps {
+ public:
+  SampledSteps(EpochPlan plan, EpochOrder order) : plan_(std::move(plan)), order_(std::move(order)) {}
+
+  std::int64_t steps(int rank) const override { return plan_.steps(rank); }
+  std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
+  std::int64_t remainder() const override { return plan_.remainder(); }
+
+ private:
+  EpochPlan plan_;
+  EpochOrder order_;
+};
+
+/// Steps of a batch sampler, whose batches are dealt round-robin. In shard mode with even_batches the last round is
+/// completed with the epoch's first batches; in dispatch mode a round is joined and split evenly, or handed over batch
+/// by batch when all are of one size.
+class BatchSampledSteps final : public EpochSteps {
+ public:
+  /// Uses ranks, even_batches and dispatch of `options`. Throws DataError when a batch is empty.
+  BatchSampledSteps(BatchSampler::Batches batches, EpochPlanOptions options);
+
+  std::int64_t steps(int rank) const override;
+  std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
+  std::int64_t remainder() const override;
+
+ private:
+  std::vector<std::int64_t> round(std::int64_t step) const;
+  std::vector<std::int64_t> dispatched(std::int64_t step, int rank) const;
+
+  BatchSampler::Batches batches_;
+  EpochPlanOptions options_;
+  std::int64_t rounds_;  // the last may be incomplete
+};
+
+}  // namespace tandem::data

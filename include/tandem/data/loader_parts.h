@@ -1,0 +1,54 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "tandem/core/spsc_ring.h"
+#include "tandem/data/read_ahead.h"
+
+namespace tandem::data {
+
+/// What rank 0 hands to another rank: a step, or the end of the epoch.
+template <class Batch>
+struct Handover {
+  std::uint64_t epoch_number;  // which of rank 0's epochs it belongs to
+  StepInfo info;
+  std::optional<Batch> batch;  // nothing: the epoch has no more steps
+};
+
+/// The rings through which rank 0 hands batches to the other ranks of one loader.
+template <class Batch>
+struct DispatchChannel {
+  using Ring = SpscRing<Handover<Batch>>;
+
+  /// `depth`: steps that rank 0 may be ahead of another rank.
+  DispatchChannel(int ranks, std::size_t depth, CancelToken& token) {
+    for (int rank = 1; rank < ranks; ++rank) rings.push_back(std::make_unique<Ring>(depth, token));
+  }
+
+  Ring& ring(int rank) { return *rings[static_cast<std::size_t>(rank - 1)]; }
+
+  std::vector<std::unique_ptr<Ring>> rings;  // of ranks 1, 2, …
+};
+
+/// What all ranks of one prepared loader share.
+template <class Batch>
+struct SharedParts {
+  EpochPlanOptions plan;  ///< the length is 0 for an iterable
+  bool iterable = false;
+  std::shared_ptr<StepPlanner> planner;  ///< null for an iterable
+  std::int64_t global_batch_size = 0;
+  std::shared_ptr<WorkerPool> pool;  ///< null: ranks read when they need a batch
+};
+
+/// What one rank's loader is made of.
+template <class Batch>
+struct LoaderParts {
+  std::shared_ptr<const SharedParts<Batch>> shared;
+  std::function<std::unique_ptr<StepSource<Batch>>()> make_source;
+  ReadAheadOptions ahead;
+};
+
+}  // namespace tandem::data

@@ -1,0 +1,71 @@
+#include "tandem/data/epoch_steps.h"
+
+#include <algorithm>
+#include <string>
+
+#include "tandem/core/error.h"
+
+namespace tandem::data {
+
+StepInfo EpochSteps::info(std::int64_t step, int rank) const {
+  StepInfo info{.step = step, .last = step + 1 >= steps(rank), .last_of_all = step + 1 >= steps(0)};
+  info.remainder = remainder();
+  if (info.last_of_all) info.samples_to_keep = std::max<std::int64_t>(info.remainder, 0);
+  return info;
+}
+
+std::vector<std::int64_t> SampledSteps::indices(std::int64_t step, int rank) const {
+  auto indices = plan_.positions(step, rank);
+  for (auto& index : indices) index = order_[index];
+  return indices;
+}
+
+BatchSampledSteps::BatchSampledSteps(BatchSampler::Batches batches, EpochPlanOptions options)
+    : batches_(std::move(batches)),
+      options_(options),
+      rounds_((static_cast<std::int64_t>(batches_.size()) + options.ranks - 1) / options.ranks) {
+  for (std::size_t i = 0; i < batches_.size(); ++i)
+    if (batches_[i].empty()) throw DataError("the batch sampler's batch " + std::to_string(i) + " is empty");
+}
+
+std::int64_t BatchSampledSteps::steps(int rank) const {
+  const auto batches = static_cast<std::int64_t>(batches_.size());
+  if (options_.dispatch || options_.even_batches) return rounds_;
+  return batches / options_.ranks + (rank < batches % options_.ranks ? 1 : 0);
+}
+
+std::vector<std::int64_t> BatchSampledSteps::indices(std::int64_t step, int rank) const {
+  if (options_.dispatch) return dispatched(step, rank);
+  return batches_[static_cast<std::size_t>(step * options_.ranks + rank) % batches_.size()];
+}
+
+// The real samples of all ranks in `step`.
+std::vector<std::int64_t> BatchSampledSteps::round(std::int64_t step) const {
+  std::vector<std::int64_t> samples;
+  const auto begin = static_cast<std::size_t>(step * options_.ranks);
+  for (std::size_t i = begin; i < std::min(begin + static_cast<std::size_t>(options_.ranks), batches_.size()); ++i)
+    samples.insert(samples.end(), batches_[i].begin(), batches_[i].end());
+  return samples;
+}
+
+std::vector<std::int64_t> BatchSampledSteps::dispatched(std::int64_t step, int rank) const {
+  auto samples = round(step);
+  const auto ranks = static_cast<std::size_t>(options_.ranks);
+  std::size_t each = samples.size() / ranks;
+  if (step + 1 == rounds_ && samples.size() % ranks != 0) {
+    each += 1;
+    const auto first = round(0);  // its first samples fill up
+    for (std::size_t i = 0; samples.size() < each * ranks; ++i)
+      samples.push_back(first[i % std::min(ranks, first.size())]);
+  }
+  const auto begin = samples.begin() + static_cast<std::ptrdiff_t>(each) * rank;
+  return {begin, begin + static_cast<std::ptrdiff_t>(each)};
+}
+
+std::int64_t BatchSampledSteps::remainder() const {
+  if (rounds_ == 0) return 0;
+  if (!options_.dispatch && batches_.size() % static_cast<std::size_t>(options_.ranks) == 0) return 0;
+  return static_cast<std::int64_t>(round(rounds_ - 1).size());
+}
+
+}  // namespace tandem::data
