@@ -65,6 +65,10 @@ std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
   return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers);
 }
 
+std::size_t read_ahead_depth(const DataLoaderOptions& options) {
+  return static_cast<std::size_t>(std::max(options.workers * options.prefetch, 1));
+}
+
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token) {
   if (options.workers == 0) return nullptr;
   return std::make_shared<WorkerPool>(options.workers, "loader", token, [init = options.worker_init](int index) {

@@ -95,7 +95,7 @@ class SpscRing {
       tail_seen_ = tail_.load(std::memory_order_acquire);
       if (head == tail_seen_) return std::nullopt;
     }
-    std::optional<T> value(std::move(*slot(head)));
+    std::optional<T> value(std::in_place, std::move(*slot(head)));
     std::destroy_at(slot(head));
     // seq_cst: gives the slot back (release) and orders that before the look at the announcement (handshake).
     head_.store(head + 1, std::memory_order_seq_cst);

@@ -15,37 +15,18 @@ namespace tandem::data {
 template <class Batch>
 class DataLoaderDispatcher final : public LoaderBase<Batch> {
  public:
-  using Channel = DispatchChannel<Batch>;
-
-  /// All ranks give the same `channel`.
-  DataLoaderDispatcher(LoaderContext context, LoaderParts<Batch> parts, std::shared_ptr<Channel> channel)
+  /// `end` is this rank's of the channel that all ranks share.
+  DataLoaderDispatcher(LoaderContext context, LoaderParts<Batch> parts, std::shared_ptr<ChannelEnd<Batch>> end)
       : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
         parts_(std::move(parts)),
-        channel_(std::move(channel)) {
+        end_(std::move(end)) {
     if (this->context().rank == 0) feeder_.emplace(parts_.make_source(), parts_.shared->pool, parts_.ahead);
   }
 
-  ~DataLoaderDispatcher() override {
-    this->leave();
-    const int rank = this->context().rank;
-    if (rank > 0)
-      channel_->ring(rank).close_consumer();
-    else
-      for (auto& ring : channel_->rings) ring->close_producer();
-  }
+  ~DataLoaderDispatcher() override { this->leave(); }
 
-  /// The rings of a loader for all `ranks`.
-  static std::shared_ptr<Channel> make_channel(const LoaderParts<Batch>& parts, comm::RankGroup& group) {
-    return std::make_shared<Channel>(group.world_size(), parts.ahead.depth + 1, group.token());
-  }
-
-  /// Collective.
   std::unique_ptr<LoaderBase<Batch>> skip_first_batches(std::int64_t steps) override {
-    const LoaderContext& context = this->context();
-    std::shared_ptr<Channel> channel;
-    if (context.rank == 0) channel = make_channel(parts_, *context.group);
-    channel = share_from_main(context, channel);
-    auto skipping = std::make_unique<DataLoaderDispatcher>(context, parts_, std::move(channel));
+    auto skipping = std::make_unique<DataLoaderDispatcher>(this->context(), parts_, end_);
     this->share_epochs_with(*skipping, steps);
     return skipping;
   }
@@ -89,7 +70,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
   }
 
   bool everybody_has_room() const {
-    for (const auto& ring : channel_->rings)
+    for (const auto& ring : (*end_)->rings)
       if (ring->size() >= ring->capacity()) return false;
     return own_.size() < parts_.ahead.depth;
   }
@@ -100,7 +81,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
     const StepInfo info = step ? step->info : StepInfo{.remainder = feeder_->remainder()};
     comm::RankGroup::WaitScope waiting(*this->context().group, 0, "to hand a batch to a rank that lags behind");
     for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
-      channel_->ring(rank).push(
+      (*end_)->ring(rank).push(
           {this->epoch_number(), info,
            step ? std::optional(std::move(step->batches[static_cast<std::size_t>(rank)])) : std::nullopt});
     if (step) own_.emplace_back(step->info, std::move(step->batches.front()));
@@ -109,7 +90,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
   std::optional<std::pair<StepInfo, Batch>> receive() {
     if (ended_) return std::nullopt;
     comm::RankGroup::WaitScope waiting(*this->context().group, this->context().rank, "for a batch from rank 0");
-    while (auto item = channel_->ring(this->context().rank).pop()) {
+    while (auto item = (*end_)->ring(this->context().rank).pop()) {
       if (item->epoch_number < this->epoch_number()) continue;  // of an epoch that this rank left early
       if (item->epoch_number > this->epoch_number())
         throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " +
@@ -124,7 +105,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
   }
 
   LoaderParts<Batch> parts_;
-  std::shared_ptr<Channel> channel_;
+  std::shared_ptr<ChannelEnd<Batch>> end_;
   std::optional<ReadAhead<Batch>> feeder_;      // on rank 0
   std::deque<std::pair<StepInfo, Batch>> own_;  // rank 0's steps that were handed out to the others already
   bool read_all_ = false;                       // rank 0: the last step was handed out

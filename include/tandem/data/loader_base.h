@@ -102,7 +102,7 @@ class LoaderBase {
   }
 
   /// A loader over the same epochs without their first `steps` steps (of every rank). Finishing one of its epochs
-  /// advances this loader's epoch counter. Collective in dispatch mode. Throws ConfigError when `steps` is negative.
+  /// advances this loader's epoch counter. Throws ConfigError when `steps` is negative.
   virtual std::unique_ptr<LoaderBase> skip_first_batches(std::int64_t steps) = 0;
 
   /// Where the loader stands. The same on all ranks that have taken as many steps.
@@ -281,7 +281,7 @@ class PreparedDataLoader {
   /// Sets it, also for the dataset where that has a set_epoch. All ranks must agree.
   void set_epoch(std::int64_t epoch) { loader_->set_epoch(epoch); }
 
-  /// A loader without the first `steps` steps of each epoch; the rest stays as it is. Collective in dispatch mode.
+  /// A loader without the first `steps` steps of each epoch; the rest stays as it is.
   PreparedDataLoader skip_first_batches(std::int64_t steps) const {
     return PreparedDataLoader(loader_->skip_first_batches(steps));
   }

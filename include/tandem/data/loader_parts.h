@@ -33,6 +33,26 @@ struct DispatchChannel {
   std::vector<std::unique_ptr<Ring>> rings;  // of ranks 1, 2, …
 };
 
+/// One rank's end of a channel, shared by its loaders that skip some steps: closes it when the last of them goes.
+template <class Batch>
+class ChannelEnd {
+ public:
+  ChannelEnd(std::shared_ptr<DispatchChannel<Batch>> channel, int rank) : channel_(std::move(channel)), rank_(rank) {}
+  ~ChannelEnd() {
+    if (rank_ > 0) return channel_->ring(rank_).close_consumer();
+    for (auto& ring : channel_->rings) ring->close_producer();
+  }
+  ChannelEnd(const ChannelEnd&) = delete;
+  ChannelEnd& operator=(const ChannelEnd&) = delete;
+
+  DispatchChannel<Batch>& operator*() const { return *channel_; }
+  DispatchChannel<Batch>* operator->() const { return channel_.get(); }
+
+ private:
+  std::shared_ptr<DispatchChannel<Batch>> channel_;
+  int rank_;
+};
+
 /// What all ranks of one prepared loader share.
 template <class Batch>
 struct SharedParts {

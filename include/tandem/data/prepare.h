@@ -43,6 +43,9 @@ std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
 /// Throws ConfigError when options do not go together or are out of range; DataError for shuffling an iterable.
 void check_options(const DataLoaderOptions& options, bool iterable);
 
+/// Steps that may be ready before a rank takes them.
+std::size_t read_ahead_depth(const DataLoaderOptions& options);
+
 /// The threads that read ahead for a loader; null without workers.
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token);
 
@@ -75,10 +78,26 @@ LoaderParts<Batch> make_parts(const DataLoader<Dataset, Batch>& loader,
   parts.make_source = [loader, shared, rank, seed] {
     return loader.make_source(shared->plan, shared->planner, rank, seed);
   };
-  parts.ahead = {.depth = static_cast<std::size_t>(std::max(options.workers * options.prefetch, 1)),
-                 .in_order = options.in_order,
-                 .timeout = options.timeout};
+  parts.ahead = {.depth = read_ahead_depth(options), .in_order = options.in_order, .timeout = options.timeout};
   return parts;
+}
+
+/// The rings of a loader whose rank 0 reads for all; null where it does not.
+template <class Batch>
+std::shared_ptr<DispatchChannel<Batch>> make_channel(const SharedParts<Batch>& shared, const DataLoaderOptions& options,
+                                                     CancelToken& token) {
+  if (!shared.plan.dispatch) return nullptr;
+  // Deep enough for what the workers read ahead, and one more: a rank that is scheduled late does not stop rank 0.
+  return std::make_shared<DispatchChannel<Batch>>(shared.plan.ranks, read_ahead_depth(options) + 1, token);
+}
+
+/// One rank's loader of its parts. Not collective: one thread can make and run the loaders of all ranks in turn.
+template <class Batch>
+PreparedDataLoader<Batch> make_loader(LoaderParts<Batch> parts, const LoaderContext& context,
+                                      const std::shared_ptr<DispatchChannel<Batch>>& channel) {
+  if (!channel) return PreparedDataLoader<Batch>(std::make_shared<DataLoaderShard<Batch>>(context, std::move(parts)));
+  return PreparedDataLoader<Batch>(std::make_shared<DataLoaderDispatcher<Batch>>(
+      context, std::move(parts), std::make_shared<ChannelEnd<Batch>>(channel, context.rank)));
 }
 
 /// Makes this rank's loader of `loader`. Collective. Throws ConfigError for options that do not go together.
@@ -96,13 +115,10 @@ PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loade
   std::shared_ptr<const SharedParts<Batch>> shared;
   if (context.rank == 0) shared = make_shared_parts(loader, configuration, seed, plan, context.group->token());
   shared = share_from_main(context, shared);
-  const auto parts = make_parts(loader, shared, context.rank, seed);
-  if (!plan.dispatch) return PreparedDataLoader<Batch>(std::make_shared<DataLoaderShard<Batch>>(context, parts));
-  using Dispatcher = DataLoaderDispatcher<Batch>;
-  std::shared_ptr<typename Dispatcher::Channel> channel;
-  if (context.rank == 0) channel = Dispatcher::make_channel(parts, *context.group);
+  std::shared_ptr<DispatchChannel<Batch>> channel;
+  if (context.rank == 0) channel = make_channel(*shared, options, context.group->token());
   channel = share_from_main(context, channel);
-  return PreparedDataLoader<Batch>(std::make_shared<Dispatcher>(context, parts, std::move(channel)));
+  return make_loader(make_parts(loader, shared, context.rank, seed), context, channel);
 }
 
 }  // namespace tandem::data
