@@ -1,16 +1,21 @@
-# tandem_add_tests(LAYER LIBRARY...): the tests of one layer, tests/LAYER/*_test.cpp, as one program
-# whose test cases CTest runs one by one, each with a time limit: a hang is a failure.
+# tandem_add_tests(LAYER SOURCES NAME... LIBRARIES TARGET...): the tests of one layer, tests/LAYER/NAME_test.cpp, as one
+# program whose test cases CTest runs one by one, each with a time limit: a hang is a failure.
 include(Catch)
 
 function(tandem_add_tests layer)
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${layer}/*_test.cpp)
-  if(NOT sources)
-    return()
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
+  list(TRANSFORM arg_SOURCES REPLACE "(.+)" "${CMAKE_SOURCE_DIR}/tests/${layer}/\\1_test.cpp" OUTPUT_VARIABLE sources)
+  # A test that is not built passes unseen. Only looked at when configuring: CONFIGURE_DEPENDS would keep ninja busy.
+  file(GLOB present ${CMAKE_SOURCE_DIR}/tests/${layer}/*_test.cpp)
+  list(REMOVE_ITEM present ${sources})
+  if(present)
+    message(FATAL_ERROR "${present}: not listed in tests/CMakeLists.txt")
   endif()
+
   set(target tandem_${layer}_tests)
   add_executable(${target} ${sources})
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/tests ${CMAKE_SOURCE_DIR}/src)
-  target_link_libraries(${target} PRIVATE ${ARGN} tandem_warnings tandem_catch_main)
+  target_link_libraries(${target} PRIVATE ${arg_LIBRARIES} tandem_warnings tandem_catch_main)
   if(NOT layer STREQUAL core)
     target_precompile_headers(${target} REUSE_FROM tandem)
   endif()

@@ -5,11 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.11.0
-packages=(g++ cmake ninja-build git python3-venv zlib1g-dev libtbb-dev libcli11-dev catch2 nlohmann-json3-dev clang-format)
+packages=(g++ cmake ninja-build git python3-venv zlib1g-dev libtbb-dev libcli11-dev catch2 nlohmann-json3-dev)
 # A file that each package brings, so that looking costs no time.
 package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/python3*/ensurepip/__init__.py
   /usr/include/zlib.h /usr/include/tbb/tbb.h /usr/include/CLI/CLI.hpp /usr/include/catch2/catch*.hpp
-  /usr/include/nlohmann/json.hpp /usr/bin/clang-format)
+  /usr/include/nlohmann/json.hpp)
+# Another version formats differently, so only CI insists.
+[[ -z ${CI:-} ]] || { packages+=(clang-format) && package_files+=(/usr/bin/clang-format); }
 light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 libtorch=.deps/libtorch-$torch_version
 log=.deps/logs/setup.log
@@ -34,24 +36,30 @@ missing_packages() {
 }
 
 install_packages() {
-  local missing
+  local missing as_root=(env DEBIAN_FRONTEND=noninteractive)
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]})) || return 0
-  local sudo=()
+  command -v apt-get >/dev/null || { say "install these first: ${missing[*]}"; exit 1; }
   if [[ $EUID -ne 0 ]]; then
-    if ! command -v sudo >/dev/null || ! sudo -n true 2>/dev/null; then
+    if ! sudo -n true 2>/dev/null; then
       say "system packages are missing; install them and run this again:"
       say "  sudo apt-get install ${missing[*]}"
       exit 1
     fi
-    sudo=(sudo)
+    as_root=(sudo "${as_root[@]}")
   fi
-  command -v apt-get >/dev/null || { say "install these first: ${missing[*]}"; exit 1; }
-  say "installing ${missing[*]}"
-  logged "${sudo[@]}" apt-get update
-  # The lock lets an apt that already runs finish first.
-  logged "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-    -o DPkg::Lock::Timeout=600 "${missing[@]}"
+  # One set-up of this machine at a time, whatever its clone: any file will do that they all see.
+  exec 7<"$(command -v apt-get)"
+  flock 7
+  mapfile -t missing < <(missing_packages)
+  if ((${#missing[@]})); then
+    say "installing ${missing[*]}"
+    # After an interrupted apt. It fails while another program installs; apt-get waits for that one.
+    "${as_root[@]}" dpkg --configure -a >>"$log" 2>&1 || true
+    logged "${as_root[@]}" apt-get update
+    logged "${as_root[@]}" apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=600 "${missing[@]}"
+  fi
+  exec 7<&-
 }
 
 # Into a folder of its own that is renamed when complete: an interrupted download is begun again.
@@ -70,11 +78,11 @@ install_libtorch() {
   mv .deps/libtorch.partial "$libtorch"
 }
 
-everything_is_there() {
-  [[ -n ${TANDEM_LIBTORCH:-} || -e $libtorch/torch/lib/libtorch_cpu.so ]] && [[ -z $(missing_packages) ]]
-}
-
-everything_is_there && exit 0
+if [[ -n ${TANDEM_LIBTORCH:-} && ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; then
+  say "TANDEM_LIBTORCH is '$TANDEM_LIBTORCH', which has no lib/libtorch_cpu.so; use the folder of a LibTorch zip or the torch folder of a wheel"
+  exit 1
+fi
+[[ -e ${TANDEM_LIBTORCH:-$libtorch/torch}/lib/libtorch_cpu.so && -z $(missing_packages) ]] && exit 0
 mkdir -p .deps/logs
 exec 9>.deps/lock
 if ! flock -n 9; then
@@ -83,9 +91,4 @@ if ! flock -n 9; then
 fi
 : >"$log"
 install_packages
-if [[ -z ${TANDEM_LIBTORCH:-} ]]; then
-  install_libtorch
-elif [[ ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; then
-  say "TANDEM_LIBTORCH is '$TANDEM_LIBTORCH', which has no lib/libtorch_cpu.so; use the folder of a LibTorch zip or the torch folder of a wheel"
-  exit 1
-fi
+[[ -n ${TANDEM_LIBTORCH:-} ]] || install_libtorch

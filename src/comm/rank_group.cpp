@@ -135,8 +135,12 @@ void RankGroup::check_against_peers(int rank, std::uint64_t number, const CallRe
 void RankGroup::check_departed(int rank, std::uint64_t number, const CallRecord& record) const {
   for (int peer = 0; peer < world_size(); ++peer) {
     const Rank& other = ranks_[peer];
-    if (other.departed.load(std::memory_order_seq_cst) && other.calls.load(std::memory_order_seq_cst) < number)
-      throw CollectiveError(departed_text(peer, rank, record, number));
+    if (!other.departed.load(std::memory_order_seq_cst) || other.calls.load(std::memory_order_seq_cst) >= number)
+      continue;
+    const CollectiveError error(departed_text(peer, rank, record, number));
+    // Before it is thrown: the one to blame is not the rank that finds out.
+    token_.cancel(std::make_exception_ptr(error), peer);
+    throw error;
   }
 }
 

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <stop_token>
 
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
@@ -92,7 +93,8 @@ std::string text_of(const std::exception_ptr& error) {
 }
 
 [[noreturn]] void throw_rank_error(const CancelToken& token) {
-  const std::string text = "rank " + std::to_string(token.rank()) + ": " + text_of(token.reason());
+  const std::string blamed = token.rank() >= 0 ? "rank " + std::to_string(token.rank()) + ": " : "";
+  const std::string text = blamed + text_of(token.reason());
   try {
     std::rethrow_exception(token.reason());
   } catch (const SampleError& error) {
@@ -120,6 +122,9 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   comm::RankGroup group(state.world_size(), token);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = core_shares(state)}, token,
                   [&](int rank) { run_rank(state, group, rank, body); });
+  const std::stop_callback cancel(config.cancel, [&token] {
+    token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
+  });
   watch(team, group, config.timeout);
   team.join();
   if (token.cancelled()) throw_rank_error(token);

@@ -37,12 +37,45 @@ Result train(const std::string& arguments) {
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
 }
 
+// The complete lines: the last one may still be being written.
 std::vector<nlohmann::json> read_log(const std::string& path) {
   std::vector<nlohmann::json> lines;
   std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(file, line) && !file.eof();) lines.push_back(nlohmann::json::parse(line));
   return lines;
 }
+
+// A training that goes on until it is interrupted, with its output, log and weights in a directory.
+class EndlessTraining {
+ public:
+  // Returns once it trains.
+  explicit EndlessTraining(const TempDir& dir) : dir_(dir), child_(fork()) {
+    if (child_ == 0) {
+      const int output = open((dir / "out").c_str(), O_CREAT | O_WRONLY, 0600);
+      dup2(output, STDOUT_FILENO);
+      dup2(output, STDERR_FILENO);
+      execl(TANDEM_TRAIN, "train", "--cpu", "2", "--hidden", "16", "--epochs", "100000", "--no-progress", "--log-json",
+            (dir / "log").c_str(), "--save-weights", (dir / "w").c_str(), nullptr);
+      _exit(99);
+    }
+    for (int i = 0; i < 3000 && read_log(dir / "log").size() < 3; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+
+  void signal(int number) const { kill(child_, number); }
+
+  Result wait() const {
+    int status = 0;
+    waitpid(child_, &status, 0);
+    std::ifstream file(dir_ / "out");
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+            std::string((std::istreambuf_iterator<char>(file)), {})};
+  }
+
+ private:
+  const TempDir& dir_;
+  const pid_t child_;
+};
 
 const std::string kShort = "--cpu 2 --hidden 16 --limit-train-samples 400 --epochs 1 --batch-size 20 ";
 
@@ -198,26 +231,21 @@ TEST_CASE("weights that do not fit the model are an error that names the paramet
 
 TEST_CASE("an interrupt stops at the next step, writes the weights and exits with 130") {
   TempDir dir;
-  const pid_t child = fork();
-  if (child == 0) {
-    const int log = open((dir / "out").c_str(), O_CREAT | O_WRONLY, 0600);
-    dup2(log, STDOUT_FILENO);
-    dup2(log, STDERR_FILENO);
-    execl(TANDEM_TRAIN, "train", "--cpu", "2", "--hidden", "16", "--epochs", "100000", "--log-json",
-          (dir / "log").c_str(), "--save-weights", (dir / "w").c_str(), nullptr);
-    _exit(99);
-  }
-  // Until it trains.
-  for (int i = 0; i < 3000 && read_log(dir / "log").size() < 3; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  kill(child, SIGINT);
-  int status = 0;
-  waitpid(child, &status, 0);
-  CHECK(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 130);
-  std::ifstream out(dir / "out");
-  const std::string text((std::istreambuf_iterator<char>(out)), {});
-  CHECK_THAT(text, ContainsSubstring("interrupted after step"));
+  const EndlessTraining training(dir);
+  training.signal(SIGINT);
+  const Result result = training.wait();
+  CHECK(result.exit_code == 130);
+  CHECK_THAT(result.output, ContainsSubstring("interrupted after step"));
   CHECK(io::load_safetensors(dir / "w").size() == 4);
   CHECK(read_log(dir / "log").back()["final"]["accuracy"].is_null());
+}
+
+TEST_CASE("a second interrupt ends at once") {
+  TempDir dir;
+  const EndlessTraining training(dir);
+  // Both are there when it goes on, so that it cannot have stopped after the first. (Two of one kind would be one.)
+  for (int number : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) training.signal(number);
+  const Result result = training.wait();
+  CHECK(result.exit_code == 130);
+  CHECK_THAT(result.output, ContainsSubstring("training mlp") && !ContainsSubstring("interrupted"));
 }

@@ -13,8 +13,9 @@ namespace tandem {
 /// The first exception that leaves a body ends all ranks: whoever waits for another rank, or calls Tandem next, gets
 /// Cancelled. Then RankError is thrown here with the rank and, nested, the original exception. Ranks that make
 /// different collective calls, return while others wait for them, or keep others waiting longer than config.timeout,
-/// fail with CollectiveError in the same way. Throws ConfigError when `config` does not fit the machine, or when called
-/// on a rank thread. May be called any number of times, also after a failure.
+/// fail with CollectiveError in the same way; so do all with Cancelled, and no rank to blame (-1), when a stop is
+/// requested of config.cancel before they have ended. Throws ConfigError when `config` does not fit the machine, or
+/// when called on a rank thread. May be called any number of times, also after a failure.
 void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body);
 
 }  // namespace tandem
