@@ -5,6 +5,7 @@
 #include "tandem/data/data_loader.h"
 #include "tandem/data/mnist.h"
 #include "tandem/data/tensor_dataset.h"
+#include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/runtime/accelerator.h"
