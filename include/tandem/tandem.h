@@ -3,6 +3,7 @@
 // Everything that a training program needs.
 #include "tandem/core/error.h"
 #include "tandem/data/data_loader.h"
+#include "tandem/data/image_folder.h"
 #include "tandem/data/mnist.h"
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
