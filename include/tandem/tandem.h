@@ -3,7 +3,10 @@
 // Everything that a training program needs.
 #include "tandem/core/error.h"
 #include "tandem/data/data_loader.h"
+#include "tandem/data/image_folder.h"
 #include "tandem/data/mnist.h"
+#include "tandem/data/tensor_dataset.h"
+#include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/runtime/accelerator.h"

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torch/data/datasets/base.h>
+#include <torch/data/example.h>
+
+namespace tandem::data {
+
+/// In pixels.
+struct ImageSize {
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+};
+
+/// What a pixel value v in 0 .. 255 becomes.
+enum class ImageValues {
+  unit,  ///< v / 255, float32
+  bytes  ///< v, uint8: a quarter of the memory; divide on the device
+};
+
+/// What happens to a picture, in this order. Without resizing and cropping it keeps its size.
+struct ImageFolderOptions {
+  /// Resize so that the shorter side has this many pixels and the shape is kept; the longer side is rounded down.
+  std::optional<std::int64_t> shorter_side = {};
+  std::optional<ImageSize> resize = {};  ///< resize to exactly this; not together with shorter_side
+  std::optional<ImageSize> crop = {};    ///< keep this much of the centre
+  std::int64_t channels = 3;             ///< 3: red, green, blue; 1: grey
+  ImageValues values = ImageValues::unit;
+};
+
+/// A directory of pictures with one sub-directory a class: the class's name is the sub-directory's, labels number the
+/// names in sorted order from 0. A class's pictures are all files below its directory that end in .jpg, .jpeg or .png
+/// (in any case), sorted by folder and name, as torchvision's ImageFolder has them; other files are passed over, and so
+/// are files and folders whose name begins with a dot.
+///
+///     ImageFolder pictures("imagenet/val", {.shorter_side = 256, .crop = ImageSize{224, 224}});
+///
+/// A sample is {float32 or uint8 [channels, height, width], int64 label []}; a picture is read and decoded each time,
+/// and nothing is kept. Any number of threads may call `get` at once. Copies share the list of files.
+///
+/// Greyscale, palette, 16-bit and CMYK pictures become what `channels` says; alpha, colour profiles, gamma and the
+/// orientation in EXIF are ignored. Resizing is bilinear with antialiasing, as in torchvision; a JPEG that becomes
+/// smaller by half or more is decoded at a half, quarter or eighth of its size first (Pillow's `draft`).
+class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::data::Example<>> {
+ public:
+  /// Lists the files. Throws DataError naming the directory when it is missing or has no classes, or a class has no
+  /// pictures; ConfigError for sizes that are not positive and for channels other than 1 and 3.
+  explicit ImageFolder(const std::string& directory, ImageFolderOptions options = {});
+
+  /// Reads picture `index`. Throws DataError naming the file when it cannot be read, is no JPEG or PNG (its contents
+  /// count, not its name), is damaged or cut off, claims more than 2^28 pixels or is smaller than the crop; and when
+  /// there is no such index.
+  torch::data::Example<> get(std::size_t index) override;
+
+  std::optional<std::size_t> size() const override;
+
+  /// The names of the classes; a label is a position in it.
+  const std::vector<std::string>& classes() const;
+
+  /// The file of a picture. Throws DataError when there is no such index.
+  const std::string& path(std::size_t index) const;
+
+ private:
+  struct Listing;
+
+  std::shared_ptr<const Listing> listing_;
+  ImageFolderOptions options_;
+};
+
+}  // namespace tandem::data

@@ -1,0 +1,364 @@
+#include "tandem/data/image_folder.h"
+
+#include <zlib.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include <torch/torch.h>
+
+#include "support/catch.h"
+#include "support/image_files.h"
+#include "support/temp_dir.h"
+#include "tandem/core/error.h"
+#include "tandem/data/data_loader.h"
+
+using namespace tandem;
+using data::ImageFolder;
+using data::ImageFolderOptions;
+using data::ImageSize;
+using data::ImageValues;
+using tandem::test::JpegOptions;
+using tandem::test::PngOptions;
+using tandem::test::Raster;
+using tandem::test::TempDir;
+using tandem::test::write_jpeg;
+using tandem::test::write_png;
+
+namespace {
+
+// A dataset of the one class "things".
+struct OneClass {
+  TempDir dir;
+  OneClass() { std::filesystem::create_directory(dir / "things"); }
+  std::string operator/(const std::string& name) const { return dir / ("things/" + name); }
+
+  at::Tensor first(ImageFolderOptions options = {}) const { return ImageFolder(dir.path(), options).get(0).data; }
+
+  at::Tensor first_bytes(ImageFolderOptions options = {}) const {
+    options.values = ImageValues::bytes;
+    return first(options);
+  }
+};
+
+// Every sample has its own value, nearly: rows, columns and channels cannot be taken for another.
+Raster distinct(int height, int width, int channels) {
+  return Raster::of(height, width, channels, [](int y, int x, int c) { return y * 31 + x * 7 + c * 101; });
+}
+
+// What JPEG keeps well.
+Raster smooth(int height, int width, int channels) {
+  return Raster::of(height, width, channels, [=](int y, int x, int c) {
+    return 20 + 200 * ((c == 0 ? y : 0) + (c > 0 ? x : 0)) / (c == 0 ? height : width) / (c == 2 ? 2 : 1);
+  });
+}
+
+// The raster as a sample, [channels, height, width].
+at::Tensor planes(const Raster& raster) {
+  at::Tensor pixels = at::empty({raster.height, raster.width, raster.channels}, at::kByte);
+  std::copy(raster.bytes.begin(), raster.bytes.end(), pixels.mutable_data_ptr<std::uint8_t>());
+  return pixels.permute({2, 0, 1}).contiguous();
+}
+
+at::Tensor grey(const at::Tensor& rgb) {
+  const auto weights = at::tensor({0.299, 0.587, 0.114}, at::kDouble).view({3, 1, 1});
+  return (rgb.to(at::kDouble) * weights).sum(0, true).round().to(at::kByte);
+}
+
+int farthest(const at::Tensor& a, const at::Tensor& b) {
+  REQUIRE(a.sizes() == b.sizes());
+  return (a.to(at::kInt) - b.to(at::kInt)).abs().max().item<int>();
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(stream), {});
+}
+
+void put_file(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+
+void put_big_endian(std::string& bytes, std::size_t at, std::uint32_t value, int count) {
+  for (int i = 0; i < count; ++i)
+    bytes[at + static_cast<std::size_t>(i)] = static_cast<char>(value >> 8 * (count - 1 - i));
+}
+
+// The message of the DataError that reading the first picture ends with.
+std::string error_of(const OneClass& folder) {
+  try {
+    folder.first();
+  } catch (const DataError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("classes are the sorted names of sub-directories, pictures sorted by folder and name") {
+  TempDir dir;
+  const auto pixel = Raster::of(1, 1, 3, [](int, int, int) { return 9; });
+  for (const char* folder : {"zebra", "ant/b", "ant/a", ".hidden", "ant/.hidden"})
+    std::filesystem::create_directories(dir / folder);
+  for (const char* name : {"zebra/2.PNG", "zebra/10.png", "ant/x.png", "ant/b/1.png", "ant/a/2.png", "loose.png",
+                           ".hidden/1.png", "ant/.hidden/1.png", "ant/.x.png"})
+    write_png(dir / name, pixel);
+  write_jpeg(dir / "zebra/3.JPEG", pixel);
+  put_file(dir / "zebra/notes.txt", "no picture");
+
+  ImageFolder folder(dir.path());
+  CHECK(folder.classes() == std::vector<std::string>{"ant", "zebra"});
+  const std::vector<std::pair<std::string, std::int64_t>> expected{{"ant/x.png", 0},   {"ant/a/2.png", 0},
+                                                                   {"ant/b/1.png", 0}, {"zebra/10.png", 1},
+                                                                   {"zebra/2.PNG", 1}, {"zebra/3.JPEG", 1}};
+  REQUIRE(folder.size() == expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    CHECK(folder.path(i) == dir / expected[i].first);
+    CHECK(folder.get(i).target.item<std::int64_t>() == expected[i].second);
+  }
+}
+
+TEST_CASE("a PNG comes out as the bytes that were written, and as numbers from 0 to 1") {
+  const OneClass folder;
+  const Raster raster = distinct(6, 9, 3);
+  write_png(folder / "a.png", raster);
+  CHECK(at::equal(folder.first_bytes(), planes(raster)));
+  CHECK(at::equal(folder.first(), planes(raster).to(at::kFloat).div(255)));
+  CHECK(at::equal(folder.first_bytes({.channels = 1}), grey(planes(raster))));
+}
+
+TEST_CASE("interlaced PNGs, and those with alpha, 16 bits, a palette or grey only, become colour or grey") {
+  const OneClass folder;
+  const std::string path = folder / "a.png";
+  const Raster rgb = distinct(11, 13, 3);
+  write_png(path, rgb, {.interlaced = true});
+  CHECK(at::equal(folder.first_bytes(), planes(rgb)));
+
+  const Raster rgba = distinct(5, 4, 4);
+  write_png(path, rgba, {.color_type = PNG_COLOR_TYPE_RGBA});
+  CHECK(at::equal(folder.first_bytes(), planes(rgba).slice(0, 0, 3)));
+
+  const Raster wide = Raster::of(5, 4, 6, [](int y, int x, int c) { return y * 50 + x * 9 + c / 2; });  // v * 257
+  write_png(path, wide, {.bit_depth = 16});
+  CHECK(at::equal(folder.first_bytes(), planes(wide).index({torch::indexing::Slice(0, 6, 2)})));
+
+  const Raster indices = Raster::of(3, 3, 1, [](int y, int x, int) { return (y + x) % 3; });
+  const std::vector<png_color> palette{{255, 0, 10}, {20, 255, 30}, {40, 50, 255}};
+  write_png(path, indices, {.color_type = PNG_COLOR_TYPE_PALETTE, .palette = palette, .transparent_first = true});
+  const auto colors = at::tensor({255, 0, 10, 20, 255, 30, 40, 50, 255}, at::kByte).view({3, 3});
+  const auto expected = colors.index({planes(indices)[0].to(at::kLong)}).permute({2, 0, 1});
+  CHECK(at::equal(folder.first_bytes(), expected));
+  CHECK(at::equal(folder.first_bytes({.channels = 1}), grey(expected)));
+
+  const Raster shades = distinct(4, 7, 1);
+  write_png(path, shades, {.color_type = PNG_COLOR_TYPE_GRAY});
+  CHECK(at::equal(folder.first_bytes(), planes(shades).expand({3, 4, 7})));
+  CHECK(at::equal(folder.first_bytes({.channels = 1}), planes(shades)));
+
+  const Raster bits{2, 8, 1, {0b10110001, 0b01001110}};  // a byte a row
+  write_png(path, bits, {.color_type = PNG_COLOR_TYPE_GRAY, .bit_depth = 1});
+  CHECK(at::equal(folder.first_bytes({.channels = 1}).flatten(),
+                  at::tensor({1, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 1, 1, 1, 0}, at::kByte) * 255));
+}
+
+TEST_CASE("a JPEG comes out nearly as it was written, plain or progressive, in colour or grey") {
+  const OneClass folder;
+  const std::string path = folder / "a.jpg";
+  const Raster rgb = smooth(37, 50, 3), shades = smooth(37, 50, 1);
+  for (bool progressive : {false, true}) {
+    write_jpeg(path, rgb, {.progressive = progressive});
+    CHECK(farthest(folder.first_bytes(), planes(rgb)) <= 6);
+    CHECK(farthest(folder.first_bytes({.channels = 1}), grey(planes(rgb))) <= 4);
+  }
+  write_jpeg(path, rgb, {.file_colors = JCS_RGB});
+  CHECK(farthest(folder.first_bytes(), planes(rgb)) <= 6);
+  CHECK(farthest(folder.first_bytes({.channels = 1}), grey(planes(rgb))) <= 4);
+  write_jpeg(path, shades, {.raster_colors = JCS_GRAYSCALE, .file_colors = JCS_GRAYSCALE});
+  CHECK(farthest(folder.first_bytes({.channels = 1}), planes(shades)) <= 4);
+  CHECK(farthest(folder.first_bytes(), planes(shades).expand({3, 37, 50})) <= 4);
+}
+
+TEST_CASE("a CMYK JPEG becomes the colours that its inverted inks mean") {
+  const OneClass folder;
+  const Raster inks = smooth(24, 40, 4);  // libjpeg marks it as Adobe's
+  for (J_COLOR_SPACE kind : {JCS_CMYK, JCS_YCCK}) {
+    write_jpeg(folder / "a.jpg", inks, {.raster_colors = JCS_CMYK, .file_colors = kind});
+    const auto values = planes(inks).to(at::kDouble);
+    const auto rgb = (values.slice(0, 0, 3) * values[3] / 255).round().to(at::kByte);
+    CHECK(farthest(folder.first_bytes(), rgb) <= 8);
+    CHECK(farthest(folder.first_bytes({.channels = 1}), grey(rgb)) <= 6);
+  }
+}
+
+TEST_CASE("resizing keeps the shape or makes the size, and averages what becomes smaller") {
+  const OneClass folder;
+  const Raster raster = distinct(40, 61, 3);
+  write_png(folder / "a.png", raster);
+  const auto check = [&](const ImageFolderOptions& options, std::int64_t height, std::int64_t width) {
+    const auto expected =
+        at::_upsample_bilinear2d_aa(planes(raster).to(at::kFloat).unsqueeze(0), {height, width}, false).squeeze(0);
+    CHECK(farthest(folder.first_bytes(options), expected.round()) <= 1);
+  };
+  check({.shorter_side = 20}, 20, 30);
+  check({.shorter_side = 80}, 80, 122);
+  check({.resize = ImageSize{16, 16}}, 16, 16);
+  check({.resize = ImageSize{50, 7}}, 50, 7);
+  CHECK(folder.first({.shorter_side = 10, .channels = 1}).sizes() == std::vector<std::int64_t>{1, 10, 15});
+  write_png(folder / "a.png", distinct(61, 40, 3));
+  CHECK(folder.first({.shorter_side = 20}).sizes() == std::vector<std::int64_t>{3, 30, 20});
+}
+
+TEST_CASE("a JPEG that is decoded at a fraction of its size has the resized shape and colours") {
+  const OneClass folder;
+  const Raster raster = smooth(401, 603, 3);
+  write_jpeg(folder / "a.jpg", raster);
+  for (std::int64_t side : {200, 100, 57, 20}) {
+    const std::int64_t width = side * 603 / 401;
+    const auto expected =
+        at::_upsample_bilinear2d_aa(planes(raster).to(at::kFloat).unsqueeze(0), {side, width}, false).squeeze(0);
+    CHECK(farthest(folder.first_bytes({.shorter_side = side}), expected.round()) <= 8);
+  }
+  CHECK(folder.first({.resize = ImageSize{30, 90}}).sizes() == std::vector<std::int64_t>{3, 30, 90});
+}
+
+TEST_CASE("the crop is the centre, and a picture that is smaller than it is an error") {
+  const OneClass folder;
+  const Raster raster = distinct(10, 9, 3);
+  write_png(folder / "a.png", raster);
+  CHECK(at::equal(folder.first_bytes({.crop = ImageSize{4, 3}}), planes(raster).slice(1, 3, 7).slice(2, 3, 6)));
+  // Half a pixel goes to the even side, as in Python: (10 - 7) / 2 is 2, (9 - 8) / 2 is 0.
+  CHECK(at::equal(folder.first_bytes({.crop = ImageSize{7, 8}}), planes(raster).slice(1, 2, 9).slice(2, 0, 8)));
+  CHECK(at::equal(folder.first_bytes({.shorter_side = 18, .crop = ImageSize{4, 4}}),
+                  folder.first_bytes({.shorter_side = 18}).slice(1, 8, 12).slice(2, 7, 11)));
+  CHECK_THROWS_WITH(folder.first({.crop = ImageSize{10, 10}}),
+                    ContainsSubstring("a.png") && ContainsSubstring("10 x 9 pixels, less than the crop of 10 x 10"));
+}
+
+TEST_CASE("pictures that are cut off or changed at any place are errors that name them or decode, never worse") {
+  const OneClass folder;
+  const std::string path = folder / "a.jpg";
+  const Raster raster = distinct(19, 23, 3);
+  const auto check = [&](const std::string& kind, bool cut_is_error) {
+    const std::string good = bytes_of(path);
+    REQUIRE(error_of(folder) == "no error");
+    for (std::size_t at = 0; at < good.size(); ++at) {
+      CAPTURE(kind, at);
+      put_file(path, good.substr(0, at));
+      const std::string cut = error_of(folder);
+      if (cut_is_error || at + 2 < good.size()) CHECK_THAT(cut, ContainsSubstring("a.jpg"));
+      std::string changed = good;
+      changed[at] = static_cast<char>(changed[at] ^ 0x55);
+      put_file(path, changed);
+      const std::string error = error_of(folder);
+      CHECK((error == "no error" || error.find("a.jpg") != std::string::npos));
+    }
+  };
+  write_png(path, raster);
+  check("PNG", true);
+  write_png(path, raster, {.interlaced = true});
+  check("interlaced PNG", true);
+  write_jpeg(path, raster);
+  check("JPEG", false);  // its last two bytes only say that it ends
+  write_jpeg(path, raster, {.progressive = true});
+  check("progressive JPEG", false);
+}
+
+TEST_CASE("a header that claims a huge picture is an error, not an allocation") {
+  const OneClass folder;
+  write_png(folder / "a.png", distinct(4, 4, 3));
+  std::string png = bytes_of(folder / "a.png");
+  put_big_endian(png, 16, 60000, 4);
+  put_big_endian(png, 20, 60000, 4);
+  const auto checksum = crc32(0, reinterpret_cast<const Bytef*>(png.data()) + 12, 17);
+  put_big_endian(png, 29, static_cast<std::uint32_t>(checksum), 4);
+  put_file(folder / "a.png", png);
+  CHECK_THAT(error_of(folder), ContainsSubstring("a.png") && ContainsSubstring("60000 x 60000 pixels; at most"));
+
+  write_jpeg(folder / "a.png", distinct(4, 4, 3));
+  std::string jpeg = bytes_of(folder / "a.png");
+  const std::size_t frame = jpeg.find("\xff\xc0");
+  put_big_endian(jpeg, frame + 5, 65000, 2);
+  put_big_endian(jpeg, frame + 7, 64000, 2);
+  put_file(folder / "a.png", jpeg);
+  CHECK_THAT(error_of(folder), ContainsSubstring("a.png") && ContainsSubstring("65000 x 64000 pixels; at most"));
+}
+
+TEST_CASE("the contents of a file count, not its name") {
+  const OneClass folder;
+  const Raster raster = distinct(3, 4, 3);
+  write_png(folder / "a.jpg", raster);
+  CHECK(at::equal(folder.first_bytes(), planes(raster)));
+  put_file(folder / "a.jpg", "GIF89a, and more");
+  CHECK_THAT(error_of(folder), ContainsSubstring("a.jpg: is neither a JPEG nor a PNG file"));
+  put_file(folder / "a.jpg", "");
+  CHECK_THAT(error_of(folder), ContainsSubstring("a.jpg") && ContainsSubstring("it is empty"));
+}
+
+TEST_CASE("folders without classes or pictures, and options out of range, are errors that say so") {
+  TempDir dir;
+  CHECK_THROWS_WITH(ImageFolder(dir / "nowhere"), ContainsSubstring("nowhere: does not exist"));
+  put_file(dir / "file", "x");
+  CHECK_THROWS_WITH(ImageFolder(dir / "file"), ContainsSubstring("is no directory"));
+  CHECK_THROWS_WITH(ImageFolder(dir.path()), ContainsSubstring("has no sub-directories"));
+  const OneClass empty;
+  CHECK_THROWS_WITH(ImageFolder(empty.dir.path()), ContainsSubstring("things: has no pictures"));
+  CHECK_THROWS_AS(ImageFolder(empty.dir.path()), DataError);
+  const auto check = [&](const ImageFolderOptions& options) {
+    CHECK_THROWS_AS(ImageFolder(empty.dir.path(), options), ConfigError);
+  };
+  check({.shorter_side = 0});
+  check({.shorter_side = 8, .resize = ImageSize{8, 8}});
+  check({.resize = ImageSize{8, 0}});
+  check({.crop = ImageSize{-1, 8}});
+  check({.resize = ImageSize{1 << 20, 1 << 20}});
+  check({.channels = 4});
+}
+
+TEST_CASE("a picture that went away, and an index that is none, are errors") {
+  const OneClass one;
+  write_png(one / "a.png", distinct(3, 4, 3));
+  ImageFolder folder(one.dir.path());
+  CHECK_THROWS_WITH(folder.get(1), ContainsSubstring("picture 1 does not exist; there are 1"));
+  std::filesystem::remove(one / "a.png");
+  CHECK_THROWS_WITH(folder.get(0), ContainsSubstring("a.png: cannot be opened"));
+}
+
+TEST_CASE("threads that read pictures at once get the same as one alone") {
+  const OneClass one;
+  for (int i = 0; i < 6; ++i) {
+    const Raster raster = distinct(40 + i, 60 - i, 3);
+    if (i % 3 == 0) write_png(one / (std::to_string(i) + ".png"), raster);
+    if (i % 3 == 1) write_jpeg(one / (std::to_string(i) + ".png"), raster);
+    if (i % 3 == 2) put_file(one / (std::to_string(i) + ".png"), "\xff\xd8\xff damaged");
+  }
+  ImageFolder folder(one.dir.path(), {.shorter_side = 16, .crop = ImageSize{16, 16}});
+  const auto read = [&folder](std::size_t i) {
+    try {
+      return folder.get(i).data;
+    } catch (const DataError&) {
+      return at::zeros({1});
+    }
+  };
+  std::vector<at::Tensor> alone;
+  for (std::size_t i = 0; i < 6; ++i) alone.push_back(read(i));
+  std::atomic<int> different{0};
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < 4; ++t)
+    threads.emplace_back([&, t] {
+      for (std::size_t i = t; i < t + 60; ++i)
+        if (!at::equal(read(i % 6), alone[i % 6])) ++different;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(different == 0);
+}
+
+TEST_CASE("a loader stacks the pictures of a folder to batches") {
+  const OneClass one;
+  for (int i = 0; i < 3; ++i) write_png(one / (std::to_string(i) + ".png"), distinct(8 + i, 9, 3));
+  const data::DataLoader loader(ImageFolder(one.dir.path(), {.resize = ImageSize{6, 5}}), {.batch_size = 2});
+  const auto batch = loader.reader()({2, 0});
+  CHECK(batch.data.sizes() == std::vector<std::int64_t>{2, 3, 6, 5});
+  CHECK(at::equal(batch.data[1], loader.dataset().get(0).data));
+  CHECK(at::equal(batch.target, at::zeros({2}, at::kLong)));
+}
