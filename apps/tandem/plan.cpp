@@ -136,7 +136,10 @@ bool truth(const Json& value, const std::string& key) {
 
 std::string join(const std::vector<std::int64_t>& numbers) {
   std::string text;
-  for (const std::int64_t number : numbers) text += (text.empty() ? "" : " ") + std::to_string(number);
+  for (const std::int64_t number : numbers) {
+    if (!text.empty()) text += ' ';
+    text += std::to_string(number);
+  }
   return text;
 }
 

@@ -14,7 +14,8 @@ using namespace tandem;
 namespace {
 
 // Jobs 0 .. count-1, each giving its number, and `during` called within.
-std::function<WorkerPool::Job()> numbers(int count, std::function<void(int)> during = [](int) {}) {
+std::function<WorkerPool::Job()> numbers(
+    int count, std::function<void(int)> during = [](int) {}) {
   return [next = std::make_shared<int>(0), count, during]() -> WorkerPool::Job {
     if (*next == count) return {};
     return [number = (*next)++, during]() -> WorkerPool::Result {

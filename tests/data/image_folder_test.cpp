@@ -357,7 +357,7 @@ TEST_CASE("a loader stacks the pictures of a folder to batches") {
   const OneClass one;
   for (int i = 0; i < 3; ++i) write_png(one / (std::to_string(i) + ".png"), distinct(8 + i, 9, 3));
   const data::DataLoader loader(ImageFolder(one.dir.path(), {.resize = ImageSize{6, 5}}), {.batch_size = 2});
-  const auto batch = loader.reader()({2, 0});
+  const auto batch = loader.reader()({2, 0}, {});
   CHECK(batch.data.sizes() == std::vector<std::int64_t>{2, 3, 6, 5});
   CHECK(at::equal(batch.data[1], loader.dataset().get(0).data));
   CHECK(at::equal(batch.target, at::zeros({2}, at::kLong)));

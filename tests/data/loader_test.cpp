@@ -2,51 +2,17 @@
 #include <torch/data/datasets/tensor.h>
 #include <torch/data/transforms/stack.h>
 
-#include "support/ranks.h"
+#include "support/index_data.h"
 
 using namespace tandem;
 using namespace tandem::test;
 
 namespace {
 
-struct Indices : torch::data::datasets::BatchDataset<Indices, at::Tensor> {
-  std::size_t length;
-  std::shared_ptr<std::atomic<int>> reads = std::make_shared<std::atomic<int>>(0);
-  explicit Indices(std::size_t length) : length(length) {}
-  at::Tensor get_batch(c10::ArrayRef<std::size_t> indices) override {
-    *reads += 1;
-    return at::tensor(std::vector<std::int64_t>(indices.begin(), indices.end()), at::kLong);
-  }
-  std::optional<std::size_t> size() const override { return length; }
-};
-
-using Batch = std::vector<std::int64_t>;
-using Epoch = std::vector<Batch>;
-
-Batch list(const at::Tensor& tensor) {
-  return Batch(tensor.const_data_ptr<std::int64_t>(), tensor.const_data_ptr<std::int64_t>() + tensor.numel());
-}
-
-template <class Loader>
-Epoch one_epoch(const Loader& loader) {
-  Epoch epoch;
-  for (auto& batch : loader) epoch.push_back(list(batch));
-  return epoch;
-}
-
 std::vector<std::vector<Epoch>> epochs_on_ranks(int ranks, std::size_t length, data::DataLoaderOptions options,
                                                 data::DataLoaderConfiguration configuration, int epochs,
                                                 std::int64_t skip = 0) {
-  return on_ranks<std::vector<Epoch>>(ranks,
-                                      [&](Accelerator& accelerator) {
-                                        auto loader = accelerator.prepare(data::DataLoader(Indices(length), options));
-                                        if (skip > 0) loader = loader.skip_first_batches(skip);
-                                        std::vector<Epoch> result;
-                                        for (int epoch = 0; epoch < epochs; ++epoch)
-                                          result.push_back(one_epoch(loader));
-                                        return result;
-                                      },
-                                      {.data_loader = configuration});
+  return test::epochs_on_ranks(ranks, data::DataLoader(Indices(length), options), configuration, epochs, skip);
 }
 
 }  // namespace

@@ -99,12 +99,29 @@ class DataLoader {
     if constexpr (iterable)
       return std::make_unique<StreamSteps<Sample, Batch>>(
           plan, rank, seed,
-          [dataset = dataset_, size = options_.batch_size](std::int64_t epoch) {
+          [dataset = own_stream(), size = options_.batch_size](std::int64_t epoch) {
             return open_stream(dataset, epoch, size);
           },
           collate_);
     else
       return std::make_unique<MapSteps<Batch>>(std::move(planner), rank, seed, reader(), slice_, epoch_setter());
+  }
+
+  /// Reads the samples with given indices as one batch. For map-style datasets.
+  ReadBatch<Batch> reader() const {
+    return [dataset = dataset_, collate = collate_](const std::vector<std::int64_t>& indices,
+                                                    const ReadContext& context) -> Batch {
+      auto raw = detail::get_batch(*dataset, indices, context);
+      if constexpr (gives_batches<Dataset>) {
+        return raw;
+      } else {
+        try {
+          return collate(std::move(raw));
+        } catch (...) {
+          detail::throw_sample_error(detail::name_samples(indices), context);
+        }
+      }
+    };
   }
 
  private:
@@ -114,6 +131,14 @@ class DataLoader {
 
   DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
       : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
+
+  // A dataset that remembers where it is cannot be read by several ranks: each gets a copy.
+  std::shared_ptr<Dataset> own_stream() const {
+    if constexpr (std::is_copy_constructible_v<Dataset>)
+      return std::make_shared<Dataset>(*dataset_);
+    else
+      return dataset_;
+  }
 
   static Collate default_collation() {
     if constexpr (gives_batches<Dataset>)  // of an iterable: rows that are batches of one
@@ -129,22 +154,6 @@ class DataLoader {
       return [dataset = dataset_](std::int64_t epoch) { dataset->set_epoch(epoch); };
     else
       return {};
-  }
-
-  ReadBatch<Batch> reader() const {
-    return [dataset = dataset_, collate = collate_](const std::vector<std::int64_t>& indices,
-                                                    const ReadContext& context) -> Batch {
-      auto raw = detail::get_batch(*dataset, indices, context);
-      if constexpr (gives_batches<Dataset>) {
-        return raw;
-      } else {
-        try {
-          return collate(std::move(raw));
-        } catch (...) {
-          detail::throw_sample_error(detail::name_samples(indices), context);
-        }
-      }
-    };
   }
 
   std::shared_ptr<Dataset> dataset_;

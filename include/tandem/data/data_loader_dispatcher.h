@@ -83,7 +83,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
     for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
       (*end_)->ring(rank).push(
           {this->epoch_number(), info,
-           step ? std::optional(std::move(step->batches[static_cast<std::size_t>(rank)])) : std::nullopt});
+           step ? std::make_unique<Batch>(std::move(step->batches[static_cast<std::size_t>(rank)])) : nullptr});
     if (step) own_.emplace_back(step->info, std::move(step->batches.front()));
   }
 

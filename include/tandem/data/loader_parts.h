@@ -15,7 +15,7 @@ template <class Batch>
 struct Handover {
   std::uint64_t epoch_number;  // which of rank 0's epochs it belongs to
   StepInfo info;
-  std::optional<Batch> batch;  // nothing: the epoch has no more steps
+  std::unique_ptr<Batch> batch;  // null: the epoch has no step
 };
 
 /// The rings through which rank 0 hands batches to the other ranks of one loader.
@@ -39,8 +39,10 @@ class ChannelEnd {
  public:
   ChannelEnd(std::shared_ptr<DispatchChannel<Batch>> channel, int rank) : channel_(std::move(channel)), rank_(rank) {}
   ~ChannelEnd() {
-    if (rank_ > 0) return channel_->ring(rank_).close_consumer();
-    for (auto& ring : channel_->rings) ring->close_producer();
+    if (rank_ > 0)
+      channel_->ring(rank_).close_consumer();
+    else
+      for (auto& ring : channel_->rings) ring->close_producer();
   }
   ChannelEnd(const ChannelEnd&) = delete;
   ChannelEnd& operator=(const ChannelEnd&) = delete;
