@@ -1,7 +1,9 @@
 #include "options.h"
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -21,6 +23,19 @@ struct Raw {
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
+// A range of its ends and what is between; CLI::Range lets NaN pass.
+CLI::Validator real_range(double least, double most) {
+  const CLI::Validator is_number(
+      [](std::string& text) { return std::isnan(std::atof(text.c_str())) ? text + " is no number" : std::string(); },
+      "");
+  return CLI::Range(least, most) & is_number;
+}
+
+// CLI11 reads -1 as the largest unsigned number.
+std::string refuse_minus(const std::string& text) {
+  return text.find('-') == std::string::npos ? std::string() : text + " is negative; use 0 or more";
+}
+
 void add_ranks(CLI::App& app, Raw& raw) {
   auto& launch = raw.options.launch;
   auto* gpus = app.add_option("--gpus", raw.gpus, "ranks on the first N GPUs")->check(CLI::Range(1, 1024));
@@ -33,7 +48,7 @@ void add_ranks(CLI::App& app, Raw& raw) {
   app.add_option("--threads-per-rank", launch.threads_per_rank,
                  "intra-op threads of a CPU rank (default: cores / ranks)")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--seed", launch.seed, "master seed")->capture_default_str();
+  app.add_option("--seed", launch.seed, "master seed")->check(refuse_minus)->capture_default_str();
 }
 
 void add_model_and_data(CLI::App& app, Raw& raw) {
@@ -54,7 +69,7 @@ void add_model_and_data(CLI::App& app, Raw& raw) {
 void add_training(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
   const auto positive = CLI::Range(std::int64_t{1}, kMany);
-  const auto rate = CLI::Range(0.0, 1e6);
+  const auto rate = real_range(0.0, 1e6);
   app.add_option("--epochs", options.epochs, "passes over the training data")->check(positive)->capture_default_str();
   app.add_option("--max-steps", options.max_steps, "stop after N optimizer updates")->check(positive);
   auto* batch =
@@ -66,13 +81,13 @@ void add_training(CLI::App& app, Raw& raw) {
       ->check(CLI::IsMember({"sgd", "adamw"}))
       ->capture_default_str();
   app.add_option("--lr", raw.lr, "learning rate (default: 0.001 for adamw, 0.05 for sgd)")->check(rate);
-  app.add_option("--momentum", options.momentum, "of sgd")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  app.add_option("--momentum", options.momentum, "of sgd")->check(real_range(0.0, 1.0))->capture_default_str();
   app.add_option("--weight-decay", raw.weight_decay, "(default: 0.01 for adamw, 0 for sgd)")->check(rate);
   app.add_option("--gradient-accumulation-steps", options.launch.gradient_accumulation_steps, "batches an update")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--clip-grad-norm", options.clip_grad_norm, "limit of the gradient's 2-norm")
-      ->check(CLI::Range(1e-12, 1e12));
+      ->check(real_range(1e-12, 1e12));
   app.add_flag("--drop-last", options.drop_last, "leave out samples that do not fill a batch of every rank");
   app.add_flag("--no-even-batches", raw.no_even_batches, "do not repeat samples to give all ranks as many");
   app.add_flag("--split-batches", options.launch.data_loader.split_batches,

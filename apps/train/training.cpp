@@ -95,12 +95,7 @@ class Trainer {
 
   std::int64_t count_steps() const {
     const std::int64_t window = options_.launch.gradient_accumulation_steps;
-    const std::int64_t steps = loader_.len();
-    if (steps == 0)
-      throw tandem::ConfigError("the training set of " + std::to_string(loader_.total_dataset_length()) +
-                                " samples is smaller than a batch of all ranks (" +
-                                std::to_string(loader_.total_batch_size()) +
-                                ") with --drop-last; use a smaller --batch-size");
+    const std::int64_t steps = loader_.len() + loader_.steps_without_batch();  // as many as any rank has
     const std::int64_t total = options_.epochs * ((steps + window - 1) / window);
     return std::min(total, options_.max_steps.value_or(total));
   }
@@ -189,12 +184,14 @@ class Trainer {
     auto loader = accelerator_.prepare(tandem::data::DataLoader(
         inputs_.test_set, {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
     std::int64_t correct = 0, seen = 0;
-    for (auto& [images, labels] : loader) {
-      const at::Tensor hits = scores_of(model_, options_, images).argmax(1).eq(labels);
+    const auto count = [&](const at::Tensor& hits) {
       const at::Tensor all = accelerator_.gather_for_metrics(hits);
       correct += all.sum().item<std::int64_t>();
       seen += all.size(0);
-    }
+    };
+    for (auto& [images, labels] : loader) count(scores_of(model_, options_, images).argmax(1).eq(labels));
+    // The other ranks' last step, of which they keep all when this rank has no batch.
+    for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) count(at::empty({0}, at::kBool));
     return static_cast<double>(correct) / static_cast<double>(seen);
   }
 
@@ -215,6 +212,16 @@ class Trainer {
   at::Tensor window_loss_;  // sum of the open window's losses on this rank
   std::int64_t window_batches_ = 0, window_samples_ = 0;
 };
+
+// Before the ranks start, so that nothing is printed of a training that cannot be.
+void check_fills_a_step(const Options& options, std::int64_t samples) {
+  const bool split = options.launch.data_loader.split_batches;
+  const std::int64_t step = options.batch_size * (split ? 1 : tandem::examine(options.launch).world_size());
+  if (options.drop_last && samples < step)
+    throw tandem::ConfigError("the training set of " + std::to_string(samples) +
+                              " samples is smaller than a batch of all ranks (" + std::to_string(step) +
+                              ") with --drop-last; use a smaller --batch-size");
+}
 
 }  // namespace
 
@@ -237,6 +244,7 @@ Inputs read_inputs(const Options& options) {
     }
   }
   auto train_set = read(tandem::data::MnistSplit::train, options.limit_train_samples);
+  check_fills_a_step(options, static_cast<std::int64_t>(*train_set.size()));
   return {std::move(train_set), test_set.get(), std::move(weights)};
 }
 
