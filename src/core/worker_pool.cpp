@@ -4,6 +4,21 @@
 #include <utility>
 
 namespace tandem {
+namespace {
+
+thread_local const WorkScope* current_work = nullptr;
+
+}  // namespace
+
+WorkScope::WorkScope(const CancelToken& token, const std::atomic<bool>* gone) noexcept
+    : token_(token), gone_(gone), outer_(std::exchange(current_work, this)) {}
+
+WorkScope::~WorkScope() { current_work = outer_; }
+
+bool work_is_unwanted() noexcept {
+  const WorkScope* work = current_work;
+  return work && (work->token_.cancelled() || (work->gone_ && work->gone_->load(std::memory_order_relaxed)));
+}
 
 WorkerPool::WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start)
     : token_(token), subscription_(token, [this] {
@@ -55,6 +70,7 @@ void WorkerPool::work_for(Queue& queue, std::unique_lock<std::mutex>& lock) {
   queue.drawing_ = true;
   queue.running_ += 1;
   lock.unlock();
+  const WorkScope scope(token_, &queue.gone_);
 
   Job job;
   try {
@@ -91,6 +107,7 @@ WorkerPool::Queue::Queue(std::shared_ptr<WorkerPool> pool, std::size_t depth, bo
 }
 
 WorkerPool::Queue::~Queue() {
+  gone_.store(true, std::memory_order_relaxed);
   std::unique_lock lock(pool_->mutex_);
   ended_ = true;
   changed_.wait(lock, [this] { return running_ == 0; });

@@ -50,8 +50,7 @@ struct DataLoaderOptions {
 /// sample's index only (per call for datasets that read a batch at once): augmentation is the same with any number of
 /// workers and ranks. With workers, or on several ranks, a dataset is read from several threads at once: its `get`
 /// must allow that. A dataset with a member `set_epoch(std::int64_t)` is told which epoch begins. One that may wait
-/// for long in a read should give up when `Accelerator::cancelled()` turns true: threads cannot be stopped from
-/// outside.
+/// for long in a read should look at tandem::work_is_unwanted() and give up when it turns true.
 template <class Dataset, class Batch_ = DefaultBatch<SampleOf<Dataset>>>
 class DataLoader {
  public:

@@ -20,7 +20,8 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
       : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
         parts_(std::move(parts)),
         end_(std::move(end)) {
-    if (this->context().rank == 0) feeder_.emplace(parts_.make_source(), parts_.shared->pool, parts_.ahead);
+    if (this->context().rank == 0)
+      feeder_.emplace(parts_.make_source(), parts_.shared->pool, parts_.ahead, this->context().group->token());
   }
 
   ~DataLoaderDispatcher() override { this->leave(); }

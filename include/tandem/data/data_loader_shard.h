@@ -15,7 +15,7 @@ class DataLoaderShard final : public LoaderBase<Batch> {
   DataLoaderShard(LoaderContext context, LoaderParts<Batch> parts)
       : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
         parts_(std::move(parts)),
-        ahead_(parts_.make_source(), parts_.shared->pool, parts_.ahead) {}
+        ahead_(parts_.make_source(), parts_.shared->pool, parts_.ahead, this->context().group->token()) {}
 
   ~DataLoaderShard() override { this->leave(); }
 

@@ -25,9 +25,10 @@ struct ReadAheadOptions {
 template <class Batch>
 class ReadAhead {
  public:
-  /// Without a pool steps are made by the thread that takes them.
-  ReadAhead(std::unique_ptr<StepSource<Batch>> source, std::shared_ptr<WorkerPool> pool, ReadAheadOptions options)
-      : source_(std::move(source)), pool_(std::move(pool)), options_(options) {}
+  /// Without a pool steps are made by the thread that takes them. `token` outlives it.
+  ReadAhead(std::unique_ptr<StepSource<Batch>> source, std::shared_ptr<WorkerPool> pool, ReadAheadOptions options,
+            const CancelToken& token)
+      : source_(std::move(source)), pool_(std::move(pool)), options_(options), token_(token) {}
 
   /// Begins an epoch.
   void start(const EpochStart& start) {
@@ -44,6 +45,7 @@ class ReadAhead {
   /// The next step; nothing at the end of the epoch. Throws what reading threw, and DataError after the timeout.
   std::optional<Step<Batch>> take() {
     if (!pool_) {
+      const WorkScope scope(token_);
       auto job = source_->next();
       return job ? std::optional(job()) : std::nullopt;
     }
@@ -81,6 +83,7 @@ class ReadAhead {
   std::unique_ptr<StepSource<Batch>> source_;  // outlives the queue, whose jobs use it
   std::shared_ptr<WorkerPool> pool_;
   ReadAheadOptions options_;
+  const CancelToken& token_;
   std::optional<WorkerPool::Queue> queue_;
   std::optional<Step<Batch>> held_back_;
 };
