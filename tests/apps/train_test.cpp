@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/catch.h"
+#include "support/run_program.h"
 #include "support/temp_dir.h"
 #include "tandem/data/mnist.h"
 #include "tandem/io/safetensors.h"
@@ -22,20 +23,7 @@ using tandem::test::TempDir;
 
 namespace {
 
-struct Result {
-  int exit_code;
-  std::string output;  // standard output and error
-};
-
-Result train(const std::string& arguments) {
-  const std::string command = std::string(TANDEM_TRAIN) + " " + arguments + " 2>&1";
-  FILE* pipe = popen(command.c_str(), "r");
-  std::string output;
-  std::array<char, 4096> part;
-  for (std::size_t got; (got = fread(part.data(), 1, part.size(), pipe)) > 0;) output.append(part.data(), got);
-  const int status = pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
-}
+auto train(const std::string& arguments) { return test::run_program(std::string(TANDEM_TRAIN) + " " + arguments); }
 
 // The complete lines: the last one may still be being written.
 std::vector<nlohmann::json> read_log(const std::string& path) {
@@ -64,7 +52,7 @@ class EndlessTraining {
 
   void signal(int number) const { kill(child_, number); }
 
-  Result wait() const {
+  test::ProgramResult wait() const {
     int status = 0;
     waitpid(child_, &status, 0);
     std::ifstream file(dir_ / "out");
@@ -235,7 +223,7 @@ TEST_CASE("an interrupt stops at the next step, writes the weights and exits wit
   TempDir dir;
   const EndlessTraining training(dir);
   training.signal(SIGINT);
-  const Result result = training.wait();
+  const test::ProgramResult result = training.wait();
   CHECK(result.exit_code == 130);
   CHECK_THAT(result.output, ContainsSubstring("interrupted after step"));
   CHECK(io::load_safetensors(dir / "w").size() == 4);
@@ -247,7 +235,7 @@ TEST_CASE("a second interrupt ends at once") {
   const EndlessTraining training(dir);
   // Both are there when it goes on, so that it cannot have stopped after the first. (Two of one kind would be one.)
   for (int number : {SIGSTOP, SIGINT, SIGTERM, SIGCONT}) training.signal(number);
-  const Result result = training.wait();
+  const test::ProgramResult result = training.wait();
   CHECK(result.exit_code == 130);
   CHECK_THAT(result.output, ContainsSubstring("training mlp") && !ContainsSubstring("interrupted"));
 }

@@ -1,0 +1,235 @@
+// data_layer: the ring, dispatch, shard mode, resuming and planning, each beside its limit.
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+
+#include "statistics.h"
+#include "tandem/core/spsc_ring.h"
+#include "tandem/tandem.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using tandem::Accelerator;
+namespace data = tandem::data;
+
+constexpr int kRuns = 5;
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = Clock::now();
+  work();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double median_of(const std::function<double()>& measure) {
+  std::vector<double> values;
+  for (int run = 0; run < kRuns; ++run) values.push_back(measure());
+  return benchmarks::spread_of(values).median;
+}
+
+void print(const char* what, double value, const char* unit, const char* goal) {
+  std::printf("%-58s %12.4g %-12s %s\n", what, value, unit, goal);
+  std::fflush(stdout);
+}
+
+double ring_items_per_second() {
+  constexpr std::int64_t kItems = 20'000'000;
+  tandem::CancelToken token;
+  tandem::SpscRing<std::int64_t> ring(1024, token);
+  const double seconds = seconds_of([&] {
+    std::thread producer([&] {
+      for (std::int64_t i = 0; i < kItems; ++i) ring.push(i);
+    });
+    for (std::int64_t i = 0; i < kItems; ++i) ring.pop();
+    producer.join();
+  });
+  return kItems / seconds;
+}
+
+double ring_round_trip_ns() {
+  constexpr int kTrips = 500'000;
+  tandem::CancelToken token;
+  tandem::SpscRing<int> there(1, token), back(1, token);
+  const double seconds = seconds_of([&] {
+    std::thread echo([&] {
+      for (int i = 0; i < kTrips; ++i) back.push(*there.pop());
+    });
+    for (int i = 0; i < kTrips; ++i) {
+      there.push(i);
+      back.pop();
+    }
+    echo.join();
+  });
+  return seconds / kTrips * 1e9;
+}
+
+// Batches that are there already: views of one tensor.
+struct Ready : torch::data::datasets::BatchDataset<Ready, at::Tensor> {
+  at::Tensor rows;
+  std::int64_t length;
+  Ready(std::vector<std::int64_t> shape, std::int64_t length) : length(length) {
+    shape.insert(shape.begin(), 256);
+    rows = at::ones(shape);
+  }
+  at::Tensor get_batch(c10::ArrayRef<std::size_t> indices) override {
+    const auto begin = static_cast<std::int64_t>(indices.front() % 256);
+    return rows.slice(0, begin, begin + static_cast<std::int64_t>(indices.size()));
+  }
+  std::optional<std::size_t> size() const override { return static_cast<std::size_t>(length); }
+};
+
+// Batches a second that 2 ranks get together, and whether all of them were views of the dataset's memory.
+double dispatched_batches_per_second(const std::vector<std::int64_t>& shape) {
+  constexpr std::int64_t kBatch = 64, kBatches = 50'000;  // of a rank
+  const Ready dataset(shape, 2 * kBatch * kBatches);
+  double seconds = 0;
+  std::atomic<bool> copied{false};
+  tandem::LaunchConfig config{.cpu = 2, .threads_per_rank = 1};
+  config.data_loader.dispatch_batches = true;
+  tandem::launch(config, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(dataset, {.batch_size = kBatch}));
+    accelerator.wait_for_everyone();
+    const double mine = seconds_of([&] {
+      for (auto& batch : loader)
+        if (!batch.is_alias_of(dataset.rows)) copied = true;
+      accelerator.wait_for_everyone();
+    });
+    if (accelerator.is_main()) seconds = mine;
+  });
+  if (copied) std::printf("a batch was COPIED\n");
+  return 2 * kBatches / seconds;
+}
+
+// Time of an epoch of a TensorDataset through a prepared loader, to that of the bare index_select calls.
+double shard_to_index_select() {
+  constexpr std::int64_t kRows = 60'000, kBatch = 64;
+  const at::Tensor rows = at::rand({kRows, 784});
+  double ratio = 0;
+  tandem::launch({.cpu = 1, .threads_per_rank = 1}, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(
+        data::DataLoader(data::TensorDataset(rows), {.batch_size = kBatch, .shuffle = true, .drop_last = true}));
+    std::vector<double> ratios;
+    for (int run = 0; run < 2 * kRuns + 1; ++run) {
+      const at::Tensor order = at::randperm(kRows, at::kLong);
+      double sum = 0;
+      const double bare = seconds_of([&] {
+        for (std::int64_t at = 0; at + kBatch <= kRows; at += kBatch)
+          sum += rows.index_select(0, order.slice(0, at, at + kBatch)).const_data_ptr<float>()[0];
+      });
+      auto epoch = loader.begin();  // draws the order, as above
+      const double loaded = seconds_of([&] {
+        for (; epoch != loader.end(); ++epoch) sum += epoch->const_data_ptr<float>()[0];
+      });
+      if (run > 0 && sum != 0) ratios.push_back(loaded / bare);  // the first run warms up
+    }
+    ratio = benchmarks::spread_of(ratios).median;
+  });
+  return ratio;
+}
+
+// Proportional set size of this process in MB (10^6 bytes), from smaps_rollup.
+double pss_mb() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  for (std::string word; file >> word;)
+    if (word == "Pss:") {
+      double kb = 0;
+      file >> kb;
+      return kb * 1024 / 1e6;
+    }
+  return 0;
+}
+
+// Memory that loading 100 MB of data adds with `ranks` ranks, in the middle of an epoch.
+double loading_mb(int ranks) {
+  const at::Tensor rows = at::ones({25'000, 1000});
+  const double before = pss_mb();
+  double during = 0;
+  tandem::launch({.cpu = ranks, .threads_per_rank = 1}, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(
+        data::DataLoader(data::TensorDataset(rows), {.batch_size = 64 / ranks, .shuffle = true, .workers = 2}));
+    int steps = 0;
+    for (auto& batch : loader) {
+      (void)batch;
+      if (++steps < 20) continue;
+      accelerator.wait_for_everyone();
+      if (accelerator.is_main()) during = pss_mb();
+      accelerator.wait_for_everyone();
+      break;
+    }
+  });
+  return during - before;
+}
+
+struct Numbers : torch::data::datasets::BatchDataset<Numbers, at::Tensor> {
+  std::int64_t length;
+  explicit Numbers(std::int64_t length) : length(length) {}
+  at::Tensor get_batch(c10::ArrayRef<std::size_t> indices) override {
+    return at::scalar_tensor(static_cast<std::int64_t>(indices.front()), at::kLong);
+  }
+  std::optional<std::size_t> size() const override { return static_cast<std::size_t>(length); }
+};
+
+// Microseconds from load_state_dict to the next batch at `step` of an epoch.
+double resume_us(std::int64_t step) {
+  double seconds = 0;
+  tandem::launch({.cpu = 1}, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Numbers(1'000'000'000), {.batch_size = 64}));
+    seconds = seconds_of([&] {
+      loader.load_state_dict({.epoch = 0, .step = step, .global_batch_size = 64});
+      auto epoch = loader.begin();
+      if (epoch->item<std::int64_t>() != 64 * step) std::printf("resumed at the WRONG batch\n");
+    });
+  });
+  return seconds * 1e6;
+}
+
+// Memory that the plan of an epoch of 10^9 samples takes on 4 ranks, and the time to begin it.
+void plan_a_billion(bool shuffle) {
+  const double before = pss_mb();
+  double during = 0, seconds = 0;
+  tandem::launch({.cpu = 4, .threads_per_rank = 1}, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Numbers(1'000'000'000), {.batch_size = 64, .shuffle = shuffle}));
+    const double mine = seconds_of([&] { loader.loader().start(); });
+    loader.loader().next();
+    accelerator.wait_for_everyone();
+    if (accelerator.is_main()) {
+      during = pss_mb();
+      seconds = mine;
+    }
+    accelerator.wait_for_everyone();
+  });
+  const std::string name = std::string("plan of 10^9 samples, 4 ranks, ") + (shuffle ? "shuffled" : "in order");
+  print((name + ": memory").c_str(), during - before, "MB",
+        shuffle ? "one permutation, 4000 MB" : "no list of indices");
+  print((name + ": time").c_str(), seconds, "s", "");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  at::set_num_threads(1);
+  print("ring, 64-bit items", median_of(ring_items_per_second) / 1e6, "million/s", "at least 100");
+  print("ring, round trip", median_of(ring_round_trip_ns), "ns", "at most 250");
+  print("dispatch to 2 ranks, 64 x 784", median_of([] { return dispatched_batches_per_second({784}); }), "batches/s",
+        "at least 100000");
+  print("dispatch to 2 ranks, 64 x 3 x 224 x 224", median_of([] {
+          return dispatched_batches_per_second({3, 224, 224});
+        }),
+        "batches/s", "at least 100000");
+  print("shard mode of a TensorDataset to index_select", shard_to_index_select(), "x", "at most 1.2");
+  loading_mb(1);  // what the first launch allocates once a process
+  print("memory of loading, 1 rank", loading_mb(1), "MB", "");
+  print("memory of loading, 8 ranks", loading_mb(8), "MB", "as 1 rank");
+  print("resume at step 1", median_of([] { return resume_us(1); }), "us", "");
+  print("resume at step 10^6", median_of([] { return resume_us(1'000'000); }), "us", "as step 1");
+  plan_a_billion(false);
+  if (argc > 1 && std::string(argv[1]) == "--large") plan_a_billion(true);
+}
