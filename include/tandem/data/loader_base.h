@@ -35,7 +35,7 @@ struct LoaderState {
   std::int64_t epoch = 0;              ///< that is running, or begins next
   std::int64_t step = 0;               ///< steps of it that were handed out
   std::int64_t global_batch_size = 0;  ///< 0: batches of different sizes
-  at::Tensor generator;  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
+  at::Tensor generator = {};  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
 };
 
 /// Rank 0's `value` on every rank. Collective.
