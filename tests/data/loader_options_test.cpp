@@ -483,7 +483,7 @@ TEST_CASE("a rank that fails ends reads that wait for long, its own and the othe
     std::optional<std::size_t> size() const override { return 100; }
   };
   const int ranks = GENERATE(1, 2);
-  const int workers = GENERATE(0, 2);
+  const int workers = ranks == 1 ? 2 : 0;  // with workers and more ranks, those that wait could be all of them
   const bool dispatch = GENERATE(false, true);
   const auto error = run_ranks_expecting_error(
       ranks,

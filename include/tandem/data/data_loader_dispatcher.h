@@ -57,17 +57,12 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
  private:
   // Rank 0: hands out one step that it needs itself, and those after it that are there, as far as there is room.
   std::optional<std::pair<StepInfo, Batch>> feed_and_take() {
-    if (own_.empty() && !read_all_) hand_out(next_step());
-    while (!read_all_ && feeder_->ready() && everybody_has_room()) hand_out(next_step());
+    if (own_.empty() && !read_all_) hand_out(feeder_->take());
+    while (!read_all_ && feeder_->ready() && everybody_has_room()) hand_out(feeder_->take());
     if (own_.empty()) return std::nullopt;
     auto mine = std::move(own_.front());
     own_.pop_front();
     return mine;
-  }
-
-  std::optional<Step<Batch>> next_step() {
-    comm::RankGroup::WaitScope waiting(*this->context().group, 0, "for its loader's next batch");
-    return feeder_->take();
   }
 
   bool everybody_has_room() const {

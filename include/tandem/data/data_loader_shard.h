@@ -30,7 +30,6 @@ class DataLoaderShard final : public LoaderBase<Batch> {
   void end_epoch() override { ahead_.stop(); }
 
   std::optional<std::pair<StepInfo, Batch>> take() override {
-    comm::RankGroup::WaitScope waiting(*this->context().group, this->context().rank, "for its loader's next batch");
     auto step = ahead_.take();
     if (!step) return std::nullopt;
     return std::pair(step->info, std::move(step->batches.front()));
