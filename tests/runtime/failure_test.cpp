@@ -1,5 +1,6 @@
 // How launches end when something goes wrong: always, soon, and with the first error.
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include <torch/nn/modules/linear.h>
@@ -18,6 +19,13 @@ struct MyError : std::runtime_error {
 
 std::ptrdiff_t threads_of_this_process() {
   return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+}
+
+double resident_mb() {
+  std::ifstream file("/proc/self/statm");
+  double pages = 0;
+  file >> pages >> pages;
+  return pages * 4096 / 1e6;
 }
 
 struct NoDataset : torch::data::datasets::Dataset<NoDataset, at::Tensor> {
@@ -205,6 +213,30 @@ TEST_CASE("after a failure the next launch works, hundreds of times, without new
   // The kernel removes a thread's entry a moment after it was joined.
   for (int tries = 0; tries < 1000 && threads_of_this_process() > before; ++tries) std::this_thread::yield();
   CHECK(threads_of_this_process() == before);
+}
+
+TEST_CASE("hundreds of launches, failing or not, leave no memory behind") {
+  const auto launches = [](int count) {
+    for (int i = 0; i < count; ++i) {
+      const auto train = [&](Accelerator& accelerator) {
+        torch::nn::Linear net(64, 64);
+        auto [model, loader] = accelerator.prepare(
+            net, data::DataLoader(NoDataset(0, 9), {.batch_size = 4, .workers = i % 3 == 0 ? 1 : 0}));
+        for (auto& batch : loader) accelerator.reduce(batch);
+        if (i % 2 == 0 && accelerator.is_last()) throw MyError("again");
+        accelerator.wait_for_everyone();
+      };
+      if (i % 2 == 0)
+        run_ranks_expecting_error(2, train);
+      else
+        run_ranks(2, train);
+    }
+  };
+  launches(100);  // allocators and LibTorch reach their steady state
+  const double before = resident_mb();
+  launches(400);
+  // A thread's stack, or the model of one launch, left behind each time would be over 20 MB.
+  CHECK(resident_mb() - before < 10);
 }
 
 TEST_CASE("a launch inside a launch is a clear error") {
