@@ -105,7 +105,8 @@ class LoaderBase {
   /// advances this loader's epoch counter. Throws ConfigError when `steps` is negative.
   virtual std::unique_ptr<LoaderBase> skip_first_batches(std::int64_t steps) = 0;
 
-  /// Where the loader stands. The same on all ranks that have taken as many steps.
+  /// Where the loader stands. The same on all ranks that have taken as many steps, but that in dispatch mode only rank
+  /// 0's holds the sampler's generator: keep that one.
   LoaderState state() const {
     if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
     const bool has_generator = planner_ && reads();
@@ -289,7 +290,8 @@ class PreparedDataLoader {
   /// Where this loader stands, in the middle of an epoch or between two. Not collective.
   LoaderState state_dict() const { return loader_->state(); }
   /// Makes the next epoch to begin the rest of the one in which `state` was taken: nothing is read twice (map-style
-  /// data). Every rank calls it with the same state. Throws ConfigError when the global batch size is another one.
+  /// data). Every rank calls it with the same state, rank 0's. Throws ConfigError when the global batch size is another
+  /// one.
   void load_state_dict(const LoaderState& state) { loader_->load_state(state); }
 
   /// The DataLoaderShard or DataLoaderDispatcher behind it.
