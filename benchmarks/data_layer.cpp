@@ -1,4 +1,4 @@
-// data_layer: the ring, dispatch, shard mode, resuming and planning, each beside its limit.
+// data_layer: dispatch, shard mode, resuming and planning, each beside its limit.
 #include <sys/resource.h>
 
 #include <chrono>
@@ -6,13 +6,11 @@
 #include <fstream>
 #include <functional>
 #include <string>
-#include <thread>
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
 #include "statistics.h"
-#include "tandem/core/spsc_ring.h"
 #include "tandem/tandem.h"
 
 namespace {
@@ -38,37 +36,6 @@ double median_of(const std::function<double()>& measure) {
 void print(const char* what, double value, const char* unit, const char* goal) {
   std::printf("%-58s %12.4g %-12s %s\n", what, value, unit, goal);
   std::fflush(stdout);
-}
-
-double ring_items_per_second() {
-  constexpr std::int64_t kItems = 20'000'000;
-  tandem::CancelToken token;
-  tandem::SpscRing<std::int64_t> ring(1024, token);
-  const double seconds = seconds_of([&] {
-    std::thread producer([&] {
-      for (std::int64_t i = 0; i < kItems; ++i) ring.push(i);
-    });
-    for (std::int64_t i = 0; i < kItems; ++i) ring.pop();
-    producer.join();
-  });
-  return kItems / seconds;
-}
-
-double ring_round_trip_ns() {
-  constexpr int kTrips = 500'000;
-  tandem::CancelToken token;
-  tandem::SpscRing<int> there(1, token), back(1, token);
-  const double seconds = seconds_of([&] {
-    std::thread echo([&] {
-      for (int i = 0; i < kTrips; ++i) back.push(*there.pop());
-    });
-    for (int i = 0; i < kTrips; ++i) {
-      there.push(i);
-      back.pop();
-    }
-    echo.join();
-  });
-  return seconds / kTrips * 1e9;
 }
 
 // Batches that are there already: views of one tensor.
@@ -216,8 +183,6 @@ void plan_a_billion(bool shuffle) {
 
 int main(int argc, char** argv) {
   at::set_num_threads(1);
-  print("ring, 64-bit items", median_of(ring_items_per_second) / 1e6, "million/s", "at least 100");
-  print("ring, round trip", median_of(ring_round_trip_ns), "ns", "at most 250");
   print("dispatch to 2 ranks, 64 x 784", median_of([] { return dispatched_batches_per_second({784}); }), "batches/s",
         "at least 100000");
   print("dispatch to 2 ranks, 64 x 3 x 224 x 224", median_of([] {

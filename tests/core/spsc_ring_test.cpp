@@ -100,39 +100,57 @@ TEST_CASE("a cancel wakes the side that sleeps") {
   canceller.join();
 }
 
-TEST_CASE("nothing hangs or is lost when both sides run unevenly and a cancel comes at any moment") {
+namespace {
+
+// Both sides work at random, through all calls, until a cancel comes; returns how many items the consumer got, in
+// order.
+int run_until_cancelled(std::size_t capacity, std::uint32_t seed, std::chrono::microseconds delay) {
+  CancelToken token;
+  SpscRing<int> ring(capacity, token);
+  const auto at_random = [&](std::uint32_t own_seed, const auto& blocking, const auto& trying) {
+    std::mt19937 random(own_seed);
+    try {
+      for (;;) {
+        const auto choice = random() % 64;
+        if (choice == 0) std::this_thread::yield();
+        if (choice < 24) {
+          token.check();
+          trying();
+        } else {
+          blocking();
+        }
+      }
+    } catch (const tandem::Cancelled&) {
+    }
+  };
+  std::thread producer([&] {
+    int next = 0;
+    at_random(
+        seed, [&] { ring.push(next++); }, [&] { next += ring.try_push(next); });
+  });
+  int received = 0;
+  bool in_order = true;
+  std::thread consumer([&] {
+    const auto take = [&](std::optional<int> item) {
+      if (item) in_order = in_order && *item == received++;
+    };
+    at_random(
+        seed + 1, [&] { take(ring.pop()); }, [&] { take(ring.try_pop()); });
+  });
+  std::this_thread::sleep_for(delay);
+  token.cancel(nullptr);
+  producer.join();
+  consumer.join();
+  CHECK(in_order);
+  return received;
+}
+
+}  // namespace
+
+TEST_CASE("millions of items at random, and a cancel at any moment: nothing hangs, is lost or comes twice") {
   std::mt19937 seeds(3);
-  for (int trial = 0; trial < 200; ++trial) {
-    CancelToken token;
-    SpscRing<int> ring(1 + seeds() % 4, token);
-    const auto seed = seeds();
-    const auto delay = std::chrono::microseconds(seeds() % 300);
-    int received = 0;
-    bool in_order = true;
-    std::thread producer([&, seed] {
-      std::mt19937 random(seed);
-      try {
-        for (int i = 0;; ++i) {
-          if (random() % 16 == 0) std::this_thread::yield();
-          ring.push(i);
-        }
-      } catch (const tandem::Cancelled&) {
-      }
-    });
-    std::thread consumer([&, seed] {
-      std::mt19937 random(seed + 1);
-      try {
-        for (;;) {
-          if (random() % 16 == 0) std::this_thread::yield();
-          in_order = in_order && ring.pop() == received++;
-        }
-      } catch (const tandem::Cancelled&) {
-      }
-    });
-    std::this_thread::sleep_for(delay);
-    token.cancel(nullptr);
-    producer.join();
-    consumer.join();
-    REQUIRE(in_order);
-  }
+  for (int trial = 0; trial < 200; ++trial)
+    run_until_cancelled(1 + seeds() % 4, seeds(), std::chrono::microseconds(seeds() % 300));
+  for (std::int64_t items = 0; items < 2'000'000;)
+    items += run_until_cancelled(1 + seeds() % 64, seeds(), std::chrono::milliseconds(20));
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "tandem/core/asymmetric_fence.h"
 #include "tandem/core/cancel_token.h"
 #include "tandem/core/wait.h"
 
@@ -17,15 +19,16 @@ namespace tandem {
 ///
 /// Source of the index scheme: E. Rigtorp, SPSCQueue (each side caches the other's index, so that in the steady state
 /// neither touches a cache line that the other writes). Sleeping is a Dekker handshake: a side announces that it will
-/// sleep and looks again, the other side publishes and looks for the announcement; with seq_cst on all four at least
-/// one of them sees the other.
+/// sleep and looks again, the other side publishes and looks for the announcement; with an AsymmetricFence between the
+/// two of each side at least one of them sees the other. Only the side that goes to sleep pays for it.
 template <class T>
 class SpscRing {
  public:
   /// Room for `capacity` >= 1 items. `token` outlives the ring.
   SpscRing(std::size_t capacity, CancelToken& token)
       : capacity_(capacity),
-        slots_(std::allocator<T>().allocate(capacity)),
+        mask_(std::bit_ceil(capacity) - 1),
+        slots_(std::allocator<T>().allocate(mask_ + 1)),
         token_(token),
         subscription_(token, [this] { wake_both(); }) {}
 
@@ -33,7 +36,7 @@ class SpscRing {
     // Both sides are done with the ring: no order needed.
     const std::uint64_t end = tail_.load(std::memory_order_relaxed);
     for (std::uint64_t i = head_.load(std::memory_order_relaxed); i != end; ++i) std::destroy_at(slot(i));
-    std::allocator<T>().deallocate(slots_, capacity_);
+    std::allocator<T>().deallocate(slots_, mask_ + 1);
   }
   SpscRing(const SpscRing&) = delete;
   SpscRing& operator=(const SpscRing&) = delete;
@@ -81,8 +84,8 @@ class SpscRing {
       if (tail - head_seen_ == capacity_) return false;
     }
     std::construct_at(slot(tail), std::move(value));
-    // seq_cst: publishes the item (release) and orders it before the look at the announcement (handshake).
-    tail_.store(tail + 1, std::memory_order_seq_cst);
+    // Publishes the item (release) and orders that before the look at the announcement (handshake).
+    fence_.store_and_light_fence(tail_, tail + 1);
     wake(pushed_, consumer_sleeps_);
     return true;
   }
@@ -97,28 +100,28 @@ class SpscRing {
     }
     std::optional<T> value(std::in_place, std::move(*slot(head)));
     std::destroy_at(slot(head));
-    // seq_cst: gives the slot back (release) and orders that before the look at the announcement (handshake).
-    head_.store(head + 1, std::memory_order_seq_cst);
+    // Gives the slot back (release) and orders that before the look at the announcement (handshake).
+    fence_.store_and_light_fence(head_, head + 1);
     wake(popped_, producer_sleeps_);
     return value;
   }
 
   /// Producer: no more items come. May be called more than once, from any thread that follows the last push.
   void close_producer() noexcept {
-    producer_closed_.store(true, std::memory_order_seq_cst);
+    fence_.store_and_light_fence(producer_closed_, true);
     wake(pushed_, consumer_sleeps_);
   }
 
   /// Consumer: no more items are wanted. May be called more than once.
   void close_consumer() noexcept {
-    consumer_closed_.store(true, std::memory_order_seq_cst);
+    fence_.store_and_light_fence(consumer_closed_, true);
     wake(popped_, producer_sleeps_);
   }
 
  private:
   using Signal = std::atomic<std::uint32_t>;
 
-  T* slot(std::uint64_t index) { return slots_ + index % capacity_; }
+  T* slot(std::uint64_t index) { return slots_ + (index & mask_); }
   bool full_now() const {
     return tail_.load(std::memory_order_relaxed) - head_.load(std::memory_order_seq_cst) == capacity_;
   }
@@ -126,13 +129,11 @@ class SpscRing {
 
   template <class Ready>
   void sleep(Signal& signal, std::atomic<bool>& announcement, Ready ready) {
-    for (int i = 0; i < budget_.spins; ++i) {
-      if (ready() || token_.cancelled()) return;
-      pause_core();
-    }
+    if (spin_until([&] { return ready() || token_.cancelled(); }, budget_.spins)) return;
     // acquire: before the looks below, so that a signal after them is not missed.
     const std::uint32_t before = signal.load(std::memory_order_acquire);
     announcement.store(true, std::memory_order_seq_cst);
+    fence_.heavy_fence();
     if (!ready() && !token_.cancelled()) wait_for_change(signal, before, {.spins = 0, .yields = budget_.yields});
     announcement.store(false, std::memory_order_relaxed);
   }
@@ -153,11 +154,13 @@ class SpscRing {
   static constexpr std::size_t kLine = 64;
 
   const std::size_t capacity_;
+  const std::size_t mask_;  // of the slots, a power of two
   T* const slots_;
   CancelToken& token_;
+  const AsymmetricFence fence_;
   const SpinBudget budget_ = spin_budget(2);
 
-  // Indices only grow; an item's slot is its index modulo the capacity.
+  // Indices only grow; an item's slot is its index modulo the number of slots.
   alignas(kLine) std::atomic<std::uint64_t> tail_{0};  // written by the producer
   std::uint64_t head_seen_ = 0;                        // the producer's copy of head_
   alignas(kLine) std::atomic<std::uint64_t> head_{0};  // written by the consumer
