@@ -1,16 +1,24 @@
-// data_layer: dispatch, shard mode, resuming and planning, each beside its limit.
+// data_layer: dispatch, shard mode, decoding, memory, resuming and planning, each beside its limit.
 #include <sys/resource.h>
 
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
+#include <random>
 #include <string>
+#include <thread>
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include "statistics.h"
+#include "support/image_files.h"
+#include "support/temp_dir.h"
 #include "tandem/tandem.h"
 
 namespace {
@@ -33,7 +41,23 @@ double median_of(const std::function<double()>& measure) {
   return benchmarks::spread_of(values).median;
 }
 
+// User and system time of this process.
+double cpu_seconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+bool as_json = false;
+
 void print(const char* what, double value, const char* unit, const char* goal) {
+  if (as_json) {
+    std::printf("%s\n", nlohmann::json{{"what", what}, {"value", value}, {"unit", unit}}.dump().c_str());
+    return;
+  }
   std::printf("%-58s %12.4g %-12s %s\n", what, value, unit, goal);
   std::fflush(stdout);
 }
@@ -179,22 +203,99 @@ void plan_a_billion(bool shuffle) {
   print((name + ": time").c_str(), seconds, "s", "");
 }
 
-}  // namespace
+// Writes `count` JPEG files of noise, 640 x 480, into `directory`/class.
+void write_pictures(const std::string& directory, int count) {
+  const auto folder = std::filesystem::path(directory) / "class";
+  std::filesystem::create_directories(folder);
+  std::mt19937 random(1);
+  const auto noise = tandem::test::Raster::of(480, 640, 3, [&](int, int, int) { return random(); });
+  for (int i = 0; i < count; ++i) tandem::test::write_jpeg(folder / (std::to_string(i) + ".jpg"), noise);
+}
 
-int main(int argc, char** argv) {
-  at::set_num_threads(1);
+struct Decoding {
+  double pictures_per_second;
+  double busy;  // share of `workers` cores that this process kept busy
+};
+
+// Reads all pictures with `workers` workers, as a training loop that is faster than they are.
+Decoding decode(const std::string& directory, int workers) {
+  Decoding result{};
+  tandem::launch({.cpu = 1, .threads_per_rank = 1}, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(
+        data::DataLoader(data::ImageFolder(directory, {.shorter_side = 256, .crop = data::ImageSize{224, 224}}),
+                         {.batch_size = 16, .workers = workers, .prefetch = 2}));
+    std::int64_t pictures = 0;
+    const double cpu = cpu_seconds();
+    const double seconds = seconds_of([&] {
+      for (auto& batch : loader) pictures += batch.data.size(0);
+    });
+    result = {static_cast<double>(pictures) / seconds, (cpu_seconds() - cpu) / seconds / workers};
+  });
+  return result;
+}
+
+void measure_dispatch() {
   print("dispatch to 2 ranks, 64 x 784", median_of([] { return dispatched_batches_per_second({784}); }), "batches/s",
         "at least 100000");
   print("dispatch to 2 ranks, 64 x 3 x 224 x 224", median_of([] {
           return dispatched_batches_per_second({3, 224, 224});
         }),
         "batches/s", "at least 100000");
+}
+
+void measure_shard() {
   print("shard mode of a TensorDataset to index_select", shard_to_index_select(), "x", "at most 1.2");
+}
+
+// One worker and as many as there are cores, in turn.
+void measure_decoding() {
+  const tandem::test::TempDir directory;
+  write_pictures(directory.path(), 512);
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  std::vector<double> one, all, ratio, busy;
+  decode(directory.path(), cores);  // the files come into the page cache
+  for (int run = 0; run < kRuns; ++run) {
+    const Decoding alone = decode(directory.path(), 1), together = decode(directory.path(), cores);
+    one.push_back(alone.pictures_per_second);
+    all.push_back(together.pictures_per_second);
+    ratio.push_back(together.pictures_per_second / alone.pictures_per_second);
+    busy.push_back(100 * together.busy);
+  }
+  const std::string as_many = std::to_string(cores);
+  print("decoding JPEG, 1 worker", benchmarks::spread_of(one).median, "pictures/s", "");
+  print(("decoding JPEG, workers: " + as_many).c_str(), benchmarks::spread_of(all).median, "pictures/s", "");
+  print("decoding JPEG, all workers to one", benchmarks::spread_of(ratio).median, "x", ("near " + as_many).c_str());
+  print("decoding JPEG, cores busy", benchmarks::spread_of(busy).median, "%", "above 90");
+}
+
+void measure_memory() {
   loading_mb(1);  // what the first launch allocates once a process
   print("memory of loading, 1 rank", loading_mb(1), "MB", "");
   print("memory of loading, 8 ranks", loading_mb(8), "MB", "as 1 rank");
+}
+
+void measure_resuming() {
   print("resume at step 1", median_of([] { return resume_us(1); }), "us", "");
   print("resume at step 10^6", median_of([] { return resume_us(1'000'000); }), "us", "as step 1");
-  plan_a_billion(false);
-  if (argc > 1 && std::string(argv[1]) == "--large") plan_a_billion(true);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::map<std::string, void (*)()> parts{{"dispatch", measure_dispatch},
+                                                {"shard", measure_shard},
+                                                {"decoding", measure_decoding},
+                                                {"memory", measure_memory},
+                                                {"resuming", measure_resuming},
+                                                {"plan", [] { plan_a_billion(false); }},
+                                                {"shuffled-plan", [] { plan_a_billion(true); }}};
+  std::vector<std::string> wanted{"dispatch", "shard", "decoding", "memory", "resuming", "plan"};
+  CLI::App app("The data layer, each figure beside its limit", "data_layer");
+  app.add_option("parts", wanted, "what to measure; shuffled-plan takes 9 GB and a minute")
+      ->check(CLI::IsMember(parts))
+      ->capture_default_str();
+  app.add_flag("--json", as_json, "a JSON object a line");
+  CLI11_PARSE(app, argc, argv);
+  at::set_num_threads(1);
+  for (const std::string& part : wanted) parts.at(part)();
 }
