@@ -2,6 +2,7 @@
 
 // Everything that a training program needs.
 #include "tandem/core/error.h"
+#include "tandem/data/batch_sampler_shard.h"
 #include "tandem/data/data_loader.h"
 #include "tandem/data/image_folder.h"
 #include "tandem/data/mnist.h"

@@ -20,6 +20,11 @@ std::vector<std::int64_t> SampledSteps::indices(std::int64_t step, int rank) con
   return indices;
 }
 
+std::int64_t batches_of_rank(std::int64_t batches, const EpochPlanOptions& options, int rank) {
+  const std::int64_t rounds = batches / options.ranks, rest = batches % options.ranks;
+  return rounds + ((options.dispatch || options.even_batches ? 0 : rank) < rest ? 1 : 0);
+}
+
 BatchSampledSteps::BatchSampledSteps(BatchSampler::Batches batches, EpochPlanOptions options)
     : batches_(std::move(batches)),
       options_(options),
@@ -29,9 +34,7 @@ BatchSampledSteps::BatchSampledSteps(BatchSampler::Batches batches, EpochPlanOpt
 }
 
 std::int64_t BatchSampledSteps::steps(int rank) const {
-  const auto batches = static_cast<std::int64_t>(batches_.size());
-  if (options_.dispatch || options_.even_batches) return rounds_;
-  return batches / options_.ranks + (rank < batches % options_.ranks ? 1 : 0);
+  return batches_of_rank(static_cast<std::int64_t>(batches_.size()), options_, rank);
 }
 
 std::vector<std::int64_t> BatchSampledSteps::indices(std::int64_t step, int rank) const {

@@ -23,9 +23,7 @@ std::int64_t StepPlanner::global_batch_size() const { return sampler_ ? EpochPla
 
 std::int64_t StepPlanner::len(int rank) const {
   if (sampler_) return EpochPlan(options_).len(rank);
-  const std::int64_t batches = batch_sampler_->size(), ranks = options_.ranks;
-  if (options_.dispatch || options_.even_batches) return (batches + ranks - 1) / ranks;
-  return batches / ranks + (rank < batches % ranks ? 1 : 0);
+  return batches_of_rank(batch_sampler_->size(), options_, rank);
 }
 
 std::shared_ptr<const EpochSteps> StepPlanner::draw(std::int64_t epoch) {

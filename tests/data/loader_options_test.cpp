@@ -255,6 +255,24 @@ TEST_CASE("whole batches of a batch sampler are dealt round-robin") {
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
 }
 
+TEST_CASE("a BatchSamplerShard alone gives a rank what a prepared loader would") {
+  const data::BatchSampler::Batches batches{{0, 1}, {2}, {3, 4, 5}, {6}, {7}};
+  const auto whole = std::make_shared<FixedBatches>(batches);
+  const data::DataLoader loader(Indices(8), {.batch_sampler = whole});
+  for (const bool even : {true, false})
+    for (const int ranks : {1, 2, 3, 7}) {
+      CAPTURE(even, ranks);
+      const auto prepared = epochs_on_ranks(ranks, loader, {.even_batches = even});
+      for (int rank = 0; rank < ranks; ++rank) {
+        data::BatchSamplerShard shard(whole, ranks, rank, even);
+        CHECK(shard.batches(0) == prepared[static_cast<std::size_t>(rank)][0]);
+        CHECK(shard.size() == static_cast<std::int64_t>(shard.batches(0).size()));
+      }
+    }
+  CHECK_THROWS_AS(data::BatchSamplerShard(whole, 2, 2), ConfigError);
+  CHECK_THROWS_AS(data::BatchSamplerShard(nullptr, 2, 0), ConfigError);
+}
+
 TEST_CASE("a generator of the loader's own decides the order, from the state it has at prepare") {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
   const auto own = epochs_on_ranks(

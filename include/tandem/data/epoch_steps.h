@@ -49,6 +49,10 @@ class SampledSteps final : public EpochSteps {
   EpochOrder order_;
 };
 
+/// How many of a batch sampler's `batches` batches `rank` gets in an epoch, by ranks, even_batches and dispatch of
+/// `options`.
+std::int64_t batches_of_rank(std::int64_t batches, const EpochPlanOptions& options, int rank);
+
 /// Steps of a batch sampler, whose batches are dealt round-robin. In shard mode with even_batches the last round is
 /// completed with the epoch's first batches; in dispatch mode a round is joined and split evenly, or handed over batch
 /// by batch when all are of one size.

@@ -1,0 +1,29 @@
+#include "tandem/data/batch_sampler_shard.h"
+
+#include <string>
+
+#include "tandem/core/error.h"
+#include "tandem/data/epoch_steps.h"
+
+namespace tandem::data {
+
+BatchSamplerShard::BatchSamplerShard(std::shared_ptr<BatchSampler> whole, int ranks, int rank, bool even_batches)
+    : whole_(std::move(whole)), ranks_(ranks), rank_(rank), even_batches_(even_batches) {
+  if (!whole_) throw ConfigError("a BatchSamplerShard needs a batch sampler, not null");
+  if (rank < 0 || rank >= ranks)
+    throw ConfigError("there is no rank " + std::to_string(rank) + " among " + std::to_string(ranks) +
+                      "; ranks count from 0");
+}
+
+std::int64_t BatchSamplerShard::size() const {
+  return batches_of_rank(whole_->size(), {.ranks = ranks_, .even_batches = even_batches_}, rank_);
+}
+
+BatchSampler::Batches BatchSamplerShard::batches(std::int64_t epoch) {
+  const BatchSampledSteps steps(whole_->batches(epoch), {.ranks = ranks_, .even_batches = even_batches_});
+  Batches mine;
+  for (std::int64_t step = 0; step < steps.steps(rank_); ++step) mine.push_back(steps.indices(step, rank_));
+  return mine;
+}
+
+}  // namespace tandem::data
