@@ -10,6 +10,7 @@
 #include <c10/util/Exception.h>
 #include <CLI/CLI.hpp>
 
+#include "bench.h"
 #include "plan.h"
 #include "tandem/core/error.h"
 
@@ -52,6 +53,37 @@ void add_plan(CLI::App& app, PlanOptions& options) {
       "  tandem plan --length 11 --batch-size 2 --ranks 2 --shuffle --seed 7 --epochs 2 --json");
 }
 
+struct BenchOptions {
+  tandem_tool::BenchRequest request;
+  std::string sizes = "1K,64K,4M,64M";
+  bool json = false;
+};
+
+CLI::App* add_bench(CLI::App& app, BenchOptions& options) {
+  auto* bench = app.add_subcommand("bench", "Measures Tandem on this machine.");
+  bench->require_subcommand(1);
+  auto* reduce = bench->add_subcommand("allreduce", "All-reduces between CPU ranks, beside a memcpy of the same size.");
+  reduce->add_option("--ranks", options.request.ranks, "ranks")->check(CLI::Range(1, 256))->capture_default_str();
+  reduce->add_option("--sizes", options.sizes, "bytes of the float32 tensor")->capture_default_str();
+  reduce->add_flag("--json", options.json, "a JSON object a size");
+  return bench;
+}
+
+int run_bench(BenchOptions options) {
+  options.request.bytes = tandem_tool::parse_sizes(options.sizes);
+  if (!options.json) std::printf("%12s %12s %10s %12s %8s\n", "bytes", "time us", "GB/s", "memcpy us", "ratio");
+  tandem_tool::bench_allreduce(options.request, [&](const tandem_tool::BenchResult& result) {
+    const double bytes = static_cast<double>(result.bytes);
+    if (options.json)
+      std::printf("%s\n", tandem_tool::to_json(result).dump().c_str());
+    else
+      std::printf("%12lld %12.2f %10.2f %12.2f %8.2f\n", static_cast<long long>(result.bytes), result.seconds * 1e6,
+                  bytes / result.seconds * 1e-9, result.memcpy_seconds * 1e6, result.seconds / result.memcpy_seconds);
+    std::fflush(stdout);
+  });
+  return 0;
+}
+
 nlohmann::ordered_json answer(const std::string& line) {
   try {
     return tandem_tool::to_json(
@@ -90,32 +122,44 @@ int run_plan(PlanOptions options) {
   return 0;
 }
 
-int complain(const PlanOptions& options, const std::string& what, int code) {
-  if (options.json) std::printf("%s\n", nlohmann::ordered_json{{"error", what}}.dump().c_str());
+int complain(bool json, const std::string& what, int code) {
+  if (json) std::printf("%s\n", nlohmann::ordered_json{{"error", what}}.dump().c_str());
   std::fprintf(stderr, "tandem: %s\n", what.c_str());
   return code;
+}
+
+// The help of the innermost subcommand that was named.
+std::string help(const CLI::App& app) {
+  const CLI::App* innermost = &app;
+  while (!innermost->get_subcommands().empty()) innermost = innermost->get_subcommands().front();
+  return innermost->help();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  PlanOptions options;
+  PlanOptions plan;
+  BenchOptions bench;
   CLI::App app("Shows what Tandem does with a machine and with data.", "tandem");
   app.require_subcommand(1);
-  add_plan(app, options);
+  add_plan(app, plan);
+  const CLI::App* bench_command = add_bench(app, bench);
+  const auto complain_as_asked = [&](const std::string& what, int code) {
+    return complain(plan.json || bench.json, what, code);
+  };
   try {
     app.parse(argc, argv);
-    return run_plan(options);
+    return bench_command->parsed() ? run_bench(bench) : run_plan(plan);
   } catch (const CLI::CallForHelp&) {
-    std::printf("%s", (app.get_subcommands().empty() ? app : *app.get_subcommands().front()).help().c_str());
+    std::printf("%s", help(app).c_str());
     return 0;
   } catch (const CLI::ParseError& error) {
-    return complain(options, std::string(error.what()) + "; see --help", kWrongUsage);
+    return complain_as_asked(std::string(error.what()) + "; see --help", kWrongUsage);
   } catch (const tandem::Error& error) {
-    return complain(options, error.what(), kWrongUsage);
+    return complain_as_asked(error.what(), kWrongUsage);
   } catch (const c10::Error& error) {
-    return complain(options, error.what_without_backtrace(), kFailed);
+    return complain_as_asked(error.what_without_backtrace(), kFailed);
   } catch (const std::exception& error) {
-    return complain(options, error.what(), kFailed);
+    return complain_as_asked(error.what(), kFailed);
   }
 }

@@ -4,6 +4,7 @@
 #include <iomanip>
 #include <sstream>
 #include <type_traits>
+#include <vector>
 
 #include "tandem/core/error.h"
 
@@ -13,8 +14,8 @@ namespace {
 std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
 // A CallRecord that one thread writes and others may read at any moment. It is stored as atomic words under a number:
-// a reader that finds the same number before and after its copy has a whole record.
-class RecordCell {
+// a reader that finds the same number before and after its copy has a whole record. A cache line.
+class alignas(64) RecordCell {
  public:
   void store(std::uint64_t number, const CallRecord& record) noexcept {
     std::array<std::uint64_t, kWords> words{};
@@ -26,8 +27,11 @@ class RecordCell {
     number_.store(number, std::memory_order_seq_cst);
   }
 
+  // seq_cst, see store. Whoever sees the number sees what the rank did before.
+  bool has(std::uint64_t number) const noexcept { return number_.load(std::memory_order_seq_cst) == number; }
+
   std::optional<CallRecord> load(std::uint64_t number) const noexcept {
-    if (number == 0 || number_.load(std::memory_order_seq_cst) != number) return std::nullopt;
+    if (number == 0 || !has(number)) return std::nullopt;
     std::array<std::uint64_t, kWords> words;
     // acquire keeps the second look at the number behind the copies.
     for (std::size_t i = 0; i < kWords; ++i) words[i] = words_[i].load(std::memory_order_acquire);
@@ -66,11 +70,17 @@ struct alignas(64) RankGroup::Rank {
   // Peers look at call k of this rank until they have passed it; nobody is more than one call apart, so two cells
   // would do, and four leave the last calls readable for the report.
   std::array<RecordCell, 4> cells;
-  std::atomic<std::uint64_t> calls{0};         // number of the last call, from 1
-  std::atomic<std::int64_t> waiting_since{0};  // steady clock, ns; 0: not waiting
+  alignas(64) std::atomic<std::uint64_t> calls{0};  // number of the last call, from 1
+  std::atomic<std::int64_t> waiting_since{0};       // steady clock, ns; 0: not waiting
   std::atomic<const char*> waiting_for{nullptr};
   std::atomic<std::int64_t> last_change{0};  // when it last began or ended a wait
-  std::atomic<bool> departed{false};
+  // Read by the peers at each call and written once, so not on a line that changes.
+  alignas(64) std::atomic<bool> departed{false};
+  // Only of this rank's thread.
+  alignas(64) std::uint64_t mails = 0;  // exchanges begun
+  std::vector<std::uint64_t> met;
+  // One is written for the next exchange while the peers may still read the other.
+  alignas(64) std::array<std::array<std::byte, kMailBytes>, 2> mailboxes;
 
   const RecordCell& cell(std::uint64_t number) const { return cells[number % cells.size()]; }
   RecordCell& cell(std::uint64_t number) { return cells[number % cells.size()]; }
@@ -80,8 +90,13 @@ RankGroup::RankGroup(int world_size, CancelToken& token)
     : token_(token),
       opening_(world_size, token),
       closing_(world_size, never_),
-      ranks_(std::make_unique<Rank[]>(world_size)) {
-  for (int rank = 0; rank < world_size; ++rank) ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
+      budget_(spin_budget(world_size)),
+      ranks_(new Rank[static_cast<std::size_t>(world_size)]),  // not make_unique, which would clear the mailboxes
+      subscription_(token, [this] { ring_bell(); }) {
+  for (int rank = 0; rank < world_size; ++rank) {
+    ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
+    ranks_[rank].met.resize(static_cast<std::size_t>(world_size));
+  }
 }
 
 RankGroup::~RankGroup() = default;
@@ -99,17 +114,84 @@ RankGroup::WaitScope::~WaitScope() {
   self.waiting_since.store(0, std::memory_order_release);
 }
 
-std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void* payload) {
+// Publishes the next call of `rank`, and compares it with those of the peers that have come already; true when that
+// was all of them.
+bool RankGroup::announce(int rank, const CallRecord& record) {
   token_.check();
   Rank& self = ranks_[rank];
   const std::uint64_t number = self.calls.load(std::memory_order_relaxed) + 1;  // only this thread writes it
+  self.calls.store(number, std::memory_order_relaxed);                          // reports only
+  // With `departed`: either a departing rank sees that we wait, or we see that it has departed.
   self.cell(number).store(number, record);
-  // seq_cst, with `departed`: either a departing rank sees that we wait, or we see that it has departed.
-  self.calls.store(number, std::memory_order_seq_cst);
-  check_against_peers(rank, number, record);
+  if (check_against_peers(rank, number, record)) return true;
   check_departed(rank, number, record);
+  return false;
+}
+
+std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void* payload) {
+  announce(rank, record);
   WaitScope waiting(*this, rank, nullptr);
   return opening_.exchange(rank, payload);
+}
+
+std::byte* RankGroup::outbox(int rank) noexcept {
+  Rank& self = ranks_[rank];
+  return self.mailboxes[(self.mails + 1) % 2].data();
+}
+
+const std::byte* RankGroup::mail(int rank, int peer) const noexcept {
+  return ranks_[peer].mailboxes[ranks_[rank].mails % 2].data();
+}
+
+void RankGroup::exchange_mail(int rank, const CallRecord& record) {
+  ranks_[rank].mails += 1;
+  const bool compared = announce(rank, record);
+  const std::uint64_t number = ranks_[rank].calls.load(std::memory_order_relaxed);
+  // Of ranks that arrive at the same time, at least the last in the order of seq_cst sees all, and wakes the others.
+  if (!all_arrived(number))
+    await_all(rank, number);
+  else if (sleepers_.load(std::memory_order_seq_cst) > 0)
+    ring_bell();
+  if (!compared) check_against_peers(rank, number, record);
+}
+
+std::span<const std::uint64_t> RankGroup::meet(int rank, const CallRecord& record, std::uint64_t value) {
+  std::memcpy(outbox(rank), &value, sizeof value);
+  exchange_mail(rank, record);
+  auto& met = ranks_[rank].met;
+  for (int peer = 0; peer < world_size(); ++peer)
+    std::memcpy(&met[static_cast<std::size_t>(peer)], mail(rank, peer), sizeof value);
+  return met;
+}
+
+bool RankGroup::all_arrived(std::uint64_t number) const noexcept {
+  for (int rank = 0; rank < world_size(); ++rank)
+    if (!ranks_[rank].cell(number).has(number)) return false;
+  return true;
+}
+
+void RankGroup::await_all(int rank, std::uint64_t number) {
+  const auto done = [&] { return all_arrived(number) || token_.cancelled(); };
+  if (!spin_until(done, budget_.spins)) {
+    const WaitScope waiting(*this, rank, nullptr);
+    bool is_done = false;
+    for (int i = 0; i < budget_.yields && !(is_done = done()); ++i) std::this_thread::yield();
+    while (!is_done) {
+      // acquire: before the looks below, so that a ring after them is not missed.
+      const std::uint32_t before = bell_.load(std::memory_order_acquire);
+      // seq_cst: of "announce sleep, look for ranks" here and "arrive, look for sleepers" there one sees the other.
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      if (!done()) bell_.wait(before, std::memory_order_acquire);
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+      is_done = done();
+    }
+  }
+  if (!all_arrived(number)) token_.throw_cancelled();
+}
+
+void RankGroup::ring_bell() noexcept {
+  bell_.fetch_add(1, std::memory_order_release);
+  bell_.notify_all();
 }
 
 RankGroup::Call::Call(RankGroup& group, int rank, const CallRecord& record, const void* payload)
@@ -120,23 +202,22 @@ RankGroup::Call::~Call() {
   group_.closing_.wait(rank_);
 }
 
-std::span<void* const> RankGroup::meet(int rank, const CallRecord& record, std::uintptr_t value) {
-  return open(rank, record, reinterpret_cast<void*>(value));
-}
-
-void RankGroup::check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const {
+// True when all peers have made the same call already.
+bool RankGroup::check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const {
+  bool all = true;
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank) continue;
     const auto theirs = ranks_[peer].cell(number).load(number);
     if (theirs && *theirs != record) throw CollectiveError(mismatch_text(rank, record, peer, *theirs, number));
+    all = all && theirs;
   }
+  return all;
 }
 
 void RankGroup::check_departed(int rank, std::uint64_t number, const CallRecord& record) const {
   for (int peer = 0; peer < world_size(); ++peer) {
     const Rank& other = ranks_[peer];
-    if (!other.departed.load(std::memory_order_seq_cst) || other.calls.load(std::memory_order_seq_cst) >= number)
-      continue;
+    if (!other.departed.load(std::memory_order_seq_cst) || other.cell(number).has(number)) continue;
     const CollectiveError error(departed_text(peer, rank, record, number));
     // Before it is thrown: the one to blame is not the rank that finds out.
     token_.cancel(std::make_exception_ptr(error), peer);
@@ -147,12 +228,11 @@ void RankGroup::check_departed(int rank, std::uint64_t number, const CallRecord&
 void RankGroup::depart(int rank) {
   Rank& self = ranks_[rank];
   self.departed.store(true, std::memory_order_seq_cst);
-  const std::uint64_t last = self.calls.load(std::memory_order_relaxed);
+  const std::uint64_t next = self.calls.load(std::memory_order_relaxed) + 1;  // that a peer may wait for us in
   for (int peer = 0; peer < world_size(); ++peer) {
-    const std::uint64_t number = ranks_[peer].calls.load(std::memory_order_seq_cst);
-    if (peer == rank || number <= last) continue;
-    const auto record = ranks_[peer].cell(number).load(number);
-    const std::string text = departed_text(rank, peer, record.value_or(CallRecord{}), number);
+    const auto record = ranks_[peer].cell(next).load(next);
+    if (peer == rank || !record) continue;
+    const std::string text = departed_text(rank, peer, *record, next);
     token_.cancel(std::make_exception_ptr(CollectiveError(text)), rank);
     return;
   }

@@ -1,93 +1,58 @@
 #include "tandem/comm/shared_memory.h"
 
-#include <algorithm>
 #include <string>
-#include <type_traits>
 
-#include <ATen/Dispatch_v2.h>
 #include <ATen/Functions.h>
-#include <ATen/OpMathType.h>
 #include <ATen/core/grad_mode.h>
 
+#include "tandem/comm/describe_call.h"
+#include "tandem/comm/shared_reducer.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {
 
 void check_reduction(ReduceOp op, c10::ScalarType type) {
-  const std::string on = std::string(" of ") + c10::toString(type) + " tensors is not defined; ";
+  const auto not_defined = [&](const char* what, const char* instead) {
+    return CollectiveError(std::string(what) + " of " + c10::toString(type) + " tensors is not defined; " + instead);
+  };
   switch (op) {
-    case ReduceOp::sum: return;
+    case ReduceOp::sum:
+    case ReduceOp::product: return;
     case ReduceOp::mean:
       if (c10::isFloatingType(type) || c10::isComplexType(type)) return;
-      throw CollectiveError("the mean" + on + "convert them to a floating-point type, or use sum");
+      throw not_defined("the mean", "convert them to a floating-point type, or use sum");
     case ReduceOp::max:
     case ReduceOp::min:
       if (!c10::isComplexType(type)) return;
-      throw CollectiveError("max or min" + on + "use sum or mean");
+      throw not_defined("max or min", "use sum or mean");
   }
-  throw CollectiveError("reduction " + std::to_string(static_cast<int>(op)) + " is unknown; use sum, mean, max or min");
+  throw CollectiveError("reduction " + std::to_string(static_cast<int>(op)) +
+                        " is unknown; use sum, mean, max, min or product");
 }
 
 namespace {
 
-// Elements reduced at a time: the partial results of a block stay in the first-level cache.
-constexpr std::int64_t kBlock = 2048;
-
-template <class Accumulator, class Element>
-void combine(Accumulator* total, const Element* values, std::int64_t n, ReduceOp op) {
-  if constexpr (c10::is_complex<Element>::value) {
-    for (std::int64_t i = 0; i < n; ++i) total[i] += static_cast<Accumulator>(values[i]);
-  } else if constexpr (std::is_same_v<Element, bool>) {
-    if (op == ReduceOp::min)
-      for (std::int64_t i = 0; i < n; ++i) total[i] = total[i] && values[i];
-    else
-      for (std::int64_t i = 0; i < n; ++i) total[i] = total[i] || values[i];
-  } else {
-    const auto each = [&](auto function) {
-      for (std::int64_t i = 0; i < n; ++i) total[i] = function(total[i], static_cast<Accumulator>(values[i]));
-    };
-    // A NaN on any rank makes the result NaN, as torch::max does.
-    if (op == ReduceOp::max)
-      each([](auto a, auto b) { return a > b || a != a ? a : b; });
-    else if (op == ReduceOp::min)
-      each([](auto a, auto b) { return a < b || a != a ? a : b; });
-    else
-      each([](auto a, auto b) { return static_cast<Accumulator>(a + b); });
+ElementType element_type(c10::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return ElementType::float32;
+    case at::kDouble: return ElementType::float64;
+    case at::kHalf: return ElementType::float16;
+    case at::kBFloat16: return ElementType::bfloat16;
+    case at::kComplexFloat: return ElementType::complex64;
+    case at::kComplexDouble: return ElementType::complex128;
+    case at::kChar: return ElementType::int8;
+    case at::kShort: return ElementType::int16;
+    case at::kInt: return ElementType::int32;
+    case at::kLong: return ElementType::int64;
+    case at::kByte: return ElementType::uint8;
+    case at::kUInt16: return ElementType::uint16;
+    case at::kUInt32: return ElementType::uint32;
+    case at::kUInt64: return ElementType::uint64;
+    case at::kBool: return ElementType::boolean;
+    default:
+      throw CollectiveError(std::string("tensors of type ") + c10::toString(type) +
+                            " cannot be reduced; convert them to a floating-point, complex, integer or bool type");
   }
-}
-
-// Reduces elements [begin, end) of the `inputs` (one a rank) and writes them to the same place of all `outputs`.
-template <class Element>
-void reduce_range(std::span<const void* const> inputs, std::span<void* const> outputs, std::int64_t begin,
-                  std::int64_t end, std::int64_t output_offset, ReduceOp op) {
-  using Accumulator = at::opmath_type<Element>;
-  alignas(64) Accumulator total[kBlock];
-  for (std::int64_t at = begin; at < end; at += kBlock) {
-    const std::int64_t n = std::min(kBlock, end - at);
-    const auto* first = static_cast<const Element*>(inputs[0]) + at;
-    for (std::int64_t i = 0; i < n; ++i) total[i] = static_cast<Accumulator>(first[i]);
-    for (std::size_t rank = 1; rank < inputs.size(); ++rank)
-      combine(total, static_cast<const Element*>(inputs[rank]) + at, n, op);
-    if constexpr (!std::is_integral_v<Element>) {
-      if (op == ReduceOp::mean) {
-        // Exact for 2, 4 and 8 ranks, and the correctly rounded mean for others.
-        const auto count = static_cast<Accumulator>(static_cast<double>(inputs.size()));
-        for (std::int64_t i = 0; i < n; ++i) total[i] = total[i] / count;
-      }
-    }
-    for (void* output : outputs) {
-      auto* values = static_cast<Element*>(output) + (at - output_offset);
-      for (std::int64_t i = 0; i < n; ++i) values[i] = static_cast<Element>(total[i]);
-    }
-  }
-}
-
-void reduce_range(c10::ScalarType type, std::span<const void* const> inputs, std::span<void* const> outputs,
-                  std::int64_t begin, std::int64_t end, std::int64_t output_offset, ReduceOp op) {
-  AT_DISPATCH_V2(type, "tandem::all_reduce",
-                 AT_WRAP([&] { reduce_range<scalar_t>(inputs, outputs, begin, end, output_offset, op); }),
-                 AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), AT_EXPAND(AT_BAREBONES_UNSIGNED_TYPES), at::kHalf, at::kBFloat16,
-                 at::kBool);
 }
 
 void check_dense(at::TensorList tensors, const char* operation) {
@@ -101,35 +66,66 @@ void check_dense(at::TensorList tensors, const char* operation) {
   }
 }
 
+void check_root(int root, int world_size, const char* operation) {
+  if (root < 0 || root >= world_size)
+    throw CollectiveError(std::string(operation) + " with root " + std::to_string(root) + "; ranks are 0 to " +
+                          std::to_string(world_size - 1));
+}
+
+// The memory of tensors as parts. Those that are not contiguous are there as contiguous copies, until `clear`.
+class PartList {
+ public:
+  void fill(at::TensorList tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      void* data = nullptr;
+      if (tensor.is_contiguous()) {
+        data = tensor.data_ptr();
+      } else {
+        copies_.push_back(tensor.detach().contiguous());
+        data = copies_.back().data_ptr();
+      }
+      parts_.push_back({data, tensor.numel(), element_type(tensor.scalar_type())});
+    }
+  }
+
+  // Writes the copies back to the tensors that they are of.
+  void copy_back(at::TensorList tensors) const {
+    auto copy = copies_.begin();
+    for (const at::Tensor& tensor : tensors)
+      if (!tensor.is_contiguous()) tensor.detach().copy_(*copy++);
+  }
+
+  void clear() {
+    parts_.clear();
+    copies_.clear();
+  }
+
+  std::span<const Part> parts() const { return parts_; }
+
+ private:
+  std::vector<Part> parts_;
+  std::vector<at::Tensor> copies_;
+};
+
 class SharedMemoryCommunicator final : public Communicator {
  public:
-  SharedMemoryCommunicator(RankGroup& group, int rank) : group_(group), rank_(rank) {}
+  SharedMemoryCommunicator(RankGroup& group, int rank) : group_(group), rank_(rank), reducer_(group, rank) {}
 
   int rank() const override { return rank_; }
   int world_size() const override { return group_.world_size(); }
 
-  void all_reduce(at::TensorList tensors, ReduceOp op) override {
-    check_dense(tensors, "all_reduce");
-    for (const at::Tensor& tensor : tensors) check_reduction(op, tensor.scalar_type());
-    CallRecord record = describe_call(Operation::all_reduce, tensors);
-    record.reduce = op;
-    const at::NoGradGuard no_grad;
-    work_.clear();
-    for (const at::Tensor& tensor : tensors) work_.push_back(tensor.detach().contiguous());
-    {
-      const RankGroup::Call call(group_, rank_, record, &work_);
-      if (world_size() > 1) reduce_my_share(call, op);
-    }
-    for (std::size_t i = 0; i < tensors.size(); ++i)
-      if (!tensors[i].is_contiguous()) tensors[i].detach().copy_(work_[i]);
-    work_.clear();
+  void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
+  }
+
+  void reduce(at::TensorList tensors, ReduceOp op, int root) override {
+    check_root(root, world_size(), "reduce");
+    reduce_into(Operation::reduce, tensors, tensors, op, root);
   }
 
   void broadcast(at::TensorList tensors, int root) override {
     check_dense(tensors, "broadcast");
-    if (root < 0 || root >= world_size())
-      throw CollectiveError("broadcast from rank " + std::to_string(root) + "; ranks are 0 to " +
-                            std::to_string(world_size() - 1));
+    check_root(root, world_size(), "broadcast");
     CallRecord record = describe_call(Operation::broadcast, tensors);
     record.root = root;
     const at::NoGradGuard no_grad;
@@ -169,37 +165,63 @@ class SharedMemoryCommunicator final : public Communicator {
     for (int peer = 0; peer < world_size(); ++peer) inputs.push_back(call.payload<at::Tensor>(peer).const_data_ptr());
     void* const outputs[] = {output.mutable_data_ptr()};
     const std::int64_t begin = rank_ * output.numel();
-    reduce_range(work.scalar_type(), inputs, outputs, begin, begin + output.numel(), begin, op);
+    reduce_elements(element_type(work.scalar_type()), op, inputs, outputs, begin, begin + output.numel(), begin);
     return output;
+  }
+
+  std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
+    check_dense(inputs, "all_to_all");
+    if (static_cast<int>(inputs.size()) != world_size())
+      throw CollectiveError("all_to_all needs a tensor a rank, " + std::to_string(world_size()) + ", got " +
+                            std::to_string(inputs.size()));
+    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
+    const at::NoGradGuard no_grad;
+    const RankGroup::Call call(group_, rank_, record, &inputs);
+    std::vector<at::Tensor> received;
+    for (int peer = 0; peer < world_size(); ++peer)
+      received.push_back(call.payload<at::TensorList>(peer)[static_cast<std::size_t>(rank_)].detach().clone(
+          at::MemoryFormat::Contiguous));
+    return received;
   }
 
   void barrier() override { group_.meet(rank_, CallRecord{.operation = Operation::barrier}); }
 
  private:
-  // The tensors of a call count as one row of elements; this rank reduces its 1/R of it.
-  void reduce_my_share(const RankGroup::Call& call, ReduceOp op) {
-    std::int64_t total = 0;
-    for (const at::Tensor& tensor : work_) total += tensor.numel();
-    const std::int64_t share_begin = total * rank_ / world_size();
-    const std::int64_t share_end = total * (rank_ + 1) / world_size();
-    std::int64_t offset = 0;
-    for (std::size_t i = 0; i < work_.size(); ++i) {
-      const std::int64_t begin = std::max(share_begin - offset, std::int64_t{0});
-      const std::int64_t end = std::min(share_end - offset, work_[i].numel());
-      offset += work_[i].numel();
-      if (begin >= end) continue;
-      buffers_.clear();
-      for (int peer = 0; peer < world_size(); ++peer)
-        buffers_.push_back(call.payload<std::vector<at::Tensor>>(peer)[i].data_ptr());
-      const std::span<const void* const> inputs(const_cast<const void* const*>(buffers_.data()), buffers_.size());
-      reduce_range(work_[i].scalar_type(), inputs, buffers_, begin, end, 0, op);
-    }
+  void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
+    check_dense(inputs, to_string(operation));
+    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
+    const bool in_place = outputs.data() == inputs.data();
+    if (!in_place) check_outputs(inputs, outputs);
+    CallRecord record = describe_call(operation, inputs);
+    record.reduce = op;
+    record.root = root;
+    const at::NoGradGuard no_grad;
+    inputs_.clear();  // an exception may have left something
+    outputs_.clear();
+    inputs_.fill(inputs);
+    if (!in_place) outputs_.fill(outputs);
+    PartList& results = in_place ? inputs_ : outputs_;
+    reducer_.reduce(record, inputs_.parts(), results.parts(), op, root);
+    if (root < 0 || root == rank_) results.copy_back(outputs);
+    inputs_.clear();
+    outputs_.clear();
+  }
+
+  static void check_outputs(at::TensorList inputs, at::TensorList outputs) {
+    check_dense(outputs, "all_reduce");
+    if (inputs.size() != outputs.size())
+      throw CollectiveError("all_reduce of " + std::to_string(inputs.size()) + " tensors into " +
+                            std::to_string(outputs.size()));
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      if (inputs[i].sizes() != outputs[i].sizes() || inputs[i].scalar_type() != outputs[i].scalar_type())
+        throw CollectiveError("all_reduce of " + c10::str(inputs[i].scalar_type(), inputs[i].sizes()) + " into " +
+                              c10::str(outputs[i].scalar_type(), outputs[i].sizes()) + "; they must be alike");
   }
 
   RankGroup& group_;
   int rank_;
-  std::vector<at::Tensor> work_;  // this rank's tensors of the current call, contiguous; peers read it
-  std::vector<void*> buffers_;    // scratch: the ranks' data pointers of one tensor
+  SharedReducer reducer_;
+  PartList inputs_, outputs_;  // of the current call
 };
 
 }  // namespace

@@ -119,10 +119,10 @@ void Accelerator::begin_join() {
 // Returns the first rank that has not ended; -1 when all have.
 int Accelerator::meet_in_join(JoinState mine) {
   const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
-  const auto states = context_.group->meet(rank(), record, static_cast<std::uintptr_t>(mine));
+  const auto states = context_.group->meet(rank(), record, static_cast<std::uint64_t>(mine));
   int first = -1;
   for (int peer = world_size() - 1; peer >= 0; --peer) {
-    const auto state = static_cast<JoinState>(reinterpret_cast<std::uintptr_t>(states[static_cast<std::size_t>(peer)]));
+    const auto state = static_cast<JoinState>(states[static_cast<std::size_t>(peer)]);
     if (state == JoinState::has_ended) continue;
     first = peer;
     if (mine == JoinState::has_ended)
@@ -233,7 +233,7 @@ at::Tensor Accelerator::pad_tensor(const at::Tensor& tensor, std::int64_t dim, d
 bool Accelerator::check_trigger() {
   const comm::CallRecord record{.operation = comm::Operation::check_trigger};
   const auto triggers = context_.group->meet(rank(), record, std::exchange(trigger_, false) ? 1 : 0);
-  return std::any_of(triggers.begin(), triggers.end(), [](void* set) { return set != nullptr; });
+  return std::any_of(triggers.begin(), triggers.end(), [](std::uint64_t set) { return set != 0; });
 }
 
 Accelerator::Share Accelerator::share_of(std::size_t size, bool padding) const {

@@ -15,7 +15,7 @@ const std::vector<at::ScalarType> kTypes{at::kFloat, at::kDouble, at::kHalf,    
 
 // The same on every rank for the same seed.
 at::Tensor random_tensor(std::mt19937& random, at::ScalarType type, int rank) {
-  const std::vector<std::vector<std::int64_t>> shapes{{}, {0}, {1}, {5}, {3, 4}, {2, 0, 3}, {2, 3, 4}, {7001}};
+  const std::vector<std::vector<std::int64_t>> shapes{{}, {0}, {1}, {5}, {3, 4}, {2, 0, 3}, {2, 3, 4}, {30, 1}, {7001}};
   const auto shape = shapes[random() % shapes.size()];
   const bool strided = random() % 2;
   auto generator = at::make_generator<at::CPUGeneratorImpl>(random() + static_cast<unsigned>(rank) * 7919);
@@ -39,11 +39,15 @@ at::Tensor expected_reduction(const std::vector<at::Tensor>& inputs, ReduceOp op
     else if (op == ReduceOp::min)
       total = at::minimum(total, next);
     else if (type == at::kBool)
-      total = at::logical_or(total, next);
+      total = op == ReduceOp::product ? at::logical_and(total, next) : at::logical_or(total, next);
+    else if (op == ReduceOp::product)
+      total = total * next;
     else
       total = total + next;
   }
-  if (op == ReduceOp::mean) total = total / static_cast<double>(inputs.size());
+  const auto count = static_cast<double>(inputs.size());
+  if (op == ReduceOp::mean)  // of a complex number the mean of its parts
+    total = total.is_complex() ? at::view_as_complex(at::view_as_real(total) / count) : total / count;
   return total.to(type);
 }
 
@@ -64,7 +68,7 @@ auto batch_fields(Sample& s) { return std::tie(s.image, s.boxes); }
 
 TEST_CASE("reduce gives every rank the reduction in rank order, and leaves its input") {
   const int ranks = GENERATE(1, 2, 3, 5, 8);
-  for (const auto op : {ReduceOp::sum, ReduceOp::mean, ReduceOp::max, ReduceOp::min})
+  for (const auto op : {ReduceOp::sum, ReduceOp::mean, ReduceOp::max, ReduceOp::min, ReduceOp::product})
     for (const auto type : kTypes) {
       if (!defined_for(op, type)) continue;
       const unsigned seed =
@@ -100,7 +104,7 @@ TEST_CASE("a reduction that is not defined for a type is an error, on one rank t
   CHECK_THROWS_AS(max.rethrow_cause(), CollectiveError);
   const auto unknown =
       run_ranks_expecting_error(ranks, [](Accelerator& a) { a.reduce(at::ones({2}), static_cast<ReduceOp>(9)); });
-  CHECK_THAT(unknown.what(), ContainsSubstring("use sum, mean, max or min"));
+  CHECK_THAT(unknown.what(), ContainsSubstring("use sum, mean, max, min or product"));
 }
 
 TEST_CASE("a NaN on any rank reaches max and min") {
@@ -169,6 +173,63 @@ TEST_CASE("reduce_scatter gives each rank its part of the reduction") {
     (void)a;
   });
   CHECK_THAT(error.what(), ContainsSubstring("divisible by 2"));
+}
+
+TEST_CASE("several tensors of several types are reduced in one call, in place or into others, or to one rank") {
+  const int ranks = GENERATE(1, 2, 3);
+  const std::int64_t length = GENERATE(10, 100'000);  // by mail and in place
+  const auto inputs = [&](int rank) {
+    return std::vector<at::Tensor>{at::arange(length, at::kFloat) + rank, at::full({3}, rank, at::kLong),
+                                   at::arange(2 * length).reshape({2, length}).t() * (rank + 1), at::empty({0})};
+  };
+  std::vector<at::Tensor> expected;
+  for (std::size_t i = 0; i < 4; ++i) {
+    std::vector<at::Tensor> all;
+    for (int rank = 0; rank < ranks; ++rank) all.push_back(inputs(rank)[i]);
+    expected.push_back(expected_reduction(all, ReduceOp::sum));
+  }
+  const auto equal = [](const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
+  };
+  const auto right = on_ranks<std::vector<bool>>(ranks, [&](Accelerator& accelerator) {
+    auto& communicator = *current_rank()->communicator;
+    const int rank = accelerator.rank(), root = ranks - 1;
+    auto in_place = inputs(rank), rooted = inputs(rank), outputs = inputs(rank);
+    const auto kept = inputs(rank);
+    communicator.all_reduce(in_place, ReduceOp::sum);
+    for (auto& output : outputs) output.zero_();
+    communicator.all_reduce(kept, outputs, ReduceOp::sum);
+    communicator.reduce(rooted, ReduceOp::sum, root);
+    return std::vector<bool>{equal(in_place, expected), equal(outputs, expected), equal(kept, inputs(rank)),
+                             equal(rooted, rank == root ? expected : inputs(rank))};
+  });
+  CHECK(right == std::vector<std::vector<bool>>(static_cast<std::size_t>(ranks), {true, true, true, true}));
+}
+
+TEST_CASE("roots that are no ranks, and outputs unlike the inputs, are errors that say so") {
+  const auto text_of = [](const std::function<void(comm::Communicator&)>& call) {
+    return std::string(run_ranks_expecting_error(2, [&](Accelerator&) { call(*current_rank()->communicator); }).what());
+  };
+  at::Tensor one = at::ones({2}), other = at::ones({3});
+  CHECK_THAT(text_of([&](auto& c) { c.reduce(one, ReduceOp::sum, 2); }), ContainsSubstring("ranks are 0 to 1"));
+  CHECK_THAT(text_of([&](auto& c) { c.all_reduce(one, other, ReduceOp::sum); }), ContainsSubstring("must be alike"));
+  CHECK_THAT(text_of([&](auto& c) { c.all_to_all({one}); }), ContainsSubstring("a tensor a rank, 2, got 1"));
+}
+
+TEST_CASE("all_to_all gives each rank what the others have for it, of any sizes") {
+  const int ranks = GENERATE(1, 2, 5);
+  const auto from_to = [](int from, int to) { return at::full({from + 1, to}, 10 * from + to); };
+  const auto right = on_ranks<bool>(ranks, [&](Accelerator& accelerator) {
+    std::vector<at::Tensor> inputs;
+    for (int to = 0; to < ranks; ++to) inputs.push_back(from_to(accelerator.rank(), to));
+    const auto received = current_rank()->communicator->all_to_all(inputs);
+    bool all = received.size() == inputs.size();
+    for (int from = 0; from < ranks; ++from)
+      all = all && at::equal(received[static_cast<std::size_t>(from)], from_to(from, accelerator.rank()));
+    return all;
+  });
+  CHECK(right == std::vector<bool>(static_cast<std::size_t>(ranks), true));
 }
 
 TEST_CASE("objects of any copyable type are gathered and broadcast") {

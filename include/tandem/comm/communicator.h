@@ -23,9 +23,16 @@ class Communicator {
   virtual int world_size() const = 0;
 
   /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits.
-  /// bfloat16 and float16 are accumulated in float32; bool sums are logical or. Throws CollectiveError for a mean of
-  /// integers and for max or min of complex numbers, for any number of ranks.
-  virtual void all_reduce(at::TensorList tensors, ReduceOp op) = 0;
+  /// bfloat16 and float16 are accumulated in float32; see reduce_elements for integers and bool. Throws CollectiveError
+  /// for a mean of integers and for max or min of complex numbers, for any number of ranks.
+  void all_reduce(at::TensorList tensors, ReduceOp op) { all_reduce(tensors, tensors, op); }
+
+  /// The same, from `inputs`, which stay as they are, into `outputs` of the same types and sizes. An output may be its
+  /// own input, but not overlap it in another way.
+  virtual void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
+
+  /// Replaces each tensor of rank `root` by its reduction over all ranks; those of the other ranks stay as they are.
+  virtual void reduce(at::TensorList tensors, ReduceOp op, int root) = 0;
 
   /// Overwrites each tensor with rank `root`'s.
   virtual void broadcast(at::TensorList tensors, int root) = 0;
@@ -36,6 +43,9 @@ class Communicator {
   /// Reduces `input` over all ranks and returns this rank's part of the result: rows [rank * n, (rank + 1) * n) of
   /// dim 0, where n = size / world size. Throws CollectiveError when dim 0 does not divide by the world size.
   virtual at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) = 0;
+
+  /// Sends `inputs[r]` to rank r and returns what this rank got, by sender, as copies. One type; any sizes.
+  virtual std::vector<at::Tensor> all_to_all(at::TensorList inputs) = 0;
 
   /// Returns when all ranks have called it.
   virtual void barrier() = 0;

@@ -59,9 +59,22 @@ class RankGroup {
     std::span<void* const> payloads_;
   };
 
+  /// Bytes that a rank can send with a call of its own memory's: a single wait instead of a Call's two.
+  static constexpr std::size_t kMailBytes = 4 * 1024;
+
+  /// Where `rank` writes what it sends with its next `exchange_mail`: kMailBytes, aligned to a cache line.
+  std::byte* outbox(int rank) noexcept;
+
+  /// Waits until the mail of all ranks is there. Collective. Throws CollectiveError like `Call`, and Cancelled when the
+  /// token fires, but then perhaps not on all ranks: the mail stays where it is.
+  void exchange_mail(int rank, const CallRecord& record);
+
+  /// `peer`'s mail of the last exchange, valid until the next call of `rank`.
+  const std::byte* mail(int rank, int peer) const noexcept;
+
   /// A call that exchanges one small number a rank and nothing else: returns everyone's, by rank, valid until this
-  /// rank's next call. Collective; throws like `Call`.
-  std::span<void* const> meet(int rank, const CallRecord& record, std::uintptr_t value = 0);
+  /// rank's next call. Collective; throws like `exchange_mail`.
+  std::span<const std::uint64_t> meet(int rank, const CallRecord& record, std::uint64_t value = 0);
 
   /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError.
   void depart(int rank);
@@ -88,15 +101,24 @@ class RankGroup {
  private:
   struct Rank;
 
+  bool announce(int rank, const CallRecord& record);
   std::span<void* const> open(int rank, const CallRecord& record, void* payload);
-  void check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const;
+  bool check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const;
   void check_departed(int rank, std::uint64_t number, const CallRecord& record) const;
+  bool all_arrived(std::uint64_t number) const noexcept;
+  void await_all(int rank, std::uint64_t number);
+  void ring_bell() noexcept;
 
   CancelToken& token_;
   CancelToken never_;  // fires for nobody: the end of a call cannot be cancelled
   Rendezvous opening_;
   Rendezvous closing_;
+  const SpinBudget budget_;
   std::unique_ptr<Rank[]> ranks_;
+  // Those who wait for long in exchange_mail sleep here until the last rank comes.
+  alignas(64) std::atomic<std::uint32_t> bell_{0};
+  std::atomic<int> sleepers_{0};
+  CancelToken::Subscription subscription_;
 };
 
 }  // namespace tandem::comm

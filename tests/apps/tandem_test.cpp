@@ -1,6 +1,7 @@
-// build/apps/tandem plan as its user sees it.
+// build/apps/tandem as its user sees it.
 #include <array>
 #include <fstream>
+#include <sstream>
 
 #include <nlohmann/json.hpp>
 
@@ -87,4 +88,25 @@ TEST_CASE("wrong arguments of plan exit with 2 and one sentence") {
   const auto json = plan("--length 4 --batch-size 3 --ranks 2 --split-batches --json");
   CHECK(json.exit_code == 2);
   CHECK(Json::parse(json.output.substr(json.output.find('{'))).contains("error"));
+}
+
+TEST_CASE("bench allreduce prints an object a size, and says which size is none") {
+  const std::string bench = std::string(TANDEM_TOOL) + " bench allreduce --ranks 2 ";
+  const auto result = run_program(bench + "--sizes 1K,100000 --json");
+  CHECK(result.exit_code == 0);
+  std::istringstream lines(result.output);
+  for (const std::int64_t bytes : {1024, 100'000}) {
+    std::string line;
+    REQUIRE(std::getline(lines, line));
+    const auto json = Json::parse(line);
+    CHECK(json["ranks"] == 2);
+    CHECK(json["bytes"] == bytes);
+    CHECK(json["seconds"].get<double>() > 0);
+    CHECK(json["memcpy_seconds"].get<double>() > 0);
+  }
+  for (const char* sizes : {"1X", "0", "3", "''", "1K,,2K", "99999999G"}) {
+    const auto wrong = run_program(bench + "--sizes " + sizes);
+    CHECK(wrong.exit_code == 2);
+    CHECK_THAT(wrong.output, ContainsSubstring("--sizes"));
+  }
 }

@@ -1,0 +1,45 @@
+#include "tandem/comm/describe_call.h"
+
+#include <algorithm>
+
+namespace tandem::comm {
+namespace {
+
+// FNV-1a over 64-bit words (Fowler, Noll, Vo). It need not resist attacks, only tell different calls apart.
+class Signature {
+ public:
+  void add(std::uint64_t word) { hash_ = (hash_ ^ word) * 0x100000001b3ull; }
+  std::uint64_t value() const { return hash_; }
+
+ private:
+  std::uint64_t hash_ = 0xcbf29ce484222325ull;
+};
+
+}  // namespace
+
+CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck check) {
+  CallRecord record{.operation = operation};
+  record.tensors = static_cast<std::int32_t>(tensors.size());
+  Signature signature;
+  const std::size_t first_checked = check == SizeCheck::all ? 0 : 1;
+  for (const at::Tensor& tensor : tensors) {
+    signature.add(static_cast<std::uint64_t>(tensor.scalar_type()));
+    if (check == SizeCheck::none) continue;
+    const auto sizes = tensor.sizes();
+    // A 0-dim tensor is gathered as if it had one row.
+    signature.add(first_checked == 1 ? std::max<std::size_t>(sizes.size(), 1) : sizes.size());
+    for (std::size_t dim = first_checked; dim < sizes.size(); ++dim) signature.add(sizes[dim]);
+    if (check == SizeCheck::all) record.elements += tensor.numel();
+  }
+  record.signature = signature.value();
+  if (!tensors.empty()) {
+    const auto sizes = tensors.front().sizes();
+    record.type = c10::toString(tensors.front().scalar_type());
+    record.dims = static_cast<std::int8_t>(std::min<std::size_t>(sizes.size(), 127));
+    for (std::size_t dim = 0; dim < std::min(sizes.size(), record.sizes.size()); ++dim)
+      record.sizes[dim] = static_cast<std::int32_t>(std::min<std::int64_t>(sizes[dim], INT32_MAX));
+  }
+  return record;
+}
+
+}  // namespace tandem::comm

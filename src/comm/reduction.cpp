@@ -1,0 +1,226 @@
+#include "tandem/comm/reduction.h"
+
+#include <algorithm>
+#include <bit>
+#include <complex>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+// One source for all vector units: the compiler makes a version of the loops for each and picks one at run time.
+// Sanitizers cannot start with such functions.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define TANDEM_EACH_VECTOR_UNIT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TANDEM_EACH_VECTOR_UNIT
+#endif
+
+namespace tandem::comm {
+
+const char* to_string(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum: return "sum";
+    case ReduceOp::mean: return "mean";
+    case ReduceOp::max: return "max";
+    case ReduceOp::min: return "min";
+    case ReduceOp::product: return "product";
+  }
+  return "unknown reduction";
+}
+
+namespace {
+
+// Elements reduced at a time: the partial results of a block stay in the first-level cache.
+constexpr std::int64_t kBlock = 1024;
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+struct Float16 {
+  std::uint16_t bits;
+};
+
+struct Bool {
+  std::uint8_t value;
+};
+
+inline float widen(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
+
+// Rounds to nearest even; adding to the bits carries into the exponent as it should.
+inline BFloat16 narrow(float value, BFloat16) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<std::uint16_t>(value != value ? 0x7fc0 : rounded)};
+}
+
+#ifdef __FLT16_MANT_DIG__
+inline float widen(Float16 value) { return static_cast<float>(std::bit_cast<_Float16>(value.bits)); }
+inline Float16 narrow(float value, Float16) { return {std::bit_cast<std::uint16_t>(static_cast<_Float16>(value))}; }
+#else
+#error "the compiler has no _Float16; GCC 12 and later have it"
+#endif
+
+inline std::uint8_t widen(Bool value) { return value.value; }
+inline Bool narrow(std::uint8_t value, Bool) { return {value}; }
+
+template <class Element>
+inline Element widen(Element value) {
+  return value;
+}
+template <class Element>
+inline Element narrow(Element value, Element) {
+  return value;
+}
+
+// Integers are combined without their sign, in 32 bits or more, so that wrapping around is defined.
+template <class T>
+using Wrapping = typename std::conditional_t<std::is_integral_v<T>, std::make_unsigned<std::common_type_t<T, int>>,
+                                             std::type_identity<T>>::type;
+struct Sum {
+  template <class T>
+  T operator()(T a, T b) const {
+    return static_cast<T>(static_cast<Wrapping<T>>(a) + static_cast<Wrapping<T>>(b));
+  }
+};
+struct Product {
+  template <class T>
+  T operator()(T a, T b) const {
+    return static_cast<T>(static_cast<Wrapping<T>>(a) * static_cast<Wrapping<T>>(b));
+  }
+};
+struct Or {
+  std::uint8_t operator()(std::uint8_t a, std::uint8_t b) const { return a | b; }
+};
+struct And {
+  std::uint8_t operator()(std::uint8_t a, std::uint8_t b) const { return a & b; }
+};
+// A NaN is greater and smaller than all.
+struct Max {
+  template <class T>
+  T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
+};
+struct Min {
+  template <class T>
+  T operator()(T a, T b) const {
+    return a < b || a != a ? a : b;
+  }
+};
+
+template <class T>
+struct Real {
+  using type = T;
+};
+template <class T>
+struct Real<std::complex<T>> {
+  using type = T;
+};
+template <class T>
+using RealOf = typename Real<T>::type;
+
+struct Work {
+  std::span<const void* const> inputs;
+  std::span<void* const> outputs;
+  std::int64_t begin, end, output_offset;
+  bool mean;
+};
+
+template <class Element, class Combine>
+TANDEM_EACH_VECTOR_UNIT void reduce_with(const Work& work) {
+  using Accumulator = decltype(widen(std::declval<Element>()));
+  const Combine combine;
+  const auto count = static_cast<double>(work.inputs.size());
+  alignas(64) Accumulator total[kBlock];
+  for (std::int64_t at = work.begin; at < work.end; at += kBlock) {
+    const std::int64_t n = std::min(kBlock, work.end - at);
+    const auto* first = static_cast<const Element*>(work.inputs[0]) + at;
+    for (std::int64_t i = 0; i < n; ++i) total[i] = widen(first[i]);
+    for (std::size_t rank = 1; rank < work.inputs.size(); ++rank) {
+      const auto* values = static_cast<const Element*>(work.inputs[rank]) + at;
+      for (std::int64_t i = 0; i < n; ++i) total[i] = combine(total[i], widen(values[i]));
+    }
+    if constexpr (!std::is_integral_v<Accumulator>) {
+      if (work.mean) {
+        // Exact for 2, 4 and 8 ranks, and the correctly rounded mean for others.
+        const auto divisor = static_cast<RealOf<Accumulator>>(count);
+        for (std::int64_t i = 0; i < n; ++i) total[i] = total[i] / divisor;
+      }
+    }
+    for (void* output : work.outputs) {
+      auto* values = static_cast<Element*>(output) + (at - work.output_offset);
+      for (std::int64_t i = 0; i < n; ++i) values[i] = narrow(total[i], Element{});
+    }
+  }
+}
+
+template <class Element>
+void reduce_as(ReduceOp op, const Work& work) {
+  switch (op) {
+    case ReduceOp::sum:
+    case ReduceOp::mean: return reduce_with<Element, Sum>(work);
+    case ReduceOp::max: return reduce_with<Element, Max>(work);
+    case ReduceOp::min: return reduce_with<Element, Min>(work);
+    case ReduceOp::product: return reduce_with<Element, Product>(work);
+  }
+}
+
+template <class Element>
+void reduce_complex(ReduceOp op, const Work& work) {
+  if (op == ReduceOp::product) return reduce_with<Element, Product>(work);
+  reduce_with<Element, Sum>(work);
+}
+
+void reduce_bool(ReduceOp op, const Work& work) {
+  if (op == ReduceOp::product || op == ReduceOp::min) return reduce_with<Bool, And>(work);
+  reduce_with<Bool, Or>(work);
+}
+
+}  // namespace
+
+std::size_t size_of(ElementType type) {
+  switch (type) {
+    case ElementType::int8:
+    case ElementType::uint8:
+    case ElementType::boolean: return 1;
+    case ElementType::float16:
+    case ElementType::bfloat16:
+    case ElementType::int16:
+    case ElementType::uint16: return 2;
+    case ElementType::float32:
+    case ElementType::int32:
+    case ElementType::uint32: return 4;
+    case ElementType::float64:
+    case ElementType::complex64:
+    case ElementType::int64:
+    case ElementType::uint64: return 8;
+    case ElementType::complex128: return 16;
+  }
+  return 0;
+}
+
+void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const> inputs, std::span<void* const> outputs,
+                     std::int64_t begin, std::int64_t end, std::int64_t output_offset) {
+  const Work work{inputs, outputs, begin, end, output_offset, op == ReduceOp::mean};
+  switch (type) {
+    case ElementType::float32: return reduce_as<float>(op, work);
+    case ElementType::float64: return reduce_as<double>(op, work);
+    case ElementType::float16: return reduce_as<Float16>(op, work);
+    case ElementType::bfloat16: return reduce_as<BFloat16>(op, work);
+    case ElementType::complex64: return reduce_complex<std::complex<float>>(op, work);
+    case ElementType::complex128: return reduce_complex<std::complex<double>>(op, work);
+    case ElementType::int8: return reduce_as<std::int8_t>(op, work);
+    case ElementType::int16: return reduce_as<std::int16_t>(op, work);
+    case ElementType::int32: return reduce_as<std::int32_t>(op, work);
+    case ElementType::int64: return reduce_as<std::int64_t>(op, work);
+    case ElementType::uint8: return reduce_as<std::uint8_t>(op, work);
+    case ElementType::uint16: return reduce_as<std::uint16_t>(op, work);
+    case ElementType::uint32: return reduce_as<std::uint32_t>(op, work);
+    case ElementType::uint64: return reduce_as<std::uint64_t>(op, work);
+    case ElementType::boolean: return reduce_bool(op, work);
+  }
+}
+
+}  // namespace tandem::comm

@@ -1,0 +1,80 @@
+#include "tandem/comm/shared_reducer.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace tandem::comm {
+namespace {
+
+// What the ranks see of each other in a call.
+struct Parts {
+  std::span<const Part> inputs, outputs;
+};
+
+// Elements at whose multiples the ranks' shares begin, so that no two write to one cache line.
+constexpr std::int64_t kShareGrain = 64;
+
+std::size_t bytes_of(const Part& part) { return static_cast<std::size_t>(part.elements) * size_of(part.type); }
+
+// In the mail parts begin at multiples of the largest element's size.
+std::size_t mail_bytes(const Part& part) { return (bytes_of(part) + 15) / 16 * 16; }
+
+std::size_t mail_bytes(std::span<const Part> parts) {
+  std::size_t bytes = 0;
+  for (const Part& part : parts) bytes += mail_bytes(part);
+  return bytes;
+}
+
+}  // namespace
+
+void SharedReducer::reduce(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs,
+                           ReduceOp op, int root) {
+  if (mail_bytes(inputs) <= RankGroup::kMailBytes) return reduce_mail(record, inputs, outputs, op, root);
+  if (group_.world_size() == 1 && inputs.data() == outputs.data()) return;
+  const Parts mine{inputs, outputs};
+  const RankGroup::Call call(group_, rank_, record, &mine);
+  reduce_share(call, inputs, op, root);
+}
+
+void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs,
+                                ReduceOp op, int root) {
+  std::byte* to = group_.outbox(rank_);
+  for (const Part& part : inputs) {
+    if (part.elements > 0) std::memcpy(to, part.data, bytes_of(part));
+    to += mail_bytes(part);
+  }
+  group_.exchange_mail(rank_, record);
+  if (root >= 0 && root != rank_) return;
+  sources_.clear();
+  for (int peer = 0; peer < group_.world_size(); ++peer) sources_.push_back(group_.mail(rank_, peer));
+  for (const Part& part : outputs) {
+    void* const target[] = {part.data};
+    reduce_elements(part.type, op, sources_, target, 0, part.elements);
+    for (const void*& source : sources_) source = static_cast<const std::byte*>(source) + mail_bytes(part);
+  }
+}
+
+// The parts count as one row of elements, of which this rank reduces 1/R.
+void SharedReducer::reduce_share(const RankGroup::Call& call, std::span<const Part> parts, ReduceOp op, int root) {
+  const int ranks = group_.world_size();
+  std::int64_t total = 0;
+  for (const Part& part : parts) total += part.elements;
+  const auto share = [&](int rank) { return rank == ranks ? total : total * rank / ranks / kShareGrain * kShareGrain; };
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const std::int64_t begin = std::max(share(rank_) - offset, std::int64_t{0});
+    const std::int64_t end = std::min(share(rank_ + 1) - offset, parts[i].elements);
+    offset += parts[i].elements;
+    if (begin >= end) continue;
+    sources_.clear();
+    targets_.clear();
+    for (int peer = 0; peer < ranks; ++peer) {
+      const Parts& theirs = call.payload<Parts>(peer);
+      sources_.push_back(theirs.inputs[i].data);
+      if (root < 0 || root == peer) targets_.push_back(theirs.outputs[i].data);
+    }
+    reduce_elements(parts[i].type, op, sources_, targets_, begin, end);
+  }
+}
+
+}  // namespace tandem::comm
