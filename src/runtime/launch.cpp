@@ -3,12 +3,14 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <optional>
 #include <stop_token>
 
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
 #include "backend/intra_op_threads.h"
+#include "backend/rank_memory.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
 
@@ -25,12 +27,14 @@ class RankScope {
     // Backward and its hooks run on the rank's own thread (on GPUs too).
     c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
     set_intra_op_threads(context.state->threads_per_rank);
+    if (context.state->config.keep_tensor_memory) memory_.emplace();
   }
   ~RankScope() { this_rank = nullptr; }
   RankScope(const RankScope&) = delete;
   RankScope& operator=(const RankScope&) = delete;
 
  private:
+  std::optional<RankMemoryScope> memory_;
   rng::DefaultGeneratorGuard generators_;
 };
 

@@ -34,6 +34,7 @@ struct LaunchConfig {
   Precision mixed_precision = Precision::fp32;
   int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
   bool pin_threads = false;             ///< bind rank r to its share of the cores
+  bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window

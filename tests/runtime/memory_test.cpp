@@ -1,0 +1,87 @@
+// Where the memory of a rank's tensors comes from and goes to.
+#include <fstream>
+#include <thread>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+double resident_mb() {
+  std::ifstream statm("/proc/self/statm");
+  double pages = 0, resident = 0;
+  statm >> pages >> resident;
+  return resident * 4096 / 1e6;
+}
+
+// Whether a tensor made right after another of that size was freed is in the same place.
+bool memory_is_reused(std::int64_t elements) {
+  const void* before = at::empty({elements}).const_data_ptr();
+  return at::empty({elements}).const_data_ptr() == before;
+}
+
+}  // namespace
+
+TEST_CASE("a rank's tensors reuse the memory of those before them, of any size") {
+  const auto reused = on_ranks<bool>(2, [](Accelerator&) {
+    bool all = true;
+    for (std::int64_t elements = 1; elements < 10'000'000; elements = elements * 3 + 1)
+      all = all && memory_is_reused(elements);
+    return all;
+  });
+  CHECK(reused == std::vector<bool>{true, true});
+}
+
+TEST_CASE("tensors are aligned, keep their numbers, and may be freed by other threads or after the launch") {
+  std::vector<at::Tensor> kept(3);
+  std::vector<at::Tensor> handed(3);
+  const auto aligned = on_ranks<bool>(3, [&](Accelerator& accelerator) {
+    const auto rank = static_cast<std::size_t>(accelerator.rank());
+    bool all = true;
+    std::vector<at::Tensor> tensors;
+    for (std::int64_t bytes = 1; bytes < 3000; bytes += 7) {
+      tensors.push_back(at::full({bytes}, bytes % 100, at::kByte));
+      all = all && reinterpret_cast<std::uintptr_t>(tensors.back().const_data_ptr()) % 64 == 0;
+    }
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      all = all && tensors[i].eq(static_cast<std::int64_t>(1 + 7 * i) % 100).all().item<bool>();
+    kept[rank] = at::full({100'000}, accelerator.rank());
+    handed[rank] = at::full({1000}, accelerator.rank());
+    accelerator.wait_for_everyone();
+    handed[(rank + 1) % 3].reset();  // another rank's
+    return all;
+  });
+  CHECK(aligned == std::vector<bool>{true, true, true});
+  for (int rank = 0; rank < 3; ++rank) CHECK(kept[static_cast<std::size_t>(rank)].eq(rank).all().item<bool>());
+  kept.clear();
+}
+
+TEST_CASE("what a rank keeps is bounded by what its tensors have used at a time") {
+  const auto grown = on_ranks<double>(1, [](Accelerator&) {
+    at::ones({8'000'000});
+    const double before = resident_mb();
+    // Each of another size class, none larger than the first.
+    for (std::int64_t elements = 7'900'000; elements > 2'000'000; elements -= 200'000) at::ones({elements});
+    return resident_mb() - before;
+  });
+  CHECK(grown[0] < 40);  // the first took 32
+}
+
+TEST_CASE("memory is not kept when it is not wanted, and never for other threads") {
+  constexpr std::int64_t kLarge = 50'000'000;  // the C library gives that back at once
+  const auto kept_mb = [&] {
+    const double before = resident_mb();
+    at::ones({kLarge});
+    return resident_mb() - before;
+  };
+  const auto with = on_ranks<double>(1, [&](Accelerator&) { return kept_mb(); });
+  const auto without = on_ranks<double>(1, [&](Accelerator&) { return kept_mb(); }, {.keep_tensor_memory = false});
+  double other = 0;
+  run_ranks(1, [&](Accelerator&) { std::thread([&] { other = kept_mb(); }).join(); });
+  CHECK(with[0] > 150);
+  CHECK(without[0] < 50);
+  CHECK(other < 50);
+  CHECK(kept_mb() < 50);
+}
