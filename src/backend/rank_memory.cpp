@@ -70,7 +70,8 @@ class Cache {
   void give_back(Header* block) {
     const std::size_t size = size_of_class(block->size_class);
     used_ -= size;
-    if (kept_ + size > most_used_) return c10::free_cpu(block);
+    // Sizes change: those of before would be kept for ever.
+    if (kept_ + size > 2 * most_used_) free_all();
     kept_ += size;
     Header*& list = list_of(block->size_class);
     block->next = list;

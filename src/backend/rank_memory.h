@@ -6,7 +6,7 @@ namespace tandem {
 /// library gives large blocks back to the kernel, which clears them anew for each step: in a small convolutional
 /// network that is a third of the time.
 ///
-/// Kept memory is at most as much as the thread's tensors have ever used at a time, and is freed with the scope; a
+/// Kept memory is at most twice what the thread's tensors have ever used at a time, and is freed with the scope; a
 /// tensor may outlive it, and be freed by any thread. Tensors of other threads are none of its business: LibTorch has
 /// one CPU allocator, so the first scope of a process puts one before it that passes their requests on.
 class RankMemoryScope {
