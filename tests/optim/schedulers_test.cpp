@@ -2,15 +2,14 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 
-#include <torch/optim/adagrad.h>
 #include <torch/optim/adamw.h>
-#include <torch/optim/schedulers/reduce_on_plateau_scheduler.h>
-#include <torch/optim/schedulers/step_lr.h>
 #include <torch/optim/sgd.h>
 #include <nlohmann/json.hpp>
 
-#include "support/ranks.h"
+#include "support/catch.h"
+#include "tandem/tandem.h"
 
 using namespace tandem;
 using Json = nlohmann::json;
@@ -172,7 +171,44 @@ struct Subject {
   std::unique_ptr<optim::ReduceLROnPlateau> plateau;
 };
 
+optim::SchedulerState state_of(const Json& recorded) {
+  optim::SchedulerState state;
+  for (const auto& [name, value] : recorded.items()) {
+    if (name == "_schedulers")
+      for (const Json& child : value) state.schedulers.push_back(state_of(child));
+    else if (value.is_array())
+      state.values[name] = value.get<std::vector<double>>();
+    else if (value.is_number_integer())
+      state.values[name] = value.get<std::int64_t>();
+    else
+      state.values[name] = value.get<double>();
+  }
+  return state;
+}
+
 bool agree(double ours, double theirs) { return std::abs(ours - theirs) <= 1e-12 * std::abs(theirs); }
+
+void check_from(std::size_t step, Subject& subject, const Json& recorded) {
+  for (const Json& lrs = recorded["lrs"]; step < lrs.size(); ++step) {
+    const auto numbers = subject.numbers();
+    for (std::size_t group = 0; group < 2; ++group) {
+      CAPTURE(step, group, numbers[group], lrs[step][group]);
+      CHECK(agree(numbers[group], lrs[step][group]));
+      if (recorded.contains("momenta")) CHECK(agree(numbers[2 + group], recorded["momenta"][step][group]));
+    }
+    if (step + 1 < lrs.size()) subject.step();
+  }
+}
+
+// Leaves out the rates, which check_from compares.
+void check_same(const optim::SchedulerState& ours, const optim::SchedulerState& theirs) {
+  for (const auto& [name, value] : ours.values) {
+    if (name == "_last_lr") continue;
+    CAPTURE(name);
+    REQUIRE(theirs.values.count(name) == 1);
+    CHECK((value == theirs.values.at(name)));
+  }
+}
 
 }  // namespace
 
@@ -180,18 +216,30 @@ TEST_CASE("every rate and momentum is PyTorch's") {
   for (const Json& recorded : recording()["cases"]) {
     CAPTURE(recorded["scheduler"], recorded["options"]);
     Subject subject(recorded);
-    const Json& lrs = recorded["lrs"];
-    REQUIRE(lrs.size() == 61);
-    for (std::size_t step = 0; step < lrs.size(); ++step) {
-      CAPTURE(step);
-      const auto numbers = subject.numbers();
-      for (std::size_t group = 0; group < 2; ++group) {
-        CAPTURE(group, numbers[group], lrs[step][group]);
-        CHECK(agree(numbers[group], lrs[step][group]));
-        if (recorded.contains("momenta")) CHECK(agree(numbers[2 + group], recorded["momenta"][step][group]));
-      }
-      if (step + 1 < lrs.size()) subject.step();
-    }
+    REQUIRE(recorded["lrs"].size() == 61);
+    check_from(0, subject, recorded);
+  }
+}
+
+TEST_CASE("a scheduler goes on from PyTorch's state") {
+  for (const Json& recorded : recording()["cases"]) {
+    CAPTURE(recorded["scheduler"], recorded["options"]);
+    Subject subject(recorded);
+    subject.scheduler().load_state(state_of(recorded["state"]));
+    check_from(30, subject, recorded);
+  }
+}
+
+TEST_CASE("the state has PyTorch's names and values") {
+  for (const Json& recorded : recording()["cases"]) {
+    CAPTURE(recorded["scheduler"], recorded["options"]);
+    Subject subject(recorded);
+    for (int step = 0; step < 30; ++step) subject.step();
+    const optim::SchedulerState state = subject.scheduler().state();
+    const optim::SchedulerState theirs = state_of(recorded["state"]);
+    check_same(state, theirs);
+    REQUIRE(state.schedulers.size() == theirs.schedulers.size());
+    for (std::size_t i = 0; i < state.schedulers.size(); ++i) check_same(state.schedulers[i], theirs.schedulers[i]);
   }
 }
 

@@ -3,10 +3,12 @@
     python tests/optim/data/record_schedulers.py
 
 writes schedulers.json beside this file, with any Python that has torch 2.11.0. Each case holds what the test needs to
-build the same scheduler; row i of "lrs" (and "momenta") has the parameter groups' values after i calls of step().
+build the same scheduler; row i of "lrs" (and "momenta") has the parameter groups' values after i calls of step(), and
+"state" is the numbers of state_dict() after 30.
 """
 
 import json
+import math
 import pathlib
 import warnings
 
@@ -14,6 +16,7 @@ import torch
 from torch.optim import lr_scheduler
 
 STEPS = 60
+STATE_STEP = 30
 LRS = [0.1, 0.003]
 LAMBDAS = {"power": lambda epoch: 0.95**epoch, "inverse": lambda epoch: 1 / (1 + epoch)}
 # Falls, stalls, falls again, and has the NaN of a loss that overflows.
@@ -131,6 +134,20 @@ def cycles_momentum(case):
     return case["scheduler"] == "OneCycleLR" or any(cycles_momentum(child) for child in children)
 
 
+def numbers_of(state):
+    def is_number(value):
+        return type(value) in (int, float) and math.isfinite(value)  # JSON has no infinity
+
+    kept = {
+        key: value
+        for key, value in state.items()
+        if is_number(value) or (isinstance(value, list) and all(map(is_number, value)))
+    }
+    if "_schedulers" in state:
+        kept["_schedulers"] = [numbers_of(child) for child in state["_schedulers"]]
+    return kept
+
+
 def record(case):
     optimizer = make_optimizer(case.get("optimizer", "SGD"))
     scheduler = make_scheduler(case, optimizer)
@@ -139,9 +156,11 @@ def record(case):
     for step in range(STEPS + 1):
         lrs.append([group["lr"] for group in optimizer.param_groups])
         momenta.append([momentum_of(group) for group in optimizer.param_groups])
+        if step == STATE_STEP:
+            state = numbers_of(scheduler.state_dict())
         if step < STEPS:
             scheduler.step(*([METRICS[step]] if plateau else []))
-    return case | {"lrs": lrs} | ({"momenta": momenta} if cycles_momentum(case) else {})
+    return case | {"lrs": lrs, "state": state} | ({"momenta": momenta} if cycles_momentum(case) else {})
 
 
 def main():
@@ -154,7 +173,7 @@ def main():
         "cases": [record(case) for case in CASES],
     }
     # One case a line, so that a change of one shows as such.
-    cases = ",\n".join(json.dumps(case, separators=(",", ":")) for case in recording.pop("cases"))
+    cases = ",\n".join(json.dumps(case, allow_nan=False, separators=(",", ":")) for case in recording.pop("cases"))
     text = json.dumps(recording)[:-1] + ', "cases": [\n' + cases + "\n]}\n"
     pathlib.Path(__file__).with_name("schedulers.json").write_text(text)
 
