@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <future>
 #include <limits>
+#include <utility>
 
 #include <torch/nn/functional/loss.h>
 #include <torch/optim/adamw.h>
@@ -110,9 +111,8 @@ class Trainer {
       auto step = accelerator_.accumulate_and_close(model_);
       train_step(at::empty({0, 1, 28, 28}), at::empty({0}, at::kLong));
     }
-    if (schedule_.wants_loss()) schedule_.end_epoch(mean_over_ranks(epoch_loss_, epoch_batches_));
-    epoch_loss_.reset();
-    epoch_batches_ = 0;
+    if (schedule_.wants_loss())
+      schedule_.end_epoch(mean_over_ranks(std::exchange(epoch_loss_, {}), std::exchange(epoch_batches_, 0)));
     epoch_ += 1;
   }
 
@@ -145,8 +145,10 @@ class Trainer {
       progress_.show(epoch_, outcome_.steps,
                      window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),
                      rate);
-    epoch_loss_ = epoch_loss_.defined() ? epoch_loss_ + window_loss_ : window_loss_;
-    epoch_batches_ += window_batches_;
+    if (schedule_.wants_loss()) {
+      epoch_loss_ = epoch_loss_.defined() ? epoch_loss_ + window_loss_ : window_loss_;
+      epoch_batches_ += window_batches_;
+    }
     window_loss_.reset();
     window_batches_ = 0;
     window_samples_ = 0;
@@ -219,7 +221,7 @@ class Trainer {
   std::int64_t epoch_ = 0;
   at::Tensor window_loss_;  // sum of the open window's losses on this rank
   std::int64_t window_batches_ = 0, window_samples_ = 0;
-  at::Tensor epoch_loss_;  // the same of the epoch's closed windows
+  at::Tensor epoch_loss_;  // the same of the epoch's closed windows, for a schedule that wants it
   std::int64_t epoch_batches_ = 0;
 };
 

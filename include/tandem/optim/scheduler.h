@@ -72,7 +72,8 @@ class LRScheduler : public Scheduler {
   /// Sets the rates of the next update. Throws what last_lr throws.
   void step();
 
-  /// The rates of the optimizer when the scheduler was made, by parameter group.
+  /// The rates that the schedule goes by, by parameter group: the optimizer's when the scheduler was made. (A
+  /// OneCycleLR has its own.)
   const std::vector<double>& base_lrs() const { return base_lrs_; }
 
   /// Adds `base_lrs`.

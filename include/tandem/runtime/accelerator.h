@@ -140,7 +140,8 @@ class Accelerator {
   /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
   /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
   /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
-  /// Within `body` no other collective may be called. Collective.
+  /// Within `body` no other collective may be called, and no scheduler be given a metric that not all ranks give it
+  /// (ConfigError). Collective.
   template <class Body>
   void join_uneven_inputs(Body&& body) {
     begin_join();
