@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -13,13 +14,20 @@ namespace {
 
 constexpr std::int64_t kMany = 1'000'000'000;
 
+const std::map<std::string, SchedulerKind> kSchedulers{
+    {"constant", SchedulerKind::constant},     {"step", SchedulerKind::step},
+    {"multi-step", SchedulerKind::multi_step}, {"exponential", SchedulerKind::exponential},
+    {"linear", SchedulerKind::linear},         {"polynomial", SchedulerKind::polynomial},
+    {"cosine", SchedulerKind::cosine},         {"cosine-restarts", SchedulerKind::cosine_restarts},
+    {"one-cycle", SchedulerKind::one_cycle},   {"plateau", SchedulerKind::plateau}};
+
 // The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
   std::optional<int> gpus, cpu;
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
-  std::string model = "mlp", optimizer = "adamw", normalize = "mnist";
+  std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
@@ -83,6 +91,12 @@ void add_training(CLI::App& app, Raw& raw) {
   app.add_option("--lr", raw.lr, "learning rate (default: 0.001 for adamw, 0.05 for sgd)")->check(rate);
   app.add_option("--momentum", options.momentum, "of sgd")->check(real_range(0.0, 1.0))->capture_default_str();
   app.add_option("--weight-decay", raw.weight_decay, "(default: 0.01 for adamw, 0 for sgd)")->check(rate);
+  app.add_option("--scheduler", raw.scheduler, "course of the learning rate over the training")
+      ->check(CLI::IsMember(kSchedulers))
+      ->capture_default_str();
+  app.add_option("--warmup-steps", options.warmup_steps, "let the learning rate grow over the first N updates")
+      ->check(CLI::Range(std::int64_t{0}, kMany))
+      ->capture_default_str();
   app.add_option("--gradient-accumulation-steps", options.launch.gradient_accumulation_steps, "batches an update")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
@@ -144,6 +158,16 @@ tandem::AcceleratorState examine_ranks(const Raw& raw) {
   }
 }
 
+SchedulerKind scheduler_of(const Raw& raw) {
+  const SchedulerKind kind = kSchedulers.at(raw.scheduler);
+  if (raw.options.warmup_steps == 0) return kind;
+  if (kind == SchedulerKind::one_cycle)
+    throw tandem::ConfigError("--warmup-steps does not go with --scheduler one-cycle, which warms up by itself");
+  if (kind == SchedulerKind::plateau)
+    throw tandem::ConfigError("--warmup-steps does not go with --scheduler plateau, which goes by epochs");
+  return kind;
+}
+
 Options finish(Raw raw) {
   Options& options = raw.options;
   options.launch.gpus = raw.gpus;
@@ -159,6 +183,7 @@ Options finish(Raw raw) {
   options.weight_decay = raw.weight_decay.value_or(sgd ? 0.0 : 0.01);
   if (!sgd && options.momentum != 0.0)
     throw tandem::ConfigError("--momentum belongs to --optimizer sgd; adamw has none");
+  options.scheduler = scheduler_of(raw);
   options.shuffle = !raw.no_shuffle;
   options.progress = !raw.no_progress && !options.quiet;
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());

@@ -13,6 +13,20 @@ namespace train {
 enum class ModelKind { mlp, cnn };
 enum class OptimizerKind { sgd, adamw };
 
+/// The course of the learning rate from --lr, over the updates after the warm-up.
+enum class SchedulerKind {
+  constant,
+  step,             ///< * 0.1 after each third
+  multi_step,       ///< * 0.1 at 1/2 and at 3/4
+  exponential,      ///< by the same factor each update, to 1/100
+  linear,           ///< to 0
+  polynomial,       ///< to 0, with power 2
+  cosine,           ///< to 0
+  cosine_restarts,  ///< to 0 in three cycles, each twice as long as the one before
+  one_cycle,        ///< up from --lr / 25 for 30 %, then down to --lr / 250000; the momentum, if any, the other way
+  plateau,          ///< * 0.1 when the mean training loss of two epochs in a row was not the lowest
+};
+
 /// What the command line asks for, checked as far as it can be without data.
 struct Options {
   tandem::LaunchConfig launch;
@@ -35,6 +49,8 @@ struct Options {
   double momentum = 0.0;
   double weight_decay = 0.0;
   std::optional<double> clip_grad_norm;
+  SchedulerKind scheduler = SchedulerKind::constant;
+  std::int64_t warmup_steps = 0;  // updates of linear growth before it
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
   bool quiet = false;

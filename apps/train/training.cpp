@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <future>
 #include <limits>
+#include <utility>
 
 #include <torch/nn/functional/loss.h>
 #include <torch/optim/adamw.h>
@@ -11,6 +12,7 @@
 #include "interrupt.h"
 #include "models.h"
 #include "progress.h"
+#include "schedule.h"
 
 namespace train {
 namespace {
@@ -72,9 +74,9 @@ class Trainer {
         loader_(accelerator.prepare(tandem::data::DataLoader(
             inputs.train_set,
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
-        total_steps_(count_steps()),
+        schedule_(accelerator, *inner_, options, inputs.total_steps),
         log_(accelerator.is_main() ? options.log_json : ""),
-        progress_(accelerator.is_main() && options.progress, total_steps_) {}
+        progress_(accelerator.is_main() && options.progress, inputs.total_steps) {}
 
   Outcome run() {
     throughput_.start();
@@ -93,14 +95,9 @@ class Trainer {
     return model;
   }
 
-  std::int64_t count_steps() const {
-    const std::int64_t window = options_.launch.gradient_accumulation_steps;
-    const std::int64_t steps = loader_.len() + loader_.steps_without_batch();  // as many as any rank has
-    const std::int64_t total = options_.epochs * ((steps + window - 1) / window);
-    return std::min(total, options_.max_steps.value_or(total));
+  bool done() const {
+    return outcome_.interrupted || epoch_ >= options_.epochs || outcome_.steps >= inputs_.total_steps;
   }
-
-  bool done() const { return outcome_.interrupted || epoch_ >= options_.epochs || outcome_.steps >= total_steps_; }
 
   void run_epoch() {
     for (auto& [images, labels] : loader_) {
@@ -114,6 +111,8 @@ class Trainer {
       auto step = accelerator_.accumulate_and_close(model_);
       train_step(at::empty({0, 1, 28, 28}), at::empty({0}, at::kLong));
     }
+    if (schedule_.wants_loss())
+      schedule_.end_epoch(mean_over_ranks(std::exchange(epoch_loss_, {}), std::exchange(epoch_batches_, 0)));
     epoch_ += 1;
   }
 
@@ -133,6 +132,7 @@ class Trainer {
     optimizer_.step();
     optimizer_.zero_grad();
     if (accelerator_.sync_gradients()) end_update(norm);
+    schedule_.step();  // after the log, which has the rate of the update just made
   }
 
   void end_update(std::optional<double> norm) {
@@ -145,6 +145,10 @@ class Trainer {
       progress_.show(epoch_, outcome_.steps,
                      window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),
                      rate);
+    if (schedule_.wants_loss()) {
+      epoch_loss_ = epoch_loss_.defined() ? epoch_loss_ + window_loss_ : window_loss_;
+      epoch_batches_ += window_batches_;
+    }
     window_loss_.reset();
     window_batches_ = 0;
     window_samples_ = 0;
@@ -154,15 +158,21 @@ class Trainer {
   }
 
   void log_update(double norm, double rate) {
-    const std::vector<double> mine{window_loss_.item<double>(), static_cast<double>(window_batches_)};
-    const at::Tensor all = accelerator_.reduce(at::tensor(mine, at::kDouble));  // losses and batches of all ranks
+    const double loss = mean_over_ranks(window_loss_, window_batches_);
     if (!accelerator_.is_main()) return;
     log_.write({.step = outcome_.steps,
                 .epoch = epoch_,
-                .loss = all[0].item<double>() / all[1].item<double>(),
+                .loss = loss,
                 .grad_norm = norm,
                 .lr = inner_->param_groups().front().options().get_lr(),
                 .samples_per_second = rate});
+  }
+
+  // The mean of the losses of all ranks' batches, of which this rank has the sum and the number. Collective.
+  double mean_over_ranks(const at::Tensor& loss_sum, std::int64_t batches) {
+    const std::vector<double> mine{loss_sum.item<double>(), static_cast<double>(batches)};
+    const at::Tensor all = accelerator_.reduce(at::tensor(mine, at::kDouble));
+    return all[0].item<double>() / all[1].item<double>();
   }
 
   void finish() {
@@ -203,7 +213,7 @@ class Trainer {
   Model model_;
   tandem::optim::AcceleratedOptimizer optimizer_;
   Loader loader_;
-  std::int64_t total_steps_;
+  Schedule schedule_;
   MetricsLog log_;
   Progress progress_;
   Throughput throughput_;
@@ -211,6 +221,8 @@ class Trainer {
   std::int64_t epoch_ = 0;
   at::Tensor window_loss_;  // sum of the open window's losses on this rank
   std::int64_t window_batches_ = 0, window_samples_ = 0;
+  at::Tensor epoch_loss_;  // the same of the epoch's closed windows, for a schedule that wants it
+  std::int64_t epoch_batches_ = 0;
 };
 
 // Before the ranks start, so that nothing is printed of a training that cannot be.
@@ -221,6 +233,21 @@ void check_fills_a_step(const Options& options, std::int64_t samples) {
     throw tandem::ConfigError("the training set of " + std::to_string(samples) +
                               " samples is smaller than a batch of all ranks (" + std::to_string(step) +
                               ") with --drop-last; use a smaller --batch-size");
+}
+
+// Optimizer updates, of as many steps an epoch as any rank has. Known before the ranks start, for the same reason.
+std::int64_t count_updates(const Options& options, std::int64_t samples) {
+  const auto& launch = options.launch;
+  const tandem::data::EpochPlan plan(
+      tandem::data::plan_options({.batch_size = options.batch_size, .drop_last = options.drop_last}, launch.data_loader,
+                                 samples, false, tandem::examine(launch).world_size()));
+  const std::int64_t window = launch.gradient_accumulation_steps;
+  const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
+  const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
+  if (options.warmup_steps > 0 && options.warmup_steps >= total)
+    throw tandem::ConfigError("--warmup-steps " + std::to_string(options.warmup_steps) +
+                              " leaves nothing of the training's " + std::to_string(total) + " updates; use fewer");
+  return total;
 }
 
 }  // namespace
@@ -244,8 +271,10 @@ Inputs read_inputs(const Options& options) {
     }
   }
   auto train_set = read(tandem::data::MnistSplit::train, options.limit_train_samples);
-  check_fills_a_step(options, static_cast<std::int64_t>(*train_set.size()));
-  return {std::move(train_set), test_set.get(), std::move(weights)};
+  const auto samples = static_cast<std::int64_t>(*train_set.size());
+  check_fills_a_step(options, samples);
+  const std::int64_t total_steps = count_updates(options, samples);
+  return {std::move(train_set), test_set.get(), std::move(weights), total_steps};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {

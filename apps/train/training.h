@@ -20,6 +20,7 @@ struct Outcome {
 struct Inputs {
   tandem::data::MnistDataset train_set, test_set;
   tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
+  std::int64_t total_steps = 0;              ///< optimizer updates of the whole training
 };
 
 /// Reads what `options` name. Throws tandem::ConfigError that names the flag.

@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <numbers>
 #include <thread>
 
 #include <torch/torch.h>
@@ -157,6 +159,52 @@ TEST_CASE("max-steps counts updates over all epochs") {
   CHECK(log[6]["epoch"] == 1);  // 4 updates an epoch
 }
 
+TEST_CASE("the learning rate takes the course of each scheduler, over all updates") {
+  const auto fall = [](double part) { return (1 + std::cos(std::numbers::pi * part)) / 2; };
+  const auto one_cycle = [&](double update) { return 4e-6 + (1 - 4e-6) * fall((update - 5.3) / (20 - 5.3)); };
+  struct Case {
+    std::string flags;
+    std::vector<double> factors;  // of --lr, at updates 1, 11, 20 and 21 of 21
+  };
+  const std::vector<Case> cases{
+      {"", {1, 1, 1, 1}},
+      {"--warmup-steps 4", {0.25, 1, 1, 1}},
+      {"--scheduler step", {1, 0.1, 0.01, 0.01}},
+      {"--scheduler multi-step", {1, 1, 0.01, 0.01}},
+      {"--scheduler exponential", {1, std::pow(0.01, 10.0 / 21), std::pow(0.01, 19.0 / 21), std::pow(0.01, 20.0 / 21)}},
+      {"--scheduler linear --warmup-steps 1", {1, 0.55, 0.1, 0.05}},
+      {"--scheduler polynomial --warmup-steps 1", {1, 0.3025, 0.01, 0.0025}},
+      {"--scheduler cosine --warmup-steps 9", {1.0 / 9, fall(1.0 / 12), fall(10.0 / 12), fall(11.0 / 12)}},
+      {"--scheduler cosine-restarts", {1, fall(1.0 / 12), fall(10.0 / 12), fall(11.0 / 12)}},
+      {"--scheduler one-cycle", {0.04, one_cycle(10), one_cycle(19), 4e-6}},
+      {"--scheduler one-cycle --optimizer sgd", {0.04, one_cycle(10), one_cycle(19), 4e-6}}};
+  for (const auto& c : cases) {
+    CAPTURE(c.flags);
+    const TempDir dir;
+    REQUIRE(train("--cpu 2 --hidden 8 --limit-train-samples 280 --batch-size 20 --epochs 3 --lr 0.01 " + c.flags +
+                  " --log-json " + (dir / "log"))
+                .exit_code == 0);
+    const auto log = read_log(dir / "log");
+    REQUIRE(log.size() == 22);
+    const std::vector<std::size_t> lines{0, 10, 19, 20};
+    for (std::size_t i = 0; i < lines.size(); ++i)
+      CHECK(log[lines[i]]["lr"].get<double>() == Approx(0.01 * c.factors[i]));
+  }
+}
+
+TEST_CASE("plateau lowers the learning rate after two epochs whose loss did not fall") {
+  const TempDir dir;
+  // Rates that change nothing: the loss of every epoch is the same.
+  REQUIRE(train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 6 --optimizer sgd --lr 1e-6 "
+                "--scheduler plateau --log-json " +
+                (dir / "log"))
+              .exit_code == 0);
+  const auto log = read_log(dir / "log");
+  REQUIRE(log.size() == 61);
+  const std::vector<double> by_epoch{1e-6, 1e-6, 1e-6, 1e-7, 1e-7, 1e-8};
+  for (std::size_t i = 0; i < 60; ++i) CHECK(log[i]["lr"].get<double>() == Approx(by_epoch[i / 10]));
+}
+
 TEST_CASE("quiet prints nothing") { CHECK(train(kShort + "--quiet").output.empty()); }
 
 TEST_CASE("wrong arguments get one sentence that names flag and value, and exit code 2") {
@@ -190,6 +238,11 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --momentum 0.5", {"--momentum", "sgd"}},
       {"--cpu 2 --weight-decay -1", {"--weight-decay", "-1"}},
       {"--cpu 2 --clip-grad-norm 0", {"--clip-grad-norm", "0"}},
+      {"--cpu 2 --scheduler sawtooth", {"--scheduler", "sawtooth", "cosine-restarts"}},
+      {"--cpu 2 --warmup-steps -1", {"--warmup-steps", "-1"}},
+      {"--cpu 2 --warmup-steps 9 --scheduler one-cycle", {"--warmup-steps", "one-cycle"}},
+      {"--cpu 2 --warmup-steps 9 --scheduler plateau", {"--warmup-steps", "plateau"}},
+      {"--cpu 2 --warmup-steps 7 --max-steps 7", {"--warmup-steps 7", "7 updates"}},
       {"--cpu 2 --gradient-accumulation-steps 0", {"--gradient-accumulation-steps", "0"}},
       {"--cpu 2 --threads-per-rank 0", {"--threads-per-rank", "0"}},
       {"--cpu 2 --seed x", {"--seed", "x"}},

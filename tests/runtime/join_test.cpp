@@ -23,7 +23,7 @@ std::vector<Ended> train(int ranks, const std::function<int(int)>& steps, bool i
   return on_ranks<Ended>(ranks, [&](Accelerator& accelerator) {
     torch::nn::Sequential net(torch::nn::Linear(4, 8), torch::nn::BatchNorm1d(8), torch::nn::Linear(8, 1));
     torch::optim::AdamW adamw(net->parameters(), 0.1);
-    optim::CosineLR cosine(adamw, {.total_steps = 100});
+    optim::CosineAnnealingLR cosine(adamw, {.T_max = 100});
     auto [model, optimizer, scheduler] = accelerator.prepare(net, adamw, cosine);
     const auto step = [&] {
       auto window = accelerator.accumulate(model);

@@ -1,15 +1,23 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
+#include <variant>
 
 #include <torch/optim/optimizer.h>
+#include <torch/optim/schedulers/lr_scheduler.h>
+#include <torch/optim/schedulers/reduce_on_plateau_scheduler.h>
 
 #include "tandem/core/cancel_token.h"
+#include "tandem/core/error.h"
 #include "tandem/nn/gradient_state.h"
+#include "tandem/optim/reduce_lr_on_plateau.h"
+#include "tandem/optim/scheduler.h"
 
 namespace tandem::optim {
 
@@ -70,30 +78,63 @@ class AcceleratedOptimizer {
   std::shared_ptr<Shared> shared_;
 };
 
-/// What `prepare` returns for a scheduler: advances once an optimizer update. Copies share the count.
+/// A schedule by the number of updates, ours or LibTorch's.
+template <class T>
+concept UpdateScheduler = std::derived_from<T, LRScheduler> || std::derived_from<T, torch::optim::LRScheduler>;
+
+/// A schedule by a metric, ours or LibTorch's (which takes it as a float).
+template <class T>
+concept MetricScheduler =
+    std::derived_from<T, ReduceLROnPlateau> || std::derived_from<T, torch::optim::ReduceLROnPlateauScheduler>;
+
+/// What `prepare` returns for a scheduler: one by the number of updates advances once an optimizer update, one by a
+/// metric with each metric. The inner scheduler and the rank's state outlive it. Copies share the count.
 class AcceleratedScheduler {
  public:
-  /// `step` advances the inner scheduler by one; it is called `steps_per_update` times an update.
-  AcceleratedScheduler(std::function<void()> step, const GradientState& state, int steps_per_update)
-      : shared_(std::make_shared<Shared>(Shared{std::move(step), state, steps_per_update, 0})) {}
+  /// `inner` is stepped `steps_per_update` times an update.
+  template <UpdateScheduler Inner>
+  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
+      : shared_(std::make_shared<Shared>(Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0})) {}
 
-  /// Advances the schedule, when gradients are in sync.
+  /// `inner` is stepped once a metric, whatever `steps_per_update`.
+  template <MetricScheduler Inner>
+  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
+      : shared_(std::make_shared<Shared>(
+            Shared{MetricStep([&inner](double metric) { inner.step(metric); }), state, steps_per_update, 0})) {}
+
+  /// Advances the schedule, when gradients are in sync. Throws ConfigError when it goes by a metric.
   void step() {
+    require<Step>("it goes by a metric; use step(metric)");
     if (shared_->state.sync_gradients) catch_up(updates() + 1);
   }
 
-  /// Updates that the schedule has advanced by.
+  /// Gives the schedule a metric, which must be the same on all ranks. Acts at once outside of accumulate(), as after
+  /// an evaluation; within, when gradients are in sync. Throws ConfigError when it goes by the number of updates.
+  void step(double metric) {
+    const auto& step = require<MetricStep>("it goes by the number of updates; use step()");
+    if (shared_->state.inside_window && !shared_->state.sync_gradients) return;
+    step(metric);
+    shared_->updates += 1;
+  }
+
+  /// Updates, or metrics, that the schedule has advanced by.
   std::int64_t updates() const { return shared_->updates; }
 
-  /// Advances the schedule to `updates`.
+  /// Advances the schedule to `updates`. Throws ConfigError when it would need metrics for that.
   void catch_up(std::int64_t updates) {
+    if (shared_->updates >= updates) return;
+    const auto& step = require<Step>(
+        "its ranks have seen different numbers of metrics; give it one after join_uneven_inputs, that all ranks share");
     for (; shared_->updates < updates; shared_->updates += 1)
-      for (int i = 0; i < shared_->steps_per_update; ++i) shared_->step();
+      for (int i = 0; i < shared_->steps_per_update; ++i) step();
   }
 
  private:
+  using Step = std::function<void()>;
+  using MetricStep = std::function<void(double)>;
+
   struct Shared {
-    std::function<void()> step;
+    std::variant<Step, MetricStep> step;
     const GradientState& state;
     int steps_per_update;
     std::int64_t updates;
@@ -101,6 +142,13 @@ class AcceleratedScheduler {
 
   friend class Observer<AcceleratedScheduler>;
   explicit AcceleratedScheduler(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
+
+  template <class Kind>
+  const Kind& require(const char* otherwise) const {
+    const Kind* step = std::get_if<Kind>(&shared_->step);
+    if (!step) throw ConfigError(std::string("a scheduler cannot take this step: ") + otherwise);
+    return *step;
+  }
 
   std::shared_ptr<Shared> shared_;
 };

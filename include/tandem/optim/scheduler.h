@@ -1,46 +1,102 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
 #include <vector>
 
 #include <torch/optim/optimizer.h>
 
 namespace tandem::optim {
 
-/// Changes an optimizer's learning rates after each update. `step()` is called once an update.
-class LRScheduler {
- public:
-  virtual ~LRScheduler() = default;
-  virtual void step() = 0;
+/// What a scheduler knows beside its options, under the names of PyTorch's state_dict. Options are not part of it: a
+/// scheduler goes on with its own.
+struct SchedulerState {
+  using Value = std::variant<std::int64_t, double, std::vector<double>>;
+  std::map<std::string, Value> values;
+  std::vector<SchedulerState> schedulers;  ///< of a SequentialLR; PyTorch's `_schedulers`
+
+  /// The value of `name`, of one of the three kinds. Throws CheckpointError when it is missing or of another kind.
+  template <class T>
+  const T& get(const std::string& name) const;
+
+  bool operator==(const SchedulerState&) const = default;
 };
 
-/// Options of CosineLR; counts are optimizer updates.
-struct CosineLROptions {
-  std::int64_t warmup_steps = 0;  ///< updates of linear growth from base / warmup_steps
-  std::int64_t total_steps = 0;   ///< updates until the minimum is reached, warm-up included
-  double min_factor = 0.0;        ///< the minimum as a part of the base rate
-};
-
-/// Linear warm-up, then half a cosine down to `min_factor` of each parameter group's initial rate.
-///
-/// Update t (from 0) gets base * (t + 1) / warmup while t < warmup, and afterwards
-/// base * (min + (1 - min) * (1 + cos(pi * (t - warmup) / (total - warmup))) / 2), where the fraction stops at 1.
-/// Source: SGDR, Loshchilov and Hutter, arXiv:1608.03983, eq. 5 without restarts.
-class CosineLR final : public LRScheduler {
+/// Changes the learning rates of an optimizer's parameter groups: an LRScheduler after each update, a ReduceLROnPlateau
+/// after each evaluation. Nothing here is collective: each rank has its own, and all take the same steps.
+class Scheduler {
  public:
-  /// `optimizer` outlives the scheduler. Sets the rate of update 0. Throws ConfigError when total_steps is not
-  /// above warmup_steps or a value is out of range.
-  CosineLR(torch::optim::Optimizer& optimizer, CosineLROptions options);
+  virtual ~Scheduler() = default;
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
 
-  void step() override;
+  /// Calls of step() so far. (PyTorch's name; what it counts is the caller's.)
+  std::int64_t last_epoch() const { return last_epoch_; }
+
+  /// The learning rates now, by parameter group. Throws ConfigError when the optimizer got other parameter groups since
+  /// the scheduler was made.
+  std::vector<double> last_lr() const;
+
+  /// What load_state needs to go on from here: `last_epoch`, `_last_lr` and what a subclass adds.
+  virtual SchedulerState state() const;
+
+  /// Goes on from where another scheduler with the same options stood, its learning rates included: the same numbers
+  /// follow as if it had never stopped. Names that it does not need are ignored, so that PyTorch's state_dict serves as
+  /// well. Throws CheckpointError when a name is missing, of another kind, or made for other parameter groups.
+  virtual void load_state(const SchedulerState& state);
+
+ protected:
+  /// `optimizer` outlives the scheduler.
+  explicit Scheduler(torch::optim::Optimizer& optimizer)
+      : optimizer_(optimizer), groups_(optimizer.param_groups().size()) {}
+
+  torch::optim::Optimizer& optimizer() const { return optimizer_; }
+
+  /// Sets the learning rates, one a parameter group.
+  void set_lrs(const std::vector<double>& lrs);
+
+  std::int64_t last_epoch_ = 0;
 
  private:
+  torch::optim::Optimizer& optimizer_;
+  std::size_t groups_;  // at the time it was made
+};
+
+/// A schedule by the number of updates. Derive from it for a schedule of your own: say what a rate becomes in lr_of,
+/// and call `apply` at the end of the constructor when update 0 has another rate than the optimizer's.
+class LRScheduler : public Scheduler {
+ public:
+  /// Sets the rates of the next update. Throws what last_lr throws.
+  void step();
+
+  /// The rates that the schedule goes by, by parameter group: the optimizer's when the scheduler was made. (A
+  /// OneCycleLR has its own.)
+  const std::vector<double>& base_lrs() const { return base_lrs_; }
+
+  /// Adds `base_lrs`.
+  SchedulerState state() const override;
+  void load_state(const SchedulerState& state) override;
+
+ protected:
+  explicit LRScheduler(torch::optim::Optimizer& optimizer) : Scheduler(optimizer), base_lrs_(last_lr()) {}
+
+  /// The rate of a parameter group for update last_epoch(), when `lr` is that of the update before, or for update 0
+  /// the base rate.
+  virtual double lr_of(std::size_t group, double lr) const = 0;
+
+  /// Called before lr_of: what else changes when last_epoch() does.
+  virtual void advance() {}
+
+  /// Sets the rates of update last_epoch().
   void apply();
 
-  torch::optim::Optimizer& optimizer_;
-  CosineLROptions options_;
-  std::vector<double> base_rates_;  // by parameter group
-  std::int64_t update_ = 0;
+  std::vector<double> base_lrs_;
+
+ private:
+  friend class SequentialLR;  // counts and asks for the schedulers it is made of
 };
 
 }  // namespace tandem::optim

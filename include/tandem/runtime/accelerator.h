@@ -15,13 +15,11 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
-#include <torch/optim/schedulers/lr_scheduler.h>
 
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
-#include "tandem/optim/scheduler.h"
 #include "tandem/runtime/state.h"
 
 namespace tandem {
@@ -66,9 +64,9 @@ class Accelerator {
   ///
   /// - a torch::nn::Module (holder or shared_ptr) becomes an nn::Model: moved to the device, given rank 0's parameters
   ///   and buffers. ConfigError names the first parameter that differs between ranks.
-  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer, a scheduler (tandem::optim::LRScheduler or
-  ///   torch::optim::LRScheduler) an optim::AcceleratedScheduler; both keep referring to the object given, which must
-  ///   outlive them.
+  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer, a scheduler (LRScheduler or reduce on plateau,
+  ///   tandem::optim's or torch::optim's) an optim::AcceleratedScheduler; both keep referring to the object given,
+  ///   which must outlive them.
   /// - a data::DataLoader becomes a data::PreparedDataLoader.
   /// - what prepare returned comes back as it is.
   template <class... Objects>
@@ -142,7 +140,8 @@ class Accelerator {
   /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
   /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
   /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
-  /// Within `body` no other collective may be called. Collective.
+  /// Within `body` no other collective may be called, and no scheduler be given a metric that not all ranks give it
+  /// (ConfigError). Collective.
   template <class Body>
   void join_uneven_inputs(Body&& body) {
     begin_join();
@@ -321,9 +320,8 @@ class Accelerator {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token());
       optimizers_.emplace_back(optimizer);
       return optimizer;
-    } else if constexpr (std::is_base_of_v<optim::LRScheduler, Type> ||
-                         std::is_base_of_v<torch::optim::LRScheduler, Type>) {
-      optim::AcceleratedScheduler scheduler([&object] { object.step(); }, context_.gradients,
+    } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
+      optim::AcceleratedScheduler scheduler(object, context_.gradients,
                                             context_.state->config.scheduler_steps_per_update);
       schedulers_.emplace_back(scheduler);
       return scheduler;

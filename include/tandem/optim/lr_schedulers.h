@@ -1,0 +1,166 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "tandem/optim/scheduler.h"
+
+// PyTorch's schedulers by the number of updates. Options have PyTorch's names and defaults; counts are calls of step().
+// Constructors set the rate of update 0 and throw ConfigError when an option is out of range.
+// Formulas and their order of operations: PyTorch 2.11, torch/optim/lr_scheduler.py, so that the numbers agree.
+namespace tandem::optim {
+
+struct ConstantLROptions {
+  double factor = 1.0 / 3;       ///< above 0, at most 1
+  std::int64_t total_iters = 5;  ///< at least 1
+};
+
+/// base * factor until update total_iters, then base.
+class ConstantLR final : public LRScheduler {
+ public:
+  using Options = ConstantLROptions;
+  explicit ConstantLR(torch::optim::Optimizer& optimizer, Options options = {});
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct StepLROptions {
+  std::int64_t step_size = 0;  ///< at least 1; has no default
+  double gamma = 0.1;          ///< above 0
+};
+
+/// Multiplies the rate by gamma every step_size updates.
+class StepLR final : public LRScheduler {
+ public:
+  using Options = StepLROptions;
+  StepLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct MultiStepLROptions {
+  std::vector<std::int64_t> milestones;  ///< at least 0 each, in any order; one that is there twice counts twice
+  double gamma = 0.1;                    ///< above 0
+};
+
+/// Multiplies the rate by gamma at each milestone.
+class MultiStepLR final : public LRScheduler {
+ public:
+  using Options = MultiStepLROptions;
+  MultiStepLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct ExponentialLROptions {
+  double gamma = 0.0;  ///< above 0; has no default
+};
+
+/// base * gamma^t.
+class ExponentialLR final : public LRScheduler {
+ public:
+  using Options = ExponentialLROptions;
+  ExponentialLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct LinearLROptions {
+  double start_factor = 1.0 / 3;  ///< above 0, at most 1
+  double end_factor = 1.0;        ///< 0 to 1
+  std::int64_t total_iters = 5;   ///< at least 1
+};
+
+/// base * start_factor, on a straight line to base * end_factor at update total_iters, where it stays.
+class LinearLR final : public LRScheduler {
+ public:
+  using Options = LinearLROptions;
+  explicit LinearLR(torch::optim::Optimizer& optimizer, Options options = {});
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct PolynomialLROptions {
+  std::int64_t total_iters = 5;  ///< at least 1
+  double power = 1.0;            ///< above 0
+};
+
+/// base * (1 - t / total_iters)^power, 0 from update total_iters on.
+class PolynomialLR final : public LRScheduler {
+ public:
+  using Options = PolynomialLROptions;
+  explicit PolynomialLR(torch::optim::Optimizer& optimizer, Options options = {});
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct CosineAnnealingLROptions {
+  std::int64_t T_max = 0;  ///< updates of half a cosine; at least 1; has no default
+  double eta_min = 0.0;    ///< the least rate; at least 0
+};
+
+/// From base to eta_min at update T_max on half a cosine, and back on the next half.
+/// Source: SGDR, Loshchilov and Hutter, arXiv:1608.03983, eq. 5 without restarts.
+class CosineAnnealingLR final : public LRScheduler {
+ public:
+  using Options = CosineAnnealingLROptions;
+  CosineAnnealingLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct CosineAnnealingWarmRestartsOptions {
+  std::int64_t T_0 = 0;     ///< updates of the first cycle; at least 1; has no default
+  std::int64_t T_mult = 1;  ///< how many times as long each cycle is as the one before; at least 1
+  double eta_min = 0.0;     ///< the rate that a cycle falls towards; at least 0
+};
+
+/// Half a cosine from base towards eta_min, again and again. Source: as CosineAnnealingLR, with restarts.
+class CosineAnnealingWarmRestarts final : public LRScheduler {
+ public:
+  using Options = CosineAnnealingWarmRestartsOptions;
+  CosineAnnealingWarmRestarts(torch::optim::Optimizer& optimizer, Options options);
+
+  /// Adds `T_cur` and `T_i`, which follow from last_epoch, for PyTorch.
+  SchedulerState state() const override;
+
+ private:
+  struct Cycle {
+    std::int64_t done, length;  // updates
+  };
+  Cycle cycle() const;
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+struct LambdaLROptions {
+  std::vector<std::function<double(std::int64_t)>> lr_lambda;  ///< one for all parameter groups, or one each
+};
+
+/// base * lr_lambda(t).
+class LambdaLR final : public LRScheduler {
+ public:
+  using Options = LambdaLROptions;
+  LambdaLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  double lr_of(std::size_t group, double lr) const override;
+  Options options_;
+};
+
+}  // namespace tandem::optim

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tandem/optim/scheduler.h"
+
+namespace tandem::optim {
+
+enum class AnnealStrategy {
+  cos,     ///< half a cosine from one value to the next
+  linear,  ///< a straight line
+};
+
+/// PyTorch's names and defaults. Lists have one value for all parameter groups, or one each.
+struct OneCycleLROptions {
+  std::vector<double> max_lr;    ///< above 0; has no default
+  std::int64_t total_steps = 0;  ///< updates of the whole cycle; at least 1; has no default
+  double pct_start = 0.3;        ///< part of it in which the rate rises; 0 to 1, with three_phase to 0.5
+  AnnealStrategy anneal_strategy = AnnealStrategy::cos;
+  bool cycle_momentum = true;  ///< moves SGD's and RMSprop's momentum, Adam's and AdamW's first beta the other way
+  std::vector<double> base_momentum{0.85};  ///< the least, where the rate is highest
+  std::vector<double> max_momentum{0.95};
+  double div_factor = 25.0;       ///< the first rate is max_lr / div_factor; above 0
+  double final_div_factor = 1e4;  ///< the last one is the first / final_div_factor; above 0
+  bool three_phase = false;       ///< down to the first rate as slowly as it rose, and then to the last
+};
+
+/// One rise to max_lr and one fall far below the first rate, whatever the optimizer's rates were.
+/// Source: Super-Convergence, Smith and Topin, arXiv:1708.07120, as in PyTorch 2.11.
+class OneCycleLR final : public LRScheduler {
+ public:
+  using Options = OneCycleLROptions;
+
+  /// Sets rate and momentum of update 0. Throws ConfigError when an option is out of range, or there is no momentum to
+  /// cycle. step() throws ConfigError after more than total_steps calls.
+  OneCycleLR(torch::optim::Optimizer& optimizer, Options options);
+
+ private:
+  // Where an update lies: in which phase (from 0), and how much of that is behind it (from 0 to 1).
+  struct Position {
+    std::size_t phase;
+    double done;
+  };
+
+  Position position() const;
+  double anneal(double start, double end, double done) const;
+  double lr_of(std::size_t group, double lr) const override;
+  double momentum_of(std::size_t group) const;
+  void advance() override;
+
+  Options options_;
+  std::vector<double> phase_ends_;  // the update at which each phase is done; may be fractional
+};
+
+}  // namespace tandem::optim
