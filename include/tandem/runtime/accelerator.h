@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <iosfwd>
 #include <memory>
@@ -66,7 +67,8 @@ class Accelerator {
   ///
   /// - a torch::nn::Module (holder or shared_ptr) becomes an nn::Model: moved to the device, given rank 0's parameters
   ///   and buffers. ConfigError names the first parameter that differs between ranks.
-  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer, a scheduler (tandem::optim::LRScheduler or
+  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer (which steps SGD, Adam and AdamW by
+  ///   optim::FusedStep unless LaunchConfig::fused_optimizers is off), a scheduler (tandem::optim::LRScheduler or
   ///   torch::optim::LRScheduler) an optim::AcceleratedScheduler; both keep referring to the object given, which must
   ///   outlive them.
   /// - a data::DataLoader becomes a data::PreparedDataLoader.
@@ -318,7 +320,8 @@ class Accelerator {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
-      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token());
+      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
+                                            context_.state->config.fused_optimizers);
       optimizers_.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (std::is_base_of_v<optim::LRScheduler, Type> ||
