@@ -9,6 +9,7 @@
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
+#include "tandem/optim/exponential_moving_average.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/runtime/accelerator.h"
 #include "tandem/runtime/launch.h"
