@@ -26,9 +26,10 @@ using torch::optim::SGDParamState;
 
 // The kernels run over memory in order. Strides of dimensions of size 1 have no say in it.
 bool same_order_in_memory(const at::Tensor& a, const at::Tensor& b) {
-  if (a.sizes() != b.sizes()) return false;
-  for (std::int64_t dim = 0; dim < a.dim(); ++dim)
-    if (a.size(dim) != 1 && a.stride(dim) != b.stride(dim)) return false;
+  const auto sizes = a.sizes(), strides = a.strides(), others = b.strides();
+  if (sizes != b.sizes()) return false;
+  for (std::size_t dim = 0; dim < sizes.size(); ++dim)
+    if (sizes[dim] != 1 && strides[dim] != others[dim]) return false;
   return true;
 }
 
