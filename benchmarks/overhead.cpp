@@ -136,7 +136,10 @@ Run run_bare(const Setup& setup, const MnistDataset& data) {
 
 Run run_tandem(const Setup& setup, const MnistDataset& data) {
   Run result;
-  tandem::launch({.cpu = setup.ranks, .seed = kSeed, .threads_per_rank = 1}, [&](tandem::Accelerator& accelerator) {
+  // The optimizer's own step on both sides: what fused steps save (see optimizers.cpp) would hide what the rest costs.
+  const tandem::LaunchConfig config{
+      .cpu = setup.ranks, .seed = kSeed, .threads_per_rank = 1, .fused_optimizers = false};
+  tandem::launch(config, [&](tandem::Accelerator& accelerator) {
     auto net = make_model(setup);
     torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-3));
     tandem::data::DataLoader batches(data, {.batch_size = kBatch});

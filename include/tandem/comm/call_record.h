@@ -23,7 +23,8 @@ enum class Operation : std::uint8_t {
   check_trigger,
   prepare,
   main_first,
-  join_uneven_inputs
+  join_uneven_inputs,
+  find_executable_batch_size
 };
 
 /// Description of one collective call of one rank, compared between ranks and shown in reports.

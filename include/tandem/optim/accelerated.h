@@ -16,6 +16,7 @@
 #include "tandem/core/cancel_token.h"
 #include "tandem/core/error.h"
 #include "tandem/nn/gradient_state.h"
+#include "tandem/optim/fused_step.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
 
@@ -40,14 +41,19 @@ class Observer {
 /// The inner optimizer and the rank's state outlive it. Copies share the inner optimizer and the count of updates.
 class AcceleratedOptimizer {
  public:
-  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token)
-      : shared_(std::make_shared<Shared>(Shared{inner, state, token, 0})) {}
+  /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step().
+  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused)
+      : shared_(std::make_shared<Shared>(
+            Shared{inner, state, token, 0, fused ? std::optional(FusedStep(inner)) : std::nullopt})) {}
 
   /// Updates the parameters, when gradients are in sync.
   void step() {
     shared_->token.check();
     if (!shared_->state.sync_gradients) return;
-    shared_->inner.step();
+    if (shared_->fused_step)
+      shared_->fused_step->step();
+    else
+      shared_->inner.step();
     shared_->updates += 1;
   }
 
@@ -70,6 +76,7 @@ class AcceleratedOptimizer {
     const GradientState& state;
     const CancelToken& token;
     std::int64_t updates;
+    std::optional<FusedStep> fused_step;
   };
 
   friend class Observer<AcceleratedOptimizer>;

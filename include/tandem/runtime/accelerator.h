@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <iosfwd>
 #include <memory>
@@ -64,7 +65,8 @@ class Accelerator {
   ///
   /// - a torch::nn::Module (holder or shared_ptr) becomes an nn::Model: moved to the device, given rank 0's parameters
   ///   and buffers. ConfigError names the first parameter that differs between ranks.
-  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer, a scheduler (LRScheduler or reduce on plateau,
+  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer (which steps SGD, Adam and AdamW by
+  ///   optim::FusedStep unless LaunchConfig::fused_optimizers is off), a scheduler (LRScheduler or reduce on plateau,
   ///   tandem::optim's or torch::optim's) an optim::AcceleratedScheduler; both keep referring to the object given,
   ///   which must outlive them.
   /// - a data::DataLoader becomes a data::PreparedDataLoader.
@@ -274,6 +276,19 @@ class Accelerator {
     if (is_main()) function();
   }
 
+  /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
+  /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
+  /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
+  /// fit.
+  ///
+  /// `body` makes model, optimizer and loaders itself, so that a failed try frees them. What it prepared is forgotten
+  /// and the rank's window and generators are set back, so that a size trains as if it had been the first.
+  ///
+  /// Ranks learn of each other's lack of memory when their bodies have ended. `body` may make collective calls as long
+  /// as all ranks run out at the same one: where a rank runs out alone, while others wait for it in a call, the launch
+  /// ends with a CollectiveError that names that call and this one. Then start with a smaller size.
+  std::int64_t find_executable_batch_size(std::int64_t start, const std::function<void(std::int64_t)>& body);
+
   /// This rank's share of `items`: consecutive, the first `size mod world_size` ranks get one more. With `padding` the
   /// last item is repeated so that all ranks get as many. An empty input gives empty shares. Not collective.
   template <class T>
@@ -317,7 +332,8 @@ class Accelerator {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
-      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token());
+      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
+                                            context_.state->config.fused_optimizers);
       optimizers_.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
@@ -347,6 +363,7 @@ class Accelerator {
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
+  std::function<void()> undo_point();  // what it returns sets this rank back to now
   void reduce_gradients();
   void reduce_over_items(double items, int main);
   void begin_join();

@@ -38,6 +38,7 @@ struct LaunchConfig {
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
+  bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
   int scheduler_steps_per_update = 1;   ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank

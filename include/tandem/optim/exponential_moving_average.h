@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <torch/nn/module.h>
+
+#include "tandem/nn/model.h"
+
+namespace tandem::optim {
+
+/// Options of ExponentialMovingAverage.
+struct ExponentialMovingAverageOptions {
+  double decay = 0.999;  ///< part of the average that an update keeps, from 0 to 1
+  bool warm_up = false;  ///< update t (from 0) keeps min(decay, (1 + t) / (10 + t)): early averages forget faster
+};
+
+/// A running average of a model's weights, to evaluate or save instead of the last ones.
+///
+/// update(): average = decay * average + (1 - decay) * weight for parameters; buffers and integer parameters are
+/// copied. Source of the warm-up: tf.train.ExponentialMovingAverage, `num_updates`. The averages have the types of the
+/// parameters; with decay near 1 these should be float32 or wider. Nothing here is collective: ranks with equal weights
+/// get equal averages.
+///
+///     tandem::optim::ExponentialMovingAverage average(model);  // what prepare returned
+///     …
+///     optimizer.step();
+///     if (accelerator.sync_gradients()) average.update();
+///     …
+///     { auto swapped = average.swap_in(); evaluate(model); }
+class ExponentialMovingAverage {
+ public:
+  using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+  /// Starts from `model`'s weights; refers to them from then on. To be made after `prepare`, which may give the model
+  /// other values. Throws ConfigError when the decay is out of range.
+  explicit ExponentialMovingAverage(const torch::nn::Module& model, ExponentialMovingAverageOptions options = {});
+  template <class Impl>
+  explicit ExponentialMovingAverage(const nn::Model<Impl>& model, ExponentialMovingAverageOptions options = {})
+      : ExponentialMovingAverage(*model.module(), options) {}
+
+  /// Takes in the model's weights; to be called after each optimizer update. Throws ConfigError while swapped.
+  void update();
+
+  /// Updates made so far.
+  std::int64_t updates() const { return updates_; }
+
+  /// Exchanges the model's values with the averages; a second call exchanges them back. Needs memory for a copy of the
+  /// largest tensor.
+  void swap();
+
+  /// While alive, the model has the averages; afterwards its own values again. Outlived by its average.
+  class [[nodiscard]] Swapped {
+   public:
+    explicit Swapped(ExponentialMovingAverage& average) : average_(average) { average_.swap(); }
+    ~Swapped() { average_.swap(); }
+    Swapped(const Swapped&) = delete;
+    Swapped& operator=(const Swapped&) = delete;
+
+   private:
+    ExponentialMovingAverage& average_;
+  };
+  Swapped swap_in() { return Swapped(*this); }
+
+  /// The averages and copies themselves, by the model's names, for a checkpoint; updates() belongs to them. Throws
+  /// ConfigError while swapped.
+  NamedTensors averages() const;
+
+  /// Takes over averages that were saved after `updates` updates. Throws CheckpointError that names the first tensor
+  /// that is missing or has another shape, and ConfigError while swapped.
+  void load(const NamedTensors& averages, std::int64_t updates);
+
+ private:
+  // Values of the model and what is kept of them, in the same order.
+  struct Kept {
+    std::vector<std::string> names;
+    std::vector<at::Tensor> values, kept;
+    void add(const std::string& name, const at::Tensor& value);
+  };
+
+  void check_not_swapped(const char* call) const;
+
+  ExponentialMovingAverageOptions options_;
+  Kept averaged_, copied_;
+  std::int64_t updates_ = 0;
+  bool swapped_ = false;
+};
+
+}  // namespace tandem::optim

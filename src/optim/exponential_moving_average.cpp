@@ -1,0 +1,87 @@
+#include "tandem/optim/exponential_moving_average.h"
+
+#include <algorithm>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "tandem/core/error.h"
+
+namespace tandem::optim {
+
+void ExponentialMovingAverage::Kept::add(const std::string& name, const at::Tensor& value) {
+  names.push_back(name);
+  values.push_back(value);
+  kept.push_back(value.detach().clone());
+}
+
+ExponentialMovingAverage::ExponentialMovingAverage(const torch::nn::Module& model,
+                                                   ExponentialMovingAverageOptions options)
+    : options_(options) {
+  if (!(options.decay >= 0 && options.decay <= 1))
+    throw ConfigError("decay " + std::to_string(options.decay) + " is out of range; use 0 to 1");
+  for (const auto& parameter : model.named_parameters()) {
+    const bool has_mean = parameter.value().is_floating_point() || parameter.value().is_complex();
+    (has_mean ? averaged_ : copied_).add(parameter.key(), parameter.value());
+  }
+  for (const auto& buffer : model.named_buffers()) copied_.add(buffer.key(), buffer.value());
+}
+
+void ExponentialMovingAverage::update() {
+  check_not_swapped("update");
+  const at::NoGradGuard no_grad;
+  const auto t = static_cast<double>(updates_);
+  const double decay = options_.warm_up ? std::min(options_.decay, (1 + t) / (10 + t)) : options_.decay;
+  if (!averaged_.kept.empty()) at::_foreach_lerp_(averaged_.kept, averaged_.values, 1 - decay);
+  if (!copied_.kept.empty()) at::_foreach_copy_(copied_.kept, copied_.values);
+  updates_ += 1;
+}
+
+void ExponentialMovingAverage::swap() {
+  const at::NoGradGuard no_grad;
+  for (Kept* list : {&averaged_, &copied_})
+    for (std::size_t i = 0; i < list->kept.size(); ++i) {
+      // Copies, not exchanged storages: optimizers, gradient buckets and the user's own references stay valid.
+      const at::Tensor value = list->values[i].clone();
+      list->values[i].copy_(list->kept[i]);
+      list->kept[i].copy_(value);
+    }
+  swapped_ = !swapped_;
+}
+
+ExponentialMovingAverage::NamedTensors ExponentialMovingAverage::averages() const {
+  check_not_swapped("averages");
+  NamedTensors result;
+  for (const Kept* list : {&averaged_, &copied_})
+    for (std::size_t i = 0; i < list->kept.size(); ++i) result.emplace_back(list->names[i], list->kept[i]);
+  return result;
+}
+
+void ExponentialMovingAverage::load(const NamedTensors& averages, std::int64_t updates) {
+  check_not_swapped("load");
+  const at::NoGradGuard no_grad;
+  const auto find = [&](const std::string& name, const at::Tensor& kept) {
+    const auto found =
+        std::find_if(averages.begin(), averages.end(), [&](const auto& named) { return named.first == name; });
+    if (found == averages.end()) throw CheckpointError("there is no average of '" + name + "'");
+    if (found->second.sizes() != kept.sizes())
+      throw CheckpointError("the average of '" + name + "' has the shape " + c10::str(found->second.sizes()) +
+                            "; the model's has " + c10::str(kept.sizes()));
+    return found->second;
+  };
+  // All are looked for before any is overwritten.
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+  for (const Kept* list : {&averaged_, &copied_})
+    for (std::size_t i = 0; i < list->kept.size(); ++i)
+      copies.emplace_back(list->kept[i], find(list->names[i], list->kept[i]));
+  for (auto& [kept, loaded] : copies) kept.copy_(loaded);
+  updates_ = updates;
+}
+
+void ExponentialMovingAverage::check_not_swapped(const char* call) const {
+  if (swapped_)
+    throw ConfigError(std::string(call) +
+                      " of an ExponentialMovingAverage whose averages are in the model; swap back first");
+}
+
+}  // namespace tandem::optim

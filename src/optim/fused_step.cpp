@@ -1,0 +1,228 @@
+#include "tandem/optim/fused_step.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <typeinfo>
+#include <utility>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
+
+namespace tandem::optim {
+namespace {
+
+using torch::optim::AdamOptions;
+using torch::optim::AdamParamState;
+using torch::optim::AdamWOptions;
+using torch::optim::AdamWParamState;
+using torch::optim::SGDOptions;
+using torch::optim::SGDParamState;
+
+// The kernels run over memory in order. Strides of dimensions of size 1 have no say in it.
+bool same_order_in_memory(const at::Tensor& a, const at::Tensor& b) {
+  const auto sizes = a.sizes(), strides = a.strides(), others = b.strides();
+  if (sizes != b.sizes()) return false;
+  for (std::size_t dim = 0; dim < sizes.size(); ++dim)
+    if (sizes[dim] != 1 && strides[dim] != others[dim]) return false;
+  return true;
+}
+
+bool fits(const at::Tensor& tensor, const at::Tensor& parameter) {
+  return tensor.defined() && tensor.layout() == at::kStrided && tensor.scalar_type() == parameter.scalar_type() &&
+         tensor.device() == parameter.device() && same_order_in_memory(tensor, parameter);
+}
+
+bool supported(const at::Tensor& parameter) {
+  const auto type = parameter.scalar_type();
+  return parameter.layout() == at::kStrided && (type == at::kFloat || type == at::kDouble) &&
+         (parameter.is_cpu() || parameter.is_cuda()) && parameter.is_non_overlapping_and_dense() &&
+         fits(parameter.grad(), parameter);
+}
+
+// CUDA's kernels compare all strides.
+at::Tensor with_strides_of(const at::Tensor& parameter, const at::Tensor& tensor) {
+  return tensor.strides() == parameter.strides() ? tensor : tensor.as_strided(parameter.sizes(), parameter.strides());
+}
+
+template <class State>
+State& adam_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter, bool amsgrad) {
+  auto& states = optimizer.state();
+  void* const key = parameter.unsafeGetTensorImpl();
+  if (const auto found = states.find(key); found != states.end()) return static_cast<State&>(*found->second);
+  const auto zeros = [&] { return at::zeros_like(parameter, parameter.options().requires_grad(false)); };
+  auto state = std::make_unique<State>();
+  state->exp_avg(zeros());
+  state->exp_avg_sq(zeros());
+  if (amsgrad) state->max_exp_avg_sq(zeros());
+  return static_cast<State&>(*(states[key] = std::move(state)));
+}
+
+using AdamKernel = void (*)(at::TensorList parameters, at::TensorList gradients, at::TensorList averages,
+                            at::TensorList square_averages, at::TensorList largest_square_averages,
+                            at::TensorList steps, double lr, double beta1, double beta2, double weight_decay,
+                            double eps, bool amsgrad, bool maximize, const std::optional<at::Tensor>& grad_scale,
+                            const std::optional<at::Tensor>& found_inf);
+
+}  // namespace
+
+FusedStep::FusedStep(torch::optim::Optimizer& optimizer) : optimizer_(optimizer), kind_(Kind::other) {
+  const std::type_info& type = typeid(optimizer);
+  if (type == typeid(torch::optim::SGD)) kind_ = Kind::sgd;
+  if (type == typeid(torch::optim::Adam)) kind_ = Kind::adam;
+  if (type == typeid(torch::optim::AdamW)) kind_ = Kind::adamw;
+}
+
+bool FusedStep::step() {
+  const at::NoGradGuard no_grad;
+  bool fused = false;
+  try {
+    fused = step_fused();
+  } catch (...) {
+    empty_batches();
+    throw;
+  }
+  empty_batches();
+  if (!fused) optimizer_.step();
+  return fused;
+}
+
+bool FusedStep::step_fused() {
+  if (kind_ == Kind::other || !every_parameter_comes_once()) return false;
+  // Nothing is updated before all parameters have been looked at, so that the other step can take over as if this one
+  // had not been.
+  const auto step_by = [this](auto gather, auto update) {
+    if (!(this->*gather)()) return false;
+    for (std::size_t i = 0; i < used_; ++i) (this->*update)(batches_[i]);
+    return true;
+  };
+  if (kind_ == Kind::sgd) return step_by(&FusedStep::gather_sgd, &FusedStep::update_sgd);
+  if (kind_ == Kind::adam)
+    return step_by(&FusedStep::gather_adam<AdamOptions, AdamParamState>,
+                   &FusedStep::update_adam<AdamOptions, AdamParamState>);
+  return step_by(&FusedStep::gather_adam<AdamWOptions, AdamWParamState>,
+                 &FusedStep::update_adam<AdamWOptions, AdamWParamState>);
+}
+
+// LibTorch updates a parameter that is listed twice (tied weights are) twice in a row, which one kernel call cannot.
+bool FusedStep::every_parameter_comes_once() {
+  std::size_t index = 0;
+  bool known = true;
+  for (const auto& group : optimizer_.param_groups())
+    for (const at::Tensor& parameter : group.params()) {
+      known = known && index < parameters_.size() && parameters_[index] == parameter.unsafeGetTensorImpl();
+      index += 1;
+    }
+  if (known && index == parameters_.size()) return !repeated_;
+  parameters_.clear();
+  for (const auto& group : optimizer_.param_groups())
+    for (const at::Tensor& parameter : group.params()) parameters_.push_back(parameter.unsafeGetTensorImpl());
+  auto sorted = parameters_;
+  std::sort(sorted.begin(), sorted.end());
+  repeated_ = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+  return !repeated_;
+}
+
+FusedStep::Batch& FusedStep::batch_for(const Common& common) {
+  // From the last: neighbours mostly go together.
+  for (std::size_t i = used_; i > 0; --i)
+    if (batches_[i - 1].common == common) return batches_[i - 1];
+  if (used_ == batches_.size()) batches_.emplace_back(common);
+  Batch& batch = batches_[used_++];
+  if (batch.step.defined() && batch.step.device() != common.device) batch.step.reset();
+  batch.common = common;
+  return batch;
+}
+
+void FusedStep::empty_batches() {
+  for (std::size_t i = 0; i < used_; ++i) {
+    Batch& batch = batches_[i];
+    for (auto* list : {&batch.parameters, &batch.gradients, &batch.averages, &batch.square_averages,
+                       &batch.largest_square_averages, &batch.steps})
+      list->clear();
+    batch.states.clear();
+  }
+  used_ = 0;
+}
+
+bool FusedStep::gather_sgd() {
+  for (const auto& group : optimizer_.param_groups()) {
+    const bool momentum = static_cast<const SGDOptions&>(group.options()).momentum() != 0;
+    for (const at::Tensor& parameter : group.params()) {
+      if (!parameter.grad().defined()) continue;
+      if (!supported(parameter)) return false;
+      const auto found = optimizer_.state().find(parameter.unsafeGetTensorImpl());
+      const bool updated = momentum && found != optimizer_.state().end();
+      Batch& batch = batch_for({&group.options(), parameter.device(), parameter.scalar_type(), updated});
+      if (updated) {
+        const at::Tensor& buffer = static_cast<SGDParamState&>(*found->second).momentum_buffer();
+        if (!fits(buffer, parameter)) return false;
+        batch.averages.push_back(with_strides_of(parameter, buffer));
+      }
+      batch.parameters.push_back(parameter);
+      batch.gradients.push_back(with_strides_of(parameter, parameter.grad()));
+    }
+  }
+  return true;
+}
+
+void FusedStep::update_sgd(Batch& batch) {
+  const auto& options = static_cast<const SGDOptions&>(*batch.common.options);
+  const bool first_momentum = options.momentum() != 0 && batch.common.updates == 0;
+  if (first_momentum)
+    for (const at::Tensor& parameter : batch.parameters)
+      batch.averages.push_back(at::empty_like(parameter, parameter.options().requires_grad(false)));
+  at::_fused_sgd_(batch.parameters, batch.gradients, batch.averages, options.weight_decay(), options.momentum(),
+                  options.lr(), options.dampening(), options.nesterov(), /*maximize=*/false, first_momentum);
+  if (!first_momentum) return;
+  for (std::size_t i = 0; i < batch.parameters.size(); ++i) {
+    auto state = std::make_unique<SGDParamState>();
+    state->momentum_buffer(batch.averages[i]);
+    optimizer_.state()[batch.parameters[i].unsafeGetTensorImpl()] = std::move(state);
+  }
+}
+
+template <class Options, class State>
+bool FusedStep::gather_adam() {
+  for (const auto& group : optimizer_.param_groups()) {
+    const bool amsgrad = static_cast<const Options&>(group.options()).amsgrad();
+    for (const at::Tensor& parameter : group.params()) {
+      if (!parameter.grad().defined()) continue;
+      if (!supported(parameter)) return false;
+      State& state = adam_state<State>(optimizer_, parameter, amsgrad);
+      if (!fits(state.exp_avg(), parameter) || !fits(state.exp_avg_sq(), parameter)) return false;
+      if (amsgrad && !fits(state.max_exp_avg_sq(), parameter)) return false;
+      Batch& batch = batch_for({&group.options(), parameter.device(), parameter.scalar_type(), state.step()});
+      batch.parameters.push_back(parameter);
+      batch.gradients.push_back(with_strides_of(parameter, parameter.grad()));
+      batch.averages.push_back(with_strides_of(parameter, state.exp_avg()));
+      batch.square_averages.push_back(with_strides_of(parameter, state.exp_avg_sq()));
+      if (amsgrad) batch.largest_square_averages.push_back(with_strides_of(parameter, state.max_exp_avg_sq()));
+      batch.states.push_back(&state);
+    }
+  }
+  return true;
+}
+
+template <class Options, class State>
+void FusedStep::update_adam(Batch& batch) {
+  const auto& options = static_cast<const Options&>(*batch.common.options);
+  const auto [beta1, beta2] = options.betas();
+  const std::int64_t step = batch.common.updates + 1;
+  if (!batch.step.defined()) batch.step = at::empty({}, at::dtype(at::kFloat).device(batch.common.device));
+  batch.step.fill_(step);
+  batch.steps.assign(batch.parameters.size(), batch.step);
+  const AdamKernel kernel =
+      std::is_same_v<Options, AdamWOptions> ? AdamKernel(at::_fused_adamw_) : AdamKernel(at::_fused_adam_);
+  kernel(batch.parameters, batch.gradients, batch.averages, batch.square_averages, batch.largest_square_averages,
+         batch.steps, options.lr(), beta1, beta2, options.weight_decay(), options.eps(), options.amsgrad(),
+         /*maximize=*/false, /*grad_scale=*/{}, /*found_inf=*/{});
+  for (auto* state : batch.states) static_cast<State*>(state)->step(step);
+}
+
+}  // namespace tandem::optim

@@ -1,0 +1,84 @@
+#include <algorithm>
+#include <new>
+
+#include <c10/util/Exception.h>
+
+#include "tandem/core/error.h"
+#include "tandem/runtime/accelerator.h"
+
+namespace tandem {
+namespace {
+
+// Whether the exception that is being handled says that memory ran out.
+bool out_of_memory() {
+  try {
+    throw;
+  } catch (const SampleError& error) {  // a dataset's
+    try {
+      error.rethrow_nested();
+    } catch (...) {
+      return out_of_memory();
+    }
+  } catch (const c10::OutOfMemoryError&) {
+    return true;
+  } catch (const std::bad_alloc&) {
+    return true;
+  } catch (const c10::Error& error) {
+    // LibTorch's CPU allocator has no type for it.
+    return error.msg().find("DefaultCPUAllocator: ") != std::string::npos;
+  } catch (...) {
+    return false;
+  }
+}
+
+bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int64_t batch_size) {
+  try {
+    body(batch_size);
+  } catch (...) {
+    if (!out_of_memory()) throw;
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
+                                                     const std::function<void(std::int64_t)>& body) {
+  if (start < 1)
+    throw ConfigError("batch size " + std::to_string(start) + " to start from is too small; use 1 or more");
+  const auto undo = undo_point();
+  const comm::CallRecord record{.operation = comm::Operation::find_executable_batch_size};
+  int failed = -1;
+  for (std::int64_t size = start; size > 0; size /= 2) {
+    const bool mine_failed = runs_out_of_memory(body, size);
+    const auto all = context_.group->meet(rank(), record, mine_failed ? 1 : 0);
+    const auto first = std::find_if(all.begin(), all.end(), [](void* set) { return set != nullptr; });
+    if (first == all.end()) return size;
+    failed = static_cast<int>(first - all.begin());
+    undo();
+  }
+  throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
+}
+
+std::function<void()> Accelerator::undo_point() {
+  std::vector<std::pair<at::Generator, at::Tensor>> generators{
+      {context_.generators.cpu, context_.generators.cpu.get_state()}};
+  for (const at::Generator& generator : context_.generators.cuda)
+    if (generator.defined()) generators.emplace_back(generator, generator.get_state());
+  return [this, generators, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
+          models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size()] {
+    const auto shorten = [](auto& list, std::size_t size) {
+      list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
+    };
+    shorten(reducers_, models);
+    shorten(optimizers_, optimizers);
+    shorten(schedulers_, schedulers);
+    context_.gradients = gradients;
+    reductions_in_join_ = join;
+    trigger_ = trigger;
+    for (auto [generator, state] : generators) generator.set_state(state);
+  };
+}
+
+}  // namespace tandem

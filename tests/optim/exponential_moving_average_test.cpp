@@ -1,0 +1,105 @@
+#include "tandem/optim/exponential_moving_average.h"
+
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/linear.h>
+
+#include "support/catch.h"
+#include "tandem/core/error.h"
+
+using namespace tandem;
+using optim::ExponentialMovingAverage;
+
+namespace {
+
+at::Tensor find(const ExponentialMovingAverage::NamedTensors& tensors, const std::string& name) {
+  for (const auto& [key, tensor] : tensors)
+    if (key == name) return tensor;
+  throw std::runtime_error("no " + name);
+}
+
+void fill(torch::nn::Linear& net, double value) {
+  const at::NoGradGuard no_grad;
+  net->weight.fill_(value);
+}
+
+}  // namespace
+
+TEST_CASE("an update keeps decay of the average and takes the rest from the weights") {
+  torch::nn::Linear net(3, 2);
+  fill(net, 1);
+  ExponentialMovingAverage average(*net, {.decay = 0.75});
+  double expected = 1;
+  for (const double weight : {5.0, -2.0, 8.0}) {
+    fill(net, weight);
+    average.update();
+    expected = 0.75 * expected + 0.25 * weight;
+  }
+  CHECK(average.updates() == 3);
+  CHECK(at::allclose(find(average.averages(), "weight"), at::full({2, 3}, expected)));
+}
+
+TEST_CASE("with warm-up, update t keeps at most (1 + t) / (10 + t)") {
+  torch::nn::Linear net(3, 2);
+  fill(net, 0);
+  ExponentialMovingAverage average(*net, {.decay = 0.15, .warm_up = true});
+  fill(net, 1);
+  double expected = 0;
+  for (const double decay : {1.0 / 10, 0.15, 0.15}) {  // 2 / 11 is above 0.15
+    average.update();
+    expected = decay * expected + (1 - decay);
+    CHECK(at::allclose(find(average.averages(), "weight"), at::full({2, 3}, expected)));
+  }
+}
+
+TEST_CASE("buffers are copied, not averaged") {
+  torch::nn::BatchNorm1d norm(2);
+  ExponentialMovingAverage average(*norm, {.decay = 0.9});
+  norm(at::randn({8, 2}));
+  norm(at::randn({8, 2}));
+  average.update();
+  CHECK(at::equal(find(average.averages(), "running_mean"), norm->running_mean));
+  CHECK(find(average.averages(), "num_batches_tracked").item<int>() == 2);
+}
+
+TEST_CASE("the averages are in the model while they are swapped in, and then its own values to the bit") {
+  torch::nn::Linear net(3, 2);
+  const at::Tensor start = net->weight.detach().clone();
+  ExponentialMovingAverage average(*net, {.decay = 1});
+  fill(net, 7);
+  average.update();
+  {
+    const auto swapped = average.swap_in();
+    CHECK(at::equal(net->weight, start));
+    CHECK(net->weight.requires_grad());
+    CHECK_THROWS_AS(average.update(), ConfigError);
+    CHECK_THROWS_AS(average.averages(), ConfigError);
+  }
+  CHECK(at::equal(net->weight, at::full({2, 3}, 7.0)));
+  CHECK(at::equal(find(average.averages(), "weight"), start));
+}
+
+TEST_CASE("averages that were saved and loaded go on as if nothing had happened") {
+  torch::nn::Linear net(3, 2);
+  ExponentialMovingAverage average(*net, {.decay = 0.9, .warm_up = true});
+  fill(net, 2);
+  for (int i = 0; i < 5; ++i) average.update();
+  ExponentialMovingAverage other(*net, {.decay = 0.9, .warm_up = true});
+  other.load(average.averages(), average.updates());
+  fill(net, 3);
+  average.update();
+  other.update();
+  CHECK(other.updates() == 6);
+  CHECK(at::equal(find(average.averages(), "weight"), find(other.averages(), "weight")));
+}
+
+TEST_CASE("averages of another model are refused, and nothing is overwritten") {
+  torch::nn::Linear net(3, 2), other(3, 4);
+  ExponentialMovingAverage average(*net);
+  const at::Tensor before = find(average.averages(), "weight").clone();
+  auto averages = ExponentialMovingAverage(*other).averages();
+  CHECK_THROWS_AS(average.load(averages, 1), CheckpointError);
+  averages.clear();
+  CHECK_THROWS_AS(average.load(averages, 1), CheckpointError);
+  CHECK(at::equal(find(average.averages(), "weight"), before));
+  CHECK_THROWS_AS(ExponentialMovingAverage(*net, {.decay = 1.5}), ConfigError);
+}
