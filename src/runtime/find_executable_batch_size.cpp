@@ -53,7 +53,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
   for (std::int64_t size = start; size > 0; size /= 2) {
     const bool mine_failed = runs_out_of_memory(body, size);
     const auto all = context_.group->meet(rank(), record, mine_failed ? 1 : 0);
-    const auto first = std::find_if(all.begin(), all.end(), [](void* set) { return set != nullptr; });
+    const auto first = std::find_if(all.begin(), all.end(), [](std::uint64_t set) { return set != 0; });
     if (first == all.end()) return size;
     failed = static_cast<int>(first - all.begin());
     undo();
