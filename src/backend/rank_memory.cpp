@@ -5,29 +5,54 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <utility>
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
 
 namespace tandem {
 namespace {
 
 class Cache;
 
-// Stands before each block; as long as LibTorch's alignment.
-struct alignas(64) Header {
+// Stands before each block of ours, at the beginning of a page.
+struct Header {
+  std::uint64_t mark;
   Cache* owner;
   Header* next;  // in the list of free blocks
   int size_class;
 };
 
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kHeaderBytes = 64;  // LibTorch's alignment
+static_assert(sizeof(Header) <= kHeaderBytes);
+
+// Blocks that are smaller are left to the C library, which keeps them itself.
+constexpr std::size_t kSmallest = 16 * 1024;
+
+// No other memory has a block's mark: it depends on the address, and is wiped out when the block is given back.
+std::uint64_t mark_of(const Header* header) { return reinterpret_cast<std::uintptr_t>(header) ^ 0x54616e64656d2721ull; }
+
+// The block of which `data` is the tensor's memory; null when it is not one of ours. Whatever memory it is, what is
+// looked at lies on the same page.
+Header* block_of(void* data) {
+  if (reinterpret_cast<std::uintptr_t>(data) % kPage != kHeaderBytes) return nullptr;
+  auto* header = reinterpret_cast<Header*>(static_cast<std::byte*>(data) - kHeaderBytes);
+  return header->mark == mark_of(header) ? header : nullptr;
+}
+
+void* data_of(Header* block) { return reinterpret_cast<std::byte*>(block) + kHeaderBytes; }
+
+void destroy(Header* block) {
+  *static_cast<volatile std::uint64_t*>(&block->mark) = 0;
+  std::free(block);
+}
+
 // Sizes of blocks: four between a power of two and the next. What a block has too much is never touched.
 constexpr int kSizesPerOctave = 4;
-constexpr std::size_t kSmallest = 256;
 
 int size_class_of(std::size_t bytes) {
   if (bytes <= kSmallest) return 0;
@@ -50,7 +75,7 @@ class Cache {
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
 
-  // Throws c10::Error when there is no memory.
+  // Null when there is no memory; then nothing is kept any more.
   Header* take(std::size_t bytes) {
     const int size_class = size_class_of(bytes);
     const std::size_t size = size_of_class(size_class);
@@ -61,6 +86,7 @@ class Cache {
       kept_ -= size;
     } else {
       block = new_block(size_class, size);
+      if (!block) return nullptr;
     }
     used_ += size;
     most_used_ = std::max(most_used_, used_);
@@ -82,19 +108,18 @@ class Cache {
   Header*& list_of(int size_class) { return free_[static_cast<std::size_t>(size_class)]; }
 
   Header* new_block(int size_class, std::size_t size) {
-    void* memory = nullptr;
-    try {
-      memory = c10::alloc_cpu(sizeof(Header) + size);
-    } catch (const c10::Error&) {
-      free_all();  // blocks of other sizes may be what is missing
-      memory = c10::alloc_cpu(sizeof(Header) + size);
+    void* memory = std::aligned_alloc(kPage, (kHeaderBytes + size + kPage - 1) / kPage * kPage);
+    if (!memory) {
+      free_all();  // what is missing may be in blocks of other sizes
+      return nullptr;
     }
-    return new (memory) Header{this, nullptr, size_class};
+    auto* block = static_cast<Header*>(memory);
+    return new (memory) Header{mark_of(block), this, nullptr, size_class};
   }
 
   void free_all() {
     for (Header*& list : free_)
-      while (list) c10::free_cpu(std::exchange(list, list->next));
+      while (list) destroy(std::exchange(list, list->next));
     kept_ = 0;
   }
 
@@ -104,40 +129,44 @@ class Cache {
 
 thread_local Cache* this_threads = nullptr;
 
+at::Allocator* others = nullptr;  // LibTorch's CPU allocator, or the host program's
+
 void release(void* data) {
+  Header* block = block_of(data);
+  if (!block) {  // memory without a DataPtr, made by the other allocator
+    if (const auto deleter = others->raw_deleter()) deleter(data);
+    return;
+  }
   c10::profiledCPUMemoryReporter().Delete(data);
-  Header* block = static_cast<Header*>(data) - 1;
   if (block->owner == this_threads)
     this_threads->give_back(block);
   else
-    c10::free_cpu(block);  // its owner has ended, or would never see it again if another thread kept it
+    destroy(block);  // its owner has ended, or would never see it again if another thread kept it
 }
 
-// Stands before LibTorch's CPU allocator, or the host program's.
+// Stands before the other allocator, and asks it for all that is not a rank's or small.
 class RankAllocator final : public at::Allocator {
  public:
-  explicit RankAllocator(at::Allocator& other) : other_(other) {}
-
   at::DataPtr allocate(std::size_t bytes) override {
-    if (!this_threads || bytes == 0) return other_.allocate(bytes);
-    void* data = this_threads->take(bytes) + 1;
+    Header* block = this_threads && bytes >= kSmallest ? this_threads->take(bytes) : nullptr;
+    if (!block) return others->allocate(bytes);
+    void* data = data_of(block);
     c10::profiledCPUMemoryReporter().New(data, bytes);
     return {data, data, &release, at::Device(at::kCPU)};
   }
 
-  // Memory without a DataPtr is to be freed by a thread of the kind that made it.
-  at::DeleterFnPtr raw_deleter() const override { return this_threads ? &release : other_.raw_deleter(); }
+  at::DeleterFnPtr raw_deleter() const override { return &release; }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
-
- private:
-  at::Allocator& other_;
 };
 
 // Never taken away again: a tensor of another thread might just be asking for memory.
 void install_once() {
   static std::once_flag once;
-  std::call_once(once, [] { c10::SetCPUAllocator(new RankAllocator(*c10::GetCPUAllocator())); });
+  std::call_once(once, [] {
+    others = c10::GetCPUAllocator();
+    c10::SetCPUAllocator(new RankAllocator);
+  });
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 
 namespace tandem {
 
-/// While alive, the CPU tensors that the calling thread makes and frees keep their memory for its next tensors. The C
+/// While alive, the CPU tensors of 16 KiB or more that the calling thread makes and frees keep their memory
+/// for its next tensors. The C
 /// library gives large blocks back to the kernel, which clears them anew for each step: in a small convolutional
 /// network that is a third of the time.
 ///
