@@ -1,6 +1,7 @@
 #include "tandem/optim/exponential_moving_average.h"
 
 #include <algorithm>
+#include <set>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
@@ -20,11 +21,16 @@ ExponentialMovingAverage::ExponentialMovingAverage(const torch::nn::Module& mode
     : options_(options) {
   if (!(options.decay >= 0 && options.decay <= 1))
     throw ConfigError("decay " + std::to_string(options.decay) + " is out of range; use 0 to 1");
+  // Tied weights have several names; exchanging them twice would mix up what belongs where.
+  std::set<const void*> seen;
+  const auto first_time = [&](const at::Tensor& tensor) { return seen.insert(tensor.unsafeGetTensorImpl()).second; };
   for (const auto& parameter : model.named_parameters()) {
+    if (!first_time(parameter.value())) continue;
     const bool has_mean = parameter.value().is_floating_point() || parameter.value().is_complex();
     (has_mean ? averaged_ : copied_).add(parameter.key(), parameter.value());
   }
-  for (const auto& buffer : model.named_buffers()) copied_.add(buffer.key(), buffer.value());
+  for (const auto& buffer : model.named_buffers())
+    if (first_time(buffer.value())) copied_.add(buffer.key(), buffer.value());
 }
 
 void ExponentialMovingAverage::update() {

@@ -78,6 +78,28 @@ TEST_CASE("the averages are in the model while they are swapped in, and then its
   CHECK(at::equal(find(average.averages(), "weight"), start));
 }
 
+TEST_CASE("tied weights are averaged and swapped once") {
+  struct Tied : torch::nn::Module {
+    Tied() {
+      register_parameter("a", weight);
+      register_parameter("b", weight);
+    }
+    at::Tensor weight = at::ones({2}).requires_grad_();
+  } net;
+  ExponentialMovingAverage average(net, {.decay = 0.5});
+  {
+    const at::NoGradGuard no_grad;
+    net.weight.fill_(3);
+  }
+  average.update();
+  {
+    const auto swapped = average.swap_in();
+    CHECK(at::equal(net.weight, at::full({2}, 2.0)));
+  }
+  CHECK(at::equal(net.weight, at::full({2}, 3.0)));
+  CHECK(average.averages().size() == 1);
+}
+
 TEST_CASE("averages that were saved and loaded go on as if nothing had happened") {
   torch::nn::Linear net(3, 2);
   ExponentialMovingAverage average(*net, {.decay = 0.9, .warm_up = true});

@@ -64,8 +64,8 @@ class ExponentialMovingAverage {
   };
   Swapped swap_in() { return Swapped(*this); }
 
-  /// The averages and copies themselves, by the model's names, for a checkpoint; updates() belongs to them. Throws
-  /// ConfigError while swapped.
+  /// The averages and copies themselves, by the model's names (the first one of tied weights), for a checkpoint;
+  /// updates() belongs to them. Throws ConfigError while swapped.
   NamedTensors averages() const;
 
   /// Takes over averages that were saved after `updates` updates. Throws CheckpointError that names the first tensor
