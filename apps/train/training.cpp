@@ -21,7 +21,7 @@ namespace F = torch::nn::functional;
 using Model = tandem::nn::Model<torch::nn::SequentialImpl>;
 using Loader = tandem::data::PreparedDataLoader<torch::data::Example<>>;
 
-constexpr std::int64_t kTestBatch = 500;
+constexpr std::int64_t kTestBatch = 100;
 
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const torch::nn::Sequential& model) {
   if (options.optimizer == OptimizerKind::sgd)
