@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -16,13 +17,11 @@
 namespace tandem {
 namespace {
 
-class Cache;
-
 // Stands before each block of ours, at the beginning of a page.
 struct Header {
   std::uint64_t mark;
-  Cache* owner;
-  Header* next;  // in the list of free blocks
+  std::uint64_t owner;  // its cache's number
+  Header* next;         // in the list of free blocks
   int size_class;
 };
 
@@ -32,6 +31,7 @@ static_assert(sizeof(Header) <= kHeaderBytes);
 
 // Blocks that are smaller are left to the C library, which keeps them itself.
 constexpr std::size_t kSmallest = 16 * 1024;
+constexpr std::size_t kLargest = std::size_t{1} << 48;  // no machine has more; the other allocator says so
 
 // No other memory has a block's mark: it depends on the address, and is wiped out when the block is given back.
 std::uint64_t mark_of(const Header* header) { return reinterpret_cast<std::uintptr_t>(header) ^ 0x54616e64656d2721ull; }
@@ -70,12 +70,14 @@ std::size_t size_of_class(int size_class) {
 // The free blocks of one thread, by size.
 class Cache {
  public:
-  Cache() = default;
+  Cache() : number_(next_number.fetch_add(1, std::memory_order_relaxed)) {}
   ~Cache() { free_all(); }
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
 
-  // Null when there is no memory; then nothing is kept any more.
+  bool owns(const Header* block) const { return block->owner == number_; }
+
+  // Null when there is no memory; then what was free is not kept any more.
   Header* take(std::size_t bytes) {
     const int size_class = size_class_of(bytes);
     const std::size_t size = size_of_class(size_class);
@@ -104,7 +106,22 @@ class Cache {
     list = block;
   }
 
+  void free_all() {
+    for (Header*& list : free_)
+      while (list) destroy(std::exchange(list, list->next));
+    kept_ = 0;
+  }
+
+  // As if the tensors that are there now were the first.
+  void start_anew() {
+    free_all();
+    most_used_ = used_;
+  }
+
  private:
+  // Numbers, because a later cache may have an earlier one's address.
+  static inline std::atomic<std::uint64_t> next_number{1};
+
   Header*& list_of(int size_class) { return free_[static_cast<std::size_t>(size_class)]; }
 
   Header* new_block(int size_class, std::size_t size) {
@@ -114,17 +131,12 @@ class Cache {
       return nullptr;
     }
     auto* block = static_cast<Header*>(memory);
-    return new (memory) Header{mark_of(block), this, nullptr, size_class};
+    return new (memory) Header{mark_of(block), number_, nullptr, size_class};
   }
 
-  void free_all() {
-    for (Header*& list : free_)
-      while (list) destroy(std::exchange(list, list->next));
-    kept_ = 0;
-  }
-
-  std::array<Header*, 40 * kSizesPerOctave> free_{};  // up to 2^48 bytes
-  std::size_t used_ = 0, most_used_ = 0, kept_ = 0;   // bytes; what other threads have freed counts as used
+  const std::uint64_t number_;
+  std::array<Header*, (48 - 14) * kSizesPerOctave + 1> free_{};  // from kSmallest to kLargest
+  std::size_t used_ = 0, most_used_ = 0, kept_ = 0;              // bytes; what other threads have freed counts as used
 };
 
 thread_local Cache* this_threads = nullptr;
@@ -138,7 +150,7 @@ void release(void* data) {
     return;
   }
   c10::profiledCPUMemoryReporter().Delete(data);
-  if (block->owner == this_threads)
+  if (this_threads && this_threads->owns(block))
     this_threads->give_back(block);
   else
     destroy(block);  // its owner has ended, or would never see it again if another thread kept it
@@ -148,7 +160,7 @@ void release(void* data) {
 class RankAllocator final : public at::Allocator {
  public:
   at::DataPtr allocate(std::size_t bytes) override {
-    Header* block = this_threads && bytes >= kSmallest ? this_threads->take(bytes) : nullptr;
+    Header* block = this_threads && bytes >= kSmallest && bytes <= kLargest ? this_threads->take(bytes) : nullptr;
     if (!block) return others->allocate(bytes);
     void* data = data_of(block);
     c10::profiledCPUMemoryReporter().New(data, bytes);
@@ -160,8 +172,9 @@ class RankAllocator final : public at::Allocator {
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
-// Never taken away again: a tensor of another thread might just be asking for memory.
-void install_once() {
+}  // namespace
+
+void install_rank_memory() {
   static std::once_flag once;
   std::call_once(once, [] {
     others = c10::GetCPUAllocator();
@@ -169,12 +182,11 @@ void install_once() {
   });
 }
 
-}  // namespace
-
-RankMemoryScope::RankMemoryScope() {
-  install_once();
-  this_threads = new Cache;
+void free_rank_memory() {
+  if (this_threads) this_threads->start_anew();
 }
+
+RankMemoryScope::RankMemoryScope() { this_threads = new Cache; }
 
 RankMemoryScope::~RankMemoryScope() { delete std::exchange(this_threads, nullptr); }
 

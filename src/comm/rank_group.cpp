@@ -208,7 +208,12 @@ bool RankGroup::check_against_peers(int rank, std::uint64_t number, const CallRe
   for (int peer = 0; peer < world_size(); ++peer) {
     if (peer == rank) continue;
     const auto theirs = ranks_[peer].cell(number).load(number);
-    if (theirs && *theirs != record) throw CollectiveError(mismatch_text(rank, record, peer, *theirs, number));
+    if (theirs && *theirs != record) {
+      const CollectiveError error(mismatch_text(rank, record, peer, *theirs, number));
+      // Before it is thrown: a body that swallows it must not go on with calls that the others take for this one.
+      token_.cancel(std::make_exception_ptr(error), rank);
+      throw error;
+    }
     all = all && theirs;
   }
   return all;

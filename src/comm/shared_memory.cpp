@@ -72,16 +72,24 @@ void check_root(int root, int world_size, const char* operation) {
                           std::to_string(world_size - 1));
 }
 
-// The memory of tensors as parts. Those that are not contiguous are there as contiguous copies, until `clear`.
+// Whether a tensor's memory is its elements, in order: conjugation and negation may be pending.
+bool is_plain(const at::Tensor& tensor) { return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg(); }
+
+at::Tensor plain(const at::Tensor& tensor) {
+  const at::Tensor detached = tensor.detach();
+  return is_plain(tensor) ? detached : detached.clone(at::MemoryFormat::Contiguous).resolve_conj().resolve_neg();
+}
+
+// The memory of tensors as parts. Those that are not plain are there as plain copies, until `clear`.
 class PartList {
  public:
   void fill(at::TensorList tensors) {
     for (const at::Tensor& tensor : tensors) {
       void* data = nullptr;
-      if (tensor.is_contiguous()) {
+      if (is_plain(tensor)) {
         data = tensor.data_ptr();
       } else {
-        copies_.push_back(tensor.detach().contiguous());
+        copies_.push_back(plain(tensor));
         data = copies_.back().data_ptr();
       }
       parts_.push_back({data, tensor.numel(), element_type(tensor.scalar_type())});
@@ -92,7 +100,7 @@ class PartList {
   void copy_back(at::TensorList tensors) const {
     auto copy = copies_.begin();
     for (const at::Tensor& tensor : tensors)
-      if (!tensor.is_contiguous()) tensor.detach().copy_(*copy++);
+      if (!is_plain(tensor)) tensor.detach().copy_(*copy++);
   }
 
   void clear() {
@@ -156,7 +164,7 @@ class SharedMemoryCommunicator final : public Communicator {
     CallRecord record = describe_call(Operation::reduce_scatter, input);
     record.reduce = op;
     const at::NoGradGuard no_grad;
-    const at::Tensor work = input.detach().contiguous();
+    const at::Tensor work = plain(input);
     auto sizes = input.sizes().vec();
     sizes[0] /= world_size();
     at::Tensor output = at::empty(sizes, input.options());

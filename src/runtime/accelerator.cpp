@@ -41,9 +41,13 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   for (const auto& [known, reducer] : reducers_)
     if (known == module) return reducer;
   if (context_.state->config.device_placement) module->to(device());
+  // Tied weights once, under their first name: LibTorch lists them as often as they are registered.
   const auto list = [](const auto& items) {
     nn::NamedTensors tensors;
-    for (const auto& item : items) tensors.emplace_back(item.key(), item.value());
+    for (const auto& item : items)
+      if (std::none_of(tensors.begin(), tensors.end(),
+                       [&](const auto& known) { return known.second.is_same(item.value()); }))
+        tensors.emplace_back(item.key(), item.value());
     return tensors;
   };
   auto reducer = std::make_shared<nn::GradientReducer>(list(module->named_parameters()), list(module->named_buffers()),

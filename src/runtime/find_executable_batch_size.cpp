@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 
+#include "backend/rank_memory.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -57,6 +58,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     if (first == all.end()) return size;
     failed = static_cast<int>(first - all.begin());
     undo();
+    free_rank_memory();  // of sizes that are not wanted again
   }
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
 }

@@ -122,6 +122,7 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
     throw ConfigError("launch was called on rank " + std::to_string(current_rank()->rank) +
                       " of a running launch; call it outside of every rank's body");
   const AcceleratorState state = examine(config);
+  if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = core_shares(state)}, token,

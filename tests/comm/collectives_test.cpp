@@ -207,6 +207,40 @@ TEST_CASE("several tensors of several types are reduced in one call, in place or
   CHECK(right == std::vector<std::vector<bool>>(static_cast<std::size_t>(ranks), {true, true, true, true}));
 }
 
+TEST_CASE("pending conjugations and negations count") {
+  const auto numbers = [](int rank) {
+    return at::complex(at::arange(3, at::kFloat) + rank, at::arange(3, at::kFloat) - 7);
+  };
+  const auto right = on_ranks<bool>(2, [&](Accelerator& accelerator) {
+    auto& communicator = *current_rank()->communicator;
+    at::Tensor mine = numbers(accelerator.rank()).conj(), sum = at::empty({3}, at::kComplexFloat);
+    const at::Tensor negative = at::imag(mine);  // a negation is pending
+    const at::Tensor expected = (numbers(0) + numbers(1)).conj().resolve_conj();
+    communicator.all_reduce(mine, sum, ReduceOp::sum);
+    at::Tensor negative_sum = at::empty({3});
+    communicator.all_reduce(negative, negative_sum, ReduceOp::sum);
+    communicator.all_reduce(mine, ReduceOp::sum);
+    return at::equal(sum, expected) && at::equal(mine.resolve_conj(), expected) &&
+           at::equal(negative_sum, at::imag(expected));
+  });
+  CHECK(right == std::vector<bool>{true, true});
+}
+
+TEST_CASE("a body that swallows the error of a mismatch cannot go on") {
+  const auto error = run_ranks_expecting_error(2, [](Accelerator& accelerator) {
+    if (accelerator.rank() == 1) {
+      at::Tensor tensor = at::ones({3});
+      accelerator.broadcast(tensor);
+    }
+    try {
+      accelerator.wait_for_everyone();
+    } catch (const CollectiveError&) {
+    }
+    accelerator.gather_objects(std::string("text"));
+  });
+  CHECK_THAT(error.what(), ContainsSubstring("different collective calls"));
+}
+
 TEST_CASE("roots that are no ranks, and outputs unlike the inputs, are errors that say so") {
   const auto text_of = [](const std::function<void(comm::Communicator&)>& call) {
     return std::string(run_ranks_expecting_error(2, [&](Accelerator&) { call(*current_rank()->communicator); }).what());

@@ -75,6 +75,11 @@ TEST_CASE("memory that LibTorch's kernels ask for by themselves may be freed by 
   run_ranks(2, [&](Accelerator&) { torch::nn::Conv2d(1, 3, 3)->forward(at::ones({64, 1, 28, 28})).sum().backward(); });
 }
 
+TEST_CASE("more memory than there is, is an error of LibTorch's") {
+  const auto error = run_ranks_expecting_error(1, [](Accelerator&) { at::empty({std::int64_t{1} << 56}, at::kByte); });
+  CHECK_THAT(error.what(), ContainsSubstring("allocate memory"));
+}
+
 TEST_CASE("what a rank keeps is bounded by what its tensors have used at a time") {
   const auto grown = on_ranks<double>(1, [](Accelerator&) {
     at::ones({40'000'000});  // 160 MB

@@ -113,6 +113,42 @@ TEST_CASE("backward with items gives the mean over all items of the window and o
   CHECK(gradient[0] == gradient[2]);
 }
 
+namespace {
+
+// One weight under two names, large enough to be reduced in place.
+struct TiedImpl : torch::nn::Module {
+  torch::nn::Linear first{torch::nn::LinearOptions(50, 50).bias(false)}, second{first};
+  TiedImpl() {
+    register_module("first", first);
+    register_module("second", second);
+  }
+  at::Tensor forward(const at::Tensor& x) { return second(first(x)); }
+};
+TORCH_MODULE(Tied);
+
+}  // namespace
+
+TEST_CASE("a tied weight's gradient is reduced once") {
+  const auto input = [](int rank) { return at::full({rank + 1, 50}, 0.1F * static_cast<float>(rank + 1)); };
+  const auto gradients = on_ranks<std::vector<at::Tensor>>(2, [&](Accelerator& accelerator) {
+    const int items = accelerator.rank() + 1;
+    Tied module;
+    auto model = accelerator.prepare(module);
+    accelerator.backward(model(input(accelerator.rank())).sum(), items);
+    const at::Tensor gradient = module->first->weight.grad().clone();
+    const at::Tensor weight = module->first->weight.detach().clone();
+    return std::vector<at::Tensor>{gradient, weight};
+  });
+  Tied alone;
+  {
+    const at::NoGradGuard no_grad;
+    alone->first->weight.copy_(gradients[0][1]);
+  }
+  ((alone(input(0)).sum() + alone(input(1)).sum()) / 3).backward();
+  CHECK(at::equal(gradients[0][0], gradients[1][0]));
+  CHECK((gradients[0][0] - alone->first->weight.grad()).abs().max().item<float>() < 1e-6F);
+}
+
 TEST_CASE("the two forms of backward do not mix in a window") {
   const auto error = run_ranks_expecting_error(1,
                                                [](Accelerator& accelerator) {

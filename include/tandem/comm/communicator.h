@@ -22,7 +22,8 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
 
-  /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits.
+  /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits. No two of the tensors may
+  /// overlap.
   /// bfloat16 and float16 are accumulated in float32; see reduce_elements for integers and bool. Throws CollectiveError
   /// for a mean of integers and for max or min of complex numbers, for any number of ranks.
   void all_reduce(at::TensorList tensors, ReduceOp op) { all_reduce(tensors, tensors, op); }
