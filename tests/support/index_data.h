@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include <torch/data/datasets/base.h>
@@ -52,6 +53,26 @@ std::vector<std::vector<Epoch>> epochs_on_ranks(int ranks, const Loader& loader,
                                         return result;
                                       },
                                       {.data_loader = configuration});
+}
+
+/// Sample i is i and a random number; every seventh takes longer than the others.
+struct Augmented : torch::data::datasets::Dataset<Augmented, at::Tensor> {
+  std::size_t length;
+  explicit Augmented(std::size_t length) : length(length) {}
+  at::Tensor get(std::size_t index) override {
+    if (index % 7 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    return at::stack({at::scalar_tensor(static_cast<double>(index)), at::rand({}).to(at::kDouble)});
+  }
+  std::optional<std::size_t> size() const override { return length; }
+};
+
+/// A stream of 0 .. length-1.
+inline data::IterableDataset<std::int64_t> counting(std::int64_t length) {
+  return data::IterableDataset([length](std::int64_t) {
+    return [length, at = std::int64_t{0}]() mutable {
+      return at < length ? std::optional<std::int64_t>(at++) : std::nullopt;
+    };
+  });
 }
 
 }  // namespace tandem::test
