@@ -1,5 +1,4 @@
 // How launches end when something goes wrong: always, soon, and with the first error.
-#include <filesystem>
 #include <fstream>
 #include <thread>
 
@@ -7,6 +6,7 @@
 #include <torch/optim/sgd.h>
 
 #include "support/ranks.h"
+#include "support/threads.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -16,10 +16,6 @@ namespace {
 struct MyError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-
-std::ptrdiff_t threads_of_this_process() {
-  return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
-}
 
 double resident_mb() {
   std::ifstream file("/proc/self/statm");
@@ -210,9 +206,7 @@ TEST_CASE("after a failure the next launch works, hundreds of times, without new
     const auto sums = on_ranks<float>(2, [](Accelerator& a) { return a.reduce(torch::ones({1})).item<float>(); });
     REQUIRE(sums == std::vector<float>{2, 2});
   }
-  // The kernel removes a thread's entry a moment after it was joined.
-  for (int tries = 0; tries < 1000 && threads_of_this_process() > before; ++tries) std::this_thread::yield();
-  CHECK(threads_of_this_process() == before);
+  CHECK(no_more_threads_than(before));
 }
 
 TEST_CASE("hundreds of launches, failing or not, leave no memory behind") {
