@@ -112,14 +112,14 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
 // A backward pass whose gradients stay with this rank.
 void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) {
   reducers_.before_pass();
-  loss.backward({}, options.retain_graph, options.create_graph);
+  loss.backward({}, options.retain_graph || options.create_graph, options.create_graph);
 }
 
 // One whose gradients are reduced; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
   reducers_.before_pass();
   reducers_.begin_pass();
-  loss.backward({}, options.retain_graph, options.create_graph);
+  loss.backward({}, options.retain_graph || options.create_graph, options.create_graph);
   reducers_.finish_pass(main);
   if (!context_.gradients.inside_window) begin_window_of_gradients();
 }
