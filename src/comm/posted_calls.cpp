@@ -123,7 +123,8 @@ void PostedCalls::check_same(int rank, std::uint64_t number) const {
 void PostedCalls::check_departed(int rank, std::uint64_t number) const {
   for (int peer = 0; peer < world_size_; ++peer) {
     const Lane& lane = lanes_[peer];
-    if (!lane.departed.load(std::memory_order_seq_cst) || lane.posted.load(std::memory_order_seq_cst) >= number) continue;
+    if (!lane.departed.load(std::memory_order_seq_cst) || lane.posted.load(std::memory_order_seq_cst) >= number)
+      continue;
     const CollectiveError error("rank " + std::to_string(peer) + " returned from its body while rank " +
                                 std::to_string(rank) + " waits for its gradients; all ranks must make the same calls");
     // Before it is thrown: the one to blame is not the rank that finds out.
@@ -138,8 +139,7 @@ void PostedCalls::depart(int rank) {
   for (int peer = 0; peer < world_size_; ++peer)
     if (lanes_[peer].posted.load(std::memory_order_seq_cst) > posted) {
       const CollectiveError error("rank " + std::to_string(rank) + " returned from its body while rank " +
-                                  std::to_string(peer) +
-                                  " reduces gradients; all ranks must make the same calls");
+                                  std::to_string(peer) + " reduces gradients; all ranks must make the same calls");
       token_.cancel(std::make_exception_ptr(error), rank);
       return;
     }

@@ -150,8 +150,8 @@ class SharedMemoryCommunicator final : public Communicator {
   ~SharedMemoryCommunicator() override {
     if (started_.empty()) return;
     // The others may be about to read memory that goes now.
-    group_.token().cancel(std::make_exception_ptr(CollectiveError(
-                              "rank " + std::to_string(rank_) + " ended while its gradients were being reduced")),
+    group_.token().cancel(std::make_exception_ptr(CollectiveError("rank " + std::to_string(rank_) +
+                                                                  " ended while its gradients were being reduced")),
                           rank_);
     group_.posted().withdraw(rank_);
   }
@@ -297,7 +297,8 @@ class SharedMemoryCommunicator final : public Communicator {
       if (inputs[i].numel() != outputs[i].numel() || inputs[i].scalar_type() != outputs[i].scalar_type())
         throw_unlike(inputs[i], outputs[i]);
       if (!inputs[i].is_non_overlapping_and_dense() || !outputs[i].is_non_overlapping_and_dense())
-        throw CollectiveError("a reduction cannot be started on tensors with gaps or overlaps in memory; use all_reduce");
+        throw CollectiveError(
+            "a reduction cannot be started on tensors with gaps or overlaps in memory; use all_reduce");
     }
   }
 
@@ -319,7 +320,7 @@ class SharedMemoryCommunicator final : public Communicator {
   RankGroup& group_;
   int rank_;
   SharedReducer reducer_;
-  PartList inputs_, outputs_;  // of the current call
+  PartList inputs_, outputs_;                      // of the current call
   std::vector<std::unique_ptr<Started>> started_;  // and not waited for, in order
   std::vector<std::unique_ptr<Started>> spare_;    // kept for their memory
 };

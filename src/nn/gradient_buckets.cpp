@@ -69,7 +69,8 @@ void GradientReducer::build_buckets() {
   for (const std::size_t i : order) bytes += bytes_of(parameters_[i].second);
   const std::size_t limit = std::max(options_.bucket_bytes, bytes / kMaxBuckets);
   const auto is_full = [&](std::size_t size) {
-    return size >= (buckets_.empty() ? std::min(limit, std::max(options_.first_bucket_bytes, bytes / kMaxBuckets)) : limit);
+    return size >=
+           (buckets_.empty() ? std::min(limit, std::max(options_.first_bucket_bytes, bytes / kMaxBuckets)) : limit);
   };
   buckets_.clear();
   for (Slot& slot : slots_) slot.bucket = -1;

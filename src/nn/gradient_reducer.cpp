@@ -304,7 +304,8 @@ void GradientReducer::take(Bucket& bucket, std::size_t index) {
   const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
                     !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
   if (!gradient.defined()) slot.view.zero_();
-  if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr()) slot.view.copy_(gradient.detach());
+  if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr())
+    slot.view.copy_(gradient.detach());
   if (!hook_) {
     bucket.inputs.push_back(fits ? gradient : slot.view);
     bucket.outputs.push_back(fits && !as_view ? bucket.inputs.back() : slot.view);

@@ -17,13 +17,13 @@ struct GradientReducer::Slot {
   std::shared_ptr<torch::autograd::Node> accumulator;
   std::uintptr_t hook = 0;
 
-  bool pending = false;    // reached since the last reduction
-  bool in_window = false;  // reached in the accumulation window
-  int arrivals = 0;        // in this pass: a part that is computed again, or several of them, may reach it repeatedly
-  int expected = 0;        // arrivals in a pass, by the last one
-  bool active = false;     // some rank's last pass had its gradient: it takes part in its bucket's reduction
-  bool taken = false;      // by its bucket, in this pass
-  bool unexpected = false; // reduced after the buckets
+  bool pending = false;     // reached since the last reduction
+  bool in_window = false;   // reached in the accumulation window
+  int arrivals = 0;         // in this pass: a part that is computed again, or several of them, may reach it repeatedly
+  int expected = 0;         // arrivals in a pass, by the last one
+  bool active = false;      // some rank's last pass had its gradient: it takes part in its bucket's reduction
+  bool taken = false;       // by its bucket, in this pass
+  bool unexpected = false;  // reduced after the buckets
 
   int bucket = -1;  // -1: none
   at::Tensor view;  // its part of the bucket, in the parameter's shape
@@ -54,11 +54,11 @@ struct GradientReducer::Bucket {
 struct GradientReducer::Told {
   static constexpr std::uint8_t kDense = 1, kSparse = 2, kLate = 4;
   static constexpr int kSparseDims = 4;  // above these bits: the number of sparse dimensions
-  std::vector<std::uint8_t> states;  // of the parameters
-  std::size_t started = 0;           // buckets
-  std::vector<std::size_t> order;    // parameters, as their gradients came
-  std::uint64_t last_arrival = 0;    // by the count over all models; 0: none
-  std::uint64_t passes = 0;          // that were reduced
+  std::vector<std::uint8_t> states;      // of the parameters
+  std::size_t started = 0;               // buckets
+  std::vector<std::size_t> order;        // parameters, as their gradients came
+  std::uint64_t last_arrival = 0;        // by the count over all models; 0: none
+  std::uint64_t passes = 0;              // that were reduced
 };
 
 }  // namespace tandem::nn

@@ -56,7 +56,9 @@ void GradientReducers::finish_pass(int main) {
   for (GradientReducer* reducer : turns_) reducer->reduce_rest(main);
   for (GradientReducer* reducer : turns_) reducer->end_pass();
   // Those that had no gradient keep their places behind the others.
-  const auto place = [](const GradientReducer* reducer) { return reducer->last_arrival_ - 1; };  // 0 becomes the largest
+  const auto place = [](const GradientReducer* reducer) {
+    return reducer->last_arrival_ - 1;
+  };  // 0 becomes the largest
   std::stable_sort(turns_.begin(), turns_.end(), [&](const auto* a, const auto* b) { return place(a) < place(b); });
 }
 

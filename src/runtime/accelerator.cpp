@@ -46,8 +46,8 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
     reducer->update();
     return reducer;
   }
-  reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group,
-                                                  config.gradient_reducer);
+  reducer =
+      std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, config.gradient_reducer);
   reducers_.add(reducer);
   return reducer;
 }

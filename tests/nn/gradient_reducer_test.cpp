@@ -114,7 +114,9 @@ TEST_CASE("float, double and complex parameters, lists of them, strided, 0-dim a
   const int ranks = GENERATE(1, 2, 3, 4);
   Trial trial;
   trial.make = [] { return std::make_shared<Mixed>(); };
-  trial.loss = [](torch::nn::Module& m, int rank, int step) { return static_cast<Mixed&>(m).forward(input(rank, step)); };
+  trial.loss = [](torch::nn::Module& m, int rank, int step) {
+    return static_cast<Mixed&>(m).forward(input(rank, step));
+  };
   trial.config.gradient_reducer.bucket_bytes = GENERATE(1, 300, 25 << 20);
   trial.config.gradient_reducer.gradient_as_bucket_view = GENERATE(true, false);
   CHECK(difference(gradients_on_ranks(ranks, trial), gradients_of_all(ranks, trial)) == "");

@@ -71,7 +71,7 @@ inline std::string difference(const std::vector<Gradients>& ranks, const Gradien
 
 /// How to train one model on ranks.
 struct Trial {
-  std::function<std::shared_ptr<torch::nn::Module>()> make;  
+  std::function<std::shared_ptr<torch::nn::Module>()> make;
   std::function<at::Tensor(torch::nn::Module&, int rank, int step)> loss;
   int steps = 6;
   std::function<void(torch::nn::Module&, int step)> before_step = [](auto&, int) {};

@@ -117,8 +117,8 @@ class SlowCommunicator final : public comm::Communicator {
 struct Stack : torch::nn::Module {
   Stack() {
     for (int i = 0; i < 4; ++i)
-      layers.push_back(register_module(std::to_string(i),
-                                       torch::nn::Linear(torch::nn::LinearOptions(i + 1, i + 2).bias(false))));
+      layers.push_back(
+          register_module(std::to_string(i), torch::nn::Linear(torch::nn::LinearOptions(i + 1, i + 2).bias(false))));
   }
   std::vector<torch::nn::Linear> layers;
 };
@@ -198,7 +198,9 @@ TEST_CASE("reductions run while backward goes on, in one order on all ranks, and
   const std::vector<std::int64_t> as_gradients_come{20, 12, 6, 2};
   Trial trial;
   trial.make = [] { return std::make_shared<Stack>(); };
-  trial.loss = [](torch::nn::Module& module, int rank, int step) { return loss_of(static_cast<Stack&>(module), rank, step); };
+  trial.loss = [](torch::nn::Module& module, int rank, int step) {
+    return loss_of(static_cast<Stack&>(module), rank, step);
+  };
   trial.steps = steps;
   const auto expected = gradients_of_all(ranks, trial);
   for (const Seen& rank : seen) {

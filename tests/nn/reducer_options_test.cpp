@@ -85,8 +85,8 @@ TEST_CASE("a static graph gives the same gradients, and is an error that names t
   if (keeps) {
     CHECK(difference(gradients_on_ranks(3, trial), gradients_of_all(3, trial)) == "");
   } else {
-    CHECK_THROWS_WITH(gradients_on_ranks(3, trial), ContainsSubstring("static_graph") && ContainsSubstring("b.weight") &&
-                                                        ContainsSubstring("0 times"));
+    CHECK_THROWS_WITH(gradients_on_ranks(3, trial), ContainsSubstring("static_graph") &&
+                                                        ContainsSubstring("b.weight") && ContainsSubstring("0 times"));
   }
 }
 
@@ -117,7 +117,9 @@ TEST_CASE("a parameter that was added takes part once the model is prepared agai
   };
   trial.make = [] { return std::make_shared<Two>(); };
   trial.before_step = grow;
-  trial.loss = [&](torch::nn::Module& module, int rank, int step) { return loss(static_cast<Two&>(module), rank, step); };
+  trial.loss = [&](torch::nn::Module& module, int rank, int step) {
+    return loss(static_cast<Two&>(module), rank, step);
+  };
   const auto run = [&] {
     return on_ranks<Gradients>(2, [&](Accelerator& accelerator) {
       const auto module = std::make_shared<Two>();
@@ -155,26 +157,25 @@ TEST_CASE("a model whose type changes between steps goes on") {
 
 TEST_CASE("trigger_sync_in_backward reduces in the middle of a window, and the window's gradients stay right") {
   // A window of 3 micro-batches; the second is reduced early.
-  const auto seen = on_ranks<Gradients>(
-      2,
-      [](Accelerator& accelerator) {
-        auto model = accelerator.prepare(std::make_shared<Two>());
-        initialise(*model);
-        Gradients all;
-        for (int m = 0; m < 3; ++m) {
-          auto step = accelerator.accumulate(model);
-          const auto loss = model(row(accelerator.rank(), m), true);
-          if (m == 1) {
-            auto sync = accelerator.trigger_sync_in_backward(model);
-            accelerator.backward(loss);
-          } else {
-            accelerator.backward(loss);
-          }
-          all.push_back(gradients_of(*model));
-        }
-        return all;
-      },
-      {.gradient_accumulation_steps = 3});
+  const auto seen = on_ranks<Gradients>(2,
+                                        [](Accelerator& accelerator) {
+                                          auto model = accelerator.prepare(std::make_shared<Two>());
+                                          initialise(*model);
+                                          Gradients all;
+                                          for (int m = 0; m < 3; ++m) {
+                                            auto step = accelerator.accumulate(model);
+                                            const auto loss = model(row(accelerator.rank(), m), true);
+                                            if (m == 1) {
+                                              auto sync = accelerator.trigger_sync_in_backward(model);
+                                              accelerator.backward(loss);
+                                            } else {
+                                              accelerator.backward(loss);
+                                            }
+                                            all.push_back(gradients_of(*model));
+                                          }
+                                          return all;
+                                        },
+                                        {.gradient_accumulation_steps = 3});
   Two alone;
   initialise(alone);
   Gradients expected;
@@ -182,42 +183,47 @@ TEST_CASE("trigger_sync_in_backward reduces in the middle of a window, and the w
     for (int rank = 0; rank < 2; ++rank) (alone.forward(row(rank, m), true) / 6).backward();
     expected.push_back(gradients_of(alone));
   }
-  const auto steps = [](const Gradients& g, std::size_t from) { return Gradients(g.begin() + static_cast<int>(from), g.end()); };
+  const auto steps = [](const Gradients& g, std::size_t from) {
+    return Gradients(g.begin() + static_cast<int>(from), g.end());
+  };
   CHECK(difference({steps(seen[0], 1), steps(seen[1], 1)}, steps(expected, 1)) == "");
   CHECK(difference(seen[0], seen[1], 0) != "");  // after the first micro-batch they still were the ranks' own
 }
 
 TEST_CASE("an exception in backward, in a hook or in the model ends all ranks with it, whatever has started") {
   const int where = GENERATE(0, 1, 2, 3);
-  const auto error = run_ranks_expecting_error(
-      3,
-      [&](Accelerator& accelerator) {
-        auto model = accelerator.prepare(std::make_shared<Two>());
-        const bool mine = accelerator.rank() == 1;
-        const std::function<void()> fail = [] { throw std::runtime_error("on fire"); };
-        const std::function<void()> nothing = [] {};
-        for (int step = 0; step < 5; ++step) {
-          drop_gradients(*model);
-          const bool now = mine && step == 3;
-          if (now && where == 0) fail();
-          auto x = row(accelerator.rank(), step).requires_grad_();
-          // b's bucket has started when backward gets here.
-          if (where == 1) x = InBackward::apply(model->a(x), now ? &fail : &nothing);
-          if (now && where == 2) model->a->weight.register_hook([&](const at::Tensor&) { fail(); });
-          if (where == 3)
-            model.reducer().set_communication_hook([&](nn::GradientBucket&, comm::Communicator&) -> nn::FinishReduction {
-              if (now) fail();
-              return [] {};
-            });
-          accelerator.backward(model(x, true));
-        }
-      },
-      {.gradient_reducer = {.bucket_bytes = 1, .first_bucket_bytes = 1}});
+  const auto error =
+      run_ranks_expecting_error(3,
+                                [&](Accelerator& accelerator) {
+                                  auto model = accelerator.prepare(std::make_shared<Two>());
+                                  const bool mine = accelerator.rank() == 1;
+                                  const std::function<void()> fail = [] { throw std::runtime_error("on fire"); };
+                                  const std::function<void()> nothing = [] {};
+                                  for (int step = 0; step < 5; ++step) {
+                                    drop_gradients(*model);
+                                    const bool now = mine && step == 3;
+                                    if (now && where == 0) fail();
+                                    auto x = row(accelerator.rank(), step).requires_grad_();
+                                    // b's bucket has started when backward gets here.
+                                    if (where == 1) x = InBackward::apply(model->a(x), now ? &fail : &nothing);
+                                    if (now && where == 2)
+                                      model->a->weight.register_hook([&](const at::Tensor&) { fail(); });
+                                    if (where == 3)
+                                      model.reducer().set_communication_hook(
+                                          [&](nn::GradientBucket&, comm::Communicator&) -> nn::FinishReduction {
+                                            if (now) fail();
+                                            return [] {};
+                                          });
+                                    accelerator.backward(model(x, true));
+                                  }
+                                },
+                                {.gradient_reducer = {.bucket_bytes = 1, .first_bucket_bytes = 1}});
   CHECK(error.rank() == 1);
   CHECK_THAT(error.what(), ContainsSubstring("on fire"));
 }
 
 TEST_CASE("a rank that swallows the error of its backward pass is an error for all, not another gradient") {
+  const std::size_t bytes = GENERATE(1, 25 << 20);  // some buckets have started, or none
   const auto error = run_ranks_expecting_error(
       2,
       [&](Accelerator& accelerator) {
@@ -234,7 +240,7 @@ TEST_CASE("a rank that swallows the error of its backward pass is an error for a
           }
         }
       },
-      {.gradient_reducer = {.bucket_bytes = 1, .first_bucket_bytes = 1}});
+      {.gradient_reducer = {.bucket_bytes = bytes, .first_bucket_bytes = bytes}});
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
@@ -243,8 +249,8 @@ TEST_CASE("the same bits over 20 runs, whatever the ranks' delays") {
   for (int run = 0; run < 20; ++run) {
     Trial trial;
     trial.make = [] {
-      torch::nn::Sequential net(torch::nn::Linear(4, 40), torch::nn::Tanh(), torch::nn::Linear(40, 40), torch::nn::Tanh(),
-                                torch::nn::Linear(40, 3));
+      torch::nn::Sequential net(torch::nn::Linear(4, 40), torch::nn::Tanh(), torch::nn::Linear(40, 40),
+                                torch::nn::Tanh(), torch::nn::Linear(40, 3));
       return net.ptr();
     };
     trial.loss = [run](torch::nn::Module& module, int rank, int step) {

@@ -33,8 +33,8 @@ class Communicator {
   /// own input, but not overlap it in another way.
   virtual void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
 
-  /// Starts an all_reduce and returns what `wait` takes, without waiting for the other ranks. Until `wait` has returned,
-  /// inputs and outputs belong to the reduction, which keeps them alive; nobody else reads or writes them.
+  /// Starts an all_reduce and returns what `wait` takes, without waiting for the other ranks. Until `wait` has
+  /// returned, inputs and outputs belong to the reduction, which keeps them alive; nobody else reads or writes them.
   ///
   /// Tensors count as rows of elements in the order of memory, so they are dense (no gaps, no overlaps), and ranks may
   /// shape them differently. Ranks start the same reductions in the same order, whatever they call between them; a

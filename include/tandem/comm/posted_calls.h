@@ -9,8 +9,8 @@
 
 namespace tandem::comm {
 
-/// Calls of a group's ranks that nobody waits for when they are made: a rank posts call n, goes on, and does its part of
-/// it once all ranks have posted theirs. The n-th call of every rank is the same one.
+/// Calls of a group's ranks that nobody waits for when they are made: a rank posts call n, goes on, and does its part
+/// of it once all ranks have posted theirs. The n-th call of every rank is the same one.
 class PostedCalls {
  public:
   /// Calls that can be under way.
@@ -21,9 +21,9 @@ class PostedCalls {
   PostedCalls(const PostedCalls&) = delete;
   PostedCalls& operator=(const PostedCalls&) = delete;
 
-  /// Posts `rank`'s next call and returns its number, from 1. `payload` may be read, and what it leads to be written, by
-  /// all ranks until the call is `done` or the rank is `withdrawn`. Throws CollectiveError when kOpen are under way, and
-  /// Cancelled when the token has fired.
+  /// Posts `rank`'s next call and returns its number, from 1. `payload` may be read, and what it leads to be written,
+  /// by all ranks until the call is `done` or the rank is `withdrawn`. Throws CollectiveError when kOpen are under way,
+  /// and Cancelled when the token has fired.
   std::uint64_t post(int rank, const CallRecord& record, const void* payload);
 
   /// `rank`'s part of the first call that it has not done its part of. False while that is not posted by all ranks;

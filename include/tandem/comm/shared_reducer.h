@@ -40,8 +40,8 @@ class SharedReducer {
   };
 
   /// Starts a reduction of more than a few elements, in place as above, and returns its number; `mine` and the memory
-  /// that it tells of are lent until `wait` returns. Does not wait, but does this rank's part of started reductions that
-  /// all other ranks have come to. Collective, but for itself: ranks start the same reductions in the same order,
+  /// that it tells of are lent until `wait` returns. Does not wait, but does this rank's part of started reductions
+  /// that all other ranks have come to. Collective, but for itself: ranks start the same reductions in the same order,
   /// whatever else they call between them. Throws like PostedCalls::post.
   std::uint64_t start(const CallRecord& record, const Started& mine);
 

@@ -15,8 +15,8 @@ namespace tandem::nn {
 struct GradientBucket {
   std::size_t index = 0;  ///< 0 is the first to be reduced; the same on all ranks
   at::Tensor gradients;   ///< [elements], flat; those of parameters that a pass has not reached are 0
-  /// The parameters' parts of `gradients`, in the shapes of the parameters. The parts of some 64 bytes between them that
-  /// belong to none stay 0.
+  /// The parameters' parts of `gradients`, in the shapes of the parameters. The parts of some 64 bytes between them
+  /// that belong to none stay 0.
   std::vector<at::Tensor> parts;
 };
 

@@ -24,17 +24,17 @@ class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
 ///
-/// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended. From
-/// then on the parameters that passes reach lie in buckets, in the order in which their gradients came on rank 0, and a
-/// bucket's reduction starts, within the pass, as soon as its last gradient is there and the buckets before it have
-/// started. When the pass has ended the ranks tell each other what it has reached: buckets that have not started, and
-/// gradients that nobody expected, follow. A parameter that a rank's pass has not reached counts there with the gradient
-/// that it has, or as zero. One that no rank has reached since the last reduction keeps its gradient, or has none.
-/// (After Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020, without its
-/// walk of the graph.)
+/// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended.
+/// From then on the parameters that passes reach lie in buckets, in the order in which their gradients came on rank 0,
+/// and a bucket's reduction starts, within the pass, as soon as its last gradient is there and the buckets before it
+/// have started. When the pass has ended the ranks tell each other what it has reached: buckets that have not started,
+/// and gradients that nobody expected, follow. A parameter that a rank's pass has not reached counts there with the
+/// gradient that it has, or as zero. One that no rank has reached since the last reduction keeps its gradient, or has
+/// none. (After Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020,
+/// without its walk of the graph.)
 ///
-/// Sparse gradients are gathered. Gradients that are part of a graph (create_graph) are overwritten in place, and remain
-/// part of it.
+/// Sparse gradients are gathered. Gradients that are part of a graph (create_graph) are overwritten in place, and
+/// remain part of it.
 class GradientReducer {
  public:
   /// Checks that all ranks' modules have the same parameters and buffers, and gives all of them rank 0's values.
@@ -159,8 +159,8 @@ class GradientReducers {
   /// was prepared.
   void before_pass();
 
-  /// Begins a pass whose gradients, with those accumulated since the last reduction, are reduced. Throws CollectiveError
-  /// when the last one was left in the middle. Collective, with `finish_pass`.
+  /// Begins a pass whose gradients, with those accumulated since the last reduction, are reduced. Throws
+  /// CollectiveError when the last one was left in the middle. Collective, with `finish_pass`.
   void begin_pass();
 
   /// Ends it: all gradients are the mean over the ranks, and buffers rank `main`'s.

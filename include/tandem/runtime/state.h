@@ -41,7 +41,7 @@ struct LaunchConfig {
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
   nn::GradientReducerOptions gradient_reducer{};
-  int scheduler_steps_per_update = 1;   ///< inner scheduler steps an update; Accelerate's scripts expect world size
+  int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
   std::stop_token cancel{};                                      ///< ends the launch from outside, as a failure would
