@@ -212,7 +212,9 @@ class SharedMemoryCommunicator final : public Communicator {
     const RankGroup::Call call(group_, rank_, record, &tensors);
     if (rank_ == root) return;
     const auto& source = call.payload<at::TensorList>(root);
-    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].detach().copy_(source[i].detach());
+    // Ranks may share the memory of what they broadcast.
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].data_ptr() != source[i].data_ptr()) tensors[i].detach().copy_(source[i].detach());
   }
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {

@@ -7,6 +7,7 @@
 #include <c10/util/strides.h>
 
 #include "nn/gradient_reducer_parts.h"
+#include "nn/memory.h"
 
 namespace tandem::nn {
 namespace {
@@ -26,12 +27,11 @@ std::size_t bytes_of(const at::Tensor& parameter) {
   return static_cast<std::size_t>(elements_of_part(parameter) * parameter.element_size());
 }
 
-// The elements of `flat` from `offset` on, in memory as LibTorch lays out a gradient of `parameter`. Not a view for
-// autograd: Optimizer::zero_grad refuses those.
+// The elements of `flat` from `offset` on, in memory as LibTorch lays out a gradient of `parameter`.
 at::Tensor part_of(const at::Tensor& flat, std::int64_t offset, const at::Tensor& parameter) {
   const bool dense = parameter.is_non_overlapping_and_dense();
   const auto strides = dense ? c10::DimVector(parameter.strides()) : c10::contiguous_strides(parameter.sizes());
-  return at::empty({0}, flat.options()).set_(flat.storage(), offset, parameter.sizes(), strides);
+  return tensor_on(flat, offset, parameter.sizes(), strides);
 }
 
 }  // namespace

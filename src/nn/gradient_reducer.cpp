@@ -10,7 +10,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "nn/gradient_reducer_parts.h"
-#include "nn/memory_order.h"
+#include "nn/memory.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
 
@@ -69,6 +69,7 @@ GradientReducer::GradientReducer(std::shared_ptr<torch::nn::Module> module, comm
       communicator_(communicator),
       group_(group),
       options_(options),
+      weights_(parameters_, communicator, group),
       told_(std::make_unique<Told>()) {
   update();
 }
@@ -78,6 +79,7 @@ GradientReducer::~GradientReducer() { stop(); }
 void GradientReducer::update() {
   stop();
   drop_buckets();
+  weights_.unshare();
   take_over_tensors();
   check_same_on_all_ranks();
   broadcast(0);
@@ -165,6 +167,7 @@ void GradientReducer::broadcast(int root) {
   std::vector<at::Tensor> everything(buffers_);
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
   communicator_.broadcast(everything, root);
+  weights_.accept();
 }
 
 void GradientReducer::begin_window() {

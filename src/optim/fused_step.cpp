@@ -14,7 +14,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
-#include "nn/memory_order.h"
+#include "nn/memory.h"
 
 namespace tandem::optim {
 namespace {

@@ -52,6 +52,20 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   return reducer;
 }
 
+std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
+  const Sharding sharding = context_.state->config.sharding;
+  const bool automatic = sharding == Sharding::automatic;
+  if (world_size() == 1 || sharding == Sharding::none || (automatic && !device().is_cpu())) return nullptr;
+  using Weights = optim::ShardedOptimizer::Weights;
+  return std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group, reducers_,
+                                                   automatic ? Weights::shared : Weights::own);
+}
+
+void Accelerator::for_each_sharded(void (optim::ShardedOptimizer::*action)()) {
+  for (const auto& observer : optimizers_)
+    if (auto optimizer = observer.lock(); optimizer && optimizer->sharded()) (optimizer->sharded()->*action)();
+}
+
 data::LoaderContext Accelerator::loader_context() {
   const auto& config = context_.state->config;
   return {.rank = rank(),
@@ -140,6 +154,7 @@ double Accelerator::factor_over_items(double items) {
 
 void Accelerator::begin_join() {
   if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
+  for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
   reductions_in_join_ = 0;
 }
 
@@ -188,6 +203,7 @@ void Accelerator::take_over_from_last() {
     if (rank() != last) load_state(optimizer->inner(), state);
     optimizer->set_updates(broadcast_object(optimizer->updates(), last));
   }
+  for_each_sharded(&optim::ShardedOptimizer::resume);
 }
 
 void Accelerator::synchronize_rng_states(const std::vector<data::RngType>& types) {

@@ -23,6 +23,8 @@ enum class Operation : std::uint8_t {
   check_trigger,
   prepare,
   reduce_gradients,
+  share_weights,
+  optimizer_step,
   main_first,
   join_uneven_inputs,
   find_executable_batch_size

@@ -15,10 +15,9 @@
 #include "tandem/core/cancel_token.h"
 #include "tandem/nn/gradient_bucket.h"
 #include "tandem/nn/gradient_reducer_options.h"
+#include "tandem/nn/shared_weights.h"
 
 namespace tandem::nn {
-
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 class GradientReducers;
 
@@ -73,6 +72,8 @@ class GradientReducer {
   /// The module's parameters by their first names, each once.
   const NamedTensors& parameters() const { return parameters_; }
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
+  SharedWeights& weights() { return weights_; }
+  const SharedWeights& weights() const { return weights_; }
 
  private:
   friend class GradientReducers;
@@ -123,6 +124,7 @@ class GradientReducer {
 
   NamedTensors parameters_;
   std::vector<at::Tensor> buffers_;
+  SharedWeights weights_;
   std::vector<Slot> slots_;  // of parameters_
   std::vector<Bucket> buckets_;
   GradientReducers* reducers_ = nullptr;  // told when a bucket may be ready

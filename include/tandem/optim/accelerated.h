@@ -19,6 +19,7 @@
 #include "tandem/optim/fused_step.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
+#include "tandem/optim/sharded_optimizer.h"
 
 namespace tandem::optim {
 
@@ -41,19 +42,20 @@ class Observer {
 /// The inner optimizer and the rank's state outlive it. Copies share the inner optimizer and the count of updates.
 class AcceleratedOptimizer {
  public:
-  /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step().
-  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused)
-      : shared_(std::make_shared<Shared>(
-            Shared{inner, state, token, 0, fused ? std::optional(FusedStep(inner)) : std::nullopt})) {}
+  /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `sharded` may be null.
+  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
+                       std::unique_ptr<ShardedOptimizer> sharded = nullptr)
+      : shared_(std::make_shared<Shared>(Shared{
+            inner, state, token, 0, fused ? std::optional(FusedStep(inner)) : std::nullopt, std::move(sharded)})) {}
 
-  /// Updates the parameters, when gradients are in sync.
+  /// Updates the parameters, when gradients are in sync. Collective then, unless every rank updates all by itself.
   void step() {
     shared_->token.check();
     if (!shared_->state.sync_gradients) return;
-    if (shared_->fused_step)
-      shared_->fused_step->step();
+    if (shared_->sharded)
+      shared_->sharded->step([this] { update(); });
     else
-      shared_->inner.step();
+      update();
     shared_->updates += 1;
   }
 
@@ -70,6 +72,9 @@ class AcceleratedOptimizer {
 
   torch::optim::Optimizer& inner() const { return shared_->inner; }
 
+  /// How the update is divided over the ranks; null when it is not.
+  ShardedOptimizer* sharded() const { return shared_->sharded.get(); }
+
  private:
   struct Shared {
     torch::optim::Optimizer& inner;
@@ -77,7 +82,15 @@ class AcceleratedOptimizer {
     const CancelToken& token;
     std::int64_t updates;
     std::optional<FusedStep> fused_step;
+    std::unique_ptr<ShardedOptimizer> sharded;
   };
+
+  void update() {
+    if (shared_->fused_step)
+      shared_->fused_step->step();
+    else
+      shared_->inner.step();
+  }
 
   friend class Observer<AcceleratedOptimizer>;
   explicit AcceleratedOptimizer(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}

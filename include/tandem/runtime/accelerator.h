@@ -340,7 +340,7 @@ class Accelerator {
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
-                                            context_.state->config.fused_optimizers);
+                                            context_.state->config.fused_optimizers, sharded(object));
       optimizers_.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
@@ -368,6 +368,8 @@ class Accelerator {
       std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
+  std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
+  void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
   std::function<void()> undo_point();  // what it returns sets this rank back to now

@@ -25,6 +25,13 @@ enum class Precision {
   fp32  ///< as the model has it
 };
 
+/// What ranks have in common instead of each having its own. Results are the same to the bit.
+enum class Sharding {
+  none,       ///< every rank has all weights and the whole state of its optimizers
+  optimizer,  ///< each rank updates a part of the weights, and has the optimizer state of these (ZeRO stage 1)
+  automatic   ///< CPU ranks: as `optimizer`, and one copy of the weights where that is exact; GPUs: none
+};
+
 /// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
 /// cpu.
 struct LaunchConfig {
@@ -40,6 +47,7 @@ struct LaunchConfig {
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
+  Sharding sharding = Sharding::automatic;  ///< see optim::ShardedOptimizer
   nn::GradientReducerOptions gradient_reducer{};
   int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
