@@ -13,13 +13,6 @@
 namespace tandem {
 namespace {
 
-std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  return gradients;
-}
-
 std::string save_state(const torch::optim::Optimizer& optimizer) {
   torch::serialize::OutputArchive archive;
   optimizer.save(archive);
@@ -68,6 +61,8 @@ data::LoaderContext Accelerator::loader_context() {
 
 void Accelerator::begin_micro_batch(bool close) {
   GradientState& state = context_.gradients;
+  // The scale stays the same within a window, whose gradients add up.
+  if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
   state.begin_micro_batch(close);
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
   if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
@@ -75,12 +70,19 @@ void Accelerator::begin_micro_batch(bool close) {
       reducer->scale_unreduced(static_cast<double>(state.num_steps) / state.window_length);
 }
 
+// `loss` as autograd is to see it.
+at::Tensor Accelerator::scaled(const at::Tensor& loss) {
+  if (!scaler_) return loss;
+  if (!context_.gradients.inside_window && scaler_->has_stepped()) scaler_->begin_iteration();
+  return scaler_->scale(loss);
+}
+
 void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
-  const at::Tensor scaled = state.divisor() > 1 ? loss / state.divisor() : loss;
-  scaled.backward({}, options.retain_graph, options.create_graph);
+  const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
+  scaled(mean).backward({}, options.retain_graph, options.create_graph);
   if (state.sync_gradients) reduce_gradients();
 }
 
@@ -99,7 +101,7 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items) {
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
   if (!(items >= 0) || std::isinf(items))
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
-  loss_sum.backward();
+  scaled(loss_sum).backward();
   state.items = state.items.value_or(0) + items;
   if (!state.sync_gradients) return;
   reduce_over_items(*state.items, reductions_in_join_ ? meet_in_join(JoinState::reduces_items) : 0);
@@ -134,12 +136,17 @@ int Accelerator::meet_in_join(JoinState mine) {
     else if (state != mine)
       throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
   }
-  if (mine != JoinState::has_ended) *reductions_in_join_ += 1;
+  if (mine == JoinState::reduces_mean || mine == JoinState::reduces_items) *reductions_in_join_ += 1;
   return first;
 }
 
 void Accelerator::answer_until_all_have_ended() {
   for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
+    if (answered_ == JoinState::agrees_on_step) {
+      at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(device()));
+      context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
+      continue;
+    }
     // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
     if (answered_ == JoinState::reduces_items)
       reduce_over_items(context_.gradients.items.value_or(0), main);
@@ -163,8 +170,11 @@ void Accelerator::take_over_from_last() {
     if (!optimizer) continue;
     const std::string state = broadcast_object(rank() == last ? save_state(optimizer->inner()) : std::string(), last);
     if (rank() != last) load_state(optimizer->inner(), state);
-    optimizer->set_updates(broadcast_object(optimizer->updates(), last));
+    const auto [updates, skipped] =
+        broadcast_object(std::pair(optimizer->updates(), optimizer->step_was_skipped()), last);
+    optimizer->set_updates(updates, skipped);
   }
+  if (scaler_) scaler_->load_state(broadcast_object(scaler_->state(), last));
 }
 
 void Accelerator::synchronize_rng_states(const std::vector<data::RngType>& types) {
@@ -191,26 +201,6 @@ std::function<void()> Accelerator::rng_synchronisation() {
       std::all_of(types.begin(), types.end(), [](data::RngType type) { return type == data::RngType::generator; });
   if (nothing_to_do) return {};
   return [this, types] { synchronize_rng_states(types); };
-}
-
-std::optional<double> Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
-                                                   double norm_type) {
-  context_.group->token().check();
-  if (!sync_gradients()) return std::nullopt;
-  const at::NoGradGuard no_grad;
-  const auto gradients = gradients_of(parameters);
-  if (gradients.empty()) return 0.0;
-  const double norm = at::stack(at::_foreach_norm(gradients, norm_type)).norm(norm_type).item<double>();
-  // As torch::nn::utils::clip_grad_norm_: 1e-6 keeps a zero norm from dividing.
-  const double factor = max_norm / (norm + 1e-6);
-  if (factor < 1.0) at::_foreach_mul_(gradients, factor);
-  return norm;
-}
-
-void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
-  if (!sync_gradients()) return;
-  const at::NoGradGuard no_grad;
-  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
 }
 
 at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {
