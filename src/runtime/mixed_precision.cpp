@@ -35,9 +35,12 @@ void Accelerator::agree_on_step(at::Tensor& found_inf) {
 }
 
 void Accelerator::unscale_gradients() {
-  if (!scaler_ || !sync_gradients()) return;
   for (const auto& observer : optimizers_)
-    if (auto optimizer = observer.lock()) scaler_->unscale_(optimizer->inner());
+    if (const auto optimizer = observer.lock()) unscale_gradients(*optimizer);
+}
+
+void Accelerator::unscale_gradients(const optim::AcceleratedOptimizer& optimizer) {
+  if (scaler_ && sync_gradients()) scaler_->unscale_(optimizer.inner());
 }
 
 // Of the optimizers that update any of `parameters`; the others may still wait for a backward pass.
@@ -47,7 +50,7 @@ void Accelerator::unscale_gradients_of(const std::vector<at::Tensor>& parameters
   for (const at::Tensor& parameter : parameters)
     if (parameter.grad().defined()) wanted.insert(parameter.unsafeGetTensorImpl());
   for (const auto& observer : optimizers_) {
-    auto optimizer = observer.lock();
+    const auto optimizer = observer.lock();
     if (!optimizer) continue;
     std::size_t found = 0;
     for (const auto& group : optimizer->inner().param_groups())

@@ -208,23 +208,33 @@ TEST_CASE("without mixed precision nothing is cast, and a user's own autocast is
 }
 
 TEST_CASE("an exception that leaves a forward leaves no autocast behind, and is the one that was thrown") {
-  run_ranks(2,
-            [](Accelerator& accelerator) {
-              Probe probe;
-              auto model = accelerator.prepare(probe);
-              const AutocastState before;
-              probe->inside = [] { throw std::out_of_range("no such word"); };
-              std::string text;
-              try {
-                model(torch::ones({1, 4}));
-              } catch (const std::out_of_range& error) {
-                text = error.what();
-              }
-              if (text != "no such word") throw std::runtime_error("another exception");
-              if (!(AutocastState() == before)) throw std::runtime_error("autocast was left on");
-              if (probe->seen != at::kHalf) throw std::runtime_error("autocast was not on");
-            },
-            {.mixed_precision = Precision::fp16});
+  struct Seen {
+    std::string error;
+    at::ScalarType inside{};
+    bool restored = false;
+  };
+  const auto all = on_ranks<Seen>(2,
+                                  [](Accelerator& accelerator) {
+                                    Probe probe;
+                                    auto model = accelerator.prepare(probe);
+                                    const AutocastState before;
+                                    Seen seen;
+                                    probe->inside = [] { throw std::out_of_range("no such word"); };
+                                    try {
+                                      model(torch::ones({1, 4}));
+                                    } catch (const std::out_of_range& error) {
+                                      seen.error = error.what();
+                                    }
+                                    seen.inside = probe->seen;
+                                    seen.restored = AutocastState() == before;
+                                    return seen;
+                                  },
+                                  {.mixed_precision = Precision::fp16});
+  for (const auto& seen : all) {
+    CHECK(seen.error == "no such word");
+    CHECK(seen.inside == at::kHalf);
+    CHECK(seen.restored);
+  }
 }
 
 TEST_CASE("an operator without a kernel for the precision is an error that says which to use instead") {
@@ -477,6 +487,30 @@ TEST_CASE("accumulation and clipping under a scale give the numbers of float32, 
     CHECK(scaled[0].norms[0] == -1);
     CHECK(scaled[0].norms[1] > 1.5);
   }
+}
+
+TEST_CASE("optimizers that take turns in one window are unscaled one by one") {
+  const auto gradients =
+      on_ranks<std::vector<float>>(2,
+                                   [](Accelerator& accelerator) {
+                                     Scale a, b;
+                                     torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
+                                     auto [model_a, model_b, first, second] = accelerator.prepare(a, b, sgd_a, sgd_b);
+                                     const auto window = accelerator.accumulate(model_a, model_b);
+                                     accelerator.backward(model_a(torch::full({2}, 3.0F)).sum());
+                                     accelerator.unscale_gradients(first);
+                                     std::vector<float> seen{model_a->weight.grad()[0].item<float>()};
+                                     first.step();
+                                     accelerator.backward(model_b(torch::full({2}, 5.0F)).sum());
+                                     accelerator.unscale_gradients(second);
+                                     seen.push_back(model_b->weight.grad()[0].item<float>());
+                                     second.step();
+                                     for (const auto& model : {model_a, model_b})
+                                       seen.push_back(model->weight[0].item<float>());
+                                     return seen;
+                                   },
+                                   {.mixed_precision = Precision::fp16});
+  for (const auto& seen : gradients) CHECK(seen == std::vector<float>{3, 5, -3, -5});
 }
 
 TEST_CASE("gradients that are dropped after clipping, without a step, do not spoil the next ones") {

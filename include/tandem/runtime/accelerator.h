@@ -187,9 +187,11 @@ class Accelerator {
   /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
   optim::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
 
-  /// Divides the gradients of all prepared optimizers by the scale, for code that looks at them before the step. Once a
-  /// window, where it has not been done; acts only when sync_gradients(). Not collective.
+  /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
+  /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
+  /// collective.
   void unscale_gradients();
+  void unscale_gradients(const optim::AcceleratedOptimizer& optimizer);
 
   /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
   /// all ranks.

@@ -24,14 +24,16 @@ namespace tandem {
 /// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
 /// cpu.
 struct LaunchConfig {
-  std::optional<int> gpus{};                  ///< the first N GPUs, a rank each
-  std::vector<int> devices{};                 ///< these GPUs, a rank each
-  std::optional<int> cpu{};                   ///< N CPU ranks; ranks may outnumber cores
-  std::uint64_t seed = 42;                    ///< master seed; rank 0's generators are seeded with it
-  Precision mixed_precision = Precision::no;  ///< what prepared models compute in
-  optim::GradScalerOptions grad_scaler{};     ///< loss scaling under Precision::fp16
-  int threads_per_rank = 0;                   ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
-  bool pin_threads = false;                   ///< bind rank r to its share of the cores
+  std::optional<int> gpus{};   ///< the first N GPUs, a rank each
+  std::vector<int> devices{};  ///< these GPUs, a rank each
+  std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
+  std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
+  /// What prepared models compute in.
+  Precision mixed_precision = Precision::no;
+  /// Loss scaling under Precision::fp16.
+  optim::GradScalerOptions grad_scaler{};
+  int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  bool pin_threads = false;             ///< bind rank r to its share of the cores
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
