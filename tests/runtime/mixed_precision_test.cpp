@@ -6,7 +6,6 @@
 #include <thread>
 
 #include <ATen/autocast_mode.h>
-#include <torch/nn/functional/linear.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/dropout.h>
@@ -258,9 +257,9 @@ TEST_CASE("a weight used twice gets the same gradient when another thread's auto
   struct TwiceImpl : torch::nn::Module {
     TwiceImpl() : weight(register_parameter("weight", torch::ones({1, 1}))) {}
     at::Tensor forward(bool interrupt) {
-      const auto first = torch::nn::functional::linear(torch::ones({1, 1}), weight);
+      const auto first = at::linear(torch::ones({1, 1}), weight);
       if (interrupt) std::thread([] { at::autocast::clear_cache(); }).join();
-      return first + torch::nn::functional::linear(torch::full({1, 1}, 1.0F / 512), weight);
+      return first + at::linear(torch::full({1, 1}, 1.0F / 512), weight);
     }
     at::Tensor weight;
   };
