@@ -31,21 +31,17 @@ void load_state(torch::optim::Optimizer& optimizer, const std::string& state) {
 }  // namespace
 
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
-  for (const auto& [known, reducer] : reducers_)
-    if (known == module) return reducer;
-  if (context_.state->config.device_placement) module->to(device());
-  // Tied weights once, under their first name: LibTorch lists them as often as they are registered.
-  const auto list = [](const auto& items) {
-    nn::NamedTensors tensors;
-    for (const auto& item : items)
-      if (std::none_of(tensors.begin(), tensors.end(),
-                       [&](const auto& known) { return known.second.is_same(item.value()); }))
-        tensors.emplace_back(item.key(), item.value());
-    return tensors;
-  };
-  auto reducer = std::make_shared<nn::GradientReducer>(list(module->named_parameters()), list(module->named_buffers()),
-                                                       *context_.communicator, *context_.group);
-  reducers_.emplace_back(module, reducer);
+  auto reducer = reducers_.find(*module);
+  if (reducer && !reducer->added_parameter()) return reducer;
+  const LaunchConfig& config = context_.state->config;
+  if (config.device_placement) module->to(device());
+  if (reducer) {
+    reducer->update();
+    return reducer;
+  }
+  reducer =
+      std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, config.gradient_reducer);
+  reducers_.add(reducer);
   return reducer;
 }
 
@@ -64,10 +60,14 @@ void Accelerator::begin_micro_batch(bool close) {
   // The scale stays the same within a window, whose gradients add up.
   if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
   state.begin_micro_batch(close);
+  if (state.window_length == 1) begin_window_of_gradients();
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
   if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
-    for (const auto& [module, reducer] : reducers_)
-      reducer->scale_unreduced(static_cast<double>(state.num_steps) / state.window_length);
+    scale_window(static_cast<double>(state.num_steps) / state.window_length);
+}
+
+void Accelerator::scale_window(double factor) {
+  for (const auto& reducer : reducers_) reducer->scale_window(factor);
 }
 
 // `loss` as autograd is to see it.
@@ -82,16 +82,11 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
   const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
-  scaled(mean).backward({}, options.retain_graph, options.create_graph);
-  if (state.sync_gradients) reduce_gradients();
+  if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
+  reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
 }
 
-void Accelerator::reduce_gradients() {
-  const int main = reductions_in_join_ ? meet_in_join(JoinState::reduces_mean) : 0;
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
-}
-
-void Accelerator::backward(const at::Tensor& loss_sum, double items) {
+void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.window_length > 1 && !state.items)
@@ -101,20 +96,48 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items) {
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
   if (!(items >= 0) || std::isinf(items))
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
-  scaled(loss_sum).backward();
   state.items = state.items.value_or(0) + items;
-  if (!state.sync_gradients) return;
-  reduce_over_items(*state.items, reductions_in_join_ ? meet_in_join(JoinState::reduces_items) : 0);
+  if (!state.sync_gradients) {
+    if (!state.trigger_sync) return run_backward(loss_sum, options);
+    return reduce_backward(loss_sum, options, main_of_pass(JoinState::reduces_mean));
+  }
+  const int main = main_of_pass(JoinState::reduces_items);
+  const double factor = factor_over_items(*state.items);
+  scale_window(factor);
+  reduce_backward(loss_sum * factor, options, main);
   if (state.inside_window)
     state.items_reduced = true;
   else
     state.begin_window();
 }
 
-void Accelerator::reduce_over_items(double items, int main) {
+// A backward pass whose gradients stay with this rank.
+void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) {
+  reducers_.before_pass();
+  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
+}
+
+// One whose gradients are reduced; buffers become rank `main`'s.
+void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
+  reducers_.before_pass();
+  reducers_.begin_pass();
+  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
+  reducers_.finish_pass(main);
+  if (!context_.gradients.inside_window) begin_window_of_gradients();
+}
+
+void Accelerator::begin_window_of_gradients() {
+  for (const auto& reducer : reducers_) reducer->begin_window();
+}
+
+// The rank whose buffers all shall have after a reduction: the first that has not ended its part of a join.
+int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? meet_in_join(mine) : 0; }
+
+// What a sum over items is multiplied by, so that the mean over the ranks becomes the mean over the items of all ranks.
+double Accelerator::factor_over_items(double items) {
   const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::sum, 1.0 / all_items, main);
+  return world_size() / all_items;
 }
 
 void Accelerator::begin_join() {
@@ -148,12 +171,12 @@ void Accelerator::answer_until_all_have_ended() {
       continue;
     }
     // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
-    if (answered_ == JoinState::reduces_items)
-      reduce_over_items(context_.gradients.items.value_or(0), main);
-    else
-      for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
+    if (answered_ == JoinState::reduces_items) scale_window(factor_over_items(context_.gradients.items.value_or(0)));
+    reducers_.begin_pass();
+    reducers_.finish_pass(main);
     context_.gradients.begin_window();
-    for (const auto& [module, reducer] : reducers_) reducer->clear_gradients();
+    begin_window_of_gradients();
+    for (const auto& reducer : reducers_) reducer->clear_gradients();
   }
 }
 
@@ -161,7 +184,7 @@ void Accelerator::take_over_from_last() {
   const auto reductions = gather_objects(*reductions_in_join_);
   reductions_in_join_.reset();
   const auto last = static_cast<int>(std::max_element(reductions.begin(), reductions.end()) - reductions.begin());
-  for (const auto& [module, reducer] : reducers_) reducer->broadcast(last);
+  for (const auto& reducer : reducers_) reducer->broadcast(last);
   for (const auto& observer : schedulers_)
     if (auto scheduler = observer.lock()) scheduler->catch_up(broadcast_object(scheduler->updates(), last));
   // After the schedulers, so that the learning rates are those of the state.

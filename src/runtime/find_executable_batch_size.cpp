@@ -57,6 +57,8 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     const auto first = std::find_if(all.begin(), all.end(), [](std::uint64_t set) { return set != 0; });
     if (first == all.end()) return size;
     failed = static_cast<int>(first - all.begin());
+    context_.communicator->forget_started();  // by bodies that ended in a backward pass
+    context_.group->meet(rank(), record);
     undo();
     free_rank_memory();  // of sizes that are not wanted again
   }
@@ -75,7 +77,7 @@ std::function<void()> Accelerator::undo_point() {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
-    shorten(reducers_, models);
+    reducers_.shorten(models);
     shorten(optimizers_, optimizers);
     shorten(schedulers_, schedulers);
     context_.gradients = gradients;

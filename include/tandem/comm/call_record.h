@@ -22,6 +22,7 @@ enum class Operation : std::uint8_t {
   broadcast_object,
   check_trigger,
   prepare,
+  reduce_gradients,
   main_first,
   join_uneven_inputs,
   find_executable_batch_size

@@ -111,23 +111,30 @@ class Accelerator {
     return AccumulationStep(*this, true);
   }
 
-  /// While alive, backward passes are not reduced, whatever the window.
-  class [[nodiscard]] NoSync {
+  /// Sets a flag while alive.
+  class [[nodiscard]] FlagScope {
    public:
-    explicit NoSync(GradientState& state) : state_(state), before_(std::exchange(state.sync_gradients, false)) {}
-    ~NoSync() { state_.sync_gradients = before_; }
-    NoSync(const NoSync&) = delete;
-    NoSync& operator=(const NoSync&) = delete;
+    FlagScope(bool& flag, bool value) : flag_(flag), before_(std::exchange(flag, value)) {}
+    ~FlagScope() { flag_ = before_; }
+    FlagScope(const FlagScope&) = delete;
+    FlagScope& operator=(const FlagScope&) = delete;
 
    private:
-    GradientState& state_;
+    bool& flag_;
     bool before_;
   };
 
   /// Suspends the reduction of gradients for a scope: they add up on each rank until the next backward outside of it.
   template <class... Models>
-  NoSync no_sync(const Models&...) {
-    return NoSync(context_.gradients);
+  FlagScope no_sync(const Models&...) {
+    return {context_.gradients.sync_gradients, false};
+  }
+
+  /// Has every backward within a scope reduce the gradients, also in a micro-batch that does not close its window. What
+  /// was accumulated before is reduced with them. Optimizers go on waiting for the window.
+  template <class... Models>
+  FlagScope trigger_sync_in_backward(const Models&...) {
+    return {context_.gradients.trigger_sync, true};
   }
 
   /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
@@ -140,7 +147,7 @@ class Accelerator {
   /// over all items of the window and of all ranks. A window has either form of backward (ConfigError), and this form
   /// once in the micro-batch that closes it. Collective when sync_gradients(). Throws DataError when all ranks together
   /// have no items.
-  void backward(const at::Tensor& loss_sum, double items);
+  void backward(const at::Tensor& loss_sum, double items, BackwardOptions options = {});
 
   /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
   /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
@@ -412,8 +419,12 @@ class Accelerator {
   void unscale_gradients_of(const std::vector<at::Tensor>& parameters);
   void agree_on_step(at::Tensor& found_inf);
   std::function<void()> undo_point();  // what it returns sets this rank back to now
-  void reduce_gradients();
-  void reduce_over_items(double items, int main);
+  void scale_window(double factor);
+  void run_backward(const at::Tensor& loss, BackwardOptions options);
+  void reduce_backward(const at::Tensor& loss, BackwardOptions options, int main);
+  void begin_window_of_gradients();
+  int main_of_pass(JoinState mine);
+  double factor_over_items(double items);
   void begin_join();
   void answer_until_all_have_ended();
   void take_over_from_last();
@@ -428,8 +439,7 @@ class Accelerator {
   static void write_out(const std::string& text);
 
   RankContext& context_;
-  // In the order of preparation, so that all ranks reduce in the same order.
-  std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::shared_ptr<nn::GradientReducer>>> reducers_;
+  nn::GradientReducers reducers_;  // of the prepared models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers_;
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers_;
   std::optional<optim::GradScaler> scaler_;         // under fp16

@@ -14,6 +14,7 @@
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/cancel_token.h"
 #include "tandem/data/prepare.h"
+#include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/gradient_state.h"
 #include "tandem/nn/precision.h"
 #include "tandem/optim/grad_scaler.h"
@@ -39,7 +40,8 @@ struct LaunchConfig {
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
-  int scheduler_steps_per_update = 1;   ///< inner scheduler steps an update; Accelerate's scripts expect world size
+  nn::GradientReducerOptions gradient_reducer{};
+  int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
   std::stop_token cancel{};                                      ///< ends the launch from outside, as a failure would
