@@ -10,6 +10,7 @@
 #include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/optim/exponential_moving_average.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/optim/lr_schedulers.h"
 #include "tandem/optim/one_cycle_lr.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"

@@ -13,13 +13,6 @@
 namespace tandem {
 namespace {
 
-std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  return gradients;
-}
-
 std::string save_state(const torch::optim::Optimizer& optimizer) {
   torch::serialize::OutputArchive archive;
   optimizer.save(archive);
@@ -78,6 +71,8 @@ data::LoaderContext Accelerator::loader_context() {
 
 void Accelerator::begin_micro_batch(bool close) {
   GradientState& state = context_.gradients;
+  // The scale stays the same within a window, whose gradients add up.
+  if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
   state.begin_micro_batch(close);
   if (state.window_length == 1) begin_window_of_gradients();
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
@@ -89,13 +84,20 @@ void Accelerator::scale_window(double factor) {
   for (const auto& reducer : reducers_) reducer->scale_window(factor);
 }
 
+// `loss` as autograd is to see it.
+at::Tensor Accelerator::scaled(const at::Tensor& loss) {
+  if (!scaler_) return loss;
+  if (!context_.gradients.inside_window && scaler_->has_stepped()) scaler_->begin_iteration();
+  return scaler_->scale(loss);
+}
+
 void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
-  const at::Tensor scaled = state.divisor() > 1 ? loss / state.divisor() : loss;
-  if (!state.sync_gradients && !state.trigger_sync) return run_backward(scaled, options);
-  reduce_backward(scaled, options, main_of_pass(JoinState::reduces_mean));
+  const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
+  if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
+  reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
 }
 
 void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
@@ -126,14 +128,14 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
 // A backward pass whose gradients stay with this rank.
 void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) {
   reducers_.before_pass();
-  loss.backward({}, options.retain_graph || options.create_graph, options.create_graph);
+  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
 }
 
 // One whose gradients are reduced; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
   reducers_.before_pass();
   reducers_.begin_pass();
-  loss.backward({}, options.retain_graph || options.create_graph, options.create_graph);
+  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
   reducers_.finish_pass(main);
   if (!context_.gradients.inside_window) begin_window_of_gradients();
 }
@@ -172,12 +174,17 @@ int Accelerator::meet_in_join(JoinState mine) {
     else if (state != mine)
       throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
   }
-  if (mine != JoinState::has_ended) *reductions_in_join_ += 1;
+  if (mine == JoinState::reduces_mean || mine == JoinState::reduces_items) *reductions_in_join_ += 1;
   return first;
 }
 
 void Accelerator::answer_until_all_have_ended() {
   for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
+    if (answered_ == JoinState::agrees_on_step) {
+      at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(device()));
+      context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
+      continue;
+    }
     // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
     if (answered_ == JoinState::reduces_items) scale_window(factor_over_items(context_.gradients.items.value_or(0)));
     reducers_.begin_pass();
@@ -201,8 +208,11 @@ void Accelerator::take_over_from_last() {
     if (!optimizer) continue;
     const std::string state = broadcast_object(rank() == last ? save_state(optimizer->inner()) : std::string(), last);
     if (rank() != last) load_state(optimizer->inner(), state);
-    optimizer->set_updates(broadcast_object(optimizer->updates(), last));
+    const auto [updates, skipped] =
+        broadcast_object(std::pair(optimizer->updates(), optimizer->step_was_skipped()), last);
+    optimizer->set_updates(updates, skipped);
   }
+  if (scaler_) scaler_->load_state(broadcast_object(scaler_->state(), last));
   for_each_sharded(&optim::ShardedOptimizer::resume);
 }
 
@@ -230,26 +240,6 @@ std::function<void()> Accelerator::rng_synchronisation() {
       std::all_of(types.begin(), types.end(), [](data::RngType type) { return type == data::RngType::generator; });
   if (nothing_to_do) return {};
   return [this, types] { synchronize_rng_states(types); };
-}
-
-std::optional<double> Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
-                                                   double norm_type) {
-  context_.group->token().check();
-  if (!sync_gradients()) return std::nullopt;
-  const at::NoGradGuard no_grad;
-  const auto gradients = gradients_of(parameters);
-  if (gradients.empty()) return 0.0;
-  const double norm = at::stack(at::_foreach_norm(gradients, norm_type)).norm(norm_type).item<double>();
-  // As torch::nn::utils::clip_grad_norm_: 1e-6 keeps a zero norm from dividing.
-  const double factor = max_norm / (norm + 1e-6);
-  if (factor < 1.0) at::_foreach_mul_(gradients, factor);
-  return norm;
-}
-
-void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
-  if (!sync_gradients()) return;
-  const at::NoGradGuard no_grad;
-  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
 }
 
 at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {

@@ -70,7 +70,9 @@ std::function<void()> Accelerator::undo_point() {
       {context_.generators.cpu, context_.generators.cpu.get_state()}};
   for (const at::Generator& generator : context_.generators.cuda)
     if (generator.defined()) generators.emplace_back(generator, generator.get_state());
-  return [this, generators, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
+  std::optional<optim::GradScalerState> scaler;
+  if (scaler_) scaler = scaler_->state();
+  return [this, generators, scaler, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
           models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size()] {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
@@ -81,6 +83,7 @@ std::function<void()> Accelerator::undo_point() {
     context_.gradients = gradients;
     reductions_in_join_ = join;
     trigger_ = trigger;
+    if (scaler) scaler_->load_state(*scaler);
     for (auto [generator, state] : generators) generator.set_state(state);
   };
 }

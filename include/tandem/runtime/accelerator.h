@@ -20,7 +20,9 @@
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
 #include "tandem/nn/model.h"
+#include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/runtime/state.h"
 
 namespace tandem {
@@ -37,7 +39,7 @@ struct BackwardOptions {
 /// calls differ. Every member that waits throws Cancelled when another rank has failed.
 class Accelerator {
  public:
-  explicit Accelerator(RankContext& context) : context_(context) {}
+  explicit Accelerator(RankContext& context);
   Accelerator(const Accelerator&) = delete;
   Accelerator& operator=(const Accelerator&) = delete;
 
@@ -137,7 +139,8 @@ class Accelerator {
 
   /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
   /// closes, the gradients of all prepared models are averaged over the ranks. A shorter last window is divided by its
-  /// own length. Collective when sync_gradients(). Throws what autograd throws.
+  /// own length. Under Precision::fp16 the gradients are scaled (grad_scaler()) until clipping or the step. Collective
+  /// when sync_gradients(). Throws what autograd throws.
   void backward(const at::Tensor& loss, BackwardOptions options = {});
 
   /// Backward pass of `loss_sum`, a sum over `items` of this rank. When the window closes the gradients become the mean
@@ -160,20 +163,46 @@ class Accelerator {
   }
 
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
-  /// and returns the norm before. Acts only when sync_gradients(), after the reduction: all ranks get the same norm.
-  std::optional<double> clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
-                                        double norm_type = 2.0);
+  /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
+  /// undefined tensor when !sync_gradients(): it acts only when the window closes, after the reduction, so that all
+  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. Unscales first (see unscale_gradients). Throws
+  /// ConfigError under fp16 when a gradient belongs to no prepared optimizer.
+  at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
   template <class Impl>
-  std::optional<double> clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
+  at::Tensor clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
     return clip_grad_norm_(model.parameters(), max_norm, norm_type);
   }
 
-  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients().
+  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients(). Unscales first, and throws, as
+  /// clip_grad_norm_.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
   template <class Impl>
   void clip_grad_value_(const nn::Model<Impl>& model, double limit) {
     clip_grad_value_(model.parameters(), limit);
   }
+
+  // ---- mixed precision (LaunchConfig::mixed_precision; without it these change nothing)
+
+  /// While alive, this thread's operators compute as in a prepared model's forward: for loss functions and what else is
+  /// outside of it. Backward passes belong outside.
+  nn::AutocastScope autocast() const {
+    return nn::AutocastScope(device().type(), context_.state->config.mixed_precision);
+  }
+
+  /// What scales the losses under Precision::fp16; null otherwise. Its update comes once an iteration, however many
+  /// optimizers share it: when the next window of accumulate() begins; outside of accumulate() with the first backward
+  /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
+  optim::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
+
+  /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
+  /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
+  /// collective.
+  void unscale_gradients();
+  void unscale_gradients(const optim::AcceleratedOptimizer& optimizer);
+
+  /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
+  /// all ranks.
+  bool optimizer_step_was_skipped() const;
 
   // ---- collectives over any nesting of tensors (see data/batch.h)
 
@@ -320,8 +349,8 @@ class Accelerator {
   }
 
  private:
-  // What a rank says before each reduction within join_uneven_inputs.
-  enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, has_ended };
+  // What a rank says within join_uneven_inputs before each reduction, and each step with a scaler.
+  enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, has_ended };
 
   struct Share {
     std::size_t begin, end, repeat;
@@ -340,12 +369,17 @@ class Accelerator {
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
-                                            context_.state->config.fused_optimizers, sharded(object));
+                                            context_.state->config.fused_optimizers, grad_scaler(), sharded(object));
       optimizers_.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
-      optim::AcceleratedScheduler scheduler(object, context_.gradients,
-                                            context_.state->config.scheduler_steps_per_update);
+      const int steps_per_update = context_.state->config.scheduler_steps_per_update;
+      auto scheduler = [&] {
+        if constexpr (optim::UpdateScheduler<Type>)
+          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update, skipping_of(object));
+        else
+          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update);
+      }();
       schedulers_.emplace_back(scheduler);
       return scheduler;
     } else {
@@ -359,7 +393,7 @@ class Accelerator {
 
   template <class Impl>
   nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
-    return nn::Model<Impl>(module, reducer_of(module));
+    return nn::Model<Impl>(module, reducer_of(module), device().type(), context_.state->config.mixed_precision);
   }
 
   template <class T>
@@ -367,11 +401,25 @@ class Accelerator {
       data::detail::is_instance<T, nn::Model> || data::detail::is_instance<T, data::PreparedDataLoader> ||
       std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
 
+  // Tells whether the last step of the scheduler's optimizer was skipped. LibTorch's do not say whose it is.
+  template <class Scheduler>
+  std::function<bool()> skipping_of(const Scheduler& scheduler) const {
+    if (!scaler_) return {};
+    if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
+      return [this, optimizer = &scheduler.optimizer()] { return step_was_skipped(optimizer); };
+    else
+      return [this] { return step_was_skipped(nullptr); };
+  }
+
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
+  at::Tensor scaled(const at::Tensor& loss);
+  bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
+  void unscale_gradients_of(const std::vector<at::Tensor>& parameters);
+  void agree_on_step(at::Tensor& found_inf);
   std::function<void()> undo_point();  // what it returns sets this rank back to now
   void scale_window(double factor);
   void run_backward(const at::Tensor& loss, BackwardOptions options);
@@ -396,6 +444,7 @@ class Accelerator {
   nn::GradientReducers reducers_;  // of the prepared models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers_;
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers_;
+  std::optional<optim::GradScaler> scaler_;         // under fp16
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
   bool trigger_ = false;

@@ -16,14 +16,11 @@
 #include "tandem/data/prepare.h"
 #include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/gradient_state.h"
+#include "tandem/nn/precision.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/rng/generators.h"
 
 namespace tandem {
-
-/// Number format of forward passes.
-enum class Precision {
-  fp32  ///< as the model has it
-};
 
 /// What ranks have in common instead of each having its own. Results are the same to the bit.
 enum class Sharding {
@@ -39,7 +36,10 @@ struct LaunchConfig {
   std::vector<int> devices{};  ///< these GPUs, a rank each
   std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
   std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
-  Precision mixed_precision = Precision::fp32;
+  /// What prepared models compute in.
+  Precision mixed_precision = Precision::no;
+  /// Loss scaling under Precision::fp16.
+  optim::GradScalerOptions grad_scaler{};
   int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
   bool pin_threads = false;             ///< bind rank r to its share of the cores
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
