@@ -148,7 +148,10 @@ void GradientReducer::stop() {
   }
 }
 
-void GradientReducer::set_communication_hook(CommunicationHook hook) { hook_ = std::move(hook); }
+void GradientReducer::set_communication_hook(CommunicationHook hook) {
+  hook_ = std::move(hook);
+  drop_buckets();  // they may hold parameters that are not active, which a hook must not get
+}
 
 std::vector<std::string> GradientReducer::unused_parameters() const {
   std::vector<std::string> names;
@@ -237,6 +240,7 @@ void GradientReducer::settle() {
       check_as_promised();
     else
       most_started = tell_each_other();
+    if (hook_) add_buckets_of_unexpected();
     for (; started_ < buckets_.size(); ++started_) start(buckets_[started_], started_ < most_started);
   }
 }
@@ -289,7 +293,7 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
     if (whole ? slots_[i].active : reached(i)) take(bucket, i);
   if (bucket.taken.empty()) return;
   if (hook_)
-    bucket.finish = hook_(bucket.of_hook, communicator_);
+    bucket.finish = hook_(*bucket.of_hook, communicator_);
   else
     bucket.number = communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean);
 }
