@@ -170,6 +170,23 @@ void GradientReducer::broadcast(int root) {
   communicator_.broadcast(everything, root);
 }
 
+void GradientReducer::average_weights() {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> averaged, copied;
+  const auto has_mean = [](const at::Tensor& tensor) {
+    return at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
+  };
+  // The mean of equal numbers may differ from them by rounding: what is not trained is copied.
+  for (const auto& [name, parameter] : parameters_)
+    (parameter.requires_grad() ? averaged : copied).push_back(parameter);
+  if (options_.broadcast_buffers)
+    for (const at::Tensor& buffer : buffers_) (has_mean(buffer) ? averaged : copied).push_back(buffer);
+  if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
+  if (!copied.empty()) communicator_.broadcast(copied, 0);
+  for (std::size_t i = 0; i < slots_.size(); ++i)
+    slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
+}
+
 void GradientReducer::begin_window() {
   for (Slot& slot : slots_) slot.in_window = false;
 }

@@ -66,6 +66,10 @@ class GradientReducer {
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
 
+  /// Averages over the ranks: parameters that require a gradient, and buffers of floating-point and complex types. The
+  /// others become rank 0's. Buffers stay as they are when broadcast_buffers is off. Collective.
+  void average_weights();
+
   /// Forgets which gradients came in the accumulation window so far, for `scale_window`.
   void begin_window();
 
