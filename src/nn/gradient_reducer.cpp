@@ -325,6 +325,9 @@ void GradientReducer::take(Bucket& bucket, std::size_t index) {
   const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
                     !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
   if (!gradient.defined()) slot.view.zero_();
+  // What the hook makes of it is not wanted if no rank has reached it.
+  if (hook_ && !slot.pending && gradient.defined() && gradient.data_ptr() == slot.view.data_ptr())
+    gradient = gradient.clone();
   if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr())
     slot.view.copy_(gradient.detach());
   if (!hook_) {
@@ -354,7 +357,10 @@ void GradientReducer::give_back(Bucket& bucket) {
     Slot& slot = slots_[i];
     slot.taken = false;
     at::Tensor& gradient = bucket.gradients[k];
-    if (!gradient.defined() && anywhere_[i] == 0) continue;  // it has none on any rank
+    if (anywhere_[i] == 0 && (hook_ || !gradient.defined())) {  // no rank has reached it
+      parameters_[i].second.mutable_grad() = std::move(gradient);
+      continue;
+    }
     const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
     if (as_view) {
       gradient = slot.view;

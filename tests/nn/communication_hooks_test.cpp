@@ -295,6 +295,43 @@ TEST_CASE("a hook of the user's own reduces every gradient, whenever its paramet
   }
 }
 
+TEST_CASE("a hook gets only gradients that passes reach, also when it is set later; others stay as they are") {
+  const bool later = GENERATE(true, false);
+  struct Seen {
+    std::vector<float> kept, used;
+    std::size_t parts = 0;  // most that the hook got in a bucket
+  };
+  const LaunchConfig config{.gradient_reducer = {.gradient_as_bucket_view = GENERATE(true, false)}};
+  const auto train = [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(std::make_shared<Given>(std::vector{at::ones({1}), at::ones({1})}));
+    Seen seen;
+    const auto set_hook = [&] {
+      model.reducer().set_communication_hook(
+          [&](nn::GradientBucket& bucket, comm::Communicator& communicator) -> nn::FinishReduction {
+            if (later) seen.parts = std::max(seen.parts, bucket.parts.size());
+            const auto number = communicator.start_all_reduce(bucket.gradients, bucket.gradients, comm::ReduceOp::sum);
+            return [&communicator, number] { communicator.wait(number); };
+          });
+    };
+    if (!later) set_hook();
+    for (int step = 0; step < 5; ++step) {
+      if (later && step == 3) set_hook();
+      // The first parameter only at first; its gradient is kept.
+      model->parameters()[1].mutable_grad().reset();
+      const at::Tensor x = at::full({1}, 1.0F + static_cast<float>(accelerator.rank()));
+      accelerator.backward(model(std::vector{step < 1 ? x : at::Tensor(), x}));
+      seen.kept.push_back(model->parameters()[0].grad().item<float>());
+      seen.used.push_back(model->parameters()[1].grad().item<float>());
+    }
+    return seen;
+  };
+  for (const Seen& rank : on_ranks<Seen>(2, train, config)) {
+    CHECK(rank.used == (later ? std::vector<float>{1.5, 1.5, 1.5, 3, 3} : std::vector<float>(5, 3)));
+    CHECK(rank.kept == std::vector<float>(5, later ? 1.5F : 3));
+    if (later) CHECK(rank.parts == 1);
+  }
+}
+
 TEST_CASE("PowerSGD is exact where the mean gradient has a low rank, whatever the ranks' own have") {
   // Rounding weighs more than usual: an unlucky Q sees little of one of the two directions.
   const auto [type, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 2e-3}, {at::kDouble, 1e-9}}));
