@@ -64,7 +64,30 @@ void GradientReducer::build_buckets() {
   for (const Bucket& bucket : buckets_)
     for (const std::size_t i : bucket.slots) list(i);
   for (std::size_t i = slots_.size(); i-- > 0;) list(i);
+  buckets_.clear();
+  for (Slot& slot : slots_) slot.bucket = -1;
+  add_buckets(order);
+}
 
+// Puts what no bucket has and this pass has reached into buckets of this pass, for the hook to reduce.
+void GradientReducer::add_buckets_of_unexpected() {
+  std::vector<std::size_t> order;
+  const auto list = [&](std::size_t i) {
+    Slot& slot = slots_[i];
+    if ((slot.active && slot.bucket >= 0) || !(anywhere_[i] & Told::kDense)) return;
+    slot.active = true;
+    slot.expected = slot.arrivals;
+    slot.bucket = static_cast<int>(buckets_.size());  // for now, so that it is listed once
+    order.push_back(i);
+  };
+  for (const std::size_t i : order_) list(i);
+  for (std::size_t i = slots_.size(); i-- > 0;) list(i);
+  add_buckets(order);
+}
+
+// Divides these parameters into further buckets.
+void GradientReducer::add_buckets(const std::vector<std::size_t>& order) {
+  const std::size_t before = buckets_.size();
   std::size_t bytes = 0;
   for (const std::size_t i : order) bytes += bytes_of(parameters_[i].second);
   const std::size_t limit = std::max(options_.bucket_bytes, bytes / kMaxBuckets);
@@ -72,8 +95,6 @@ void GradientReducer::build_buckets() {
     return size >=
            (buckets_.empty() ? std::min(limit, std::max(options_.first_bucket_bytes, bytes / kMaxBuckets)) : limit);
   };
-  buckets_.clear();
-  for (Slot& slot : slots_) slot.bucket = -1;
   // A bucket has one type; several may fill at the same time. They are reduced in the order in which they are complete.
   struct Open {
     std::vector<std::size_t> slots;
@@ -93,7 +114,7 @@ void GradientReducer::build_buckets() {
   }
   for (auto& [kind, filling] : open)
     if (!filling.slots.empty()) close(filling);
-  for (std::size_t b = 0; b < buckets_.size(); ++b) allocate(b);
+  for (std::size_t b = before; b < buckets_.size(); ++b) allocate(b);
 }
 
 void GradientReducer::allocate(std::size_t index) {
@@ -101,14 +122,16 @@ void GradientReducer::allocate(std::size_t index) {
   std::int64_t elements = 0;
   for (const std::size_t i : bucket.slots) elements += elements_of_part(parameters_[i].second);
   const at::Tensor& first = parameters_[bucket.slots.front()].second;
-  bucket.of_hook.index = index;
-  bucket.of_hook.gradients = at::zeros({elements}, first.options().requires_grad(false));
+  bucket.of_hook = std::make_unique<GradientBucket>();
+  bucket.of_hook->index = index;
+  bucket.of_hook->gradients = at::zeros({elements}, first.options().requires_grad(false));
   std::int64_t offset = 0;
   for (const std::size_t i : bucket.slots) {
     const at::Tensor& parameter = parameters_[i].second;
     slots_[i].bucket = static_cast<int>(index);
-    slots_[i].view = part_of(bucket.of_hook.gradients, offset, parameter);
-    bucket.of_hook.parts.push_back(slots_[i].view);
+    slots_[i].view = part_of(bucket.of_hook->gradients, offset, parameter);
+    bucket.of_hook->parts.push_back(slots_[i].view);
+    bucket.of_hook->parameters.push_back(parameter);
     offset += elements_of_part(parameter);
   }
 }

@@ -150,7 +150,10 @@ void GradientReducer::stop() {
   }
 }
 
-void GradientReducer::set_communication_hook(CommunicationHook hook) { hook_ = std::move(hook); }
+void GradientReducer::set_communication_hook(CommunicationHook hook) {
+  hook_ = std::move(hook);
+  drop_buckets();  // they may hold parameters that are not active, which a hook must not get
+}
 
 std::vector<std::string> GradientReducer::unused_parameters() const {
   std::vector<std::string> names;
@@ -168,6 +171,23 @@ void GradientReducer::broadcast(int root) {
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
   communicator_.broadcast(everything, root);
   weights_.accept();
+}
+
+void GradientReducer::average_weights() {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> averaged, copied;
+  const auto has_mean = [](const at::Tensor& tensor) {
+    return at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
+  };
+  // The mean of equal numbers may differ from them by rounding: what is not trained is copied.
+  for (const auto& [name, parameter] : parameters_)
+    (parameter.requires_grad() ? averaged : copied).push_back(parameter);
+  if (options_.broadcast_buffers)
+    for (const at::Tensor& buffer : buffers_) (has_mean(buffer) ? averaged : copied).push_back(buffer);
+  if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
+  if (!copied.empty()) communicator_.broadcast(copied, 0);
+  for (std::size_t i = 0; i < slots_.size(); ++i)
+    slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }
 
 void GradientReducer::begin_window() {
@@ -240,6 +260,7 @@ void GradientReducer::settle() {
       check_as_promised();
     else
       most_started = tell_each_other();
+    if (hook_) add_buckets_of_unexpected();
     for (; started_ < buckets_.size(); ++started_) start(buckets_[started_], started_ < most_started);
   }
 }
@@ -292,7 +313,7 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
     if (whole ? slots_[i].active : reached(i)) take(bucket, i);
   if (bucket.taken.empty()) return;
   if (hook_)
-    bucket.finish = hook_(bucket.of_hook, communicator_);
+    bucket.finish = hook_(*bucket.of_hook, communicator_);
   else
     bucket.number = communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean);
 }
@@ -307,6 +328,9 @@ void GradientReducer::take(Bucket& bucket, std::size_t index) {
   const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
                     !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
   if (!gradient.defined()) slot.view.zero_();
+  // What the hook makes of it is not wanted if no rank has reached it.
+  if (hook_ && !slot.pending && gradient.defined() && gradient.data_ptr() == slot.view.data_ptr())
+    gradient = gradient.clone();
   if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr())
     slot.view.copy_(gradient.detach());
   if (!hook_) {
@@ -336,7 +360,10 @@ void GradientReducer::give_back(Bucket& bucket) {
     Slot& slot = slots_[i];
     slot.taken = false;
     at::Tensor& gradient = bucket.gradients[k];
-    if (!gradient.defined() && anywhere_[i] == 0) continue;  // it has none on any rank
+    if (anywhere_[i] == 0 && (hook_ || !gradient.defined())) {  // no rank has reached it
+      parameters_[i].second.mutable_grad() = std::move(gradient);
+      continue;
+    }
     const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
     if (as_view) {
       gradient = slot.view;

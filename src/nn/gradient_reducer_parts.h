@@ -31,9 +31,9 @@ struct GradientReducer::Slot {
 
 struct GradientReducer::Bucket {
   std::vector<std::size_t> slots;
-  GradientBucket of_hook;  // with the memory
-  int missing = 0;         // arrivals that are expected in this pass and have not come
-  bool expects = false;    // any
+  std::unique_ptr<GradientBucket> of_hook;  // with the memory; stays where it is when buckets are added
+  int missing = 0;                          // arrivals that are expected in this pass and have not come
+  bool expects = false;                     // any
 
   // Of this pass: what was taken, from where it is reduced, and into what.
   std::vector<std::size_t> taken;

@@ -211,7 +211,8 @@ void ShardedOptimizer::refer_to_state() {
 }
 
 void ShardedOptimizer::pause() {
-  if (mode_ == Mode::unknown || mode_ == Mode::divided) make_whole(Mode::paused);
+  if (mode_ == Mode::divided) make_whole(Mode::paused);
+  if (mode_ == Mode::unknown) mode_ = Mode::paused;
 }
 
 void ShardedOptimizer::resume() {

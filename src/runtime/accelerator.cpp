@@ -50,8 +50,10 @@ std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Opti
   const bool automatic = sharding == Sharding::automatic;
   if (world_size() == 1 || sharding == Sharding::none || (automatic && !device().is_cpu())) return nullptr;
   using Weights = optim::ShardedOptimizer::Weights;
-  return std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group, reducers_,
-                                                   automatic ? Weights::shared : Weights::own);
+  auto sharded = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
+                                                           reducers_, automatic ? Weights::shared : Weights::own);
+  if (context_.gradients.local_sgd || reductions_in_join_) sharded->pause();
+  return sharded;
 }
 
 void Accelerator::for_each_sharded(void (optim::ShardedOptimizer::*action)()) {
@@ -131,12 +133,16 @@ void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) 
   scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
 }
 
-// One whose gradients are reduced; buffers become rank `main`'s.
+// One whose gradients are reduced, unless ranks train on their own; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
-  reducers_.before_pass();
-  reducers_.begin_pass();
-  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
-  reducers_.finish_pass(main);
+  if (context_.gradients.local_sgd) {
+    run_backward(loss, options);
+  } else {
+    reducers_.before_pass();
+    reducers_.begin_pass();
+    scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
+    reducers_.finish_pass(main);
+  }
   if (!context_.gradients.inside_window) begin_window_of_gradients();
 }
 
@@ -149,12 +155,19 @@ int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? mee
 
 // What a sum over items is multiplied by, so that the mean over the ranks becomes the mean over the items of all ranks.
 double Accelerator::factor_over_items(double items) {
+  if (context_.gradients.local_sgd) return items > 0 ? 1 / items : 0;
   const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
   return world_size() / all_items;
 }
 
+void Accelerator::check_may_be_local() const {
+  if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
+  if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
+}
+
 void Accelerator::begin_join() {
+  if (context_.gradients.local_sgd) throw ConfigError("join_uneven_inputs within local_sgd, which reduces no gradient");
   if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
   for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
   reductions_in_join_ = 0;

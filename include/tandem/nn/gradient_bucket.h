@@ -18,6 +18,7 @@ struct GradientBucket {
   /// The parameters' parts of `gradients`, in the shapes of the parameters. The parts of some 64 bytes between them
   /// that belong to none stay 0.
   std::vector<at::Tensor> parts;
+  std::vector<at::Tensor> parameters;  ///< whose they are; other passes may divide them otherwise
 };
 
 /// Ends what a communication hook has begun.

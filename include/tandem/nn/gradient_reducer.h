@@ -51,7 +51,9 @@ class GradientReducer {
   /// Name of a parameter that the module has got since.
   std::optional<std::string> added_parameter() const;
 
-  /// Has buckets reduced by `hook`; none: by their mean. All ranks set theirs between the same two reductions.
+  /// Has buckets reduced by `hook`; none: by their mean. All ranks set theirs between the same two reductions. What a
+  /// pass adds to a gradient whose bucket has started (the parameter was reached more often than in the last pass) and
+  /// sparse gradients are averaged all the same.
   void set_communication_hook(CommunicationHook hook);
 
   /// Names of the parameters that require a gradient and had none on any rank in the last reduction of this model.
@@ -62,6 +64,10 @@ class GradientReducer {
 
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
+
+  /// Averages over the ranks: parameters that require a gradient, and buffers of floating-point and complex types. The
+  /// others become rank 0's. Buffers stay as they are when broadcast_buffers is off. Collective.
+  void average_weights();
 
   /// Forgets which gradients came in the accumulation window so far, for `scale_window`.
   void begin_window();
@@ -111,6 +117,8 @@ class GradientReducer {
   // ---- buckets
   void learn();
   void build_buckets();
+  void add_buckets_of_unexpected();
+  void add_buckets(const std::vector<std::size_t>& order);
   void allocate(std::size_t index);
   void drop_buckets();
   bool buckets_fit() const;

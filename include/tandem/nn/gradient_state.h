@@ -16,6 +16,7 @@ struct GradientState {
   std::int64_t step = 0;             ///< micro-batches since the count last began anew
   int window_length = 0;             ///< micro-batches of the open window so far, this one included
   bool inside_window = false;        ///< within accumulate()
+  bool local_sgd = false;            ///< within local_sgd(): gradients stay with their rank, optimizers step
   std::optional<double> items;       ///< of this rank in the open window, when it uses backward(loss_sum, items)
   bool items_reduced = false;        ///< the window's gradients are already the mean over its items
   data::ActiveLoaders loaders;       ///< that the rank iterates over

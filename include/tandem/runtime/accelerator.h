@@ -19,6 +19,7 @@
 
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
+#include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
 #include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
@@ -160,6 +161,38 @@ class Accelerator {
     body();
     answer_until_all_have_ended();
     take_over_from_last();
+  }
+
+  /// Runs `body(local)`, within which each rank trains on its own and the models are averaged now and then:
+  ///
+  ///     accelerator.local_sgd(8, [&](nn::LocalSgd& local) {
+  ///       for (auto& [images, labels] : batches) {
+  ///         auto window = accelerator.accumulate(model);
+  ///         accelerator.backward(loss_of(model(images), labels));
+  ///         optimizer.step();
+  ///         optimizer.zero_grad();
+  ///         local.step();
+  ///       }
+  ///     });
+  ///
+  /// Backward passes are not reduced (not by trigger_sync_in_backward either), while windows, clipping, optimizers and
+  /// schedulers go on as ever; backward(loss_sum, items) makes the mean over this rank's items, 0 where it has none.
+  /// Every `steps`-th closed window, and when `body` ends, all ranks' prepared models become their average: see
+  /// nn::LocalSgd. Gradients that no optimizer has used by then stay with their rank, and are reduced with those of the
+  /// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
+  /// state of the rank that updates it. Ranks close the same number of windows. Collective. Throws ConfigError when
+  /// `steps` is below 1, and within local_sgd or join_uneven_inputs.
+  template <class Body>
+  void local_sgd(int steps, Body&& body) {
+    check_may_be_local();
+    for_each_sharded(&optim::ShardedOptimizer::pause);
+    {
+      const FlagScope alone(context_.gradients.local_sgd, true);
+      nn::LocalSgd local(reducers_, context_.gradients, steps);
+      body(local);
+      local.average();
+    }
+    for_each_sharded(&optim::ShardedOptimizer::resume);
   }
 
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
@@ -427,6 +460,7 @@ class Accelerator {
   void begin_window_of_gradients();
   int main_of_pass(JoinState mine);
   double factor_over_items(double items);
+  void check_may_be_local() const;
   void begin_join();
   void answer_until_all_have_ended();
   void take_over_from_last();
