@@ -15,7 +15,7 @@
 
 #include "statistics.h"
 #include "tandem/tandem.h"
-#include "train/models.h"
+#include "train/image_nets.h"
 
 namespace {
 
@@ -38,16 +38,15 @@ struct Run {
   std::vector<at::Tensor> weights;  // rank 0's, at the end
 };
 
-torch::nn::Sequential make_model(const Setup& setup) {
+std::shared_ptr<train::Net> make_net(const Setup& setup) {
   train::Options options;
   options.model = setup.model;
-  return train::make_model(options);
+  return train::make_image_net(options);
 }
 
 template <class Model>
-at::Tensor loss_of(const Setup& setup, Model& model, const at::Tensor& images, const at::Tensor& labels) {
-  const at::Tensor input = setup.model == train::ModelKind::mlp ? images.flatten(1) : images;
-  return torch::nn::functional::cross_entropy(model(input), labels);
+at::Tensor loss_of(Model& model, const at::Tensor& images, const at::Tensor& labels) {
+  return torch::nn::functional::cross_entropy(model(images), labels);
 }
 
 // Counts steps and takes the time of those after the warm-up.
@@ -101,9 +100,9 @@ Run run_bare(const Setup& setup, const MnistDataset& data) {
   Run result;
   GradientAverage average(setup.ranks);
   torch::manual_seed(kSeed);
-  std::vector<torch::nn::Sequential> models;
+  std::vector<std::shared_ptr<train::Net>> models;
   for (int rank = 0; rank < setup.ranks; ++rank) {
-    models.push_back(make_model(setup));
+    models.push_back(make_net(setup));
     const torch::NoGradGuard no_grad;
     for (std::size_t i = 0; i < models[0]->parameters().size(); ++i)
       models.back()->parameters()[i].copy_(models[0]->parameters()[i]);
@@ -120,7 +119,7 @@ Run run_bare(const Setup& setup, const MnistDataset& data) {
       std::vector<std::size_t> indices(kBatch);
       std::iota(indices.begin(), indices.end(), static_cast<std::size_t>((step * setup.ranks + rank) * kBatch));
       const auto batch = dataset.get_batch(indices);
-      const at::Tensor loss = loss_of(setup, forward, batch.data, batch.target);
+      const at::Tensor loss = loss_of(forward, batch.data, batch.target);
       loss.backward();
       average(rank, parameters);
       adamw.step();
@@ -140,7 +139,7 @@ Run run_tandem(const Setup& setup, const MnistDataset& data) {
   const tandem::LaunchConfig config{
       .cpu = setup.ranks, .seed = kSeed, .threads_per_rank = 1, .fused_optimizers = false};
   tandem::launch(config, [&](tandem::Accelerator& accelerator) {
-    auto net = make_model(setup);
+    auto net = make_net(setup);
     torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-3));
     tandem::data::DataLoader batches(data, {.batch_size = kBatch});
     auto [model, optimizer, loader] = accelerator.prepare(net, adamw, batches);
@@ -148,7 +147,7 @@ Run run_tandem(const Setup& setup, const MnistDataset& data) {
     clock.step_begins();
     for (auto& [images, labels] : loader) {
       auto window = accelerator.accumulate(model);
-      const at::Tensor loss = loss_of(setup, model, images, labels);
+      const at::Tensor loss = loss_of(model, images, labels);
       accelerator.backward(loss);
       optimizer.step();
       optimizer.zero_grad();

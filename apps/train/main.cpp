@@ -1,4 +1,4 @@
-// train: trains a network on MNIST with every rank of one process.
+// train: trains a network on MNIST or on a text with every rank of one process.
 // Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 #include <cstdio>
 #include <exception>
@@ -22,7 +22,7 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
   const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
                           : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
                                                                               : "";
-  std::printf("training %s%s on %d %s rank%s%s\n", options.model == train::ModelKind::cnn ? "cnn" : "mlp", precision,
+  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision,
               state.world_size(), name.c_str(), state.world_size() == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   std::fflush(stdout);
@@ -36,8 +36,8 @@ void report(const train::Options& options, const train::Outcome& outcome) {
     return;
   }
   const auto& metrics = outcome.metrics;
-  std::printf("test accuracy %.2f %%  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
-              *metrics.accuracy * 100, static_cast<long long>(outcome.steps), metrics.train_seconds,
+  std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
+              metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
               metrics.samples_per_second, metrics.startup_seconds);
 }
 

@@ -24,13 +24,13 @@ void MetricsLog::write(const UpdateMetrics& metrics) {
 
 void MetricsLog::finish(const FinalMetrics& metrics) {
   if (!file_.is_open()) return;
-  const Json accuracy = metrics.accuracy ? Json(*metrics.accuracy) : Json(nullptr);
-  const Json line{{"final",
-                   {{"accuracy", accuracy},
-                    {"train_seconds", metrics.train_seconds},
-                    {"samples_per_second", metrics.samples_per_second},
-                    {"startup_seconds", metrics.startup_seconds},
-                    {"peak_rss_mb", metrics.peak_rss_mb}}}};
+  Json last;
+  for (const auto& [name, value] : metrics.verdict.figures) last[name] = value;
+  last["train_seconds"] = metrics.train_seconds;
+  last["samples_per_second"] = metrics.samples_per_second;
+  last["startup_seconds"] = metrics.startup_seconds;
+  last["peak_rss_mb"] = metrics.peak_rss_mb;
+  const Json line{{"final", last}};
   file_ << line.dump() << std::endl;
   if (!file_) throw tandem::Error("'" + path_ + "' could not be written completely; is the disk full?");
 }

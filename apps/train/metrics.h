@@ -2,8 +2,9 @@
 
 #include <cstdint>
 #include <fstream>
-#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "clock.h"
 
@@ -19,9 +20,15 @@ struct UpdateMetrics {
   double samples_per_second = 0;  ///< of all ranks, since the update before
 };
 
+/// How good the trained network is.
+struct Verdict {
+  std::string sentence;                                 ///< for people
+  std::vector<std::pair<std::string, double>> figures;  ///< for the log, which has null for NaN
+};
+
 /// What is known at the end.
 struct FinalMetrics {
-  std::optional<double> accuracy;  ///< on the test set; none when interrupted
+  Verdict verdict;
   double train_seconds = 0;
   double samples_per_second = 0;
   double startup_seconds = 0;

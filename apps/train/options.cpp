@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,15 @@ namespace train {
 namespace {
 
 constexpr std::int64_t kMany = 1'000'000'000;
+
+const std::map<std::string, ModelKind> kModels{
+    {"mlp", ModelKind::mlp}, {"cnn", ModelKind::cnn}, {"gpt", ModelKind::gpt}};
+
+// Flags that go with some models only.
+const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", {ModelKind::mlp}},
+                                                                   {"--data-dir", {ModelKind::mlp, ModelKind::cnn}},
+                                                                   {"--normalize", {ModelKind::mlp, ModelKind::cnn}},
+                                                                   {"--text", {ModelKind::gpt}}};
 
 const std::map<std::string, SchedulerKind> kSchedulers{
     {"constant", SchedulerKind::constant},     {"step", SchedulerKind::step},
@@ -65,10 +75,11 @@ void add_ranks(CLI::App& app, Raw& raw) {
 
 void add_model_and_data(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--model", raw.model, "what to train")->check(CLI::IsMember({"mlp", "cnn"}))->capture_default_str();
+  app.add_option("--model", raw.model, "what to train")->check(CLI::IsMember(kModels))->capture_default_str();
   app.add_option("--hidden", options.hidden, "widths of the mlp's hidden layers (default: 512,512)")
       ->delimiter(',')
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
+  app.add_option("--text", options.text, "file that the gpt trains on; its last tenth is for validation");
   app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")->capture_default_str();
   app.add_option("--limit-train-samples", options.limit_train_samples, "train on the first N samples only")
       ->check(CLI::Range(std::int64_t{1}, kMany));
@@ -176,6 +187,13 @@ SchedulerKind scheduler_of(const Raw& raw) {
   return kind;
 }
 
+void check_flags_of_models(const CLI::App& app, ModelKind model) {
+  for (const auto& [flag, models] : kFlagsOfModels)
+    if (app.count(flag) > 0 && std::find(models.begin(), models.end(), model) == models.end())
+      throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
+                                name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
+}
+
 Options finish(Raw raw) {
   Options& options = raw.options;
   options.launch.gpus = raw.gpus;
@@ -183,7 +201,7 @@ Options finish(Raw raw) {
   options.launch.mixed_precision = kPrecisions.at(raw.mixed_precision);
   options.launch.data_loader.even_batches = !raw.no_even_batches;
   if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
-  options.model = raw.model == "cnn" ? ModelKind::cnn : ModelKind::mlp;
+  options.model = kModels.at(raw.model);
   options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
   options.normalize =
       raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
@@ -203,15 +221,21 @@ Options finish(Raw raw) {
 
 }  // namespace
 
+const std::string& name_of(ModelKind model) {
+  return std::find_if(kModels.begin(), kModels.end(), [&](const auto& entry) { return entry.second == model; })->first;
+}
+
 ParseResult parse_options(int argc, char** argv) {
   Raw raw;
-  CLI::App app("Trains a network on MNIST with every rank of one process.", "train");
+  CLI::App app("Trains a network on MNIST, or a language model on a text, with every rank of one process.", "train");
   app.option_defaults()->always_capture_default(false);
   add_ranks(app, raw);
   add_model_and_data(app, raw);
   add_training(app, raw);
   add_files(app, raw);
-  app.footer("Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors");
+  app.footer(
+      "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
+      "  ./train --model gpt --text FILE");
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
@@ -221,6 +245,7 @@ ParseResult parse_options(int argc, char** argv) {
     std::fprintf(stderr, "train: %s; see --help\n", error.what());
     return {std::nullopt, 2};
   }
+  check_flags_of_models(app, kModels.at(raw.model));
   return {finish(std::move(raw)), 0};
 }
 

@@ -10,7 +10,7 @@
 
 namespace train {
 
-enum class ModelKind { mlp, cnn };
+enum class ModelKind { mlp, cnn, gpt };
 enum class OptimizerKind { sgd, adamw };
 
 /// The course of the learning rate from --lr, over the updates after the warm-up.
@@ -35,6 +35,7 @@ struct Options {
   std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
 
   std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
+  std::string text;  // file for the gpt
   std::optional<std::int64_t> limit_train_samples;
   bool shuffle = true;
   tandem::data::MnistNormalize normalize = tandem::data::MnistNormalize::mnist;
@@ -56,6 +57,9 @@ struct Options {
   bool quiet = false;
   bool progress = true;
 };
+
+/// The name that --model has for it.
+const std::string& name_of(ModelKind model);
 
 /// What to do after reading the command line.
 struct ParseResult {

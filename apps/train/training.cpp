@@ -1,7 +1,6 @@
 #include "training.h"
 
 #include <algorithm>
-#include <future>
 #include <limits>
 #include <utility>
 
@@ -10,7 +9,6 @@
 #include <torch/optim/sgd.h>
 
 #include "interrupt.h"
-#include "models.h"
 #include "progress.h"
 #include "schedule.h"
 
@@ -18,30 +16,26 @@ namespace train {
 namespace {
 
 namespace F = torch::nn::functional;
-using Model = tandem::nn::Model<torch::nn::SequentialImpl>;
+using Model = tandem::nn::Model<Net>;
 using Loader = tandem::data::PreparedDataLoader<torch::data::Example<>>;
 
 constexpr std::int64_t kTestBatch = 100;
 
-std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const torch::nn::Sequential& model) {
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const Net& net) {
   if (options.optimizer == OptimizerKind::sgd)
     return std::make_unique<torch::optim::SGD>(
-        model->parameters(),
+        net.parameters(),
         torch::optim::SGDOptions(options.lr).momentum(options.momentum).weight_decay(options.weight_decay));
   return std::make_unique<torch::optim::AdamW>(
-      model->parameters(), torch::optim::AdamWOptions(options.lr).weight_decay(options.weight_decay));
+      net.parameters(), torch::optim::AdamWOptions(options.lr).weight_decay(options.weight_decay));
 }
 
-at::Tensor scores_of(const Model& model, const Options& options, const at::Tensor& images) {
-  return model(options.model == ModelKind::mlp ? images.flatten(1) : images);
-}
-
-// Copies `weights` into the model. Throws ConfigError when they do not fit it.
-void set_weights(torch::nn::Sequential& model, const tandem::io::NamedTensors& weights, const std::string& path) {
+// Copies `weights` into `net`. Throws ConfigError when they do not fit it.
+void set_weights(Net& net, const tandem::io::NamedTensors& weights, const std::string& path) {
   const auto require = [&](bool holds, const std::string& otherwise) {
     if (!holds) throw tandem::ConfigError("--init-weights " + path + ": " + otherwise);
   };
-  auto parameters = model->named_parameters();
+  auto parameters = net.named_parameters();
   const torch::NoGradGuard no_grad;
   for (const auto& [name, tensor] : weights) {
     at::Tensor* parameter = parameters.find(name);
@@ -67,12 +61,12 @@ class Trainer {
       : accelerator_(accelerator),
         options_(options),
         inputs_(inputs),
-        module_(initial_model(options, inputs)),
-        inner_(make_optimizer(options, module_)),
-        model_(accelerator.prepare(module_)),
+        net_(initial_net(options, inputs)),
+        inner_(make_optimizer(options, *net_)),
+        model_(accelerator.prepare(net_)),
         optimizer_(accelerator.prepare(*inner_)),
         loader_(accelerator.prepare(tandem::data::DataLoader(
-            inputs.train_set,
+            inputs.task->train_set(),
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
         log_(accelerator.is_main() ? options.log_json : ""),
@@ -89,10 +83,10 @@ class Trainer {
   }
 
  private:
-  static torch::nn::Sequential initial_model(const Options& options, const Inputs& inputs) {
-    auto model = make_model(options);
-    if (!options.init_weights.empty()) set_weights(model, inputs.initial_weights, options.init_weights);
-    return model;
+  static std::shared_ptr<Net> initial_net(const Options& options, const Inputs& inputs) {
+    auto net = inputs.task->make_net();
+    if (!options.init_weights.empty()) set_weights(*net, inputs.initial_weights, options.init_weights);
+    return net;
   }
 
   bool done() const {
@@ -100,16 +94,17 @@ class Trainer {
   }
 
   void run_epoch() {
-    for (auto& [images, labels] : loader_) {
+    for (auto& [samples, targets] : loader_) {
       {
         auto step = accelerator_.accumulate(model_);
-        train_step(images, labels);
+        train_step(samples, targets);
       }
       if (done()) return;
     }
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
       auto step = accelerator_.accumulate_and_close(model_);
-      train_step(at::empty({0, 1, 28, 28}), at::empty({0}, at::kLong));
+      const auto [inputs, targets] = inputs_.task->train_set().get_batch({});
+      train_step(inputs, targets);
     }
     if (schedule_.wants_loss())
       schedule_.end_epoch(mean_over_ranks(std::exchange(epoch_loss_, {}), std::exchange(epoch_batches_, 0)));
@@ -117,10 +112,10 @@ class Trainer {
   }
 
   // An empty batch only answers the other ranks' reductions.
-  void train_step(const at::Tensor& images, const at::Tensor& labels) {
-    const std::int64_t samples = images.size(0);
-    const at::Tensor scores = scores_of(model_, options_, images);
-    const at::Tensor loss = samples > 0 ? F::cross_entropy(scores, labels) : scores.sum();
+  void train_step(const at::Tensor& inputs, const at::Tensor& targets) {
+    const std::int64_t samples = inputs.size(0);
+    const at::Tensor scores = model_(inputs);
+    const at::Tensor loss = samples > 0 ? F::cross_entropy(scores, targets.view(-1)) : scores.sum();
     accelerator_.backward(loss);
     window_loss_ = window_loss_.defined() ? window_loss_ + loss.detach() : loss.detach();
     window_batches_ += samples > 0 ? 1 : 0;
@@ -178,7 +173,8 @@ class Trainer {
   void finish() {
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
-    if (!outcome_.interrupted) outcome_.metrics.accuracy = test_accuracy();
+    const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
+    outcome_.metrics.verdict = inputs_.task->verdict(mean);
     if (!accelerator_.is_main()) return;
     outcome_.metrics.train_seconds = throughput_.train_seconds();
     outcome_.metrics.samples_per_second = throughput_.samples_per_second();
@@ -186,29 +182,31 @@ class Trainer {
     log_.finish(outcome_.metrics);
   }
 
-  // Every test sample once, over all ranks. Collective.
-  double test_accuracy() {
+  // The mean over the test set, of which all ranks together take every sample once. Collective.
+  double judge_test_set() {
     const torch::NoGradGuard no_grad;
     model_->eval();
     const bool split = options_.launch.data_loader.split_batches;
     auto loader = accelerator_.prepare(tandem::data::DataLoader(
-        inputs_.test_set, {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
-    std::int64_t correct = 0, seen = 0;
-    const auto count = [&](const at::Tensor& hits) {
-      const at::Tensor all = accelerator_.gather_for_metrics(hits);
-      correct += all.sum().item<std::int64_t>();
+        inputs_.task->test_set(), {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
+    double sum = 0;
+    std::int64_t seen = 0;
+    const auto take = [&](const at::Tensor& inputs, const at::Tensor& targets) {
+      const at::Tensor all = accelerator_.gather_for_metrics(inputs_.task->judge(model_(inputs), targets));
+      sum += all.sum(at::kDouble).item<double>();
       seen += all.size(0);
     };
-    for (auto& [images, labels] : loader) count(scores_of(model_, options_, images).argmax(1).eq(labels));
+    for (auto& [samples, targets] : loader) take(samples, targets);
     // The other ranks' last step, of which they keep all when this rank has no batch.
-    for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) count(at::empty({0}, at::kBool));
-    return static_cast<double>(correct) / static_cast<double>(seen);
+    const auto nothing = inputs_.task->test_set().get_batch({});
+    for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) take(nothing.data, nothing.target);
+    return sum / static_cast<double>(seen);
   }
 
   tandem::Accelerator& accelerator_;
   const Options& options_;
   const Inputs& inputs_;
-  torch::nn::Sequential module_;
+  std::shared_ptr<Net> net_;
   std::unique_ptr<torch::optim::Optimizer> inner_;
   Model model_;
   tandem::optim::AcceleratedOptimizer optimizer_;
@@ -253,15 +251,6 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
 }  // namespace
 
 Inputs read_inputs(const Options& options) {
-  const auto read = [&](tandem::data::MnistSplit split, std::optional<std::int64_t> limit) {
-    try {
-      return tandem::data::mnist(options.data_dir, {.split = split, .normalize = options.normalize, .limit = limit});
-    } catch (const tandem::DataError& error) {
-      throw tandem::ConfigError(std::string("--data-dir: ") + error.what());
-    }
-  };
-  // Beside the larger set, so that damage is found before training and costs no time.
-  auto test_set = std::async(std::launch::async, read, tandem::data::MnistSplit::test, std::nullopt);
   tandem::io::NamedTensors weights;
   if (!options.init_weights.empty()) {
     try {
@@ -270,11 +259,11 @@ Inputs read_inputs(const Options& options) {
       throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
     }
   }
-  auto train_set = read(tandem::data::MnistSplit::train, options.limit_train_samples);
-  const auto samples = static_cast<std::int64_t>(*train_set.size());
+  auto task = make_task(options);
+  const auto samples = static_cast<std::int64_t>(*task->train_set().size());
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
-  return {std::move(train_set), test_set.get(), std::move(weights), total_steps};
+  return {std::move(task), std::move(weights), total_steps};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "metrics.h"
 #include "options.h"
 #include "tandem/tandem.h"
+#include "task.h"
 
 namespace train {
 
@@ -18,7 +20,7 @@ struct Outcome {
 
 /// What was read before the ranks start, once for all of them.
 struct Inputs {
-  tandem::data::MnistDataset train_set, test_set;
+  std::unique_ptr<const Task> task;
   tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
   std::int64_t total_steps = 0;              ///< optimizer updates of the whole training
 };

@@ -1,6 +1,10 @@
-#include "models.h"
+#include "image_nets.h"
+
+#include <utility>
+#include <vector>
 
 #include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/pooling.h>
@@ -29,10 +33,25 @@ nn::Sequential make_cnn() {
                         nn::Flatten(), nn::Linear(9216, 128), nn::ReLU(), nn::Linear(128, kClasses));
 }
 
+// Layers in a row.
+class ImageNet : public Net {
+ public:
+  ImageNet(nn::Sequential layers, bool flat) : layers_(std::move(layers)), flat_(flat) {
+    for (const auto& layer : layers_->named_children()) register_module(layer.key(), layer.value());
+  }
+
+  at::Tensor forward(const at::Tensor& images) override { return layers_->forward(flat_ ? images.flatten(1) : images); }
+
+ private:
+  nn::Sequential layers_;  // not registered itself: its name would come before those of the layers
+  bool flat_;
+};
+
 }  // namespace
 
-torch::nn::Sequential make_model(const Options& options) {
-  return options.model == ModelKind::cnn ? make_cnn() : make_mlp(options.hidden);
+std::shared_ptr<Net> make_image_net(const Options& options) {
+  const bool cnn = options.model == ModelKind::cnn;
+  return std::make_shared<ImageNet>(cnn ? make_cnn() : make_mlp(options.hidden), !cnn);
 }
 
 }  // namespace train
