@@ -22,8 +22,8 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
   const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
                           : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
                                                                               : "";
-  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision,
-              state.world_size(), name.c_str(), state.world_size() == 1 ? "" : "s",
+  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, state.world_size(),
+              name.c_str(), state.world_size() == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   std::fflush(stdout);
 }
