@@ -19,7 +19,10 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
   const std::string name = state.backend->name();
-  std::printf("training %s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), state.world_size(),
+  const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
+                          : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
+                                                                              : "";
+  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, state.world_size(),
               name.c_str(), state.world_size() == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   std::fflush(stdout);

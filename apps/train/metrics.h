@@ -15,7 +15,7 @@ struct UpdateMetrics {
   std::int64_t step = 0;   ///< from 1, over all epochs
   std::int64_t epoch = 0;  ///< from 0
   double loss = 0;         ///< mean over the ranks and the accumulation window
-  double grad_norm = 0;    ///< 2-norm of the averaged gradient, before clipping
+  double grad_norm = 0;    ///< 2-norm of the averaged gradient, before clipping; null in the log when infinite or NaN
   double lr = 0;
   double samples_per_second = 0;  ///< of all ranks, since the update before
 };

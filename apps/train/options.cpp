@@ -31,6 +31,9 @@ const std::map<std::string, SchedulerKind> kSchedulers{
     {"cosine", SchedulerKind::cosine},         {"cosine-restarts", SchedulerKind::cosine_restarts},
     {"one-cycle", SchedulerKind::one_cycle},   {"plateau", SchedulerKind::plateau}};
 
+const std::map<std::string, tandem::Precision> kPrecisions{
+    {"no", tandem::Precision::no}, {"bf16", tandem::Precision::bf16}, {"fp16", tandem::Precision::fp16}};
+
 // The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
@@ -38,6 +41,7 @@ struct Raw {
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
+  std::string mixed_precision = "no";
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
@@ -107,6 +111,10 @@ void add_training(CLI::App& app, Raw& raw) {
       ->capture_default_str();
   app.add_option("--warmup-steps", options.warmup_steps, "let the learning rate grow over the first N updates")
       ->check(CLI::Range(std::int64_t{0}, kMany))
+      ->capture_default_str();
+  app.add_option("--mixed-precision", raw.mixed_precision,
+                 "what the model computes in; fp16 scales the loss and skips updates that overflow")
+      ->check(CLI::IsMember(kPrecisions))
       ->capture_default_str();
   app.add_option("--gradient-accumulation-steps", options.launch.gradient_accumulation_steps, "batches an update")
       ->check(CLI::Range(1, 1'000'000))
@@ -190,6 +198,7 @@ Options finish(Raw raw) {
   Options& options = raw.options;
   options.launch.gpus = raw.gpus;
   options.launch.cpu = raw.cpu;
+  options.launch.mixed_precision = kPrecisions.at(raw.mixed_precision);
   options.launch.data_loader.even_batches = !raw.no_even_batches;
   if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
   options.model = kModels.at(raw.model);

@@ -120,7 +120,7 @@ class Trainer {
     window_loss_ = window_loss_.defined() ? window_loss_ + loss.detach() : loss.detach();
     window_batches_ += samples > 0 ? 1 : 0;
     window_samples_ += samples;
-    std::optional<double> norm;
+    at::Tensor norm;
     if (options_.clip_grad_norm || !options_.log_json.empty())
       norm = accelerator_.clip_grad_norm_(model_,
                                           options_.clip_grad_norm.value_or(std::numeric_limits<double>::infinity()));
@@ -130,12 +130,12 @@ class Trainer {
     schedule_.step();  // after the log, which has the rate of the update just made
   }
 
-  void end_update(std::optional<double> norm) {
+  void end_update(const at::Tensor& norm) {
     outcome_.steps += 1;
     outcome_.epoch = epoch_;
     if (outcome_.steps == 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
     const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
-    if (!options_.log_json.empty()) log_update(norm.value_or(0), rate);
+    if (!options_.log_json.empty()) log_update(norm.item<double>(), rate);
     if (progress_.due())
       progress_.show(epoch_, outcome_.steps,
                      window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),

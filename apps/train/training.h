@@ -13,7 +13,7 @@ namespace train {
 /// How training ended, the same on all ranks.
 struct Outcome {
   bool interrupted = false;
-  std::int64_t steps = 0;  ///< optimizer updates made
+  std::int64_t steps = 0;  ///< optimizer updates made, those that fp16 skipped included
   std::int64_t epoch = 0;  ///< of the last one, from 0
   FinalMetrics metrics;    ///< filled in on rank 0
 };

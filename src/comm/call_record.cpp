@@ -23,6 +23,9 @@ const char* to_string(Operation operation) {
     case Operation::broadcast_object: return "broadcast_object";
     case Operation::check_trigger: return "check_trigger";
     case Operation::prepare: return "prepare";
+    case Operation::reduce_gradients: return "reduce_gradients";
+    case Operation::share_weights: return "share_weights";
+    case Operation::optimizer_step: return "optimizer_step";
     case Operation::main_first: return "main_first";
     case Operation::join_uneven_inputs: return "join_uneven_inputs";
     case Operation::find_executable_batch_size: return "find_executable_batch_size";

@@ -25,6 +25,10 @@ CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck 
   for (const at::Tensor& tensor : tensors) {
     signature.add(static_cast<std::uint64_t>(tensor.scalar_type()));
     if (check == SizeCheck::none) continue;
+    if (check == SizeCheck::elements) {
+      signature.add(static_cast<std::uint64_t>(tensor.numel()));
+      continue;
+    }
     const auto sizes = tensor.sizes();
     // A 0-dim tensor is gathered as if it had one row.
     signature.add(first_checked == 1 ? std::max<std::size_t>(sizes.size(), 1) : sizes.size());

@@ -92,7 +92,8 @@ RankGroup::RankGroup(int world_size, CancelToken& token)
       closing_(world_size, never_),
       budget_(spin_budget(world_size)),
       ranks_(new Rank[static_cast<std::size_t>(world_size)]),  // not make_unique, which would clear the mailboxes
-      subscription_(token, [this] { ring_bell(); }) {
+      posted_(world_size, token),
+      subscription_(token, [this] { bell_.ring(); }) {
   for (int rank = 0; rank < world_size; ++rank) {
     ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
     ranks_[rank].met.resize(static_cast<std::size_t>(world_size));
@@ -150,8 +151,8 @@ void RankGroup::exchange_mail(int rank, const CallRecord& record) {
   // Of ranks that arrive at the same time, at least the last in the order of seq_cst sees all, and wakes the others.
   if (!all_arrived(number))
     await_all(rank, number);
-  else if (sleepers_.load(std::memory_order_seq_cst) > 0)
-    ring_bell();
+  else
+    bell_.ring_if_awaited();
   if (!compared) check_against_peers(rank, number, record);
 }
 
@@ -174,24 +175,9 @@ void RankGroup::await_all(int rank, std::uint64_t number) {
   const auto done = [&] { return all_arrived(number) || token_.cancelled(); };
   if (!spin_until(done, budget_.spins)) {
     const WaitScope waiting(*this, rank, nullptr);
-    bool is_done = false;
-    for (int i = 0; i < budget_.yields && !(is_done = done()); ++i) std::this_thread::yield();
-    while (!is_done) {
-      // acquire: before the looks below, so that a ring after them is not missed.
-      const std::uint32_t before = bell_.load(std::memory_order_acquire);
-      // seq_cst: of "announce sleep, look for ranks" here and "arrive, look for sleepers" there one sees the other.
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      if (!done()) bell_.wait(before, std::memory_order_acquire);
-      sleepers_.fetch_sub(1, std::memory_order_relaxed);
-      is_done = done();
-    }
+    bell_.wait(done, budget_.yields);
   }
   if (!all_arrived(number)) token_.throw_cancelled();
-}
-
-void RankGroup::ring_bell() noexcept {
-  bell_.fetch_add(1, std::memory_order_release);
-  bell_.notify_all();
 }
 
 RankGroup::Call::Call(RankGroup& group, int rank, const CallRecord& record, const void* payload)
@@ -231,6 +217,7 @@ void RankGroup::check_departed(int rank, std::uint64_t number, const CallRecord&
 }
 
 void RankGroup::depart(int rank) {
+  posted_.depart(rank);
   Rank& self = ranks_[rank];
   self.departed.store(true, std::memory_order_seq_cst);
   const std::uint64_t next = self.calls.load(std::memory_order_relaxed) + 1;  // that a peer may wait for us in

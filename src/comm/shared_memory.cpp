@@ -115,15 +115,87 @@ class PartList {
   std::vector<at::Tensor> copies_;
 };
 
+// A reduction that was started, with all that it needs until it is done.
+struct Started {
+  std::vector<at::Tensor> inputs, outputs;
+  std::vector<Part> from, to;
+  SharedReducer::Started lent;
+  std::uint64_t number = 0;
+
+  void fill(at::TensorList from_tensors, at::TensorList to_tensors, ReduceOp op) {
+    inputs.assign(from_tensors.begin(), from_tensors.end());
+    outputs.assign(to_tensors.begin(), to_tensors.end());
+    fill(from, inputs);
+    fill(to, outputs);
+    lent = {from, to, op};
+  }
+
+  void clear() {
+    inputs.clear();
+    outputs.clear();
+  }
+
+ private:
+  static void fill(std::vector<Part>& parts, const std::vector<at::Tensor>& tensors) {
+    parts.clear();
+    for (const at::Tensor& tensor : tensors)
+      parts.push_back({tensor.data_ptr(), tensor.numel(), element_type(tensor.scalar_type())});
+  }
+};
+
 class SharedMemoryCommunicator final : public Communicator {
  public:
   SharedMemoryCommunicator(RankGroup& group, int rank) : group_(group), rank_(rank), reducer_(group, rank) {}
+
+  ~SharedMemoryCommunicator() override {
+    if (started_.empty()) return;
+    // The others may be about to read memory that goes now.
+    group_.token().cancel(std::make_exception_ptr(CollectiveError("rank " + std::to_string(rank_) +
+                                                                  " ended while its gradients were being reduced")),
+                          rank_);
+    group_.posted().withdraw(rank_);
+  }
 
   int rank() const override { return rank_; }
   int world_size() const override { return group_.world_size(); }
 
   void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
     reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
+  }
+
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    check_rows(inputs, outputs);
+    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
+    const at::NoGradGuard no_grad;
+    if (world_size() == 1) {
+      for (std::size_t i = 0; i < inputs.size(); ++i)
+        if (outputs[i].data_ptr() != inputs[i].data_ptr()) outputs[i].detach().copy_(inputs[i].detach());
+      return 0;
+    }
+    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
+    record.reduce = op;
+    if (spare_.empty()) spare_.push_back(std::make_unique<Started>());
+    started_.push_back(std::move(spare_.back()));
+    spare_.pop_back();
+    Started& started = *started_.back();
+    started.fill(inputs, outputs, op);
+    return started.number = reducer_.start(record, started.lent);
+  }
+
+  void wait(std::uint64_t number) override {
+    if (number == 0) return;
+    reducer_.wait(number);
+    auto first = started_.begin();
+    for (; first != started_.end() && (*first)->number <= number; ++first) {
+      (*first)->clear();
+      spare_.push_back(std::move(*first));
+    }
+    started_.erase(started_.begin(), first);
+  }
+
+  void forget_started() override {
+    group_.posted().forget(rank_);
+    started_.clear();
   }
 
   void reduce(at::TensorList tensors, ReduceOp op, int root) override {
@@ -140,7 +212,9 @@ class SharedMemoryCommunicator final : public Communicator {
     const RankGroup::Call call(group_, rank_, record, &tensors);
     if (rank_ == root) return;
     const auto& source = call.payload<at::TensorList>(root);
-    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].detach().copy_(source[i].detach());
+    // Ranks may share the memory of what they broadcast.
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].data_ptr() != source[i].data_ptr()) tensors[i].detach().copy_(source[i].detach());
   }
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
@@ -215,6 +289,26 @@ class SharedMemoryCommunicator final : public Communicator {
     outputs_.clear();
   }
 
+  static void check_rows(at::TensorList inputs, at::TensorList outputs) {
+    check_dense(inputs, "all_reduce");
+    check_dense(outputs, "all_reduce");
+    if (inputs.size() != outputs.size())
+      throw CollectiveError("all_reduce of " + std::to_string(inputs.size()) + " tensors into " +
+                            std::to_string(outputs.size()));
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].numel() != outputs[i].numel() || inputs[i].scalar_type() != outputs[i].scalar_type())
+        throw_unlike(inputs[i], outputs[i]);
+      if (!inputs[i].is_non_overlapping_and_dense() || !outputs[i].is_non_overlapping_and_dense())
+        throw CollectiveError(
+            "a reduction cannot be started on tensors with gaps or overlaps in memory; use all_reduce");
+    }
+  }
+
+  [[noreturn]] static void throw_unlike(const at::Tensor& input, const at::Tensor& output) {
+    throw CollectiveError("all_reduce of " + c10::str(input.scalar_type(), input.sizes()) + " into " +
+                          c10::str(output.scalar_type(), output.sizes()) + "; they must be alike");
+  }
+
   static void check_outputs(at::TensorList inputs, at::TensorList outputs) {
     check_dense(outputs, "all_reduce");
     if (inputs.size() != outputs.size())
@@ -222,14 +316,15 @@ class SharedMemoryCommunicator final : public Communicator {
                             std::to_string(outputs.size()));
     for (std::size_t i = 0; i < inputs.size(); ++i)
       if (inputs[i].sizes() != outputs[i].sizes() || inputs[i].scalar_type() != outputs[i].scalar_type())
-        throw CollectiveError("all_reduce of " + c10::str(inputs[i].scalar_type(), inputs[i].sizes()) + " into " +
-                              c10::str(outputs[i].scalar_type(), outputs[i].sizes()) + "; they must be alike");
+        throw_unlike(inputs[i], outputs[i]);
   }
 
   RankGroup& group_;
   int rank_;
   SharedReducer reducer_;
-  PartList inputs_, outputs_;  // of the current call
+  PartList inputs_, outputs_;                      // of the current call
+  std::vector<std::unique_ptr<Started>> started_;  // and not waited for, in order
+  std::vector<std::unique_ptr<Started>> spare_;    // kept for their memory
 };
 
 }  // namespace

@@ -33,7 +33,32 @@ void SharedReducer::reduce(const CallRecord& record, std::span<const Part> input
   if (group_.world_size() == 1 && inputs.data() == outputs.data()) return;
   const Parts mine{inputs, outputs};
   const RankGroup::Call call(group_, rank_, record, &mine);
-  reduce_share(call, inputs, op, root);
+  reduce_share([&](int peer) -> const Parts& { return call.payload<Parts>(peer); }, inputs, op, root);
+}
+
+std::uint64_t SharedReducer::start(const CallRecord& record, const Started& mine) {
+  const std::uint64_t number = group_.posted().post(rank_, record, &mine);
+  do_parts();
+  return number;
+}
+
+void SharedReducer::wait(std::uint64_t number) {
+  do_parts();
+  if (group_.posted().done(number)) return;
+  const RankGroup::WaitScope waiting(group_, rank_, "for the others' gradients");
+  do {
+    group_.posted().wait(rank_, number);
+    do_parts();
+  } while (!group_.posted().done(number));
+}
+
+void SharedReducer::do_parts() {
+  for (;;) {
+    const PostedCalls::Part part(group_.posted(), rank_);
+    if (!part) return;
+    const auto& mine = part.payload<Started>(rank_);
+    reduce_share([&](int peer) -> const Started& { return part.payload<Started>(peer); }, mine.inputs, mine.op, -1);
+  }
 }
 
 void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs,
@@ -55,7 +80,9 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> 
 }
 
 // The parts count as one row of elements, of which this rank reduces 1/R.
-void SharedReducer::reduce_share(const RankGroup::Call& call, std::span<const Part> parts, ReduceOp op, int root) {
+// `of` tells the lists of a rank.
+template <class PeersParts>
+void SharedReducer::reduce_share(const PeersParts& of, std::span<const Part> parts, ReduceOp op, int root) {
   const int ranks = group_.world_size();
   std::int64_t total = 0;
   for (const Part& part : parts) total += part.elements;
@@ -69,7 +96,7 @@ void SharedReducer::reduce_share(const RankGroup::Call& call, std::span<const Pa
     sources_.clear();
     targets_.clear();
     for (int peer = 0; peer < ranks; ++peer) {
-      const Parts& theirs = call.payload<Parts>(peer);
+      const auto& theirs = of(peer);
       sources_.push_back(theirs.inputs[i].data);
       if (root < 0 || root == peer) targets_.push_back(theirs.outputs[i].data);
     }

@@ -1,15 +1,32 @@
 #include "tandem/nn/gradient_reducer.h"
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
 
+#include "nn/gradient_reducer_parts.h"
+#include "nn/memory.h"
+#include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
 namespace {
+
+// Tied weights once, under their first name: LibTorch lists them as often as they are registered.
+template <class Items>
+NamedTensors each_once(const Items& items) {
+  NamedTensors tensors;
+  for (const auto& item : items)
+    if (std::none_of(tensors.begin(), tensors.end(),
+                     [&](const auto& known) { return known.second.is_same(item.value()); }))
+      tensors.emplace_back(item.key(), item.value());
+  return tensors;
+}
 
 std::string describe(const std::pair<std::string, at::Tensor>& named) {
   std::ostringstream text;
@@ -29,72 +46,120 @@ std::optional<std::string> difference(const char* kind, int rank, const NamedTen
   return std::nullopt;
 }
 
-}  // namespace
+// Calls `arrived` after a gradient was added to.
+class AfterAccumulation final : public torch::autograd::FunctionPostHook {
+ public:
+  explicit AfterAccumulation(std::function<void()> arrived) : arrived_(std::move(arrived)) {}
 
-struct GradientReducer::Reached {
-  explicit Reached(std::size_t parameters, const CancelToken& cancel) : flags(parameters, 0), token(cancel) {}
-  std::vector<std::uint8_t> flags;
-  const CancelToken& token;
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                            const torch::autograd::variable_list&) override {
+    arrived_();
+    return outputs;
+  }
+
+ private:
+  std::function<void()> arrived_;
 };
 
-GradientReducer::GradientReducer(NamedTensors parameters, NamedTensors buffers, comm::Communicator& communicator,
-                                 comm::RankGroup& group)
-    : parameters_(std::move(parameters)),
-      buffers_(std::move(buffers)),
+}  // namespace
+
+GradientReducer::GradientReducer(std::shared_ptr<torch::nn::Module> module, comm::Communicator& communicator,
+                                 comm::RankGroup& group, const GradientReducerOptions& options)
+    : module_(std::move(module)),
       communicator_(communicator),
-      reached_(std::make_shared<Reached>(parameters_.size(), group.token())) {
-  check_same_on_all_ranks(group);
-  for (const auto& [name, tensor] : buffers_) buffer_list_.push_back(tensor);
+      group_(group),
+      options_(options),
+      weights_(parameters_, communicator, group),
+      told_(std::make_unique<Told>()) {
+  update();
+}
+
+GradientReducer::~GradientReducer() { stop(); }
+
+void GradientReducer::update() {
+  stop();
+  drop_buckets();
+  weights_.unshare();
+  take_over_tensors();
+  check_same_on_all_ranks();
   broadcast(0);
-
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const at::Tensor& parameter = parameters_[i].second;
-    if (!parameter.requires_grad()) continue;
-    // A long backward pass ends here when another rank has failed. The hook may outlive the reducer's launch only
-    // if the reducer does, so it holds no more than the flags.
-    hooks_.emplace_back(parameter, parameter.register_hook([reached = reached_, i](const at::Tensor&) {
-      reached->token.check();
-      reached->flags[i] = 1;
-    }));
-  }
+  watch_parameters();
 }
 
-GradientReducer::~GradientReducer() {
-  for (auto& [parameter, hook] : hooks_) parameter.remove_hook(hook);
+void GradientReducer::take_over_tensors() {
+  parameters_ = each_once(module_->named_parameters());
+  slots_.clear();
+  slots_.resize(parameters_.size());
+  anywhere_.assign(parameters_.size(), 0);
+  told_->states = anywhere_;
+  reached_ = anywhere_;
+  buffers_.clear();
+  for (const auto& [name, buffer] : each_once(module_->named_buffers())) buffers_.push_back(buffer);
 }
 
-void GradientReducer::check_same_on_all_ranks(comm::RankGroup& group) const {
+void GradientReducer::check_same_on_all_ranks() const {
+  struct Tensors {
+    const NamedTensors& parameters;
+    const NamedTensors buffers;
+  };
+  const Tensors mine{parameters_, each_once(module_->named_buffers())};
   const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(GradientReducer));
   const int rank = communicator_.rank();
-  const comm::RankGroup::Call call(group, rank, record, this);
-  const auto& main = call.payload<GradientReducer>(0);
-  auto problem = difference("parameter", rank, parameters_, main.parameters_);
-  if (!problem) problem = difference("buffer", rank, buffers_, main.buffers_);
+  const comm::RankGroup::Call call(group_, rank, record, &mine);
+  const auto& main = call.payload<Tensors>(0);
+  auto problem = difference("parameter", rank, mine.parameters, main.parameters);
+  if (!problem) problem = difference("buffer", rank, mine.buffers, main.buffers);
   if (problem) throw ConfigError(*problem);
 }
 
-std::vector<at::Tensor> GradientReducer::gradients_reached_anywhere() {
-  at::Tensor flags =
-      at::from_blob(reached_->flags.data(), {static_cast<std::int64_t>(reached_->flags.size())}, at::kByte);
-  communicator_.all_reduce(flags, comm::ReduceOp::max);
-  std::vector<at::Tensor> gradients;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (!reached_->flags[i]) continue;
-    reached_->flags[i] = 0;
-    at::Tensor& gradient = parameters_[i].second.mutable_grad();
-    if (!gradient.defined()) gradient = at::zeros_like(parameters_[i].second, at::MemoryFormat::Preserve);
-    gradients.push_back(gradient);
+std::optional<std::string> GradientReducer::added_parameter() const {
+  const auto known = [this](const at::Tensor& parameter) {
+    return std::any_of(parameters_.begin(), parameters_.end(),
+                       [&](const auto& named) { return named.second.is_same(parameter); });
+  };
+  std::size_t next = 0;  // mostly they are the same tensors in the same order
+  for (const at::Tensor& parameter : module_->parameters()) {
+    if (next < parameters_.size() && parameters_[next].second.is_same(parameter)) {
+      next += 1;
+      continue;
+    }
+    if (known(parameter)) continue;
+    for (const auto& item : module_->named_parameters())
+      if (item.value().is_same(parameter)) return item.key();
   }
-  return gradients;
+  return std::nullopt;
 }
 
-void GradientReducer::reduce(comm::ReduceOp op, double scale, int main) {
-  const at::NoGradGuard no_grad;
-  const auto gradients = gradients_reached_anywhere();
-  communicator_.all_reduce(gradients, op);
-  if (scale != 1.0)
-    for (const at::Tensor& gradient : gradients) gradient.detach().mul_(scale);
-  if (!buffer_list_.empty() && communicator_.world_size() > 1) communicator_.broadcast(buffer_list_, main);
+// Parameters may be frozen and unfrozen at any time, and a change of their type gives them another node.
+void GradientReducer::watch_parameters() {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const at::Tensor& parameter = parameters_[i].second;
+    Slot& slot = slots_[i];
+    if (!parameter.requires_grad()) continue;
+    if (slot.accumulator && torch::autograd::impl::try_get_grad_accumulator(parameter) == slot.accumulator) continue;
+    if (slot.accumulator) slot.accumulator->del_post_hook(slot.hook);
+    slot.accumulator = torch::autograd::impl::grad_accumulator(parameter);
+    slot.hook = slot.accumulator->add_post_hook(std::make_unique<AfterAccumulation>([this, i] { arrived(i); }));
+  }
+}
+
+void GradientReducer::stop() {
+  for (Slot& slot : slots_) {
+    if (slot.accumulator) slot.accumulator->del_post_hook(slot.hook);
+    slot.accumulator.reset();
+  }
+}
+
+void GradientReducer::set_communication_hook(CommunicationHook hook) {
+  hook_ = std::move(hook);
+  drop_buckets();  // they may hold parameters that are not active, which a hook must not get
+}
+
+std::vector<std::string> GradientReducer::unused_parameters() const {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < parameters_.size(); ++i)
+    if (parameters_[i].second.requires_grad() && reached_[i] == 0) names.push_back(parameters_[i].first);
+  return names;
 }
 
 void GradientReducer::clear_gradients() {
@@ -102,17 +167,277 @@ void GradientReducer::clear_gradients() {
 }
 
 void GradientReducer::broadcast(int root) {
-  std::vector<at::Tensor> everything(buffer_list_);
+  std::vector<at::Tensor> everything(buffers_);
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
   communicator_.broadcast(everything, root);
+  weights_.accept();
 }
 
-void GradientReducer::scale_unreduced(double factor) {
+void GradientReducer::average_weights() {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> averaged, copied;
+  const auto has_mean = [](const at::Tensor& tensor) {
+    return at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
+  };
+  // The mean of equal numbers may differ from them by rounding: what is not trained is copied.
+  for (const auto& [name, parameter] : parameters_)
+    (parameter.requires_grad() ? averaged : copied).push_back(parameter);
+  if (options_.broadcast_buffers)
+    for (const at::Tensor& buffer : buffers_) (has_mean(buffer) ? averaged : copied).push_back(buffer);
+  if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
+  if (!copied.empty()) communicator_.broadcast(copied, 0);
+  for (std::size_t i = 0; i < slots_.size(); ++i)
+    slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
+}
+
+void GradientReducer::begin_window() {
+  for (Slot& slot : slots_) slot.in_window = false;
+}
+
+void GradientReducer::scale_window(double factor) {
   const at::NoGradGuard no_grad;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const at::Tensor& gradient = parameters_[i].second.grad();
-    if (reached_->flags[i] && gradient.defined()) gradient.detach().mul_(factor);
+    if (slots_[i].in_window && gradient.defined()) gradient.detach().mul_(factor);
   }
+}
+
+// ---- a pass
+
+void GradientReducer::check_not_interrupted() const {
+  if (in_pass_ && started_ > 0)
+    throw CollectiveError(
+        "a backward pass on rank " + std::to_string(communicator_.rank()) +
+        " ended with an exception after the reduction of its gradients had begun; let the exception leave the body");
+}
+
+void GradientReducer::begin_pass() {
+  if (!buckets_fit()) drop_buckets();
+  for (Slot& slot : slots_) slot.arrivals = 0;
+  for (Bucket& bucket : buckets_) {
+    bucket.missing = 0;
+    for (const std::size_t i : bucket.slots)
+      if (slots_[i].active) bucket.missing += slots_[i].expected;
+    bucket.expects = bucket.missing > 0;
+  }
+  told_->passes += 1;
+  told_->order.clear();
+  told_->last_arrival = 0;
+  started_ = 0;
+  in_pass_ = true;
+}
+
+// The gradient of parameter `index` has been added to.
+void GradientReducer::arrived(std::size_t index) {
+  group_.token().check();  // a long backward pass ends here when another rank has failed
+  Slot& slot = slots_[index];
+  slot.pending = slot.in_window = true;
+  if (!in_pass_ || !reducers_) return;
+  slot.arrivals += 1;
+  if (slot.arrivals == 1) told_->order.push_back(index);
+  told_->last_arrival = ++reducers_->arrivals_;
+  if (alone() || !slot.active || slot.arrivals > slot.expected) return;
+  if (--buckets_[static_cast<std::size_t>(slot.bucket)].missing == 0) reducers_->start_ready_buckets();
+}
+
+// Starts buckets in their order as long as they are complete; true when all have started.
+bool GradientReducer::start_ready_buckets() {
+  for (; started_ < buckets_.size(); ++started_) {
+    Bucket& bucket = buckets_[started_];
+    if (!bucket.expects || bucket.missing > 0) return false;
+    start(bucket, true);
+  }
+  return true;
+}
+
+// Starts what has not started: what some rank has started, and of the other buckets what some rank's pass has reached.
+void GradientReducer::settle() {
+  const at::NoGradGuard no_grad;
+  std::size_t most_started = started_;
+  for (std::size_t i = 0; i < slots_.size(); ++i) told_->states[i] = anywhere_[i] = state_of(i);
+  if (!alone()) {
+    if (options_.static_graph && !buckets_.empty())
+      check_as_promised();
+    else
+      most_started = tell_each_other();
+    if (hook_) add_buckets_of_unexpected();
+    for (; started_ < buckets_.size(); ++started_) start(buckets_[started_], started_ < most_started);
+  }
+}
+
+std::uint8_t GradientReducer::state_of(std::size_t index) const {
+  const Slot& slot = slots_[index];
+  const at::Tensor& gradient = parameters_[index].second.grad();
+  if (!slot.pending) return 0;
+  if (slot.taken) return gradient.defined() ? Told::kDense | Told::kLate : Told::kDense;
+  if (!gradient.defined() || !gradient.is_sparse()) return Told::kDense;
+  return static_cast<std::uint8_t>(Told::kSparse | gradient.sparse_dim() << Told::kSparseDims);
+}
+
+// Returns how many buckets the rank that has started most has started.
+std::size_t GradientReducer::tell_each_other() {
+  told_->started = started_;
+  const comm::CallRecord record{.operation = comm::Operation::reduce_gradients,
+                                .tensors = static_cast<std::int32_t>(slots_.size()),
+                                .signature = told_->passes};
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record, told_.get());
+  std::size_t most_started = 0;
+  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+    const auto& told = call.payload<Told>(peer);
+    most_started = std::max(most_started, told.started);
+    for (std::size_t i = 0; i < slots_.size(); ++i) anywhere_[i] |= told.states[i];
+  }
+  order_ = call.payload<Told>(0).order;
+  last_arrival_ = call.payload<Told>(0).last_arrival;
+  return most_started;
+}
+
+void GradientReducer::check_as_promised() const {
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    if (slot.arrivals == (slot.active ? slot.expected : 0)) continue;
+    throw ConfigError("static_graph is on, but this pass reached parameter " + parameters_[i].first + ' ' +
+                      std::to_string(slot.arrivals) + " times and the first one " +
+                      std::to_string(slot.active ? slot.expected : 0) + " times; turn it off for this model");
+  }
+}
+
+// Starts the reduction of the bucket's active gradients: of all, or of those that some rank's pass has reached. Either
+// is the same on all ranks.
+void GradientReducer::start(Bucket& bucket, bool whole) {
+  const at::NoGradGuard no_grad;
+  const auto reached = [this](std::size_t i) { return slots_[i].active && (anywhere_[i] & Told::kDense); };
+  // A communication hook gets the memory of all.
+  if (hook_) whole = whole || std::any_of(bucket.slots.begin(), bucket.slots.end(), reached);
+  for (const std::size_t i : bucket.slots)
+    if (whole ? slots_[i].active : reached(i)) take(bucket, i);
+  if (bucket.taken.empty()) return;
+  if (hook_)
+    bucket.finish = hook_(*bucket.of_hook, communicator_);
+  else
+    bucket.number = communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean);
+}
+
+// The parameter has no gradient until it is given back, so that a late one is told apart.
+void GradientReducer::take(Bucket& bucket, std::size_t index) {
+  Slot& slot = slots_[index];
+  at::Tensor gradient = std::move(parameters_[index].second.mutable_grad());
+  parameters_[index].second.mutable_grad() = at::Tensor();
+  if (gradient.defined() && gradient.is_sparse()) gradient = gradient.to_dense();
+  const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
+  const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
+                    !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
+  if (!gradient.defined()) slot.view.zero_();
+  // What the hook makes of it is not wanted if no rank has reached it.
+  if (hook_ && !slot.pending && gradient.defined() && gradient.data_ptr() == slot.view.data_ptr())
+    gradient = gradient.clone();
+  if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr())
+    slot.view.copy_(gradient.detach());
+  if (!hook_) {
+    bucket.inputs.push_back(fits ? gradient : slot.view);
+    bucket.outputs.push_back(fits && !as_view ? bucket.inputs.back() : slot.view);
+  }
+  bucket.taken.push_back(index);
+  bucket.gradients.push_back(std::move(gradient));
+  slot.taken = true;
+}
+
+void GradientReducer::collect() {
+  const at::NoGradGuard no_grad;
+  std::uint64_t last = 0;
+  for (const Bucket& bucket : buckets_) last = std::max(last, bucket.number);
+  communicator_.wait(last);
+  for (Bucket& bucket : buckets_) {
+    if (bucket.finish) bucket.finish();
+    give_back(bucket);
+    bucket.clear_pass();
+  }
+}
+
+void GradientReducer::give_back(Bucket& bucket) {
+  for (std::size_t k = 0; k < bucket.taken.size(); ++k) {
+    const std::size_t i = bucket.taken[k];
+    Slot& slot = slots_[i];
+    slot.taken = false;
+    at::Tensor& gradient = bucket.gradients[k];
+    if (anywhere_[i] == 0 && (hook_ || !gradient.defined())) {  // no rank has reached it
+      parameters_[i].second.mutable_grad() = std::move(gradient);
+      continue;
+    }
+    const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
+    if (as_view) {
+      gradient = slot.view;
+    } else {
+      if (!gradient.defined()) gradient = new_gradient(i);
+      const at::Tensor& result = hook_ ? slot.view : bucket.outputs[k];
+      if (result.data_ptr() != gradient.data_ptr()) gradient.detach().copy_(result);
+    }
+    // What came too late is a part of this rank's gradient; the mean of the sum of both is the sum of their means.
+    at::Tensor& late = parameters_[i].second.mutable_grad();
+    if (late.defined()) gradient.detach().add_(late.detach());
+    slot.unexpected = (anywhere_[i] & Told::kLate) != 0;
+    late = std::move(gradient);
+  }
+}
+
+at::Tensor GradientReducer::new_gradient(std::size_t index) const {
+  return at::zeros_like(parameters_[index].second, at::MemoryFormat::Preserve).detach();
+}
+
+// Gradients that no bucket expected, and the buffers.
+void GradientReducer::reduce_rest(int main) {
+  const at::NoGradGuard no_grad;
+  if (!alone()) {
+    reduce_unexpected();
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      if ((anywhere_[i] & (Told::kSparse | Told::kDense)) == Told::kSparse) reduce_sparse(i);
+  }
+  if (options_.broadcast_buffers && !buffers_.empty() && communicator_.world_size() > 1)
+    communicator_.broadcast(buffers_, main);
+}
+
+void GradientReducer::reduce_unexpected() {
+  std::vector<at::Tensor> gradients;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    const bool expected = slot.active && slot.bucket >= 0;
+    if (!slot.unexpected && (expected || !(anywhere_[i] & Told::kDense))) continue;
+    slot.unexpected = false;
+    at::Tensor& gradient = parameters_[i].second.mutable_grad();
+    if (!gradient.defined()) gradient = new_gradient(i);
+    if (gradient.is_sparse()) gradient = gradient.to_dense();
+    gradients.push_back(gradient.detach());
+  }
+  if (!gradients.empty()) communicator_.all_reduce(gradients, comm::ReduceOp::mean);
+}
+
+// The sum of sparse tensors is their entries side by side.
+void GradientReducer::reduce_sparse(std::size_t index) {
+  const at::Tensor& parameter = parameters_[index].second;
+  at::Tensor& gradient = parameters_[index].second.mutable_grad();
+  const auto options = parameter.options().requires_grad(false);
+  const std::int64_t dims = anywhere_[index] >> Told::kSparseDims;
+  if (!gradient.defined()) {
+    auto no_values = parameter.sizes().slice(static_cast<std::size_t>(dims)).vec();
+    no_values.insert(no_values.begin(), 0);
+    gradient = at::sparse_coo_tensor(at::empty({dims, 0}, options.dtype(at::kLong)), at::empty(no_values, options),
+                                     parameter.sizes(), options.layout(at::kSparse));
+  }
+  const at::Tensor mine = gradient.detach().coalesce();
+  const auto indices = communicator_.all_gather(mine.indices().t().contiguous());
+  const auto values = communicator_.all_gather(mine.values());
+  gradient = at::sparse_coo_tensor(at::cat(indices).t(), at::cat(values).div_(communicator_.world_size()),
+                                   parameter.sizes(), options.layout(at::kSparse))
+                 .coalesce();
+}
+
+void GradientReducer::end_pass() {
+  if (std::any_of(anywhere_.begin(), anywhere_.end(), [](std::uint8_t state) { return state != 0; })) {
+    reached_ = anywhere_;
+    if (!alone() && !(options_.static_graph && !buckets_.empty())) learn();
+  }
+  for (Slot& slot : slots_) slot.pending = false;
+  in_pass_ = false;
 }
 
 }  // namespace tandem::nn

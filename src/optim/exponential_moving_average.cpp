@@ -6,6 +6,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "nn/memory.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {
@@ -47,10 +48,10 @@ void ExponentialMovingAverage::swap() {
   const at::NoGradGuard no_grad;
   for (Kept* list : {&averaged_, &copied_})
     for (std::size_t i = 0; i < list->kept.size(); ++i) {
-      // Copies, not exchanged storages: optimizers, gradient buckets and the user's own references stay valid.
-      const at::Tensor value = list->values[i].clone();
-      list->values[i].copy_(list->kept[i]);
-      list->kept[i].copy_(value);
+      // Memory is exchanged, not values: ranks may share the memory of their weights, and each swaps when it likes.
+      const at::Tensor value = nn::alias_of(list->values[i]);
+      list->values[i].set_data(list->kept[i]);
+      list->kept[i] = value;
     }
   swapped_ = !swapped_;
 }

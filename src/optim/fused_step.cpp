@@ -14,6 +14,8 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "nn/memory.h"
+
 namespace tandem::optim {
 namespace {
 
@@ -24,18 +26,10 @@ using torch::optim::AdamWParamState;
 using torch::optim::SGDOptions;
 using torch::optim::SGDParamState;
 
-// The kernels run over memory in order. Strides of dimensions of size 1 have no say in it.
-bool same_order_in_memory(const at::Tensor& a, const at::Tensor& b) {
-  const auto sizes = a.sizes(), strides = a.strides(), others = b.strides();
-  if (sizes != b.sizes()) return false;
-  for (std::size_t dim = 0; dim < sizes.size(); ++dim)
-    if (sizes[dim] != 1 && strides[dim] != others[dim]) return false;
-  return true;
-}
-
+// The kernels run over memory in order.
 bool fits(const at::Tensor& tensor, const at::Tensor& parameter) {
   return tensor.defined() && tensor.layout() == at::kStrided && tensor.scalar_type() == parameter.scalar_type() &&
-         tensor.device() == parameter.device() && same_order_in_memory(tensor, parameter);
+         tensor.device() == parameter.device() && nn::same_order_in_memory(tensor, parameter);
 }
 
 bool supported(const at::Tensor& parameter) {

@@ -13,13 +13,6 @@
 namespace tandem {
 namespace {
 
-std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  return gradients;
-}
-
 std::string save_state(const torch::optim::Optimizer& optimizer) {
   torch::serialize::OutputArchive archive;
   optimizer.save(archive);
@@ -38,22 +31,34 @@ void load_state(torch::optim::Optimizer& optimizer, const std::string& state) {
 }  // namespace
 
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
-  for (const auto& [known, reducer] : reducers_)
-    if (known == module) return reducer;
-  if (context_.state->config.device_placement) module->to(device());
-  // Tied weights once, under their first name: LibTorch lists them as often as they are registered.
-  const auto list = [](const auto& items) {
-    nn::NamedTensors tensors;
-    for (const auto& item : items)
-      if (std::none_of(tensors.begin(), tensors.end(),
-                       [&](const auto& known) { return known.second.is_same(item.value()); }))
-        tensors.emplace_back(item.key(), item.value());
-    return tensors;
-  };
-  auto reducer = std::make_shared<nn::GradientReducer>(list(module->named_parameters()), list(module->named_buffers()),
-                                                       *context_.communicator, *context_.group);
-  reducers_.emplace_back(module, reducer);
+  auto reducer = reducers_.find(*module);
+  if (reducer && !reducer->added_parameter()) return reducer;
+  const LaunchConfig& config = context_.state->config;
+  if (config.device_placement) module->to(device());
+  if (reducer) {
+    reducer->update();
+    return reducer;
+  }
+  reducer =
+      std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, config.gradient_reducer);
+  reducers_.add(reducer);
   return reducer;
+}
+
+std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
+  const Sharding sharding = context_.state->config.sharding;
+  const bool automatic = sharding == Sharding::automatic;
+  if (world_size() == 1 || sharding == Sharding::none || (automatic && !device().is_cpu())) return nullptr;
+  using Weights = optim::ShardedOptimizer::Weights;
+  auto sharded = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
+                                                           reducers_, automatic ? Weights::shared : Weights::own);
+  if (context_.gradients.local_sgd || reductions_in_join_) sharded->pause();
+  return sharded;
+}
+
+void Accelerator::for_each_sharded(void (optim::ShardedOptimizer::*action)()) {
+  for (const auto& observer : optimizers_)
+    if (auto optimizer = observer.lock(); optimizer && optimizer->sharded()) (optimizer->sharded()->*action)();
 }
 
 data::LoaderContext Accelerator::loader_context() {
@@ -68,28 +73,36 @@ data::LoaderContext Accelerator::loader_context() {
 
 void Accelerator::begin_micro_batch(bool close) {
   GradientState& state = context_.gradients;
+  // The scale stays the same within a window, whose gradients add up.
+  if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
   state.begin_micro_batch(close);
+  if (state.window_length == 1) begin_window_of_gradients();
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
   if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
-    for (const auto& [module, reducer] : reducers_)
-      reducer->scale_unreduced(static_cast<double>(state.num_steps) / state.window_length);
+    scale_window(static_cast<double>(state.num_steps) / state.window_length);
+}
+
+void Accelerator::scale_window(double factor) {
+  for (const auto& reducer : reducers_) reducer->scale_window(factor);
+}
+
+// `loss` as autograd is to see it.
+at::Tensor Accelerator::scaled(const at::Tensor& loss) {
+  if (!scaler_) return loss;
+  if (!context_.gradients.inside_window && scaler_->has_stepped()) scaler_->begin_iteration();
+  return scaler_->scale(loss);
 }
 
 void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
-  const at::Tensor scaled = state.divisor() > 1 ? loss / state.divisor() : loss;
-  scaled.backward({}, options.retain_graph, options.create_graph);
-  if (state.sync_gradients) reduce_gradients();
+  const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
+  if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
+  reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
 }
 
-void Accelerator::reduce_gradients() {
-  const int main = reductions_in_join_ ? meet_in_join(JoinState::reduces_mean) : 0;
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
-}
-
-void Accelerator::backward(const at::Tensor& loss_sum, double items) {
+void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.window_length > 1 && !state.items)
@@ -99,24 +112,64 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items) {
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
   if (!(items >= 0) || std::isinf(items))
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
-  loss_sum.backward();
   state.items = state.items.value_or(0) + items;
-  if (!state.sync_gradients) return;
-  reduce_over_items(*state.items, reductions_in_join_ ? meet_in_join(JoinState::reduces_items) : 0);
+  if (!state.sync_gradients) {
+    if (!state.trigger_sync) return run_backward(loss_sum, options);
+    return reduce_backward(loss_sum, options, main_of_pass(JoinState::reduces_mean));
+  }
+  const int main = main_of_pass(JoinState::reduces_items);
+  const double factor = factor_over_items(*state.items);
+  scale_window(factor);
+  reduce_backward(loss_sum * factor, options, main);
   if (state.inside_window)
     state.items_reduced = true;
   else
     state.begin_window();
 }
 
-void Accelerator::reduce_over_items(double items, int main) {
+// A backward pass whose gradients stay with this rank.
+void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) {
+  reducers_.before_pass();
+  scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
+}
+
+// One whose gradients are reduced, unless ranks train on their own; buffers become rank `main`'s.
+void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
+  if (context_.gradients.local_sgd) {
+    run_backward(loss, options);
+  } else {
+    reducers_.before_pass();
+    reducers_.begin_pass();
+    scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
+    reducers_.finish_pass(main);
+  }
+  if (!context_.gradients.inside_window) begin_window_of_gradients();
+}
+
+void Accelerator::begin_window_of_gradients() {
+  for (const auto& reducer : reducers_) reducer->begin_window();
+}
+
+// The rank whose buffers all shall have after a reduction: the first that has not ended its part of a join.
+int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? meet_in_join(mine) : 0; }
+
+// What a sum over items is multiplied by, so that the mean over the ranks becomes the mean over the items of all ranks.
+double Accelerator::factor_over_items(double items) {
+  if (context_.gradients.local_sgd) return items > 0 ? 1 / items : 0;
   const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
-  for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::sum, 1.0 / all_items, main);
+  return world_size() / all_items;
+}
+
+void Accelerator::check_may_be_local() const {
+  if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
+  if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
 }
 
 void Accelerator::begin_join() {
+  if (context_.gradients.local_sgd) throw ConfigError("join_uneven_inputs within local_sgd, which reduces no gradient");
   if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
+  for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
   reductions_in_join_ = 0;
 }
 
@@ -134,19 +187,24 @@ int Accelerator::meet_in_join(JoinState mine) {
     else if (state != mine)
       throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
   }
-  if (mine != JoinState::has_ended) *reductions_in_join_ += 1;
+  if (mine == JoinState::reduces_mean || mine == JoinState::reduces_items) *reductions_in_join_ += 1;
   return first;
 }
 
 void Accelerator::answer_until_all_have_ended() {
   for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
+    if (answered_ == JoinState::agrees_on_step) {
+      at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(device()));
+      context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
+      continue;
+    }
     // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
-    if (answered_ == JoinState::reduces_items)
-      reduce_over_items(context_.gradients.items.value_or(0), main);
-    else
-      for (const auto& [module, reducer] : reducers_) reducer->reduce(comm::ReduceOp::mean, 1.0, main);
+    if (answered_ == JoinState::reduces_items) scale_window(factor_over_items(context_.gradients.items.value_or(0)));
+    reducers_.begin_pass();
+    reducers_.finish_pass(main);
     context_.gradients.begin_window();
-    for (const auto& [module, reducer] : reducers_) reducer->clear_gradients();
+    begin_window_of_gradients();
+    for (const auto& reducer : reducers_) reducer->clear_gradients();
   }
 }
 
@@ -154,7 +212,7 @@ void Accelerator::take_over_from_last() {
   const auto reductions = gather_objects(*reductions_in_join_);
   reductions_in_join_.reset();
   const auto last = static_cast<int>(std::max_element(reductions.begin(), reductions.end()) - reductions.begin());
-  for (const auto& [module, reducer] : reducers_) reducer->broadcast(last);
+  for (const auto& reducer : reducers_) reducer->broadcast(last);
   for (const auto& observer : schedulers_)
     if (auto scheduler = observer.lock()) scheduler->catch_up(broadcast_object(scheduler->updates(), last));
   // After the schedulers, so that the learning rates are those of the state.
@@ -163,8 +221,12 @@ void Accelerator::take_over_from_last() {
     if (!optimizer) continue;
     const std::string state = broadcast_object(rank() == last ? save_state(optimizer->inner()) : std::string(), last);
     if (rank() != last) load_state(optimizer->inner(), state);
-    optimizer->set_updates(broadcast_object(optimizer->updates(), last));
+    const auto [updates, skipped] =
+        broadcast_object(std::pair(optimizer->updates(), optimizer->step_was_skipped()), last);
+    optimizer->set_updates(updates, skipped);
   }
+  if (scaler_) scaler_->load_state(broadcast_object(scaler_->state(), last));
+  for_each_sharded(&optim::ShardedOptimizer::resume);
 }
 
 void Accelerator::synchronize_rng_states(const std::vector<data::RngType>& types) {
@@ -191,26 +253,6 @@ std::function<void()> Accelerator::rng_synchronisation() {
       std::all_of(types.begin(), types.end(), [](data::RngType type) { return type == data::RngType::generator; });
   if (nothing_to_do) return {};
   return [this, types] { synchronize_rng_states(types); };
-}
-
-std::optional<double> Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
-                                                   double norm_type) {
-  context_.group->token().check();
-  if (!sync_gradients()) return std::nullopt;
-  const at::NoGradGuard no_grad;
-  const auto gradients = gradients_of(parameters);
-  if (gradients.empty()) return 0.0;
-  const double norm = at::stack(at::_foreach_norm(gradients, norm_type)).norm(norm_type).item<double>();
-  // As torch::nn::utils::clip_grad_norm_: 1e-6 keeps a zero norm from dividing.
-  const double factor = max_norm / (norm + 1e-6);
-  if (factor < 1.0) at::_foreach_mul_(gradients, factor);
-  return norm;
-}
-
-void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
-  if (!sync_gradients()) return;
-  const at::NoGradGuard no_grad;
-  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
 }
 
 at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {

@@ -57,6 +57,8 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     const auto first = std::find_if(all.begin(), all.end(), [](std::uint64_t set) { return set != 0; });
     if (first == all.end()) return size;
     failed = static_cast<int>(first - all.begin());
+    context_.communicator->forget_started();  // by bodies that ended in a backward pass
+    context_.group->meet(rank(), record);
     undo();
     free_rank_memory();  // of sizes that are not wanted again
   }
@@ -68,17 +70,20 @@ std::function<void()> Accelerator::undo_point() {
       {context_.generators.cpu, context_.generators.cpu.get_state()}};
   for (const at::Generator& generator : context_.generators.cuda)
     if (generator.defined()) generators.emplace_back(generator, generator.get_state());
-  return [this, generators, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
+  std::optional<optim::GradScalerState> scaler;
+  if (scaler_) scaler = scaler_->state();
+  return [this, generators, scaler, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
           models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size()] {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
-    shorten(reducers_, models);
+    reducers_.shorten(models);
     shorten(optimizers_, optimizers);
     shorten(schedulers_, schedulers);
     context_.gradients = gradients;
     reductions_in_join_ = join;
     trigger_ = trigger;
+    if (scaler) scaler_->load_state(*scaler);
     for (auto [generator, state] : generators) generator.set_state(state);
   };
 }

@@ -49,9 +49,13 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, int rank,
   context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
   const RankScope scope(context);
   context.communicator = state.backend->make_communicator(group, rank);
-  {
+  try {
     Accelerator accelerator(context);
     body(accelerator);
+  } catch (...) {
+    // Before the context goes, whose end would have other things to say.
+    group.token().cancel(std::current_exception(), rank);
+    throw;
   }
   group.depart(rank);
 }

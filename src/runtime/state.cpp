@@ -29,6 +29,7 @@ void check_options(const LaunchConfig& config) {
                                                       std::to_string(config.scheduler_steps_per_update) +
                                                       " is too small; use 1 or more");
   require(config.timeout.count() > 0, "timeout must be positive");
+  optim::GradScaler::check(config.grad_scaler);
 }
 
 std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<int>& indices) {

@@ -127,8 +127,10 @@ TEST_CASE("the loss curve is a plain loop's, on 1, 2 and 4 ranks with the same g
 
 TEST_CASE("the same command gives the same weights to the bit") {
   TempDir dir;
+  const std::string precision = GENERATE("no", "bf16", "fp16");
   for (const std::string name : {"a", "b"})
-    REQUIRE(train(kShort + "--quiet --save-weights " + (dir / name)).exit_code == 0);
+    REQUIRE(train(kShort + "--quiet --mixed-precision " + precision + " --save-weights " + (dir / name)).exit_code ==
+            0);
   const auto a = io::load_safetensors(dir / "a"), b = io::load_safetensors(dir / "b");
   for (std::size_t i = 0; i < a.size(); ++i) CHECK(at::equal(a[i].second, b[i].second));
 }
@@ -145,6 +147,29 @@ TEST_CASE("every way to batch works, on 1 to 4 ranks, on a training set that doe
         train("--cpu " + std::to_string(ranks) + " --hidden 8 --limit-train-samples 101 --epochs 2 " + batch + flags);
     CHECK(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring("test accuracy"));
+  }
+}
+
+TEST_CASE("mixed precision trains either model to a loss near float32's, and says so") {
+  const std::string model = GENERATE("mlp --hidden 32", "cnn");
+  const auto losses_in = [&](const std::string& precision) {
+    const TempDir dir;
+    const auto result = train("--cpu 2 --limit-train-samples 640 --batch-size 32 --epochs 2 --model " + model +
+                              " --mixed-precision " + precision + " --log-json " + (dir / "log"));
+    CHECK(result.exit_code == 0);
+    CHECK_THAT(result.output, ContainsSubstring(precision == "no" ? " on 2 CPU ranks" : " in " + precision + " on 2"));
+    std::vector<double> losses;
+    for (const auto& line : read_log(dir / "log"))
+      if (line.contains("loss")) losses.push_back(line["loss"]);
+    REQUIRE(losses.size() == 20);
+    return losses;
+  };
+  const auto plain = losses_in("no");
+  for (const std::string precision : {"bf16", "fp16"}) {
+    const auto mixed = losses_in(precision);
+    CAPTURE(model, precision, plain.back(), mixed.back());
+    CHECK(mixed.back() != plain.back());
+    CHECK(std::abs(mixed.back() - plain.back()) < 0.1 * (plain.front() - plain.back()));
   }
 }
 
@@ -244,6 +269,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --warmup-steps 9 --scheduler plateau", {"--warmup-steps", "plateau"}},
       {"--cpu 2 --warmup-steps 7 --max-steps 7", {"--warmup-steps 7", "7 updates"}},
       {"--cpu 2 --gradient-accumulation-steps 0", {"--gradient-accumulation-steps", "0"}},
+      {"--cpu 2 --mixed-precision fp8", {"--mixed-precision", "fp8", "no", "bf16", "fp16"}},
       {"--cpu 2 --threads-per-rank 0", {"--threads-per-rank", "0"}},
       {"--cpu 2 --seed x", {"--seed", "x"}},
       {"--cpu 2 --seed -1", {"--seed", "-1"}},

@@ -22,6 +22,9 @@ enum class Operation : std::uint8_t {
   broadcast_object,
   check_trigger,
   prepare,
+  reduce_gradients,
+  share_weights,
+  optimizer_step,
   main_first,
   join_uneven_inputs,
   find_executable_batch_size

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -31,6 +32,21 @@ class Communicator {
   /// The same, from `inputs`, which stay as they are, into `outputs` of the same types and sizes. An output may be its
   /// own input, but not overlap it in another way.
   virtual void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
+
+  /// Starts an all_reduce and returns what `wait` takes, without waiting for the other ranks. Until `wait` has
+  /// returned, inputs and outputs belong to the reduction, which keeps them alive; nobody else reads or writes them.
+  ///
+  /// Tensors count as rows of elements in the order of memory, so they are dense (no gaps, no overlaps), and ranks may
+  /// shape them differently. Ranks start the same reductions in the same order, whatever they call between them; a
+  /// difference is found by `wait` or a later start.
+  virtual std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
+
+  /// Returns when the results of the reduction that was started with this number, and of all before it, are there (on
+  /// the current stream of a GPU). 0 is done at once.
+  virtual void wait(std::uint64_t started) = 0;
+
+  /// Forgets reductions that were started and never waited for. Ranks do so together, between two meetings.
+  virtual void forget_started() = 0;
 
   /// Replaces each tensor of rank `root` by its reduction over all ranks; those of the other ranks stay as they are.
   virtual void reduce(at::TensorList tensors, ReduceOp op, int root) = 0;

@@ -10,6 +10,7 @@ namespace tandem::comm {
 enum class SizeCheck : std::uint8_t {
   all,                ///< every dimension
   all_but_first_dim,  ///< gathers: ranks may differ in dim 0 (0-dim counts as [1])
+  elements,           ///< their number only
   none                ///< types only
 };
 

@@ -11,6 +11,8 @@
 #include <string>
 
 #include "tandem/comm/call_record.h"
+#include "tandem/comm/posted_calls.h"
+#include "tandem/core/bell.h"
 #include "tandem/core/cancel_token.h"
 #include "tandem/core/rendezvous.h"
 
@@ -76,6 +78,9 @@ class RankGroup {
   /// rank's next call. Collective; throws like `exchange_mail`.
   std::span<const std::uint64_t> meet(int rank, const CallRecord& record, std::uint64_t value = 0);
 
+  /// The calls that nobody waits for when they are made.
+  PostedCalls& posted() noexcept { return posted_; }
+
   /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError.
   void depart(int rank);
 
@@ -107,7 +112,6 @@ class RankGroup {
   void check_departed(int rank, std::uint64_t number, const CallRecord& record) const;
   bool all_arrived(std::uint64_t number) const noexcept;
   void await_all(int rank, std::uint64_t number);
-  void ring_bell() noexcept;
 
   CancelToken& token_;
   CancelToken never_;  // fires for nobody: the end of a call cannot be cancelled
@@ -115,9 +119,8 @@ class RankGroup {
   Rendezvous closing_;
   const SpinBudget budget_;
   std::unique_ptr<Rank[]> ranks_;
-  // Those who wait for long in exchange_mail sleep here until the last rank comes.
-  alignas(64) std::atomic<std::uint32_t> bell_{0};
-  std::atomic<int> sleepers_{0};
+  PostedCalls posted_;
+  Bell bell_;  // for those who wait for long in exchange_mail
   CancelToken::Subscription subscription_;
 };
 

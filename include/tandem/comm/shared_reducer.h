@@ -33,10 +33,27 @@ class SharedReducer {
   void reduce(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs, ReduceOp op,
               int root = -1);
 
+  /// What a rank lends to the others for a started reduction: lists as of `reduce`, which stay where they are.
+  struct Started {
+    std::span<const Part> inputs, outputs;
+    ReduceOp op;
+  };
+
+  /// Starts a reduction of more than a few elements, in place as above, and returns its number; `mine` and the memory
+  /// that it tells of are lent until `wait` returns. Does not wait, but does this rank's part of started reductions
+  /// that all other ranks have come to. Collective, but for itself: ranks start the same reductions in the same order,
+  /// whatever else they call between them. Throws like PostedCalls::post.
+  std::uint64_t start(const CallRecord& record, const Started& mine);
+
+  /// Returns when the results of reduction `number`, and of those before, are there on all ranks.
+  void wait(std::uint64_t number);
+
  private:
+  void do_parts();
   void reduce_mail(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs, ReduceOp op,
                    int root);
-  void reduce_share(const RankGroup::Call& call, std::span<const Part> parts, ReduceOp op, int root);
+  template <class PeersParts>
+  void reduce_share(const PeersParts& of, std::span<const Part> parts, ReduceOp op, int root);
 
   RankGroup& group_;
   int rank_;

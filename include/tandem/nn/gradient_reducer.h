@@ -1,38 +1,63 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
 
 #include "tandem/comm/communicator.h"
 #include "tandem/core/cancel_token.h"
+#include "tandem/nn/gradient_bucket.h"
+#include "tandem/nn/gradient_reducer_options.h"
+#include "tandem/nn/shared_weights.h"
 
 namespace tandem::nn {
 
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
 ///
-/// A hook on each parameter notes that a backward pass reached it, so that only what was reached on some rank since the
-/// last reduction is reduced; a parameter reached on other ranks only counts as zero here.
+/// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended.
+/// From then on the parameters that passes reach lie in buckets, in the order in which their gradients came on rank 0,
+/// and a bucket's reduction starts, within the pass, as soon as its last gradient is there and the buckets before it
+/// have started. When the pass has ended the ranks tell each other what it has reached: buckets that have not started,
+/// and gradients that nobody expected, follow. A parameter that a rank's pass has not reached counts there with the
+/// gradient that it has, or as zero. One that no rank has reached since the last reduction keeps its gradient, or has
+/// none. (After Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020,
+/// without its walk of the graph.)
+///
+/// Sparse gradients are gathered. Gradients that are part of a graph (create_graph) are overwritten in place, and
+/// remain part of it.
 class GradientReducer {
  public:
-  /// Checks that all ranks have the same parameters and buffers, and gives all of them rank 0's values. Collective.
-  /// Throws ConfigError naming the first that differs in number, name, shape or type. `communicator` and `token`
-  /// outlive the reducer.
-  GradientReducer(NamedTensors parameters, NamedTensors buffers, comm::Communicator& communicator,
-                  comm::RankGroup& group);
+  /// Checks that all ranks' modules have the same parameters and buffers, and gives all of them rank 0's values.
+  /// Collective. Throws ConfigError naming the first that differs in number, name, shape or type. `communicator` and
+  /// `group` outlive the reducer's work, which `stop` ends.
+  GradientReducer(std::shared_ptr<torch::nn::Module> module, comm::Communicator& communicator, comm::RankGroup& group,
+                  const GradientReducerOptions& options = {});
   ~GradientReducer();
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
 
-  /// Replaces the gradients accumulated since the last call by `scale` times their sum (or mean) over the ranks, and
-  /// the buffers by rank `main`'s. Collective.
-  void reduce(comm::ReduceOp op, double scale, int main = 0);
+  /// Takes over parameters and buffers that the module has got, or lost, since. Collective, like the constructor.
+  void update();
+
+  /// Name of a parameter that the module has got since.
+  std::optional<std::string> added_parameter() const;
+
+  /// Has buckets reduced by `hook`; none: by their mean. All ranks set theirs between the same two reductions. What a
+  /// pass adds to a gradient whose bucket has started (the parameter was reached more often than in the last pass) and
+  /// sparse gradients are averaged all the same.
+  void set_communication_hook(CommunicationHook hook);
+
+  /// Names of the parameters that require a gradient and had none on any rank in the last reduction of this model.
+  std::vector<std::string> unused_parameters() const;
 
   /// Drops the gradients.
   void clear_gradients();
@@ -40,23 +65,124 @@ class GradientReducer {
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
 
-  /// Multiplies this rank's gradients that were accumulated since the last reduction by `factor`.
-  void scale_unreduced(double factor);
+  /// Averages over the ranks: parameters that require a gradient, and buffers of floating-point and complex types. The
+  /// others become rank 0's. Buffers stay as they are when broadcast_buffers is off. Collective.
+  void average_weights();
 
+  /// Forgets which gradients came in the accumulation window so far, for `scale_window`.
+  void begin_window();
+
+  /// Multiplies this rank's gradients that backward passes of the window have reached by `factor`.
+  void scale_window(double factor);
+
+  /// The module's parameters by their first names, each once.
   const NamedTensors& parameters() const { return parameters_; }
+  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
+  SharedWeights& weights() { return weights_; }
+  const SharedWeights& weights() const { return weights_; }
 
  private:
-  struct Reached;  // which parameters a backward pass has reached; the hooks share it
+  friend class GradientReducers;
 
-  void check_same_on_all_ranks(comm::RankGroup& group) const;
-  std::vector<at::Tensor> gradients_reached_anywhere();
+  struct Slot;    // of a parameter
+  struct Bucket;  // gradients that are reduced together
+  struct Told;    // what a rank tells the others after a pass
+
+  // ---- the model
+  void take_over_tensors();
+  void check_same_on_all_ranks() const;
+  void watch_parameters();
+  void stop();
+
+  // ---- a pass, in this order; see GradientReducers
+  void begin_pass();
+  void arrived(std::size_t index);
+  bool start_ready_buckets();
+  void settle();
+  void collect();
+  void reduce_rest(int main);
+  void end_pass();
+  void check_not_interrupted() const;
+
+  std::size_t tell_each_other();
+  void check_as_promised() const;
+  void start(Bucket& bucket, bool whole);
+  void take(Bucket& bucket, std::size_t index);
+  void give_back(Bucket& bucket);
+  void reduce_unexpected();
+  void reduce_sparse(std::size_t index);
+  at::Tensor new_gradient(std::size_t index) const;
+  std::uint8_t state_of(std::size_t index) const;
+
+  // ---- buckets
+  void learn();
+  void build_buckets();
+  void add_buckets_of_unexpected();
+  void add_buckets(const std::vector<std::size_t>& order);
+  void allocate(std::size_t index);
+  void drop_buckets();
+  bool buckets_fit() const;
+  bool alone() const { return communicator_.world_size() == 1 && !hook_; }
+
+  std::shared_ptr<torch::nn::Module> module_;
+  comm::Communicator& communicator_;
+  comm::RankGroup& group_;
+  GradientReducerOptions options_;
+  CommunicationHook hook_;
 
   NamedTensors parameters_;
-  NamedTensors buffers_;
-  std::vector<at::Tensor> buffer_list_;
-  comm::Communicator& communicator_;
-  std::shared_ptr<Reached> reached_;
-  std::vector<std::pair<at::Tensor, unsigned>> hooks_;
+  std::vector<at::Tensor> buffers_;
+  SharedWeights weights_;
+  std::vector<Slot> slots_;  // of parameters_
+  std::vector<Bucket> buckets_;
+  GradientReducers* reducers_ = nullptr;  // told when a bucket may be ready
+
+  // Of the current pass.
+  bool in_pass_ = false;
+  std::size_t started_ = 0;  // buckets
+  std::unique_ptr<Told> told_;
+  std::vector<std::uint8_t> anywhere_;  // what told_ has of each parameter, of all ranks together
+  std::vector<std::uint8_t> reached_;   // anywhere_ of the last pass that reached any
+  std::vector<std::size_t> order_;      // in which rank 0's gradients came
+  std::uint64_t last_arrival_ = 0;      // of rank 0, by the count of GradientReducers
+};
+
+/// The reducers of one rank's models, which share the passes. Buckets start in one order over all models, the same on
+/// all ranks: the models take turns, the one first whose gradients were complete first on rank 0 in the last pass.
+class GradientReducers {
+ public:
+  ~GradientReducers();
+
+  /// The reducer of `module`, if it has one.
+  std::shared_ptr<GradientReducer> find(const torch::nn::Module& module) const;
+  void add(const std::shared_ptr<GradientReducer>& reducer);
+
+  std::size_t size() const { return all_.size(); }
+  /// Keeps the first `size`.
+  void shorten(std::size_t size);
+
+  /// In the order in which they were added.
+  auto begin() const { return all_.begin(); }
+  auto end() const { return all_.end(); }
+
+  /// To be called before every backward pass. Throws ConfigError when a model has other parameters than it had when it
+  /// was prepared.
+  void before_pass();
+
+  /// Begins a pass whose gradients, with those accumulated since the last reduction, are reduced. Throws
+  /// CollectiveError when the last one was left in the middle. Collective, with `finish_pass`.
+  void begin_pass();
+
+  /// Ends it: all gradients are the mean over the ranks, and buffers rank `main`'s.
+  void finish_pass(int main = 0);
+
+ private:
+  friend class GradientReducer;
+  void start_ready_buckets();
+
+  std::vector<std::shared_ptr<GradientReducer>> all_;
+  std::vector<GradientReducer*> turns_;
+  std::uint64_t arrivals_ = 0;
 };
 
 }  // namespace tandem::nn

@@ -12,9 +12,11 @@ struct GradientState {
   int num_steps = 1;                 ///< micro-batches of a full window
   bool sync_with_dataloader = true;  ///< the end of a loader closes the window
   bool sync_gradients = true;        ///< this micro-batch closes its window: gradients are averaged, optimizers step
+  bool trigger_sync = false;         ///< backward reduces, whatever the window
   std::int64_t step = 0;             ///< micro-batches since the count last began anew
   int window_length = 0;             ///< micro-batches of the open window so far, this one included
   bool inside_window = false;        ///< within accumulate()
+  bool local_sgd = false;            ///< within local_sgd(): gradients stay with their rank, optimizers step
   std::optional<double> items;       ///< of this rank in the open window, when it uses backward(loss_sum, items)
   bool items_reduced = false;        ///< the window's gradients are already the mean over its items
   data::ActiveLoaders loaders;       ///< that the rank iterates over

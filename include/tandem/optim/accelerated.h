@@ -17,8 +17,10 @@
 #include "tandem/core/error.h"
 #include "tandem/nn/gradient_state.h"
 #include "tandem/optim/fused_step.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
+#include "tandem/optim/sharded_optimizer.h"
 
 namespace tandem::optim {
 
@@ -38,46 +40,80 @@ class Observer {
 };
 
 /// What `prepare` returns for an optimizer: acts only in the micro-batch that closes its accumulation window.
-/// The inner optimizer and the rank's state outlive it. Copies share the inner optimizer and the count of updates.
+/// The inner optimizer, the rank's state and its scaler outlive it. Copies share the inner optimizer and the count of
+/// updates.
 class AcceleratedOptimizer {
  public:
-  /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step().
-  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused)
-      : shared_(std::make_shared<Shared>(
-            Shared{inner, state, token, 0, fused ? std::optional(FusedStep(inner)) : std::nullopt})) {}
+  /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
+  /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
+  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
+                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr)
+      : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
+                                                fused ? std::optional(FusedStep(inner)) : std::nullopt,
+                                                std::move(sharded)})) {}
 
-  /// Updates the parameters, when gradients are in sync.
+  /// Updates the parameters, when gradients are in sync. With a scaler: unless one of their gradients, on any rank, is
+  /// infinite or NaN. Collective then, with a scaler or a division of the updates. Throws what GradScaler::step and
+  /// ShardedOptimizer::step throw.
   void step() {
     shared_->token.check();
     if (!shared_->state.sync_gradients) return;
-    if (shared_->fused_step)
-      shared_->fused_step->step();
+    if (shared_->scaler)
+      shared_->skipped = !shared_->scaler->step(shared_->inner, [this] { update(); });
     else
-      shared_->inner.step();
-    shared_->updates += 1;
+      update();
+    if (!shared_->skipped) shared_->updates += 1;
   }
+
+  /// True when the last step changed nothing because a gradient was infinite or NaN. The same on all ranks.
+  bool step_was_skipped() const { return shared_->skipped; }
 
   /// Drops the gradients, when they are in sync.
   void zero_grad(bool set_to_none = true) {
-    if (shared_->state.sync_gradients) shared_->inner.zero_grad(set_to_none);
+    if (!shared_->state.sync_gradients) return;
+    shared_->inner.zero_grad(set_to_none);
+    if (shared_->scaler) shared_->scaler->gradients_dropped(shared_->inner);
   }
 
-  /// Updates made so far.
+  /// Updates made so far, without the skipped ones.
   std::int64_t updates() const { return shared_->updates; }
 
   /// Takes over the number of updates, when the inner optimizer got another one's state.
-  void set_updates(std::int64_t updates) { shared_->updates = updates; }
+  void set_updates(std::int64_t updates, bool last_step_was_skipped = false) {
+    shared_->updates = updates;
+    shared_->skipped = last_step_was_skipped;
+  }
 
   torch::optim::Optimizer& inner() const { return shared_->inner; }
+
+  /// How the update is divided over the ranks; null when it is not.
+  ShardedOptimizer* sharded() const { return shared_->sharded.get(); }
 
  private:
   struct Shared {
     torch::optim::Optimizer& inner;
     const GradientState& state;
     const CancelToken& token;
+    GradScaler* scaler;
     std::int64_t updates;
+    bool skipped;
     std::optional<FusedStep> fused_step;
+    std::unique_ptr<ShardedOptimizer> sharded;
   };
+
+  void update() {
+    if (shared_->sharded)
+      shared_->sharded->step([this] { update_parameters(); });
+    else
+      update_parameters();
+  }
+
+  void update_parameters() {
+    if (shared_->fused_step)
+      shared_->fused_step->step();
+    else
+      shared_->inner.step();
+  }
 
   friend class Observer<AcceleratedOptimizer>;
   explicit AcceleratedOptimizer(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
@@ -98,25 +134,31 @@ concept MetricScheduler =
 /// metric with each metric. The inner scheduler and the rank's state outlive it. Copies share the count.
 class AcceleratedScheduler {
  public:
-  /// `inner` is stepped `steps_per_update` times an update.
+  /// `inner` is stepped `steps_per_update` times an update. `skipped` tells whether the last step of its optimizer was
+  /// none; empty: never.
   template <UpdateScheduler Inner>
-  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
-      : shared_(std::make_shared<Shared>(Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0})) {}
+  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update,
+                       std::function<bool()> skipped = {})
+      : shared_(std::make_shared<Shared>(
+            Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0, std::move(skipped)})) {}
 
   /// `inner` is stepped once a metric, whatever `steps_per_update`.
   template <MetricScheduler Inner>
   AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
       : shared_(std::make_shared<Shared>(
-            Shared{MetricStep([&inner](double metric) { inner.step(metric); }), state, steps_per_update, 0})) {}
+            Shared{MetricStep([&inner](double metric) { inner.step(metric); }), state, steps_per_update, 0, {}})) {}
 
-  /// Advances the schedule, when gradients are in sync. Throws ConfigError when it goes by a metric.
+  /// Advances the schedule, when gradients are in sync and its optimizer has not skipped the step. Throws ConfigError
+  /// when it goes by a metric.
   void step() {
     require<Step>("it goes by a metric; use step(metric)");
-    if (shared_->state.sync_gradients) catch_up(updates() + 1);
+    if (!shared_->state.sync_gradients || (shared_->skipped && shared_->skipped())) return;
+    catch_up(updates() + 1);
   }
 
   /// Gives the schedule a metric, which must be the same on all ranks. Acts at once outside of accumulate(), as after
-  /// an evaluation; within, when gradients are in sync. Throws ConfigError when it goes by the number of updates.
+  /// an evaluation; within, when gradients are in sync. A skipped update does not matter to it. Throws ConfigError when
+  /// it goes by the number of updates.
   void step(double metric) {
     const auto& step = require<MetricStep>("it goes by the number of updates; use step()");
     if (shared_->state.inside_window && !shared_->state.sync_gradients) return;
@@ -145,6 +187,7 @@ class AcceleratedScheduler {
     const GradientState& state;
     int steps_per_update;
     std::int64_t updates;
+    std::function<bool()> skipped;
   };
 
   friend class Observer<AcceleratedScheduler>;

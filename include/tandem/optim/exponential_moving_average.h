@@ -47,8 +47,8 @@ class ExponentialMovingAverage {
   /// Updates made so far.
   std::int64_t updates() const { return updates_; }
 
-  /// Exchanges the model's values with the averages; a second call exchanges them back. Needs memory for a copy of the
-  /// largest tensor.
+  /// Exchanges the model's values with the averages, by their memory; a second call exchanges them back. Not
+  /// collective: the other ranks' models stay as they are.
   void swap();
 
   /// While alive, the model has the averages; afterwards its own values again. Outlived by its average.

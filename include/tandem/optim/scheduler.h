@@ -36,6 +36,9 @@ class Scheduler {
   /// Calls of step() so far. (PyTorch's name; what it counts is the caller's.)
   std::int64_t last_epoch() const { return last_epoch_; }
 
+  /// The optimizer whose rates it changes.
+  torch::optim::Optimizer& optimizer() const { return optimizer_; }
+
   /// The learning rates now, by parameter group. Throws ConfigError when the optimizer got other parameter groups since
   /// the scheduler was made.
   std::vector<double> last_lr() const;
@@ -52,8 +55,6 @@ class Scheduler {
   /// `optimizer` outlives the scheduler.
   explicit Scheduler(torch::optim::Optimizer& optimizer)
       : optimizer_(optimizer), groups_(optimizer.param_groups().size()) {}
-
-  torch::optim::Optimizer& optimizer() const { return optimizer_; }
 
   /// Sets the learning rates, one a parameter group.
   void set_lrs(const std::vector<double>& lrs);

@@ -19,8 +19,11 @@
 
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
+#include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
+#include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/runtime/state.h"
 
 namespace tandem {
@@ -37,7 +40,7 @@ struct BackwardOptions {
 /// calls differ. Every member that waits throws Cancelled when another rank has failed.
 class Accelerator {
  public:
-  explicit Accelerator(RankContext& context) : context_(context) {}
+  explicit Accelerator(RankContext& context);
   Accelerator(const Accelerator&) = delete;
   Accelerator& operator=(const Accelerator&) = delete;
 
@@ -109,35 +112,43 @@ class Accelerator {
     return AccumulationStep(*this, true);
   }
 
-  /// While alive, backward passes are not reduced, whatever the window.
-  class [[nodiscard]] NoSync {
+  /// Sets a flag while alive.
+  class [[nodiscard]] FlagScope {
    public:
-    explicit NoSync(GradientState& state) : state_(state), before_(std::exchange(state.sync_gradients, false)) {}
-    ~NoSync() { state_.sync_gradients = before_; }
-    NoSync(const NoSync&) = delete;
-    NoSync& operator=(const NoSync&) = delete;
+    FlagScope(bool& flag, bool value) : flag_(flag), before_(std::exchange(flag, value)) {}
+    ~FlagScope() { flag_ = before_; }
+    FlagScope(const FlagScope&) = delete;
+    FlagScope& operator=(const FlagScope&) = delete;
 
    private:
-    GradientState& state_;
+    bool& flag_;
     bool before_;
   };
 
   /// Suspends the reduction of gradients for a scope: they add up on each rank until the next backward outside of it.
   template <class... Models>
-  NoSync no_sync(const Models&...) {
-    return NoSync(context_.gradients);
+  FlagScope no_sync(const Models&...) {
+    return {context_.gradients.sync_gradients, false};
+  }
+
+  /// Has every backward within a scope reduce the gradients, also in a micro-batch that does not close its window. What
+  /// was accumulated before is reduced with them. Optimizers go on waiting for the window.
+  template <class... Models>
+  FlagScope trigger_sync_in_backward(const Models&...) {
+    return {context_.gradients.trigger_sync, true};
   }
 
   /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
   /// closes, the gradients of all prepared models are averaged over the ranks. A shorter last window is divided by its
-  /// own length. Collective when sync_gradients(). Throws what autograd throws.
+  /// own length. Under Precision::fp16 the gradients are scaled (grad_scaler()) until clipping or the step. Collective
+  /// when sync_gradients(). Throws what autograd throws.
   void backward(const at::Tensor& loss, BackwardOptions options = {});
 
   /// Backward pass of `loss_sum`, a sum over `items` of this rank. When the window closes the gradients become the mean
   /// over all items of the window and of all ranks. A window has either form of backward (ConfigError), and this form
   /// once in the micro-batch that closes it. Collective when sync_gradients(). Throws DataError when all ranks together
   /// have no items.
-  void backward(const at::Tensor& loss_sum, double items);
+  void backward(const at::Tensor& loss_sum, double items, BackwardOptions options = {});
 
   /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
   /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
@@ -152,21 +163,79 @@ class Accelerator {
     take_over_from_last();
   }
 
+  /// Runs `body(local)`, within which each rank trains on its own and the models are averaged now and then:
+  ///
+  ///     accelerator.local_sgd(8, [&](nn::LocalSgd& local) {
+  ///       for (auto& [images, labels] : batches) {
+  ///         auto window = accelerator.accumulate(model);
+  ///         accelerator.backward(loss_of(model(images), labels));
+  ///         optimizer.step();
+  ///         optimizer.zero_grad();
+  ///         local.step();
+  ///       }
+  ///     });
+  ///
+  /// Backward passes are not reduced (not by trigger_sync_in_backward either), while windows, clipping, optimizers and
+  /// schedulers go on as ever; backward(loss_sum, items) makes the mean over this rank's items, 0 where it has none.
+  /// Every `steps`-th closed window, and when `body` ends, all ranks' prepared models become their average: see
+  /// nn::LocalSgd. Gradients that no optimizer has used by then stay with their rank, and are reduced with those of the
+  /// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
+  /// state of the rank that updates it. Ranks close the same number of windows. Collective. Throws ConfigError when
+  /// `steps` is below 1, and within local_sgd or join_uneven_inputs.
+  template <class Body>
+  void local_sgd(int steps, Body&& body) {
+    check_may_be_local();
+    for_each_sharded(&optim::ShardedOptimizer::pause);
+    {
+      const FlagScope alone(context_.gradients.local_sgd, true);
+      nn::LocalSgd local(reducers_, context_.gradients, steps);
+      body(local);
+      local.average();
+    }
+    for_each_sharded(&optim::ShardedOptimizer::resume);
+  }
+
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
-  /// and returns the norm before. Acts only when sync_gradients(), after the reduction: all ranks get the same norm.
-  std::optional<double> clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm,
-                                        double norm_type = 2.0);
+  /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
+  /// undefined tensor when !sync_gradients(): it acts only when the window closes, after the reduction, so that all
+  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. Unscales first (see unscale_gradients). Throws
+  /// ConfigError under fp16 when a gradient belongs to no prepared optimizer.
+  at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
   template <class Impl>
-  std::optional<double> clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
+  at::Tensor clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
     return clip_grad_norm_(model.parameters(), max_norm, norm_type);
   }
 
-  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients().
+  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients(). Unscales first, and throws, as
+  /// clip_grad_norm_.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
   template <class Impl>
   void clip_grad_value_(const nn::Model<Impl>& model, double limit) {
     clip_grad_value_(model.parameters(), limit);
   }
+
+  // ---- mixed precision (LaunchConfig::mixed_precision; without it these change nothing)
+
+  /// While alive, this thread's operators compute as in a prepared model's forward: for loss functions and what else is
+  /// outside of it. Backward passes belong outside.
+  nn::AutocastScope autocast() const {
+    return nn::AutocastScope(device().type(), context_.state->config.mixed_precision);
+  }
+
+  /// What scales the losses under Precision::fp16; null otherwise. Its update comes once an iteration, however many
+  /// optimizers share it: when the next window of accumulate() begins; outside of accumulate() with the first backward
+  /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
+  optim::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
+
+  /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
+  /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
+  /// collective.
+  void unscale_gradients();
+  void unscale_gradients(const optim::AcceleratedOptimizer& optimizer);
+
+  /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
+  /// all ranks.
+  bool optimizer_step_was_skipped() const;
 
   // ---- collectives over any nesting of tensors (see data/batch.h)
 
@@ -313,8 +382,8 @@ class Accelerator {
   }
 
  private:
-  // What a rank says before each reduction within join_uneven_inputs.
-  enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, has_ended };
+  // What a rank says within join_uneven_inputs before each reduction, and each step with a scaler.
+  enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, has_ended };
 
   struct Share {
     std::size_t begin, end, repeat;
@@ -333,12 +402,17 @@ class Accelerator {
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
-                                            context_.state->config.fused_optimizers);
+                                            context_.state->config.fused_optimizers, grad_scaler(), sharded(object));
       optimizers_.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
-      optim::AcceleratedScheduler scheduler(object, context_.gradients,
-                                            context_.state->config.scheduler_steps_per_update);
+      const int steps_per_update = context_.state->config.scheduler_steps_per_update;
+      auto scheduler = [&] {
+        if constexpr (optim::UpdateScheduler<Type>)
+          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update, skipping_of(object));
+        else
+          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update);
+      }();
       schedulers_.emplace_back(scheduler);
       return scheduler;
     } else {
@@ -352,7 +426,7 @@ class Accelerator {
 
   template <class Impl>
   nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
-    return nn::Model<Impl>(module, reducer_of(module));
+    return nn::Model<Impl>(module, reducer_of(module), device().type(), context_.state->config.mixed_precision);
   }
 
   template <class T>
@@ -360,12 +434,33 @@ class Accelerator {
       data::detail::is_instance<T, nn::Model> || data::detail::is_instance<T, data::PreparedDataLoader> ||
       std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
 
+  // Tells whether the last step of the scheduler's optimizer was skipped. LibTorch's do not say whose it is.
+  template <class Scheduler>
+  std::function<bool()> skipping_of(const Scheduler& scheduler) const {
+    if (!scaler_) return {};
+    if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
+      return [this, optimizer = &scheduler.optimizer()] { return step_was_skipped(optimizer); };
+    else
+      return [this] { return step_was_skipped(nullptr); };
+  }
+
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
+  std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
+  void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void begin_micro_batch(bool close);
   data::LoaderContext loader_context();
+  at::Tensor scaled(const at::Tensor& loss);
+  bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
+  void unscale_gradients_of(const std::vector<at::Tensor>& parameters);
+  void agree_on_step(at::Tensor& found_inf);
   std::function<void()> undo_point();  // what it returns sets this rank back to now
-  void reduce_gradients();
-  void reduce_over_items(double items, int main);
+  void scale_window(double factor);
+  void run_backward(const at::Tensor& loss, BackwardOptions options);
+  void reduce_backward(const at::Tensor& loss, BackwardOptions options, int main);
+  void begin_window_of_gradients();
+  int main_of_pass(JoinState mine);
+  double factor_over_items(double items);
+  void check_may_be_local() const;
   void begin_join();
   void answer_until_all_have_ended();
   void take_over_from_last();
@@ -380,10 +475,10 @@ class Accelerator {
   static void write_out(const std::string& text);
 
   RankContext& context_;
-  // In the order of preparation, so that all ranks reduce in the same order.
-  std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::shared_ptr<nn::GradientReducer>>> reducers_;
+  nn::GradientReducers reducers_;  // of the prepared models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers_;
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers_;
+  std::optional<optim::GradScaler> scaler_;         // under fp16
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
   bool trigger_ = false;

@@ -14,14 +14,19 @@
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/cancel_token.h"
 #include "tandem/data/prepare.h"
+#include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/gradient_state.h"
+#include "tandem/nn/precision.h"
+#include "tandem/optim/grad_scaler.h"
 #include "tandem/rng/generators.h"
 
 namespace tandem {
 
-/// Number format of forward passes.
-enum class Precision {
-  fp32  ///< as the model has it
+/// What ranks have in common instead of each having its own. Results are the same to the bit.
+enum class Sharding {
+  none,       ///< every rank has all weights and the whole state of its optimizers
+  optimizer,  ///< each rank updates a part of the weights, and has the optimizer state of these (ZeRO stage 1)
+  automatic   ///< CPU ranks: as `optimizer`, and one copy of the weights where that is exact; GPUs: none
 };
 
 /// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
@@ -31,7 +36,10 @@ struct LaunchConfig {
   std::vector<int> devices{};  ///< these GPUs, a rank each
   std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
   std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
-  Precision mixed_precision = Precision::fp32;
+  /// What prepared models compute in.
+  Precision mixed_precision = Precision::no;
+  /// Loss scaling under Precision::fp16.
+  optim::GradScalerOptions grad_scaler{};
   int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
   bool pin_threads = false;             ///< bind rank r to its share of the cores
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
@@ -39,7 +47,9 @@ struct LaunchConfig {
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
-  int scheduler_steps_per_update = 1;   ///< inner scheduler steps an update; Accelerate's scripts expect world size
+  Sharding sharding = Sharding::automatic;  ///< see optim::ShardedOptimizer
+  nn::GradientReducerOptions gradient_reducer{};
+  int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
   std::stop_token cancel{};                                      ///< ends the launch from outside, as a failure would

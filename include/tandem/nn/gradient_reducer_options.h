@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstddef>
+
+namespace tandem::nn {
+
+/// How the gradients of a model are reduced, with the names of PyTorch's DistributedDataParallel.
+struct GradientReducerOptions {
+  /// Gradients are reduced in buckets of about this size, those that come first in a smaller one, so that their
+  /// reduction begins early. Sizes that would give a model more than 128 buckets are raised.
+  std::size_t bucket_bytes = 25 << 20;
+  std::size_t first_bucket_bytes = 1 << 20;
+  /// After a reduction gradients are views of the buckets' memory, which the next reduction overwrites. Off: each keeps
+  /// memory of its own.
+  bool gradient_as_bucket_view = true;
+  /// Each reduction gives all ranks rank 0's buffers.
+  bool broadcast_buffers = true;
+  /// A promise that every pass reaches the same parameters as often as the first one did, on every rank; the ranks then
+  /// need not tell each other after each pass. A pass that breaks it is a ConfigError.
+  bool static_graph = false;
+};
+
+}  // namespace tandem::nn

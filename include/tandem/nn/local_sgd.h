@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tandem/nn/gradient_reducer.h"
+#include "tandem/nn/gradient_state.h"
+
+namespace tandem::nn {
+
+/// Averages the models of ranks that train on their own, each `steps`-th time (Stich, "Local SGD Converges Fast and
+/// Communicates Little", ICLR 2019). Accelerator::local_sgd makes one.
+///
+/// An average of a model's weights over the ranks: parameters that require a gradient, and buffers of floating-point
+/// and complex types, become their mean. The others, as frozen parameters and counts of batches, become rank 0's.
+/// Buffers stay each rank's own when GradientReducerOptions::broadcast_buffers is off. The states of optimizers, as
+/// their momenta, are each rank's own.
+class LocalSgd {
+ public:
+  /// Of all models in `models`, whenever they were prepared. Throws ConfigError when `steps` is below 1.
+  LocalSgd(const GradientReducers& models, const GradientState& state, int steps);
+  LocalSgd(const LocalSgd&) = delete;
+  LocalSgd& operator=(const LocalSgd&) = delete;
+
+  /// To be called after the optimizer's step, in each micro-batch. One that does not close its window counts for
+  /// nothing; each `steps`-th that does is followed by an average. Collective then.
+  void step();
+
+  /// Averages now. Collective.
+  void average();
+
+ private:
+  const GradientReducers& models_;
+  const GradientState& state_;
+  int steps_;
+  std::int64_t windows_ = 0;  // closed
+};
+
+}  // namespace tandem::nn

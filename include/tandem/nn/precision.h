@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include "tandem/data/batch.h"
+
+namespace tandem {
+
+/// Number format of forward passes. Weights, gradients and optimizer states stay as the model has them, float32.
+enum class Precision : std::uint8_t {
+  no,    ///< as the model has it
+  bf16,  ///< bfloat16 in the operators that LibTorch's autocast knows to bear it
+  fp16   ///< float16 likewise; losses are scaled, and an update that overflows is skipped, by optim::GradScaler
+};
+
+}  // namespace tandem
+
+namespace tandem::nn {
+
+/// While alive, the calling thread's operators on a device type autocast to a precision, as torch.autocast's do; other
+/// threads see nothing of it. With Precision::no it changes nothing. Scopes nest. Destroyed on the thread that made it.
+///
+/// Casts of weights are not kept between operators. LibTorch keeps them in one map for the process, which the end of
+/// any thread's scope empties: a weight that a forward pass uses twice would get a gradient that depends on when
+/// another rank ends its own, and its lock lets one rank cast at a time.
+class [[nodiscard]] AutocastScope {
+ public:
+  AutocastScope(c10::DeviceType device, Precision precision);
+  ~AutocastScope();
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+
+ private:
+  c10::DeviceType device_;
+  bool active_;
+  bool enabled_before_ = false, cache_before_ = false;
+  at::ScalarType type_before_{};
+};
+
+/// `value` with every float16 and bfloat16 tensor in it converted to float32, where autograd follows. What is no tensor
+/// to data::for_each_tensor stays as it is.
+template <class T>
+T to_float32(T value) {
+  return data::map_tensors(std::move(value), [](const at::Tensor& tensor) {
+    const bool half = tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+    return half ? tensor.to(at::kFloat) : tensor;
+  });
+}
+
+/// To be called in a catch block around a forward pass in `precision`: throws a ConfigError that says what to do, with
+/// the exception that is being handled nested, when that says that LibTorch lacks a kernel. Returns otherwise.
+void explain_missing_kernel(c10::DeviceType device, Precision precision);
+
+}  // namespace tandem::nn

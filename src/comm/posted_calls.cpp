@@ -1,0 +1,160 @@
+#include "tandem/comm/posted_calls.h"
+
+#include <array>
+#include <string>
+
+#include "tandem/core/error.h"
+
+namespace tandem::comm {
+
+// What one rank writes and all read.
+struct alignas(64) PostedCalls::Lane {
+  struct Call {
+    CallRecord record;
+    const void* payload = nullptr;
+  };
+
+  // seq_cst, with the bell's sleepers and with `departed`.
+  std::atomic<std::uint64_t> posted{0};
+  std::atomic<std::uint64_t> finished{0};  // calls that this rank has done its part of
+  std::atomic<bool> working{false};        // on a part
+  std::atomic<bool> withdrawn{false};
+  std::atomic<bool> departed{false};
+  std::array<Call, kOpen> calls;
+
+  Call& call(std::uint64_t number) { return calls[number % kOpen]; }
+};
+
+PostedCalls::PostedCalls(int world_size, CancelToken& token)
+    : world_size_(world_size),
+      token_(token),
+      budget_(spin_budget(world_size)),
+      lanes_(std::make_unique<Lane[]>(static_cast<std::size_t>(world_size))),
+      subscription_(token, [this] { bell_.ring(); }) {}
+
+PostedCalls::~PostedCalls() = default;
+
+std::uint64_t PostedCalls::post(int rank, const CallRecord& record, const void* payload) {
+  token_.check();
+  Lane& lane = lanes_[rank];
+  const std::uint64_t number = lane.posted.load(std::memory_order_relaxed) + 1;  // only this thread writes it
+  if (number > kOpen && !done(number - kOpen))
+    throw CollectiveError("more than " + std::to_string(kOpen) +
+                          " reductions are under way; use fewer, larger buckets");
+  lane.call(number) = {record, payload};
+  lane.posted.store(number, std::memory_order_seq_cst);
+  bell_.ring_if_awaited();
+  return number;
+}
+
+PostedCalls::Part::Part(PostedCalls& calls, int rank) : calls_(calls), rank_(rank), number_(0) {
+  Lane& lane = calls.lanes_[rank];
+  const std::uint64_t next = lane.finished.load(std::memory_order_relaxed) + 1;  // only this thread writes it
+  if (!calls.posted_by_all(next)) {
+    calls.token_.check();
+    return;
+  }
+  // seq_cst, with `withdrawn`: a rank that withdraws sees that we work, or we see that it has withdrawn.
+  lane.working.store(true, std::memory_order_seq_cst);
+  try {
+    calls.check_withdrawn();
+    calls.check_same(rank, next);
+  } catch (...) {
+    lane.working.store(false, std::memory_order_release);
+    throw;
+  }
+  number_ = next;
+}
+
+PostedCalls::Part::~Part() {
+  if (number_ == 0) return;
+  Lane& lane = calls_.lanes_[rank_];
+  // release: whoever sees it sees what we have written, and may free what we have read.
+  lane.working.store(false, std::memory_order_release);
+  lane.finished.store(number_, std::memory_order_seq_cst);
+  calls_.bell_.ring_if_awaited();
+}
+
+bool PostedCalls::done(std::uint64_t number) const noexcept {
+  for (int rank = 0; rank < world_size_; ++rank)
+    if (lanes_[rank].finished.load(std::memory_order_seq_cst) < number) return false;
+  return true;
+}
+
+bool PostedCalls::posted_by_all(std::uint64_t number) const noexcept {
+  for (int rank = 0; rank < world_size_; ++rank)
+    if (lanes_[rank].posted.load(std::memory_order_seq_cst) < number) return false;
+  return true;
+}
+
+const void* PostedCalls::payload(int peer, std::uint64_t number) const noexcept {
+  return lanes_[peer].call(number).payload;
+}
+
+void PostedCalls::wait(int rank, std::uint64_t number) {
+  const Lane& lane = lanes_[rank];
+  const std::uint64_t next = lane.finished.load(std::memory_order_relaxed) + 1;
+  const auto ready = [&] { return token_.cancelled() || done(number) || (next <= number && posted_by_all(next)); };
+  if (spin_until(ready, budget_.spins)) return;
+  check_departed(rank, number);
+  bell_.wait(ready, budget_.yields);
+}
+
+void PostedCalls::check_withdrawn() const {
+  token_.check();
+  for (int rank = 0; rank < world_size_; ++rank)
+    if (lanes_[rank].withdrawn.load(std::memory_order_seq_cst)) token_.throw_cancelled();
+}
+
+void PostedCalls::check_same(int rank, std::uint64_t number) const {
+  const CallRecord& mine = lanes_[rank].call(number).record;
+  for (int peer = 0; peer < world_size_; ++peer) {
+    const CallRecord& theirs = lanes_[peer].call(number).record;
+    if (theirs == mine) continue;
+    const CollectiveError error("ranks reduce different gradients: reduction " + std::to_string(number) + " is " +
+                                to_string(mine) + " on rank " + std::to_string(rank) + ", but " + to_string(theirs) +
+                                " on rank " + std::to_string(peer) +
+                                "; all ranks must make the same backward passes in the same order");
+    token_.cancel(std::make_exception_ptr(error), rank);
+    throw error;
+  }
+}
+
+void PostedCalls::check_departed(int rank, std::uint64_t number) const {
+  for (int peer = 0; peer < world_size_; ++peer) {
+    const Lane& lane = lanes_[peer];
+    if (!lane.departed.load(std::memory_order_seq_cst) || lane.posted.load(std::memory_order_seq_cst) >= number)
+      continue;
+    const CollectiveError error("rank " + std::to_string(peer) + " returned from its body while rank " +
+                                std::to_string(rank) + " waits for its gradients; all ranks must make the same calls");
+    // Before it is thrown: the one to blame is not the rank that finds out.
+    token_.cancel(std::make_exception_ptr(error), peer);
+    throw error;
+  }
+}
+
+void PostedCalls::depart(int rank) {
+  lanes_[rank].departed.store(true, std::memory_order_seq_cst);
+  const std::uint64_t posted = lanes_[rank].posted.load(std::memory_order_relaxed);
+  for (int peer = 0; peer < world_size_; ++peer)
+    if (lanes_[peer].posted.load(std::memory_order_seq_cst) > posted) {
+      const CollectiveError error("rank " + std::to_string(rank) + " returned from its body while rank " +
+                                  std::to_string(peer) + " reduces gradients; all ranks must make the same calls");
+      token_.cancel(std::make_exception_ptr(error), rank);
+      return;
+    }
+}
+
+void PostedCalls::withdraw(int rank) noexcept {
+  // See Part's constructor. A part takes some milliseconds at most.
+  lanes_[rank].withdrawn.store(true, std::memory_order_seq_cst);
+  for (int peer = 0; peer < world_size_; ++peer)
+    while (peer != rank && lanes_[peer].working.load(std::memory_order_seq_cst)) std::this_thread::yield();
+}
+
+void PostedCalls::forget(int rank) noexcept {
+  lanes_[rank].finished.store(0, std::memory_order_seq_cst);
+  lanes_[rank].posted.store(0, std::memory_order_seq_cst);
+}
+
+}  // namespace tandem::comm

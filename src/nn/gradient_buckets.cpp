@@ -1,0 +1,160 @@
+// How a GradientReducer divides its parameters into buckets.
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include <ATen/Functions.h>
+#include <c10/util/strides.h>
+
+#include "nn/gradient_reducer_parts.h"
+#include "nn/memory.h"
+
+namespace tandem::nn {
+namespace {
+
+// Parts begin at multiples of this, so that ranks never write to one cache line of two of them.
+constexpr std::int64_t kPartBytes = 64;
+
+// More would only cost time.
+constexpr std::size_t kMaxBuckets = 128;
+
+std::int64_t elements_of_part(const at::Tensor& parameter) {
+  const auto grain = std::max<std::int64_t>(kPartBytes / parameter.element_size(), 1);
+  return (parameter.numel() + grain - 1) / grain * grain;
+}
+
+std::size_t bytes_of(const at::Tensor& parameter) {
+  return static_cast<std::size_t>(elements_of_part(parameter) * parameter.element_size());
+}
+
+// The elements of `flat` from `offset` on, in memory as LibTorch lays out a gradient of `parameter`.
+at::Tensor part_of(const at::Tensor& flat, std::int64_t offset, const at::Tensor& parameter) {
+  const bool dense = parameter.is_non_overlapping_and_dense();
+  const auto strides = dense ? c10::DimVector(parameter.strides()) : c10::contiguous_strides(parameter.sizes());
+  return tensor_on(flat, offset, parameter.sizes(), strides);
+}
+
+}  // namespace
+
+// From the pass that has ended: which parameters the next one is expected to reach, and in which order.
+void GradientReducer::learn() {
+  bool unsuitable = false;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    slot.active = (anywhere_[i] & Told::kDense) != 0;
+    slot.expected = slot.arrivals;
+    // A hook gets the whole memory of a bucket, in which then only gradients that it reduces may lie.
+    unsuitable = unsuitable || (slot.active && slot.bucket < 0) || (hook_ && !slot.active && slot.bucket >= 0);
+  }
+  if (unsuitable) build_buckets();
+}
+
+void GradientReducer::build_buckets() {
+  // All that ever were in a bucket (with a hook: that are active); first those that rank 0 has just reached, then the
+  // others as they were.
+  std::vector<std::size_t> order;
+  std::vector<bool> listed(slots_.size(), false);
+  const auto list = [&](std::size_t i) {
+    const bool wanted = slots_[i].active || (slots_[i].bucket >= 0 && !hook_);
+    if (!wanted || listed[i]) return;
+    listed[i] = true;
+    order.push_back(i);
+  };
+  for (const std::size_t i : order_) list(i);
+  for (const Bucket& bucket : buckets_)
+    for (const std::size_t i : bucket.slots) list(i);
+  for (std::size_t i = slots_.size(); i-- > 0;) list(i);
+  buckets_.clear();
+  for (Slot& slot : slots_) slot.bucket = -1;
+  add_buckets(order);
+}
+
+// Puts what no bucket has and this pass has reached into buckets of this pass, for the hook to reduce.
+void GradientReducer::add_buckets_of_unexpected() {
+  std::vector<std::size_t> order;
+  const auto list = [&](std::size_t i) {
+    Slot& slot = slots_[i];
+    if ((slot.active && slot.bucket >= 0) || !(anywhere_[i] & Told::kDense)) return;
+    slot.active = true;
+    slot.expected = slot.arrivals;
+    slot.bucket = static_cast<int>(buckets_.size());  // for now, so that it is listed once
+    order.push_back(i);
+  };
+  for (const std::size_t i : order_) list(i);
+  for (std::size_t i = slots_.size(); i-- > 0;) list(i);
+  add_buckets(order);
+}
+
+// Divides these parameters into further buckets.
+void GradientReducer::add_buckets(const std::vector<std::size_t>& order) {
+  const std::size_t before = buckets_.size();
+  std::size_t bytes = 0;
+  for (const std::size_t i : order) bytes += bytes_of(parameters_[i].second);
+  const std::size_t limit = std::max(options_.bucket_bytes, bytes / kMaxBuckets);
+  const auto is_full = [&](std::size_t size) {
+    return size >=
+           (buckets_.empty() ? std::min(limit, std::max(options_.first_bucket_bytes, bytes / kMaxBuckets)) : limit);
+  };
+  // A bucket has one type; several may fill at the same time. They are reduced in the order in which they are complete.
+  struct Open {
+    std::vector<std::size_t> slots;
+    std::size_t bytes = 0;
+  };
+  std::map<std::tuple<at::ScalarType, c10::DeviceType, c10::DeviceIndex>, Open> open;
+  const auto close = [&](Open& filled) {
+    buckets_.emplace_back().slots = std::move(filled.slots);
+    filled = {};
+  };
+  for (const std::size_t i : order) {
+    const at::Tensor& parameter = parameters_[i].second;
+    Open& filling = open[{parameter.scalar_type(), parameter.device().type(), parameter.device().index()}];
+    filling.slots.push_back(i);
+    filling.bytes += bytes_of(parameter);
+    if (is_full(filling.bytes)) close(filling);
+  }
+  for (auto& [kind, filling] : open)
+    if (!filling.slots.empty()) close(filling);
+  for (std::size_t b = before; b < buckets_.size(); ++b) allocate(b);
+}
+
+void GradientReducer::allocate(std::size_t index) {
+  Bucket& bucket = buckets_[index];
+  std::int64_t elements = 0;
+  for (const std::size_t i : bucket.slots) elements += elements_of_part(parameters_[i].second);
+  const at::Tensor& first = parameters_[bucket.slots.front()].second;
+  bucket.of_hook = std::make_unique<GradientBucket>();
+  bucket.of_hook->index = index;
+  bucket.of_hook->gradients = at::zeros({elements}, first.options().requires_grad(false));
+  std::int64_t offset = 0;
+  for (const std::size_t i : bucket.slots) {
+    const at::Tensor& parameter = parameters_[i].second;
+    slots_[i].bucket = static_cast<int>(index);
+    slots_[i].view = part_of(bucket.of_hook->gradients, offset, parameter);
+    bucket.of_hook->parts.push_back(slots_[i].view);
+    bucket.of_hook->parameters.push_back(parameter);
+    offset += elements_of_part(parameter);
+  }
+}
+
+// Whether the parameters still are of the types and sizes that they had when the buckets were made.
+bool GradientReducer::buckets_fit() const {
+  return std::all_of(buckets_.begin(), buckets_.end(), [this](const Bucket& bucket) {
+    return std::all_of(bucket.slots.begin(), bucket.slots.end(), [this](std::size_t i) {
+      const at::Tensor& parameter = parameters_[i].second;
+      const at::Tensor& view = slots_[i].view;
+      return parameter.scalar_type() == view.scalar_type() && parameter.device() == view.device() &&
+             parameter.sizes() == view.sizes();
+    });
+  });
+}
+
+void GradientReducer::drop_buckets() {
+  buckets_.clear();
+  for (Slot& slot : slots_) {
+    slot.bucket = -1;
+    slot.active = false;
+    slot.view.reset();
+  }
+}
+
+}  // namespace tandem::nn

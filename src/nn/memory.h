@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+
+namespace tandem::nn {
+
+/// Whether two tensors of the same sizes lie in memory alike, so that kernels may run over both in order. Strides of
+/// dimensions of size 1 have no say in it.
+inline bool same_order_in_memory(const at::Tensor& a, const at::Tensor& b) {
+  const auto sizes = a.sizes(), strides = a.strides(), others = b.strides();
+  if (sizes != b.sizes()) return false;
+  for (std::size_t dim = 0; dim < sizes.size(); ++dim)
+    if (sizes[dim] != 1 && strides[dim] != others[dim]) return false;
+  return true;
+}
+
+/// A tensor on memory of `of`, which is no view for autograd (Optimizer::zero_grad refuses those) and counts its own
+/// versions.
+inline at::Tensor tensor_on(const at::Tensor& of, std::int64_t offset, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  return at::empty({0}, of.options().requires_grad(false)).set_(of.storage(), offset, sizes, strides);
+}
+
+/// The same for all of it.
+inline at::Tensor alias_of(const at::Tensor& tensor) {
+  return tensor_on(tensor, tensor.storage_offset(), tensor.sizes(), tensor.strides());
+}
+
+}  // namespace tandem::nn

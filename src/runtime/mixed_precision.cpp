@@ -1,0 +1,96 @@
+// What an Accelerator does about number formats: loss scaling, and clipping, which looks at gradients as they are.
+#include <algorithm>
+#include <unordered_set>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "nn/clip_gradients.h"
+#include "tandem/core/error.h"
+#include "tandem/runtime/accelerator.h"
+
+namespace tandem {
+namespace {
+
+std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
+  std::vector<at::Tensor> gradients;
+  for (const at::Tensor& parameter : parameters)
+    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+  return gradients;
+}
+
+}  // namespace
+
+Accelerator::Accelerator(RankContext& context) : context_(context) {
+  const LaunchConfig& config = context_.state->config;
+  if (config.mixed_precision == Precision::fp16)
+    scaler_.emplace(config.grad_scaler, device(), [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
+}
+
+// The reduced gradients are the same on all ranks, but an optimizer may have others too: parameters of no prepared
+// model, or gradients that a rank has changed itself. A step that only some ranks took would part their weights.
+void Accelerator::agree_on_step(at::Tensor& found_inf) {
+  if (reductions_in_join_) meet_in_join(JoinState::agrees_on_step);
+  context_.communicator->all_reduce(found_inf, comm::ReduceOp::max);
+}
+
+void Accelerator::unscale_gradients() {
+  for (const auto& observer : optimizers_)
+    if (const auto optimizer = observer.lock()) unscale_gradients(*optimizer);
+}
+
+void Accelerator::unscale_gradients(const optim::AcceleratedOptimizer& optimizer) {
+  if (scaler_ && sync_gradients()) scaler_->unscale_(optimizer.inner());
+}
+
+// Of the optimizers that update any of `parameters`; the others may still wait for a backward pass.
+void Accelerator::unscale_gradients_of(const std::vector<at::Tensor>& parameters) {
+  if (!scaler_) return;
+  std::unordered_set<const void*> wanted;
+  for (const at::Tensor& parameter : parameters)
+    if (parameter.grad().defined()) wanted.insert(parameter.unsafeGetTensorImpl());
+  for (const auto& observer : optimizers_) {
+    const auto optimizer = observer.lock();
+    if (!optimizer) continue;
+    std::size_t found = 0;
+    for (const auto& group : optimizer->inner().param_groups())
+      for (const at::Tensor& parameter : group.params()) found += wanted.erase(parameter.unsafeGetTensorImpl());
+    if (found > 0) scaler_->unscale_(optimizer->inner());
+  }
+  if (!wanted.empty())
+    throw ConfigError("clipping under mixed precision fp16 needs to know whose the gradients are, but " +
+                      std::to_string(wanted.size()) +
+                      " of them belong to no prepared optimizer; prepare the optimizer that updates these parameters, "
+                      "or clip only what a prepared one updates");
+}
+
+bool Accelerator::step_was_skipped(const torch::optim::Optimizer* of) const {
+  bool any = false;
+  for (const auto& observer : optimizers_) {
+    const auto optimizer = observer.lock();
+    if (!optimizer) continue;
+    if (&optimizer->inner() == of) return optimizer->step_was_skipped();
+    any = any || optimizer->step_was_skipped();
+  }
+  return any;
+}
+
+bool Accelerator::optimizer_step_was_skipped() const { return step_was_skipped(nullptr); }
+
+at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type) {
+  context_.group->token().check();
+  if (!sync_gradients()) return {};
+  unscale_gradients_of(parameters);
+  const auto gradients = gradients_of(parameters);
+  if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(device()));
+  return nn::clip_grad_norm_(gradients, max_norm, norm_type);
+}
+
+void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
+  if (!sync_gradients()) return;
+  unscale_gradients_of(parameters);
+  const at::NoGradGuard no_grad;
+  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
+}
+
+}  // namespace tandem

@@ -1,0 +1,645 @@
+// Autocast forward passes, loss scaling with one decision for all ranks, and clipping that waits for no device.
+#include <barrier>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <thread>
+
+#include <ATen/autocast_mode.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/schedulers/step_lr.h>
+#include <torch/optim/sgd.h>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Mixed {
+  at::Tensor half, index;
+  std::string name;
+};
+[[maybe_unused]] auto batch_fields(Mixed& mixed) { return std::tie(mixed.half, mixed.index); }
+
+struct Unknown {
+  at::Tensor half;
+};
+
+struct AutocastState {
+  bool enabled = at::autocast::is_autocast_enabled(at::kCPU);
+  at::ScalarType type = at::autocast::get_autocast_dtype(at::kCPU);
+  bool cache = at::autocast::is_autocast_cache_enabled();
+  bool operator==(const AutocastState&) const = default;
+};
+
+// A linear layer that lets the test look on, between two uses of its weight.
+struct ProbeImpl : torch::nn::Module {
+  ProbeImpl() : fc(register_module("fc", torch::nn::Linear(torch::nn::LinearOptions(4, 2).bias(false)))) {}
+  at::Tensor forward(const at::Tensor& x) {
+    seen = fc(x).scalar_type();
+    if (inside) inside();
+    return fc(x);
+  }
+  torch::nn::Linear fc;
+  at::ScalarType seen{};
+  std::function<void()> inside;
+};
+TORCH_MODULE(Probe);
+
+at::ScalarType type_of(Precision precision) { return precision == Precision::fp16 ? at::kHalf : at::kBFloat16; }
+
+// y = w * x, which autocast leaves in float32: the gradient of y.sum() is the sum of x.
+struct ScaleImpl : torch::nn::Module {
+  ScaleImpl() : weight(register_parameter("weight", torch::zeros({2}))) {}
+  at::Tensor forward(const at::Tensor& x) { return weight * x; }
+  at::Tensor weight;
+};
+TORCH_MODULE(Scale);
+
+// Halves the rate at each step.
+struct Halving : optim::LRScheduler {
+  explicit Halving(torch::optim::Optimizer& optimizer) : LRScheduler(optimizer) {}
+  double lr_of(std::size_t, double lr) const override { return lr / 2; }
+};
+
+double rate(const torch::optim::Optimizer& optimizer) { return optimizer.param_groups()[0].options().get_lr(); }
+
+double scale_now(Accelerator& accelerator) { return accelerator.grad_scaler()->state().scale; }
+
+}  // namespace
+
+TEST_CASE("a prepared model's forward autocasts on its own rank's thread only, and gives float32") {
+  const auto precision = GENERATE(Precision::bf16, Precision::fp16);
+  std::barrier meeting(2);
+  struct Seen {
+    at::ScalarType inside{}, elsewhere{}, output{}, weight{}, gradient{};
+  };
+  const auto seen = on_ranks<Seen>(2,
+                                   [&](Accelerator& accelerator) {
+                                     Probe probe;
+                                     auto model = accelerator.prepare(probe);
+                                     const auto x = torch::ones({3, 4});
+                                     Seen mine;
+                                     // Rank 1 computes while rank 0 is within its forward, and the other way round.
+                                     for (int turn = 0; turn < 2; ++turn) {
+                                       if (accelerator.rank() == turn) {
+                                         probe->inside = [&] {
+                                           meeting.arrive_and_wait();
+                                           meeting.arrive_and_wait();
+                                         };
+                                         const auto y = model(x);
+                                         probe->inside = {};
+                                         mine.inside = probe->seen;
+                                         mine.output = y.scalar_type();
+                                       } else {
+                                         meeting.arrive_and_wait();
+                                         mine.elsewhere = model->forward(x).scalar_type();
+                                         meeting.arrive_and_wait();
+                                       }
+                                     }
+                                     accelerator.backward(model(x).sum());
+                                     mine.weight = probe->fc->weight.scalar_type();
+                                     mine.gradient = probe->fc->weight.grad().scalar_type();
+                                     return mine;
+                                   },
+                                   {.mixed_precision = precision});
+  for (const auto& mine : seen) {
+    CHECK(mine.inside == type_of(precision));
+    CHECK(mine.elsewhere == at::kFloat);
+    CHECK(mine.output == at::kFloat);
+    CHECK(mine.weight == at::kFloat);
+    CHECK(mine.gradient == at::kFloat);
+  }
+}
+
+namespace {
+
+using Everything = std::tuple<at::Tensor, std::vector<at::Tensor>, std::map<std::string, std::optional<at::Tensor>>,
+                              Mixed, Unknown, std::string>;
+
+struct ManyImpl : torch::nn::Module {
+  Everything forward(const at::Tensor& x) {
+    const at::Tensor half = torch::mm(x, x);
+    return {half,
+            {half, half.to(at::kDouble)},
+            {{"a", half}, {"none", std::nullopt}},
+            {half, at::zeros({2}, at::kLong), "name"},
+            {half},
+            "text"};
+  }
+  void forward(int& calls) { calls += at::autocast::is_autocast_enabled(at::kCPU) ? 1 : 100; }
+};
+
+}  // namespace
+
+TEST_CASE("half-precision tensors anywhere in a model's output become float32, and nothing else changes") {
+  run_ranks(1,
+            [](Accelerator& accelerator) {
+              auto model = accelerator.prepare(std::make_shared<ManyImpl>());
+              const auto [tensor, list, map, mixed, unknown, text] = model(torch::ones({2, 2}));
+              CHECK(tensor.scalar_type() == at::kFloat);
+              CHECK(list[0].scalar_type() == at::kFloat);
+              CHECK(list[1].scalar_type() == at::kDouble);
+              CHECK(map.at("a")->scalar_type() == at::kFloat);
+              CHECK(!map.at("none"));
+              CHECK(mixed.half.scalar_type() == at::kFloat);
+              CHECK(mixed.index.scalar_type() == at::kLong);
+              CHECK(mixed.name == "name");
+              CHECK(unknown.half.scalar_type() == at::kBFloat16);
+              CHECK(text == "text");
+              int calls = 0;
+              model(calls);
+              CHECK(calls == 1);
+            },
+            {.mixed_precision = Precision::bf16});
+}
+
+TEST_CASE("autocast scopes reach code outside of a forward, nest, and end with what was before") {
+  const auto precision = GENERATE(Precision::bf16, Precision::fp16);
+  run_ranks(1,
+            [&](Accelerator& accelerator) {
+              const auto x = torch::ones({2, 2});
+              const auto type_here = [&] { return torch::mm(x, x).scalar_type(); };
+              const AutocastState before;
+              {
+                const auto outer = accelerator.autocast();
+                CHECK(type_here() == type_of(precision));
+                {
+                  const nn::AutocastScope inner(at::kCPU, Precision::bf16);
+                  CHECK(type_here() == at::kBFloat16);
+                  const nn::AutocastScope nothing(at::kCPU, Precision::no);
+                  CHECK(type_here() == at::kBFloat16);
+                }
+                CHECK(type_here() == type_of(precision));
+              }
+              CHECK(AutocastState() == before);
+              CHECK(type_here() == at::kFloat);
+              // A GPU rank's scope leaves CPU operators alone.
+              const nn::AutocastScope gpu(at::kCUDA, precision);
+              CHECK(at::autocast::is_autocast_enabled(at::kCUDA));
+              CHECK(at::autocast::get_autocast_dtype(at::kCUDA) == type_of(precision));
+              CHECK(type_here() == at::kFloat);
+            },
+            {.mixed_precision = precision});
+}
+
+TEST_CASE("without mixed precision nothing is cast, and a user's own autocast is left alone") {
+  run_ranks(1, [](Accelerator& accelerator) {
+    Probe probe;
+    auto model = accelerator.prepare(probe);
+    CHECK(accelerator.grad_scaler() == nullptr);
+    {
+      const auto scope = accelerator.autocast();
+      CHECK(model(torch::ones({1, 4})).scalar_type() == at::kFloat);
+      CHECK(probe->seen == at::kFloat);
+    }
+    const nn::AutocastScope own(at::kCPU, Precision::bf16);
+    CHECK(model(torch::ones({1, 4})).scalar_type() == at::kBFloat16);
+  });
+}
+
+TEST_CASE("an exception that leaves a forward leaves no autocast behind, and is the one that was thrown") {
+  struct Seen {
+    std::string error;
+    at::ScalarType inside{};
+    bool restored = false;
+  };
+  const auto all = on_ranks<Seen>(2,
+                                  [](Accelerator& accelerator) {
+                                    Probe probe;
+                                    auto model = accelerator.prepare(probe);
+                                    const AutocastState before;
+                                    Seen seen;
+                                    probe->inside = [] { throw std::out_of_range("no such word"); };
+                                    try {
+                                      model(torch::ones({1, 4}));
+                                    } catch (const std::out_of_range& error) {
+                                      seen.error = error.what();
+                                    }
+                                    seen.inside = probe->seen;
+                                    seen.restored = AutocastState() == before;
+                                    return seen;
+                                  },
+                                  {.mixed_precision = Precision::fp16});
+  for (const auto& seen : all) {
+    CHECK(seen.error == "no such word");
+    CHECK(seen.inside == at::kHalf);
+    CHECK(seen.restored);
+  }
+}
+
+TEST_CASE("an operator without a kernel for the precision is an error that says which to use instead") {
+  struct QuantileImpl : torch::nn::Module {
+    at::Tensor forward(const at::Tensor& x) { return torch::special_ndtri(torch::mm(x, x)); }
+  };
+  const auto error =
+      run_ranks_expecting_error(1,
+                                [](Accelerator& accelerator) {
+                                  accelerator.prepare(std::make_shared<QuantileImpl>())(torch::ones({2, 2}));
+                                },
+                                {.mixed_precision = Precision::fp16});
+  CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
+  CHECK_THAT(error.what(), ContainsSubstring("no float16 kernel on CPU") && ContainsSubstring("not implemented for") &&
+                               ContainsSubstring("use mixed precision bf16 or no"));
+}
+
+TEST_CASE("a weight used twice gets the same gradient when another thread's autocast ends in between") {
+  // 1 + 2^-9 does not fit bfloat16: the parts must be added in float32, as they are when LibTorch's cache of casts,
+  // which is one for the process, is emptied in between.
+  struct TwiceImpl : torch::nn::Module {
+    TwiceImpl() : weight(register_parameter("weight", torch::ones({1, 1}))) {}
+    at::Tensor forward(bool interrupt) {
+      const auto first = at::linear(torch::ones({1, 1}), weight);
+      if (interrupt) std::thread([] { at::autocast::clear_cache(); }).join();
+      return first + at::linear(torch::full({1, 1}, 1.0F / 512), weight);
+    }
+    at::Tensor weight;
+  };
+  const bool interrupt = GENERATE(false, true);
+  const auto gradients = on_ranks<float>(2,
+                                         [&](Accelerator& accelerator) {
+                                           auto model = accelerator.prepare(std::make_shared<TwiceImpl>());
+                                           accelerator.backward(model(interrupt).sum());
+                                           return model->weight.grad().item<float>();
+                                         },
+                                         {.mixed_precision = Precision::bf16});
+  CHECK(gradients == std::vector<float>{1 + 1.0F / 512, 1 + 1.0F / 512});
+}
+
+TEST_CASE("what is drawn under autocast comes from the rank's generator, as without") {
+  const auto dropped = [](Precision precision) {
+    return on_ranks<at::Tensor>(2,
+                                [](Accelerator& accelerator) {
+                                  torch::nn::Sequential net(torch::nn::Linear(4, 64), torch::nn::Dropout(0.5));
+                                  auto model = accelerator.prepare(net);
+                                  rng::manual_seed(7 + static_cast<std::uint64_t>(accelerator.rank()));
+                                  return model(torch::ones({1, 4})).eq(0);
+                                },
+                                {.mixed_precision = precision});
+  };
+  const auto plain = dropped(Precision::no), mixed = dropped(Precision::bf16);
+  CHECK(at::equal(plain[0], mixed[0]));
+  CHECK(at::equal(plain[1], mixed[1]));
+  CHECK(!at::equal(mixed[0], mixed[1]));
+}
+
+TEST_CASE("training in bf16 and fp16 reaches a loss near float32's") {
+  struct Losses {
+    double first = 0, last = 0;
+  };
+  const auto train = [](Precision precision) {
+    return on_ranks<Losses>(
+        2,
+        [](Accelerator& accelerator) {
+          rng::manual_seed(5);
+          const auto x = torch::randn({64, 8});
+          const auto target = x.pow(2).sum(1).gt(8).to(at::kLong);
+          torch::nn::Sequential net(torch::nn::Linear(8, 32), torch::nn::Tanh(), torch::nn::Linear(32, 2));
+          torch::optim::AdamW adamw(net->parameters(), 0.02);
+          auto [model, optimizer] = accelerator.prepare(net, adamw);
+          const auto mine = accelerator.split_between_ranks(x), labels = accelerator.split_between_ranks(target);
+          Losses losses;
+          for (int i = 0; i < 80; ++i) {
+            const auto loss = torch::cross_entropy_loss(model(mine), labels);
+            accelerator.backward(loss);
+            accelerator.clip_grad_norm_(model, 1.0);
+            optimizer.step();
+            optimizer.zero_grad();
+            losses.last = accelerator.reduce(loss, comm::ReduceOp::mean).item<double>();
+            if (i == 0) losses.first = losses.last;
+          }
+          return losses;
+        },
+        {.mixed_precision = precision})[0];
+  };
+  const auto plain = train(Precision::no), bf16 = train(Precision::bf16), fp16 = train(Precision::fp16);
+  CHECK(plain.last < plain.first / 2);
+  for (const auto& mixed : {bf16, fp16}) {
+    CHECK(mixed.last != plain.last);  // or it was not mixed
+    CHECK(std::abs(mixed.last - plain.last) < 0.1 * (plain.first - plain.last));
+  }
+}
+
+// ---- loss scaling
+
+TEST_CASE("an infinity on one rank only makes all ranks skip the same step, and the schedule waits") {
+  const int ranks = GENERATE(2, 4);
+  const bool before_reduction = GENERATE(true, false);
+  const bool libtorchs_scheduler = GENERATE(false, true);
+  struct Seen {
+    std::vector<int> skipped, accelerator_says;
+    std::vector<float> weights;
+    std::vector<double> rates, scales;
+    std::int64_t updates = 0, scheduler_updates = 0;
+  };
+  const auto all = on_ranks<Seen>(
+      ranks,
+      [&](Accelerator& accelerator) {
+        Scale scale;
+        torch::optim::SGD sgd(scale->parameters(), 1.0);
+        Halving halving(sgd);
+        torch::optim::StepLR step_lr(sgd, 1, 0.5);
+        auto [model, optimizer] = accelerator.prepare(scale, sgd);
+        auto scheduler = libtorchs_scheduler ? accelerator.prepare(step_lr) : accelerator.prepare(halving);
+        Seen seen;
+        for (int step = 0; step < 5; ++step) {
+          const bool inject = step == 2 && accelerator.is_last();
+          const float x = inject && before_reduction ? kInfinity : 1.0F;
+          accelerator.backward(model(torch::full({2}, x)).sum());
+          if (inject && !before_reduction) model->weight.mutable_grad()[1] = kInfinity;
+          optimizer.step();
+          scheduler.step();
+          optimizer.zero_grad();
+          seen.skipped.push_back(optimizer.step_was_skipped());
+          seen.accelerator_says.push_back(accelerator.optimizer_step_was_skipped());
+          seen.weights.push_back(model->weight[0].item<float>());
+          seen.rates.push_back(rate(sgd));
+          seen.scales.push_back(scale_now(accelerator));
+        }
+        seen.updates = optimizer.updates();
+        seen.scheduler_updates = scheduler.updates();
+        return seen;
+      },
+      {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64, .growth_interval = 2}});
+  for (const auto& seen : all) {
+    CHECK(seen.skipped == std::vector<int>{0, 0, 1, 0, 0});
+    CHECK(seen.accelerator_says == seen.skipped);
+    CHECK(seen.scales == std::vector<double>{64, 128, 64, 64, 128});
+    CHECK(seen.updates == 4);
+    CHECK(seen.scheduler_updates == 4);
+    if (libtorchs_scheduler) {  // counts its calls from 0: the first changes nothing
+      CHECK(seen.rates == std::vector<double>{1, 0.5, 0.5, 0.25, 0.125});
+      CHECK(seen.weights == std::vector<float>{-1, -2, -2, -2.5, -2.75});
+    } else {
+      CHECK(seen.rates == std::vector<double>{0.5, 0.25, 0.25, 0.125, 0.0625});
+      CHECK(seen.weights == std::vector<float>{-1, -1.5, -1.5, -1.75, -1.875});
+    }
+  }
+}
+
+TEST_CASE("two optimizers share a scale that changes once an iteration, and each skips for itself") {
+  const bool in_window = GENERATE(true, false);
+  struct Seen {
+    std::vector<int> skipped;
+    std::vector<double> scales, rates;
+    std::vector<std::int64_t> updates;
+  };
+  const auto all = on_ranks<Seen>(
+      2,
+      [&](Accelerator& accelerator) {
+        Scale a, b;
+        torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
+        Halving halving_a(sgd_a), halving_b(sgd_b);
+        auto [model_a, model_b, first, second, scheduler_a, scheduler_b] =
+            accelerator.prepare(a, b, sgd_a, sgd_b, halving_a, halving_b);
+        Seen seen;
+        for (int i = 0; i < 5; ++i) {
+          std::optional<Accelerator::AccumulationStep> window;
+          if (in_window) window.emplace(accelerator, false);
+          const auto x = torch::full({2}, i == 4 && accelerator.is_main() ? kInfinity : 1.0F);
+          accelerator.backward(model_a(torch::ones({2})).sum() + model_b(x).sum());
+          first.step();
+          scheduler_a.step();
+          first.zero_grad();
+          second.step();
+          scheduler_b.step();
+          second.zero_grad();
+          seen.scales.push_back(scale_now(accelerator));
+        }
+        seen.skipped = {first.step_was_skipped(), second.step_was_skipped(), accelerator.optimizer_step_was_skipped()};
+        seen.rates = {rate(sgd_a), rate(sgd_b)};
+        seen.updates = {first.updates(), second.updates()};
+        return seen;
+      },
+      {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 8, .growth_interval = 2}});
+  for (const auto& seen : all) {
+    CHECK(seen.scales == std::vector<double>{8, 16, 16, 32, 16});
+    CHECK(seen.skipped == std::vector<int>{0, 1, 1});
+    CHECK(seen.rates == std::vector<double>{1.0 / 32, 1.0 / 16});
+    CHECK(seen.updates == std::vector<std::int64_t>{5, 4});
+  }
+}
+
+namespace {
+
+struct Trained {
+  std::vector<double> norms;  // of each update; -1 in micro-batches without one
+  at::Tensor weight;
+};
+
+enum class Clip { no, by_norm, by_value, after_unscaling, twice };
+
+// Five micro-batches in windows of two. Only the scaling tells the precisions apart: the model computes in float32.
+std::vector<Trained> train_scaled(Precision precision, bool items, Clip clip) {
+  return on_ranks<Trained>(
+      2,
+      [&](Accelerator& accelerator) {
+        Scale scale;
+        torch::optim::AdamW adamw(scale->parameters(), 0.1);
+        auto [model, optimizer] = accelerator.prepare(scale, adamw);
+        Trained trained;
+        for (int m = 0; m < 5; ++m) {
+          auto step = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+          const auto x =
+              torch::tensor({3.0F * static_cast<float>(m + 1), 4.0F + static_cast<float>(accelerator.rank())});
+          if (items)
+            accelerator.backward(model(x).sum(), 2 + accelerator.rank());
+          else
+            accelerator.backward(model(x).sum());
+          at::Tensor norm;
+          if (clip == Clip::after_unscaling) accelerator.unscale_gradients();
+          if (clip == Clip::by_value) accelerator.clip_grad_value_(model.parameters(), 0.5);
+          if (clip != Clip::no && clip != Clip::by_value) norm = accelerator.clip_grad_norm_(model, m == 2 ? 1e6 : 1.5);
+          if (clip == Clip::twice) norm = accelerator.clip_grad_norm_(model, 0.25);
+          trained.norms.push_back(norm.defined() ? norm.item<double>() : -1);
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+        trained.weight = model->weight.detach().clone();
+        return trained;
+      },
+      {.mixed_precision = precision, .grad_scaler = {.growth_interval = 1}, .gradient_accumulation_steps = 2});
+}
+
+}  // namespace
+
+TEST_CASE("accumulation and clipping under a scale give the numbers of float32, to the bit") {
+  const bool items = GENERATE(false, true);
+  const auto clip = GENERATE(Clip::no, Clip::by_norm, Clip::by_value, Clip::after_unscaling, Clip::twice);
+  const auto plain = train_scaled(Precision::no, items, clip), scaled = train_scaled(Precision::fp16, items, clip);
+  CHECK(plain[0].weight.abs().min().item<float>() > 0);
+  for (int rank = 0; rank < 2; ++rank) {
+    const auto &mine = scaled[static_cast<std::size_t>(rank)], &expected = plain[static_cast<std::size_t>(rank)];
+    CHECK(mine.norms == expected.norms);
+    CHECK(at::equal(mine.weight, expected.weight));
+    CHECK(at::equal(mine.weight, scaled[0].weight));
+  }
+  if (clip == Clip::by_norm) {
+    CHECK(scaled[0].norms[0] == -1);
+    CHECK(scaled[0].norms[1] > 1.5);
+  }
+}
+
+TEST_CASE("optimizers that take turns in one window are unscaled one by one") {
+  const auto gradients =
+      on_ranks<std::vector<float>>(2,
+                                   [](Accelerator& accelerator) {
+                                     Scale a, b;
+                                     torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
+                                     auto [model_a, model_b, first, second] = accelerator.prepare(a, b, sgd_a, sgd_b);
+                                     const auto window = accelerator.accumulate(model_a, model_b);
+                                     accelerator.backward(model_a(torch::full({2}, 3.0F)).sum());
+                                     accelerator.unscale_gradients(first);
+                                     std::vector<float> seen{model_a->weight.grad()[0].item<float>()};
+                                     first.step();
+                                     accelerator.backward(model_b(torch::full({2}, 5.0F)).sum());
+                                     accelerator.unscale_gradients(second);
+                                     seen.push_back(model_b->weight.grad()[0].item<float>());
+                                     second.step();
+                                     for (const auto& model : {model_a, model_b})
+                                       seen.push_back(model->weight[0].item<float>());
+                                     return seen;
+                                   },
+                                   {.mixed_precision = Precision::fp16});
+  for (const auto& seen : gradients) CHECK(seen == std::vector<float>{3, 5, -3, -5});
+}
+
+TEST_CASE("gradients that are dropped after clipping, without a step, do not spoil the next ones") {
+  run_ranks(1,
+            [](Accelerator& accelerator) {
+              Scale scale;
+              torch::optim::SGD sgd(scale->parameters(), 1.0);
+              auto [model, optimizer] = accelerator.prepare(scale, sgd);
+              for (int i = 0; i < 3; ++i) {
+                accelerator.backward(model(torch::tensor({3.0F, 4.0F})).sum());
+                CHECK(accelerator.clip_grad_norm_(model, 100).item<double>() == 5);
+                optimizer.zero_grad();
+              }
+              CHECK(optimizer.updates() == 0);
+            },
+            {.mixed_precision = Precision::fp16});
+}
+
+TEST_CASE("clipping scaled gradients that no prepared optimizer will unscale is an error") {
+  const auto error = run_ranks_expecting_error(1,
+                                               [](Accelerator& accelerator) {
+                                                 Scale scale;
+                                                 auto model = accelerator.prepare(scale);
+                                                 accelerator.backward(model(torch::ones({2})).sum());
+                                                 accelerator.clip_grad_norm_(model, 1.0);
+                                               },
+                                               {.mixed_precision = Precision::fp16});
+  CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
+  CHECK_THAT(error.what(), ContainsSubstring("prepare the optimizer that updates these parameters"));
+}
+
+TEST_CASE("ranks with fewer steps answer the others' steps under a scaler too, and go on alike") {
+  struct Ended {
+    std::vector<float> weights;
+    std::vector<double> scales;
+    std::int64_t updates = 0;
+    bool skipped = false;
+  };
+  const auto ended = on_ranks<Ended>(3,
+                                     [](Accelerator& accelerator) {
+                                       Scale scale;
+                                       torch::optim::SGD sgd(scale->parameters(), 1.0);
+                                       auto [model, optimizer] = accelerator.prepare(scale, sgd);
+                                       const auto step = [&](float x) {
+                                         auto window = accelerator.accumulate(model);
+                                         accelerator.backward(model(torch::full({2}, x)).sum());
+                                         optimizer.step();
+                                         optimizer.zero_grad();
+                                       };
+                                       accelerator.join_uneven_inputs([&] {
+                                         // Rank 2 makes the most, of which the fourth and the last overflow.
+                                         for (int i = 0; i < 2 + 2 * accelerator.rank(); ++i)
+                                           step(accelerator.rank() == 2 && (i == 3 || i == 5) ? kInfinity : 3.0F);
+                                       });
+                                       Ended now;
+                                       now.skipped = accelerator.optimizer_step_was_skipped();
+                                       now.scales.push_back(scale_now(accelerator));
+                                       step(3.0F);
+                                       now.scales.push_back(scale_now(accelerator));
+                                       now.weights = {model->weight[0].item<float>()};
+                                       now.updates = optimizer.updates();
+                                       return now;
+                                     },
+                                     {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}});
+  for (const auto& rank : ended) {
+    CHECK(rank.weights == std::vector<float>{-3 - 3 - 2 - 1 - 3});  // means over three ranks
+    CHECK(rank.scales == std::vector<double>{16, 16});
+    CHECK(rank.updates == 5);
+    CHECK(rank.skipped);
+  }
+}
+
+TEST_CASE("a batch size that did not fit leaves the scale as it was") {
+  const auto scales =
+      on_ranks<std::vector<double>>(2,
+                                    [](Accelerator& accelerator) {
+                                      std::vector<double> seen;
+                                      accelerator.find_executable_batch_size(2, [&](std::int64_t size) {
+                                        Scale scale;
+                                        torch::optim::SGD sgd(scale->parameters(), 1.0);
+                                        auto [model, optimizer] = accelerator.prepare(scale, sgd);
+                                        seen.push_back(scale_now(accelerator));
+                                        accelerator.backward(model(torch::full({2}, kInfinity)).sum());
+                                        optimizer.step();
+                                        seen.push_back(scale_now(accelerator));
+                                        if (size > 1) throw std::bad_alloc();
+                                      });
+                                      return seen;
+                                    },
+                                    {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}});
+  for (const auto& seen : scales) CHECK(seen == std::vector<double>{64, 32, 64, 32});
+}
+
+TEST_CASE("a scaler's options are checked before any rank starts") {
+  const LaunchConfig config{.cpu = 1, .mixed_precision = Precision::fp16, .grad_scaler = {.growth_factor = 0.5}};
+  CHECK_THROWS_AS(launch(config, [](Accelerator&) {}), ConfigError);
+}
+
+// ---- clipping
+
+TEST_CASE("clipping asks no device for a value that is not on the host") {
+  // Tensors without data: whoever asked for a value would get an exception.
+  run_ranks(1, [](Accelerator& accelerator) {
+    std::vector<at::Tensor> parameters;
+    for (const std::int64_t size : {3, 5}) {
+      parameters.push_back(at::empty({size}, at::device(at::kMeta)).requires_grad_());
+      parameters.back().mutable_grad() = at::empty({size}, at::device(at::kMeta));
+    }
+    CHECK_THROWS(parameters[0].grad().sum().item<float>());
+    const auto norm = accelerator.clip_grad_norm_(parameters, 1.0);
+    CHECK(norm.is_meta());
+    CHECK(norm.dim() == 0);
+  });
+}
+
+TEST_CASE("clipping norms that are infinite or NaN does what PyTorch does, and without gradients the norm is 0") {
+  run_ranks(1, [](Accelerator& accelerator) {
+    const auto clipped = [&](float value) {
+      const auto parameter = at::zeros({2}).requires_grad_();
+      parameter.mutable_grad() = at::tensor({1.0F, value});
+      const auto norm = accelerator.clip_grad_norm_(std::vector{parameter}, 0.5);
+      return std::pair(norm.item<float>(), parameter.grad().clone());
+    };
+    const auto [infinite, of_infinite] = clipped(kInfinity);
+    CHECK(infinite == kInfinity);
+    CHECK(of_infinite[0].item<float>() == 0);
+    CHECK(std::isnan(of_infinite[1].item<float>()));
+    const auto [nan, of_nan] = clipped(std::nanf(""));
+    CHECK(std::isnan(nan));
+    CHECK(of_nan.isnan().all().item<bool>());
+    CHECK(accelerator.clip_grad_norm_(std::vector{at::zeros({2}).requires_grad_()}, 1.0).item<float>() == 0);
+  });
+}
