@@ -32,10 +32,14 @@ class Gpt::Block : public nn::Module {
   }
 
  private:
-  // Queries, keys and values beside each other, [B, T, 3 * kWidth].
+  // Queries, keys and values beside each other, [B, T, 3 * kWidth]. Their gradients come as [B, T, heads, width of
+  // one], so that split needs one copy of them; unbinding a permuted view of qkv would need two.
   static at::Tensor attention(const at::Tensor& qkv) {
-    const auto parts = qkv.unflatten(2, {3, kHeads, kWidth / kHeads}).permute({2, 0, 3, 1, 4}).unbind();
-    return at::scaled_dot_product_attention(parts[0], parts[1], parts[2], {}, 0.0, /*is_causal=*/true)
+    const auto parts = qkv.split(kWidth, 2);
+    const auto heads = [&](std::size_t part) {
+      return parts[part].unflatten(2, {kHeads, kWidth / kHeads}).transpose(1, 2);
+    };
+    return at::scaled_dot_product_attention(heads(0), heads(1), heads(2), {}, 0.0, /*is_causal=*/true)
         .transpose(1, 2)
         .flatten(2);
   }

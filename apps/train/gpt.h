@@ -15,7 +15,7 @@ namespace train {
 constexpr std::int64_t kContext = 128;  ///< bytes that Gpt sees of a text
 
 /// A decoder-only transformer over bytes: learned positions, 4 pre-norm blocks of width 128 with 4 heads, untied head.
-/// Input int64 [B, kContext], scores [B * kContext, 256]. 858,624 parameters.
+/// Input int64 [B, kContext], scores [B * kContext, 256]. 875,264 parameters.
 class Gpt : public Net {
  public:
   Gpt();

@@ -11,6 +11,8 @@
 #include <new>
 #include <utility>
 
+#include <sys/mman.h>
+
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -26,7 +28,8 @@ struct Header {
 };
 
 constexpr std::size_t kPage = 4096;
-constexpr std::size_t kHeaderBytes = 64;  // LibTorch's alignment
+constexpr std::size_t kHugePage = 2 * 1024 * 1024;  // of x86-64; another size only makes the advice useless
+constexpr std::size_t kHeaderBytes = 64;            // LibTorch's alignment
 static_assert(sizeof(Header) <= kHeaderBytes);
 
 // Blocks that are smaller are left to the C library, which keeps them itself.
@@ -49,6 +52,18 @@ void* data_of(Header* block) { return reinterpret_cast<std::byte*>(block) + kHea
 void destroy(Header* block) {
   *static_cast<volatile std::uint64_t*>(&block->mark) = 0;
   std::free(block);
+}
+
+// The memory of a block, for a tensor of `bytes` at first. A large one is asked for in huge pages: a step goes through
+// hundreds of megabytes, more than the processor has addresses of small pages for. Only those that the tensor fills, so
+// that no memory is used for what it leaves over.
+void* new_memory(std::size_t size, std::size_t bytes) {
+  const bool large = kHeaderBytes + bytes >= kHugePage;
+  const std::size_t alignment = large ? kHugePage : kPage;
+  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  // A kernel that has none gives small pages as ever.
+  if (memory && large) madvise(memory, (kHeaderBytes + bytes) / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return memory;
 }
 
 // Sizes of blocks: four between a power of two and the next. What a block has too much is never touched.
@@ -87,7 +102,7 @@ class Cache {
       list = block->next;
       kept_ -= size;
     } else {
-      block = new_block(size_class, size);
+      block = new_block(size_class, bytes);
       if (!block) return nullptr;
     }
     used_ += size;
@@ -124,8 +139,8 @@ class Cache {
 
   Header*& list_of(int size_class) { return free_[static_cast<std::size_t>(size_class)]; }
 
-  Header* new_block(int size_class, std::size_t size) {
-    void* memory = std::aligned_alloc(kPage, (kHeaderBytes + size + kPage - 1) / kPage * kPage);
+  Header* new_block(int size_class, std::size_t bytes) {
+    void* memory = new_memory(kHeaderBytes + size_of_class(size_class), bytes);
     if (!memory) {
       free_all();  // what is missing may be in blocks of other sizes
       return nullptr;
