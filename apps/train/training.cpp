@@ -106,6 +106,7 @@ class Trainer {
       const auto [inputs, targets] = inputs_.task->train_set().get_batch({});
       train_step(inputs, targets);
     }
+    if (done()) return;  // as ranks did above whose last step had a batch
     if (schedule_.wants_loss())
       schedule_.end_epoch(mean_over_ranks(std::exchange(epoch_loss_, {}), std::exchange(epoch_batches_, 0)));
     epoch_ += 1;

@@ -1,4 +1,6 @@
 // Where the memory of a rank's tensors comes from and goes to.
+#include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <thread>
 
@@ -19,6 +21,19 @@ double resident_mb() {
   return resident * 4096 / 1e6;
 }
 
+// Whether the kernel was told to put this address into a huge page.
+bool huge_pages_asked_for(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  std::ifstream maps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    std::uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%zx-%zx ", &begin, &end) == 2) inside = begin <= address && address < end;
+    if (inside && line.starts_with("VmFlags:")) return (line + ' ').find(" hg ") != std::string::npos;
+  }
+  return false;
+}
+
 // Whether a tensor made right after another of that size was freed is in the same place.
 bool memory_is_reused(std::int64_t elements) {
   const void* before = at::empty({elements}).const_data_ptr();
@@ -35,6 +50,16 @@ TEST_CASE("a rank's large tensors reuse the memory of those before them") {
     return all;
   });
   CHECK(reused == std::vector<bool>{true, true});
+}
+
+TEST_CASE("huge pages are asked for where a rank's tensor fills them") {
+  if (!std::filesystem::exists("/sys/kernel/mm/transparent_hugepage")) return;
+  const auto asked = on_ranks<bool>(2, [](Accelerator&) {
+    const at::Tensor tensor = at::empty({7 * 1024 * 1024}, at::kByte);
+    const auto* bytes = tensor.const_data_ptr<std::uint8_t>();
+    return huge_pages_asked_for(bytes) && huge_pages_asked_for(bytes + 6 * 1024 * 1024 - 4096);
+  });
+  CHECK(asked == std::vector<bool>{true, true});
 }
 
 TEST_CASE("tensors are aligned, keep their numbers, and may be freed by other threads or after the launch") {
