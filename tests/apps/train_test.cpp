@@ -196,56 +196,6 @@ TEST_CASE("mixed precision trains either model to a loss near float32's, and say
   CHECK(std::abs(mixed.back() - plain.back()) < 0.1 * (plain.front() - plain.back()));
 }
 
-namespace {
-
-// A text of `bytes` bytes that repeats itself.
-std::string text_file(const TempDir& dir, std::size_t bytes) {
-  const std::string sentence = "the quick brown fox jumps over the lazy dog; ";
-  std::string text;
-  while (text.size() < bytes) text += sentence;
-  const std::string path = dir / "text";
-  std::ofstream(path) << text.substr(0, bytes);
-  return path;
-}
-
-}  // namespace
-
-TEST_CASE("the gpt learns a text, judges itself by the text's end, and takes the same course on 1 and 2 ranks") {
-  const TempDir dir;
-  const std::string text = text_file(dir, 30'000);
-  std::vector<std::vector<double>> courses;
-  for (const std::string ranks : {"1 --gradient-accumulation-steps 2", "2"}) {
-    const auto result = train("--model gpt --text " + text + " --no-shuffle --batch-size 4 --max-steps 12 --cpu " +
-                              ranks + " --log-json " + (dir / "log"));
-    REQUIRE(result.exit_code == 0);
-    CHECK_THAT(result.output, ContainsSubstring("validation loss") && ContainsSubstring("bits per byte"));
-    auto& losses = courses.emplace_back();
-    for (const auto& line : read_log(dir / "log"))
-      if (line.contains("loss")) losses.push_back(line["loss"]);
-    REQUIRE(losses.size() == 12);
-    CHECK(losses.front() > 5);  // nothing is known: ln 256 = 5.545
-    CHECK(losses.back() < 3.5);
-  }
-  for (std::size_t i = 0; i < courses[0].size(); ++i) CHECK(courses[0][i] == Approx(courses[1][i]).epsilon(1e-3));
-}
-
-TEST_CASE("a text that cannot be trained on, and flags that do not go with the gpt, are named") {
-  const TempDir dir;
-  const std::string small = text_file(dir, 200);
-  const std::pair<std::string, std::string> cases[] = {
-      {"--model gpt", "--text FILE"},
-      {"--model gpt --text " + small, "200 bytes"},
-      {"--model gpt --text /nowhere/text", "/nowhere/text"},
-      {"--model gpt --hidden 16 --text " + small, "--hidden does not go with --model gpt"},
-      {"--model mlp --text " + small, "--text does not go with --model mlp"}};
-  for (const auto& [arguments, expected] : cases) {
-    const auto result = train("--cpu 2 " + arguments);
-    CAPTURE(arguments, result.output);
-    CHECK(result.exit_code == 2);
-    CHECK_THAT(result.output, ContainsSubstring(expected));
-  }
-}
-
 TEST_CASE("gpt learns a text, and is judged by the loss on the text's end") {
   const TempDir dir;
   const auto result = train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --text " + write_text(dir, 128 * 200) +
