@@ -26,6 +26,7 @@ const char* to_string(Operation operation) {
     case Operation::reduce_gradients: return "reduce_gradients";
     case Operation::share_weights: return "share_weights";
     case Operation::optimizer_step: return "optimizer_step";
+    case Operation::clip_gradients: return "clip_gradients";
     case Operation::main_first: return "main_first";
     case Operation::join_uneven_inputs: return "join_uneven_inputs";
     case Operation::find_executable_batch_size: return "find_executable_batch_size";

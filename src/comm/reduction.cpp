@@ -4,6 +4,7 @@
 #include <bit>
 #include <complex>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -31,8 +32,7 @@ const char* to_string(ReduceOp op) {
 
 namespace {
 
-// Elements reduced at a time: the partial results of a block stay in the first-level cache.
-constexpr std::int64_t kBlock = 1024;
+constexpr std::int64_t kBlock = kReductionBlock;  // its partial results stay in the first-level cache
 
 struct BFloat16 {
   std::uint16_t bits;
@@ -124,9 +124,28 @@ using RealOf = typename Real<T>::type;
 struct Work {
   std::span<const void* const> inputs;
   std::span<void* const> outputs;
+  std::span<double* const> squares;  // of blocks of the outputs; empty: not wanted
   std::int64_t begin, end, output_offset;
   bool mean;
 };
+
+template <class Element>
+constexpr bool kIsReal = std::is_floating_point_v<decltype(widen(std::declval<Element>()))>;
+
+// In so many sums side by side that they fill the registers of any vector unit; in the same order for all of them.
+template <class Element>
+TANDEM_EACH_VECTOR_UNIT double squares_of(const Element* values, std::int64_t n) {
+  constexpr std::int64_t kSums = 64;
+  using Accumulator = decltype(widen(std::declval<Element>()));
+  alignas(64) Accumulator sums[kSums] = {};
+  std::int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (std::int64_t j = 0; j < kSums; ++j) sums[j] += widen(values[i + j]) * widen(values[i + j]);
+  for (std::int64_t j = 0; i + j < n; ++j) sums[j] += widen(values[i + j]) * widen(values[i + j]);
+  double total = 0;
+  for (const Accumulator sum : sums) total += static_cast<double>(sum);
+  return total;
+}
 
 template <class Element, class Combine>
 TANDEM_EACH_VECTOR_UNIT void reduce_with(const Work& work) {
@@ -152,6 +171,11 @@ TANDEM_EACH_VECTOR_UNIT void reduce_with(const Work& work) {
     for (void* output : work.outputs) {
       auto* values = static_cast<Element*>(output) + (at - work.output_offset);
       for (std::int64_t i = 0; i < n; ++i) values[i] = narrow(total[i], Element{});
+    }
+    if constexpr (kIsReal<Element>) {
+      if (work.squares.empty()) continue;
+      const double sum = squares_of(static_cast<const Element*>(work.outputs[0]) + at, n);
+      for (double* squares : work.squares) squares[at / kBlock] = sum;
     }
   }
 }
@@ -201,9 +225,9 @@ std::size_t size_of(ElementType type) {
   return 0;
 }
 
-void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const> inputs, std::span<void* const> outputs,
-                     std::int64_t begin, std::int64_t end, std::int64_t output_offset) {
-  const Work work{inputs, outputs, begin, end, output_offset, op == ReduceOp::mean};
+namespace {
+
+void reduce(ElementType type, ReduceOp op, const Work& work) {
   switch (type) {
     case ElementType::float32: return reduce_as<float>(op, work);
     case ElementType::float64: return reduce_as<double>(op, work);
@@ -220,6 +244,29 @@ void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const>
     case ElementType::uint32: return reduce_as<std::uint32_t>(op, work);
     case ElementType::uint64: return reduce_as<std::uint64_t>(op, work);
     case ElementType::boolean: return reduce_bool(op, work);
+  }
+}
+
+}  // namespace
+
+void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const> inputs, std::span<void* const> outputs,
+                     std::int64_t begin, std::int64_t end, std::int64_t output_offset) {
+  reduce(type, op, {inputs, outputs, {}, begin, end, output_offset, op == ReduceOp::mean});
+}
+
+void reduce_with_squares(ElementType type, ReduceOp op, std::span<const void* const> inputs,
+                         std::span<void* const> outputs, std::span<double* const> squares, std::int64_t begin,
+                         std::int64_t end) {
+  reduce(type, op, {inputs, outputs, squares, begin, end, 0, op == ReduceOp::mean});
+}
+
+double sum_of_squares(ElementType type, const void* data, std::int64_t elements) {
+  switch (type) {
+    case ElementType::float32: return squares_of(static_cast<const float*>(data), elements);
+    case ElementType::float64: return squares_of(static_cast<const double*>(data), elements);
+    case ElementType::float16: return squares_of(static_cast<const Float16*>(data), elements);
+    case ElementType::bfloat16: return squares_of(static_cast<const BFloat16*>(data), elements);
+    default: return std::numeric_limits<double>::quiet_NaN();
   }
 }
 

@@ -30,8 +30,6 @@ void check_reduction(ReduceOp op, c10::ScalarType type) {
                         " is unknown; use sum, mean, max, min or product");
 }
 
-namespace {
-
 ElementType element_type(c10::ScalarType type) {
   switch (type) {
     case at::kFloat: return ElementType::float32;
@@ -54,6 +52,8 @@ ElementType element_type(c10::ScalarType type) {
                             " cannot be reduced; convert them to a floating-point, complex, integer or bool type");
   }
 }
+
+namespace {
 
 void check_dense(at::TensorList tensors, const char* operation) {
   for (const at::Tensor& tensor : tensors) {
@@ -87,10 +87,10 @@ class PartList {
     for (const at::Tensor& tensor : tensors) {
       void* data = nullptr;
       if (is_plain(tensor)) {
-        data = tensor.data_ptr();
+        data = tensor.mutable_data_ptr();
       } else {
         copies_.push_back(plain(tensor));
-        data = copies_.back().data_ptr();
+        data = copies_.back().mutable_data_ptr();
       }
       parts_.push_back({data, tensor.numel(), element_type(tensor.scalar_type())});
     }
@@ -117,29 +117,35 @@ class PartList {
 
 // A reduction that was started, with all that it needs until it is done.
 struct Started {
-  std::vector<at::Tensor> inputs, outputs;
+  std::vector<at::Tensor> inputs, outputs, squares;
   std::vector<Part> from, to;
+  std::vector<double*> squares_to;
   SharedReducer::Started lent;
   std::uint64_t number = 0;
 
-  void fill(at::TensorList from_tensors, at::TensorList to_tensors, ReduceOp op) {
+  void fill(at::TensorList from_tensors, at::TensorList to_tensors, ReduceOp op, at::TensorList squares_tensors) {
     inputs.assign(from_tensors.begin(), from_tensors.end());
     outputs.assign(to_tensors.begin(), to_tensors.end());
-    fill(from, inputs);
-    fill(to, outputs);
-    lent = {from, to, op};
+    squares.assign(squares_tensors.begin(), squares_tensors.end());
+    from.clear();
+    to.clear();
+    squares_to.clear();
+    for (const at::Tensor& output : outputs) to.push_back(part(output, output.mutable_data_ptr()));
+    // An input that is no output may be memory that is copied when it is written to.
+    for (const at::Tensor& input : inputs) from.push_back(part(input, const_cast<void*>(input.const_data_ptr())));
+    for (const at::Tensor& one : squares) squares_to.push_back(one.mutable_data_ptr<double>());
+    lent = {from, to, op, squares_to};
   }
 
   void clear() {
     inputs.clear();
     outputs.clear();
+    squares.clear();
   }
 
  private:
-  static void fill(std::vector<Part>& parts, const std::vector<at::Tensor>& tensors) {
-    parts.clear();
-    for (const at::Tensor& tensor : tensors)
-      parts.push_back({tensor.data_ptr(), tensor.numel(), element_type(tensor.scalar_type())});
+  static Part part(const at::Tensor& tensor, void* data) {
+    return {data, tensor.numel(), element_type(tensor.scalar_type())};
   }
 };
 
@@ -163,34 +169,35 @@ class SharedMemoryCommunicator final : public Communicator {
     reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
   }
 
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+  bool shares_memory() const override { return true; }
+
+  using Communicator::start_all_reduce;
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
+                                 at::TensorList squares) override {
     check_rows(inputs, outputs);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const at::NoGradGuard no_grad;
-    if (world_size() == 1) {
-      for (std::size_t i = 0; i < inputs.size(); ++i)
-        if (outputs[i].data_ptr() != inputs[i].data_ptr()) outputs[i].detach().copy_(inputs[i].detach());
-      return 0;
-    }
     CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
     record.reduce = op;
     if (spare_.empty()) spare_.push_back(std::make_unique<Started>());
     started_.push_back(std::move(spare_.back()));
     spare_.pop_back();
     Started& started = *started_.back();
-    started.fill(inputs, outputs, op);
+    started.fill(inputs, outputs, op, squares);
     return started.number = reducer_.start(record, started.lent);
   }
 
   void wait(std::uint64_t number) override {
     if (number == 0) return;
     reducer_.wait(number);
-    auto first = started_.begin();
-    for (; first != started_.end() && (*first)->number <= number; ++first) {
-      (*first)->clear();
-      spare_.push_back(std::move(*first));
-    }
-    started_.erase(started_.begin(), first);
+    end_started(number);
+  }
+
+  bool try_wait(std::uint64_t number) override {
+    if (number == 0) return true;
+    const bool done = reducer_.try_wait(number);
+    if (done) end_started(number);
+    return done;
   }
 
   void forget_started() override {
@@ -214,7 +221,7 @@ class SharedMemoryCommunicator final : public Communicator {
     const auto& source = call.payload<at::TensorList>(root);
     // Ranks may share the memory of what they broadcast.
     for (std::size_t i = 0; i < tensors.size(); ++i)
-      if (tensors[i].data_ptr() != source[i].data_ptr()) tensors[i].detach().copy_(source[i].detach());
+      if (tensors[i].const_data_ptr() != source[i].const_data_ptr()) tensors[i].detach().copy_(source[i].detach());
   }
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
@@ -269,6 +276,16 @@ class SharedMemoryCommunicator final : public Communicator {
   void barrier() override { group_.meet(rank_, CallRecord{.operation = Operation::barrier}); }
 
  private:
+  // The memory is ours again.
+  void end_started(std::uint64_t number) {
+    auto first = started_.begin();
+    for (; first != started_.end() && (*first)->number <= number; ++first) {
+      (*first)->clear();
+      spare_.push_back(std::move(*first));
+    }
+    started_.erase(started_.begin(), first);
+  }
+
   void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
     check_dense(inputs, to_string(operation));
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());

@@ -11,9 +11,6 @@ struct Parts {
   std::span<const Part> inputs, outputs;
 };
 
-// Elements at whose multiples the ranks' shares begin, so that no two write to one cache line.
-constexpr std::int64_t kShareGrain = 64;
-
 std::size_t bytes_of(const Part& part) { return static_cast<std::size_t>(part.elements) * size_of(part.type); }
 
 // In the mail parts begin at multiples of the largest element's size.
@@ -23,6 +20,12 @@ std::size_t mail_bytes(std::span<const Part> parts) {
   std::size_t bytes = 0;
   for (const Part& part : parts) bytes += mail_bytes(part);
   return bytes;
+}
+
+// Ranks that have one memory for results give the same pointer.
+template <class Pointer>
+void add_once(std::vector<Pointer>& pointers, Pointer pointer) {
+  if (std::find(pointers.begin(), pointers.end(), pointer) == pointers.end()) pointers.push_back(pointer);
 }
 
 }  // namespace
@@ -42,14 +45,16 @@ std::uint64_t SharedReducer::start(const CallRecord& record, const Started& mine
   return number;
 }
 
-void SharedReducer::wait(std::uint64_t number) {
+bool SharedReducer::try_wait(std::uint64_t number) {
   do_parts();
-  if (group_.posted().done(number)) return;
+  return group_.posted().done(number);
+}
+
+void SharedReducer::wait(std::uint64_t number) {
+  if (try_wait(number)) return;
   const RankGroup::WaitScope waiting(group_, rank_, "for the others' gradients");
-  do {
-    group_.posted().wait(rank_, number);
-    do_parts();
-  } while (!group_.posted().done(number));
+  do group_.posted().wait(rank_, number);
+  while (!try_wait(number));
 }
 
 void SharedReducer::do_parts() {
@@ -79,28 +84,38 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> 
   }
 }
 
-// The parts count as one row of elements, of which this rank reduces 1/R.
-// `of` tells the lists of a rank.
+// The parts count as one row of elements, of which this rank reduces 1/R, in whole blocks of the parts: so no two ranks
+// write to one cache line, and the sums of squares do not depend on the number of ranks. `of` tells the lists of a
+// rank.
 template <class PeersParts>
 void SharedReducer::reduce_share(const PeersParts& of, std::span<const Part> parts, ReduceOp op, int root) {
   const int ranks = group_.world_size();
   std::int64_t total = 0;
   for (const Part& part : parts) total += part.elements;
-  const auto share = [&](int rank) { return rank == ranks ? total : total * rank / ranks / kShareGrain * kShareGrain; };
   std::int64_t offset = 0;
+  // Where the share of `rank` begins in a part of so many elements, and that of the rank before it ends.
+  const auto begin_of = [&](int rank, std::int64_t elements) {
+    const std::int64_t begin = std::max(total * rank / ranks - offset, std::int64_t{0});
+    return begin >= elements || rank == ranks ? elements : begin / kReductionBlock * kReductionBlock;
+  };
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const std::int64_t begin = std::max(share(rank_) - offset, std::int64_t{0});
-    const std::int64_t end = std::min(share(rank_ + 1) - offset, parts[i].elements);
+    const std::int64_t begin = begin_of(rank_, parts[i].elements), end = begin_of(rank_ + 1, parts[i].elements);
     offset += parts[i].elements;
     if (begin >= end) continue;
     sources_.clear();
     targets_.clear();
+    squares_.clear();
     for (int peer = 0; peer < ranks; ++peer) {
       const auto& theirs = of(peer);
       sources_.push_back(theirs.inputs[i].data);
-      if (root < 0 || root == peer) targets_.push_back(theirs.outputs[i].data);
+      if (root < 0 || root == peer) add_once(targets_, theirs.outputs[i].data);
+      if constexpr (requires { theirs.squares; })
+        if (!theirs.squares.empty()) add_once(squares_, theirs.squares[i]);
     }
-    reduce_elements(parts[i].type, op, sources_, targets_, begin, end);
+    if (squares_.empty())
+      reduce_elements(parts[i].type, op, sources_, targets_, begin, end);
+    else
+      reduce_with_squares(parts[i].type, op, sources_, targets_, squares_, begin, end);
   }
 }
 

@@ -1,15 +1,39 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include "tandem/comm/communicator.h"
+#include "tandem/nn/gradient_reducer.h"
+
 namespace tandem::nn {
 
-/// Scales `gradients` so that their `norm_type`-norm, of all as one vector, is at most `max_norm`, and returns the norm
-/// before: 0-dim, on their device, which all share. Waits for no device: on a GPU neither the norm nor the factor comes
-/// to the host. As PyTorch's clip_grad_norm_ with foreach=True, also where the norm is infinite or NaN. `gradients` is
-/// not empty.
-at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& gradients, double max_norm, double norm_type);
+/// A parameter's gradient, and where it is when the ranks have it in one memory.
+struct ReducedGradient {
+  at::Tensor gradient, parameter;
+  GradientReducer* reducer;  ///< null: the parameter is of no prepared model
+  std::optional<GradientReducer::SharedGradient> shared;
+};
+
+/// Of the `parameters` that have a gradient.
+std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
+                                               const std::vector<at::Tensor>& parameters);
+
+/// The `norm_type`-norm of the gradients, of all as one vector: 0-dim, on their device, which all share, without
+/// waiting for it. They are one or more. On the CPU the 2-norm of real numbers is made of the sums of squares of blocks
+/// of the gradients, which their reduction has left where it could, added up in float64: the same bits with and without
+/// those.
+at::Tensor total_norm(const std::vector<ReducedGradient>& gradients, double norm_type);
+
+/// Scales the gradients as PyTorch's clip_grad_norm_ does, also where `norm` is infinite or NaN, so that their norm is
+/// at most `max_norm`. Waits for no device: on a GPU neither norm nor factor comes to the host.
+void clip_each(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm);
+
+/// The same, on CPU ranks, for gradients that all have: where all ranks' are one memory each scales a part of it.
+/// Collective; the norm is the same on all ranks then.
+void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm,
+                   comm::RankGroup& group, int rank);
 
 }  // namespace tandem::nn

@@ -6,8 +6,10 @@
 #include <ATen/Functions.h>
 #include <c10/util/strides.h>
 
+#include "nn/copy_on_write.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
+#include "tandem/comm/describe_call.h"
 
 namespace tandem::nn {
 namespace {
@@ -21,6 +23,10 @@ constexpr std::size_t kMaxBuckets = 128;
 std::int64_t elements_of_part(const at::Tensor& parameter) {
   const auto grain = std::max<std::int64_t>(kPartBytes / parameter.element_size(), 1);
   return (parameter.numel() + grain - 1) / grain * grain;
+}
+
+std::int64_t blocks_of(const at::Tensor& parameter) {
+  return (parameter.numel() + comm::kReductionBlock - 1) / comm::kReductionBlock;
 }
 
 std::size_t bytes_of(const at::Tensor& parameter) {
@@ -65,7 +71,7 @@ void GradientReducer::build_buckets() {
     for (const std::size_t i : bucket.slots) list(i);
   for (std::size_t i = slots_.size(); i-- > 0;) list(i);
   buckets_.clear();
-  for (Slot& slot : slots_) slot.bucket = -1;
+  for (Slot& slot : slots_) slot.leave_bucket();
   add_buckets(order);
 }
 
@@ -114,26 +120,65 @@ void GradientReducer::add_buckets(const std::vector<std::size_t>& order) {
   }
   for (auto& [kind, filling] : open)
     if (!filling.slots.empty()) close(filling);
-  for (std::size_t b = before; b < buckets_.size(); ++b) allocate(b);
+  allocate(before);
 }
 
-void GradientReducer::allocate(std::size_t index) {
+void GradientReducer::allocate(std::size_t first) {
+  const bool shared = shares_buckets();
+  if (!shared || communicator_.rank() == 0)
+    for (std::size_t b = first; b < buckets_.size(); ++b) allocate_own(b, shared);
+  if (shared) share_buckets(first);
+}
+
+void GradientReducer::allocate_own(std::size_t index, bool lend) {
   Bucket& bucket = buckets_[index];
-  std::int64_t elements = 0;
-  for (const std::size_t i : bucket.slots) elements += elements_of_part(parameters_[i].second);
-  const at::Tensor& first = parameters_[bucket.slots.front()].second;
+  std::int64_t elements = 0, blocks = 0;
+  for (const std::size_t i : bucket.slots) {
+    elements += elements_of_part(parameters_[i].second);
+    blocks += blocks_of(parameters_[i].second);
+  }
+  const auto options = parameters_[bucket.slots.front()].second.options().requires_grad(false);
   bucket.of_hook = std::make_unique<GradientBucket>();
   bucket.of_hook->index = index;
-  bucket.of_hook->gradients = at::zeros({elements}, first.options().requires_grad(false));
-  std::int64_t offset = 0;
+  bucket.of_hook->gradients = at::zeros({elements}, options);
+  const bool has_squares = lend && at::isFloatingType(options.dtype().toScalarType());
+  const at::Tensor squares = has_squares ? at::zeros({blocks}, options.dtype(at::kDouble)) : at::Tensor();
+  std::int64_t offset = 0, block = 0;
   for (const std::size_t i : bucket.slots) {
     const at::Tensor& parameter = parameters_[i].second;
-    slots_[i].bucket = static_cast<int>(index);
-    slots_[i].view = part_of(bucket.of_hook->gradients, offset, parameter);
-    bucket.of_hook->parts.push_back(slots_[i].view);
+    Slot& slot = slots_[i];
+    slot.bucket = static_cast<int>(index);
+    slot.view = part_of(bucket.of_hook->gradients, offset, parameter);
+    if (lend) slot.lendable = lendable(slot.view);
+    if (has_squares) slot.squares = tensor_on(squares, block, {blocks_of(parameter)}, {1});
+    bucket.of_hook->parts.push_back(slot.view);
     bucket.of_hook->parameters.push_back(parameter);
     offset += elements_of_part(parameter);
+    block += blocks_of(parameter);
   }
+}
+
+// Whether the ranks' results lie in one memory.
+bool GradientReducer::shares_buckets() const {
+  return options_.share_gradients && options_.gradient_as_bucket_view && !hook_ && communicator_.shares_memory() &&
+         communicator_.world_size() > 1;
+}
+
+// Ranks other than 0 refer to its buckets.
+void GradientReducer::share_buckets(std::size_t first) {
+  const auto record = comm::describe_object_call(comm::Operation::reduce_gradients, typeid(GradientReducer));
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
+  if (communicator_.rank() == 0) return;
+  const auto& main = call.payload<GradientReducer>(0);
+  for (std::size_t b = first; b < buckets_.size(); ++b)
+    for (const std::size_t i : buckets_[b].slots) {
+      const Slot& of_main = main.slots_[i];
+      Slot& slot = slots_[i];
+      slot.bucket = static_cast<int>(b);
+      slot.view = alias_of(of_main.view);
+      slot.lendable = lendable(slot.view);
+      if (of_main.squares.defined()) slot.squares = alias_of(of_main.squares);
+    }
 }
 
 // Whether the parameters still are of the types and sizes that they had when the buckets were made.
@@ -151,9 +196,8 @@ bool GradientReducer::buckets_fit() const {
 void GradientReducer::drop_buckets() {
   buckets_.clear();
   for (Slot& slot : slots_) {
-    slot.bucket = -1;
+    slot.leave_bucket();
     slot.active = false;
-    slot.view.reset();
   }
 }
 

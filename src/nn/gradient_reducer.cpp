@@ -9,6 +9,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include "nn/copy_on_write.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
 #include "tandem/comm/describe_call.h"
@@ -78,7 +79,6 @@ GradientReducer::~GradientReducer() { stop(); }
 
 void GradientReducer::update() {
   stop();
-  drop_buckets();
   weights_.unshare();
   take_over_tensors();
   check_same_on_all_ranks();
@@ -88,6 +88,8 @@ void GradientReducer::update() {
 
 void GradientReducer::take_over_tensors() {
   parameters_ = each_once(module_->named_parameters());
+  index_.clear();
+  for (std::size_t i = 0; i < parameters_.size(); ++i) index_[parameters_[i].second.unsafeGetTensorImpl()] = i;
   slots_.clear();
   slots_.resize(parameters_.size());
   anywhere_.assign(parameters_.size(), 0);
@@ -113,17 +115,13 @@ void GradientReducer::check_same_on_all_ranks() const {
 }
 
 std::optional<std::string> GradientReducer::added_parameter() const {
-  const auto known = [this](const at::Tensor& parameter) {
-    return std::any_of(parameters_.begin(), parameters_.end(),
-                       [&](const auto& named) { return named.second.is_same(parameter); });
-  };
   std::size_t next = 0;  // mostly they are the same tensors in the same order
   for (const at::Tensor& parameter : module_->parameters()) {
     if (next < parameters_.size() && parameters_[next].second.is_same(parameter)) {
       next += 1;
       continue;
     }
-    if (known(parameter)) continue;
+    if (has(parameter)) continue;
     for (const auto& item : module_->named_parameters())
       if (item.value().is_same(parameter)) return item.key();
   }
@@ -148,6 +146,7 @@ void GradientReducer::stop() {
     if (slot.accumulator) slot.accumulator->del_post_hook(slot.hook);
     slot.accumulator.reset();
   }
+  drop_buckets();
 }
 
 void GradientReducer::set_communication_hook(CommunicationHook hook) {
@@ -223,7 +222,7 @@ void GradientReducer::begin_pass() {
   told_->passes += 1;
   told_->order.clear();
   told_->last_arrival = 0;
-  started_ = 0;
+  started_ = released_ = 0;
   in_pass_ = true;
 }
 
@@ -238,6 +237,7 @@ void GradientReducer::arrived(std::size_t index) {
   told_->last_arrival = ++reducers_->arrivals_;
   if (alone() || !slot.active || slot.arrivals > slot.expected) return;
   if (--buckets_[static_cast<std::size_t>(slot.bucket)].missing == 0) reducers_->start_ready_buckets();
+  release_reduced();
 }
 
 // Starts buckets in their order as long as they are complete; true when all have started.
@@ -248,6 +248,18 @@ bool GradientReducer::start_ready_buckets() {
     start(bucket, true);
   }
   return true;
+}
+
+// Lets go of gradients whose mean is there: the memory of a pass is that of a few buckets, on every rank.
+void GradientReducer::release_reduced() {
+  const at::NoGradGuard no_grad;
+  for (; released_ < started_ && !hook_ && communicator_.try_wait(buckets_[released_].number); ++released_) {
+    Bucket& bucket = buckets_[released_];
+    bucket.inputs.clear();
+    for (std::size_t k = 0; k < bucket.taken.size(); ++k)
+      if (bucket.gradients[k].defined() && becomes_view(bucket.gradients[k]))
+        bucket.gradients[k] = slots_[bucket.taken[k]].view;
+  }
 }
 
 // Starts what has not started: what some rank has started, and of the other buckets what some rank's pass has reached.
@@ -315,31 +327,60 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
   if (hook_)
     bucket.finish = hook_(*bucket.of_hook, communicator_);
   else
-    bucket.number = communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean);
+    bucket.number =
+        communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean, bucket.squares_of_outputs);
 }
 
 // The parameter has no gradient until it is given back, so that a late one is told apart.
 void GradientReducer::take(Bucket& bucket, std::size_t index) {
   Slot& slot = slots_[index];
-  at::Tensor gradient = std::move(parameters_[index].second.mutable_grad());
-  parameters_[index].second.mutable_grad() = at::Tensor();
+  at::Tensor gradient = std::exchange(parameters_[index].second.mutable_grad(), at::Tensor());
   if (gradient.defined() && gradient.is_sparse()) gradient = gradient.to_dense();
-  const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
-  const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
-                    !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
-  if (!gradient.defined()) slot.view.zero_();
-  // What the hook makes of it is not wanted if no rank has reached it.
-  if (hook_ && !slot.pending && gradient.defined() && gradient.data_ptr() == slot.view.data_ptr())
-    gradient = gradient.clone();
-  if (gradient.defined() && (hook_ || !fits) && gradient.data_ptr() != slot.view.data_ptr())
-    slot.view.copy_(gradient.detach());
-  if (!hook_) {
-    bucket.inputs.push_back(fits ? gradient : slot.view);
-    bucket.outputs.push_back(fits && !as_view ? bucket.inputs.back() : slot.view);
-  }
+  if (hook_)
+    write_to_bucket(slot, gradient);
+  else
+    list_for_reduction(bucket, slot, gradient);
   bucket.taken.push_back(index);
   bucket.gradients.push_back(std::move(gradient));
   slot.taken = true;
+}
+
+void GradientReducer::write_to_bucket(Slot& slot, at::Tensor& gradient) {
+  if (!gradient.defined()) {
+    slot.view.zero_();
+    return;
+  }
+  const bool is_view = refers_to(gradient, slot.view);
+  // What the hook makes of it is not wanted if no rank has reached it.
+  if (is_view && !slot.pending) gradient = gradient.clone();
+  if (!is_view) slot.view.copy_(gradient.detach());
+}
+
+// The view may be memory of all ranks, and another rank's gradient: it is not written to before the reduction.
+void GradientReducer::list_for_reduction(Bucket& bucket, Slot& slot, const at::Tensor& gradient) {
+  const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
+                    !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
+  at::Tensor input = gradient;
+  if (!gradient.defined())
+    input = at::zeros_like(slot.view);
+  else if (!fits)
+    input = at::empty_like(slot.view).copy_(gradient.detach());
+  bucket.outputs.push_back(fits && !becomes_view(gradient) ? input : slot.view);
+  bucket.inputs.push_back(std::move(input));
+  slot.squares_known = adds_up_squares_ && slot.squares.defined();
+  if (slot.squares_known) bucket.squares_of_outputs.push_back(slot.squares);
+}
+
+// Whether `gradient` is to be a view of its bucket after the reduction.
+bool GradientReducer::becomes_view(const at::Tensor& gradient) const {
+  return options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
+}
+
+// The reduced gradient that the parameter gets.
+const at::Tensor& GradientReducer::result(Slot& slot) const {
+  if (!slot.lendable.defined()) return slot.view;
+  if (!slot.lent.defined() || !refers_to(slot.lent, slot.view)) slot.lent = lent_copy(slot.lendable);
+  return slot.lent;
 }
 
 void GradientReducer::collect() {
@@ -364,13 +405,12 @@ void GradientReducer::give_back(Bucket& bucket) {
       parameters_[i].second.mutable_grad() = std::move(gradient);
       continue;
     }
-    const bool as_view = options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
-    if (as_view) {
-      gradient = slot.view;
+    if (becomes_view(gradient)) {
+      gradient = result(slot);
     } else {
       if (!gradient.defined()) gradient = new_gradient(i);
-      const at::Tensor& result = hook_ ? slot.view : bucket.outputs[k];
-      if (result.data_ptr() != gradient.data_ptr()) gradient.detach().copy_(result);
+      const at::Tensor& reduced = hook_ ? slot.view : bucket.outputs[k];
+      if (!refers_to(gradient, reduced)) gradient.detach().copy_(reduced);
     }
     // What came too late is a part of this rank's gradient; the mean of the sum of both is the sum of their means.
     at::Tensor& late = parameters_[i].second.mutable_grad();
@@ -429,6 +469,18 @@ void GradientReducer::reduce_sparse(std::size_t index) {
   gradient = at::sparse_coo_tensor(at::cat(indices).t(), at::cat(values).div_(communicator_.world_size()),
                                    parameter.sizes(), options.layout(at::kSparse))
                  .coalesce();
+}
+
+std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) {
+  adds_up_squares_ = true;
+  const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
+  const at::Tensor& gradient = parameter.grad();
+  if (!slot.lent.defined() || !gradient.is_same(slot.lent) || !refers_to(gradient, slot.view)) return std::nullopt;
+  return SharedGradient{slot.view, slot.squares_known ? slot.squares : at::Tensor()};
+}
+
+void GradientReducer::shared_gradient_written(const at::Tensor& parameter) {
+  slots_[index_.at(parameter.unsafeGetTensorImpl())].squares_known = false;
 }
 
 void GradientReducer::end_pass() {

@@ -7,6 +7,7 @@
 
 #include <torch/csrc/autograd/function.h>
 
+#include "nn/copy_on_write.h"
 #include "tandem/nn/gradient_reducer.h"
 
 namespace tandem::nn {
@@ -25,19 +26,31 @@ struct GradientReducer::Slot {
   bool taken = false;       // by its bucket, in this pass
   bool unexpected = false;  // reduced after the buckets
 
-  int bucket = -1;  // -1: none
-  at::Tensor view;  // its part of the bucket, in the parameter's shape
+  int bucket = -1;      // -1: none
+  at::Tensor view;      // its part of the bucket, in the parameter's shape
+  at::Tensor lendable;  // the same, when the bucket is shared by the ranks
+  at::Tensor lent;      // what the parameter gets of that
+  at::Tensor squares;   // of blocks of the view, float64
+  bool squares_known = false;
+
+  void leave_bucket() {
+    if (lent.defined()) end_loan(lent);
+    bucket = -1;
+    for (at::Tensor* tensor : {&view, &lendable, &lent, &squares}) tensor->reset();
+    squares_known = false;
+  }
 };
 
 struct GradientReducer::Bucket {
   std::vector<std::size_t> slots;
-  std::unique_ptr<GradientBucket> of_hook;  // with the memory; stays where it is when buckets are added
-  int missing = 0;                          // arrivals that are expected in this pass and have not come
-  bool expects = false;                     // any
+  // With the memory; null where it is another rank's. Stays where it is when buckets are added.
+  std::unique_ptr<GradientBucket> of_hook;
+  int missing = 0;       // arrivals that are expected in this pass and have not come
+  bool expects = false;  // any
 
   // Of this pass: what was taken, from where it is reduced, and into what.
   std::vector<std::size_t> taken;
-  std::vector<at::Tensor> gradients, inputs, outputs;
+  std::vector<at::Tensor> gradients, inputs, outputs, squares_of_outputs;
   std::uint64_t number = 0;  // of the started reduction
   FinishReduction finish;
 
@@ -46,6 +59,7 @@ struct GradientReducer::Bucket {
     gradients.clear();
     inputs.clear();
     outputs.clear();
+    squares_of_outputs.clear();
     number = 0;
     finish = nullptr;
   }

@@ -13,6 +13,11 @@ std::shared_ptr<GradientReducer> GradientReducers::find(const torch::nn::Module&
   return found == all_.end() ? nullptr : *found;
 }
 
+GradientReducer* GradientReducers::find(const at::Tensor& parameter) const {
+  const auto found = std::find_if(all_.begin(), all_.end(), [&](const auto& one) { return one->has(parameter); });
+  return found == all_.end() ? nullptr : found->get();
+}
+
 void GradientReducers::add(const std::shared_ptr<GradientReducer>& reducer) {
   reducer->reducers_ = this;
   all_.push_back(reducer);

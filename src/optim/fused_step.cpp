@@ -14,6 +14,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "nn/copy_on_write.h"
 #include "nn/memory.h"
 
 namespace tandem::optim {
@@ -122,6 +123,17 @@ bool FusedStep::every_parameter_comes_once() {
   return !repeated_;
 }
 
+// The kernels read gradients, but ask for memory to write to.
+at::Tensor FusedStep::gradient_of(const at::Tensor& parameter) {
+  const at::Tensor& gradient = parameter.grad();
+  if (!nn::is_lent(gradient)) return with_strides_of(parameter, gradient);
+  at::Tensor& known = readable_[parameter.unsafeGetTensorImpl()];
+  const bool fits = known.defined() && nn::refers_to(known, gradient) && known.sizes() == gradient.sizes() &&
+                    known.strides() == gradient.strides() && known.scalar_type() == gradient.scalar_type();
+  if (!fits) known = nn::readable(gradient);
+  return with_strides_of(parameter, known);
+}
+
 FusedStep::Batch& FusedStep::batch_for(const Common& common) {
   // From the last: neighbours mostly go together.
   for (std::size_t i = used_; i > 0; --i)
@@ -159,7 +171,7 @@ bool FusedStep::gather_sgd() {
         batch.averages.push_back(with_strides_of(parameter, buffer));
       }
       batch.parameters.push_back(parameter);
-      batch.gradients.push_back(with_strides_of(parameter, parameter.grad()));
+      batch.gradients.push_back(gradient_of(parameter));
     }
   }
   return true;
@@ -193,7 +205,7 @@ bool FusedStep::gather_adam() {
       if (amsgrad && !fits(state.max_exp_avg_sq(), parameter)) return false;
       Batch& batch = batch_for({&group.options(), parameter.device(), parameter.scalar_type(), state.step()});
       batch.parameters.push_back(parameter);
-      batch.gradients.push_back(with_strides_of(parameter, parameter.grad()));
+      batch.gradients.push_back(gradient_of(parameter));
       batch.averages.push_back(with_strides_of(parameter, state.exp_avg()));
       batch.square_averages.push_back(with_strides_of(parameter, state.exp_avg_sq()));
       if (amsgrad) batch.largest_square_averages.push_back(with_strides_of(parameter, state.max_exp_avg_sq()));

@@ -10,16 +10,7 @@
 #include "tandem/runtime/accelerator.h"
 
 namespace tandem {
-namespace {
-
-std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& parameter : parameters)
-    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  return gradients;
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Accelerator::Accelerator(RankContext& context) : context_(context) {
   const LaunchConfig& config = context_.state->config;
@@ -81,16 +72,28 @@ at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameter
   context_.group->token().check();
   if (!sync_gradients()) return {};
   unscale_gradients_of(parameters);
-  const auto gradients = gradients_of(parameters);
+  const auto gradients = nn::reduced_gradients(reducers_, parameters);
   if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(device()));
-  return nn::clip_grad_norm_(gradients, max_norm, norm_type);
+  at::Tensor norm = nn::total_norm(gradients, norm_type);
+  if (clips_together(gradients.front()))
+    nn::clip_together(gradients, norm, max_norm, *context_.group, rank());
+  else
+    nn::clip_each(gradients, norm, max_norm);
+  return norm;
+}
+
+bool Accelerator::clips_together(const nn::ReducedGradient& first) const {
+  const nn::GradientReducerOptions& options = context_.state->config.gradient_reducer;
+  return world_size() > 1 && first.reducer && options.share_gradients && options.gradient_as_bucket_view &&
+         context_.communicator->shares_memory() && !context_.gradients.local_sgd && !reductions_in_join_;
 }
 
 void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
   if (!sync_gradients()) return;
   unscale_gradients_of(parameters);
   const at::NoGradGuard no_grad;
-  for (const at::Tensor& gradient : gradients_of(parameters)) gradient.clamp_(-limit, limit);
+  for (const at::Tensor& parameter : parameters)
+    if (parameter.grad().defined()) parameter.grad().clamp_(-limit, limit);
 }
 
 }  // namespace tandem

@@ -1,6 +1,7 @@
 // The part of the collectives that needs no LibTorch, so that ThreadSanitizer sees it.
 #include "tandem/comm/shared_reducer.h"
 
+#include <cmath>
 #include <random>
 #include <thread>
 #include <vector>
@@ -119,4 +120,48 @@ TEST_CASE("bfloat16 and float16 are summed in float32 and rounded once, to neare
   CHECK(sum(ElementType::float16, {0x3c00, 0x1000}) == 0x3c00);
   CHECK(sum(ElementType::float16, {0x3c00, 0x1000, 0x1000}) == 0x3c01);
   CHECK(sum(ElementType::float16, {0x7bff, 0x7bff}) == 0x7c00);
+}
+
+TEST_CASE("sums of squares of blocks come with a reduction, the same bits as of the result, on any number of ranks") {
+  const int ranks = GENERATE(1, 2, 3, 5);
+  const std::vector<std::int64_t> lengths = {1, 1023, 3000, 0, 1024, 9000};
+  // A memory for all results and squares, as ranks may have.
+  std::vector<std::vector<float>> results;
+  std::vector<std::vector<double>> squares;
+  for (const std::int64_t length : lengths) {
+    results.emplace_back(length);
+    squares.emplace_back((length + kReductionBlock - 1) / kReductionBlock, -1.0);
+  }
+  CancelToken token;
+  RankGroup group(ranks, token);
+  run_ranks(ranks, [&](int rank) {
+    SharedReducer reducer(group, rank);
+    std::vector<std::vector<float>> values;
+    std::vector<Part> inputs, outputs;
+    std::vector<double*> wanted;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      auto& mine = values.emplace_back();
+      for (std::int64_t at = 0; at < lengths[i]; ++at) mine.push_back(0.3F * value_of(rank, static_cast<int>(i), at));
+      inputs.push_back({mine.data(), lengths[i], ElementType::float32});
+      outputs.push_back({results[i].data(), lengths[i], ElementType::float32});
+      wanted.push_back(squares[i].data());
+    }
+    reducer.wait(reducer.start({.operation = kOperation}, {inputs, outputs, ReduceOp::mean, wanted}));
+  });
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    for (std::int64_t at = 0; at < lengths[i]; ++at) {
+      float sum = 0;
+      for (int rank = 0; rank < ranks; ++rank) sum += 0.3F * value_of(rank, static_cast<int>(i), at);
+      REQUIRE(results[i][static_cast<std::size_t>(at)] == sum / static_cast<float>(ranks));
+    }
+    for (std::size_t block = 0; block < squares[i].size(); ++block) {
+      const auto begin = static_cast<std::int64_t>(block) * kReductionBlock;
+      const std::int64_t n = std::min(kReductionBlock, lengths[i] - begin);
+      double expected = 0;
+      for (std::int64_t at = begin; at < begin + n; ++at)
+        expected += std::pow(static_cast<double>(results[i][static_cast<std::size_t>(at)]), 2);
+      CHECK(squares[i][block] == sum_of_squares(ElementType::float32, results[i].data() + begin, n));
+      CHECK(std::abs(squares[i][block] - expected) <= 1e-6 * expected);
+    }
+  }
 }

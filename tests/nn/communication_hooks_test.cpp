@@ -225,7 +225,9 @@ namespace {
 struct Noting final : comm::Communicator {
   int rank() const override { return 0; }
   int world_size() const override { return 2; }
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp) override {
+  using Communicator::start_all_reduce;
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp,
+                                 at::TensorList) override {
     calls.push_back("start " + std::string(c10::toString(inputs[0].scalar_type())));
     result = outputs[0];
     return 7;
@@ -236,6 +238,7 @@ struct Noting final : comm::Communicator {
   }
   [[noreturn]] static void unexpected() { throw std::logic_error("no hook calls this"); }
   void all_reduce(at::TensorList, at::TensorList, comm::ReduceOp) override { unexpected(); }
+  bool try_wait(std::uint64_t) override { unexpected(); }
   void forget_started() override { unexpected(); }
   void reduce(at::TensorList, comm::ReduceOp, int) override { unexpected(); }
   void broadcast(at::TensorList, int) override { unexpected(); }

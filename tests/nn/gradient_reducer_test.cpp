@@ -48,7 +48,8 @@ nn::GradientReducerOptions random_options(std::mt19937& random) {
   nn::GradientReducerOptions options;
   options.bucket_bytes = sizes[random() % 4];
   options.first_bucket_bytes = sizes[random() % 4];
-  options.gradient_as_bucket_view = random() % 2 == 0;
+  options.gradient_as_bucket_view = random() % 4 != 0;
+  options.share_gradients = random() % 4 != 0;
   return options;
 }
 

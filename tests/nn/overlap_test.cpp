@@ -40,7 +40,9 @@ class SlowCommunicator final : public comm::Communicator {
   int rank() const override { return calls_->rank(); }
   int world_size() const override { return calls_->world_size(); }
 
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp op) override {
+  using Communicator::start_all_reduce;
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp op,
+                                 at::TensorList) override {
     const std::lock_guard lock(mutex_);
     queue_.push_back({inputs.vec(), outputs.vec(), op});
     started.push_back(inputs[0].numel());
@@ -52,6 +54,11 @@ class SlowCommunicator final : public comm::Communicator {
     std::unique_lock lock(mutex_);
     waited = number;
     changed_.wait(lock, [&] { return done >= number; });
+  }
+
+  bool try_wait(std::uint64_t number) override {
+    const std::lock_guard lock(mutex_);
+    return done >= number;
   }
 
   void wait_until_done(std::uint64_t number) {

@@ -56,20 +56,20 @@ TEST_CASE("parameters that no rank's pass has reached are named") {
 
 TEST_CASE("gradients are views of few buckets, or have memory of their own") {
   const bool as_view = GENERATE(true, false);
-  const auto storages = on_ranks<std::size_t>(2,
-                                              [&](Accelerator& accelerator) {
-                                                auto model = accelerator.prepare(std::make_shared<Two>());
-                                                for (int step = 0; step < 2; ++step) {
-                                                  drop_gradients(*model);
-                                                  accelerator.backward(model(row(accelerator.rank(), step), true));
-                                                }
-                                                std::set<const void*> storages;
-                                                for (const auto& parameter : model->parameters())
-                                                  if (parameter.grad().defined())
-                                                    storages.insert(parameter.grad().storage().data());
-                                                return storages.size();
-                                              },
-                                              {.gradient_reducer = {.gradient_as_bucket_view = as_view}});
+  const auto storages =
+      on_ranks<std::size_t>(2,
+                            [&](Accelerator& accelerator) {
+                              auto model = accelerator.prepare(std::make_shared<Two>());
+                              for (int step = 0; step < 2; ++step) {
+                                drop_gradients(*model);
+                                accelerator.backward(model(row(accelerator.rank(), step), true));
+                              }
+                              std::set<const void*> storages;
+                              for (const auto& parameter : model->parameters())
+                                if (parameter.grad().defined()) storages.insert(parameter.grad().storage().data());
+                              return storages.size();
+                            },
+                            {.gradient_reducer = {.gradient_as_bucket_view = as_view, .share_gradients = false}});
   CHECK(storages[0] == (as_view ? 1u : 4u));
 }
 

@@ -25,6 +25,7 @@ enum class Operation : std::uint8_t {
   reduce_gradients,
   share_weights,
   optimizer_step,
+  clip_gradients,
   main_first,
   join_uneven_inputs,
   find_executable_batch_size

@@ -39,11 +39,25 @@ class Communicator {
   /// Tensors count as rows of elements in the order of memory, so they are dense (no gaps, no overlaps), and ranks may
   /// shape them differently. Ranks start the same reductions in the same order, whatever they call between them; a
   /// difference is found by `wait` or a later start.
-  virtual std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) {
+    return start_all_reduce(inputs, outputs, op, {});
+  }
+
+  /// The same where `shares_memory`. Ranks may give one memory as their outputs. `squares`, if there are any, are a
+  /// float64 tensor for each output, which gets the sums of squares of its blocks of kReductionBlock elements, of a sum
+  /// or mean of real floating-point elements (see reduce_with_squares).
+  virtual std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
+                                         at::TensorList squares) = 0;
 
   /// Returns when the results of the reduction that was started with this number, and of all before it, are there (on
   /// the current stream of a GPU). 0 is done at once.
   virtual void wait(std::uint64_t started) = 0;
+
+  /// Waits if it need not wait for anybody; returns whether it has. To be called any number of times, by any rank.
+  virtual bool try_wait(std::uint64_t started) = 0;
+
+  /// Whether ranks can read and write each other's tensors.
+  virtual bool shares_memory() const { return false; }
 
   /// Forgets reductions that were started and never waited for. Ranks do so together, between two meetings.
   virtual void forget_started() = 0;
@@ -70,5 +84,8 @@ class Communicator {
 
 /// Throws CollectiveError when `op` is not defined for `type`, or is no ReduceOp.
 void check_reduction(ReduceOp op, c10::ScalarType type);
+
+/// What elements of `type` are to reductions. Throws CollectiveError for those that cannot be reduced.
+ElementType element_type(c10::ScalarType type);
 
 }  // namespace tandem::comm

@@ -49,4 +49,18 @@ std::size_t size_of(ElementType type);
 void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const> inputs, std::span<void* const> outputs,
                      std::int64_t begin, std::int64_t end, std::int64_t output_offset = 0);
 
+/// Elements that are reduced at a time.
+constexpr std::int64_t kReductionBlock = 1024;
+
+/// The same with output_offset 0 for a sum or mean of real floating-point elements, which also adds up the squares of
+/// each block of kReductionBlock elements of the result, and writes them to element `block` of all `squares`. `begin`
+/// is a multiple of kReductionBlock. Spares reading the result again.
+void reduce_with_squares(ElementType type, ReduceOp op, std::span<const void* const> inputs,
+                         std::span<void* const> outputs, std::span<double* const> squares, std::int64_t begin,
+                         std::int64_t end);
+
+/// Sum of squares of a block of at most kReductionBlock elements, to the bit as reduce_with_squares has it: in the
+/// elements' type, or float32 for smaller ones. Real floating-point types only.
+double sum_of_squares(ElementType type, const void* data, std::int64_t elements);
+
 }  // namespace tandem::comm

@@ -37,16 +37,23 @@ class SharedReducer {
   struct Started {
     std::span<const Part> inputs, outputs;
     ReduceOp op;
+    /// Where the sums of squares of the outputs' blocks go (see reduce_with_squares), a pointer a part; empty: nowhere.
+    std::span<double* const> squares = {};
   };
 
   /// Starts a reduction of more than a few elements, in place as above, and returns its number; `mine` and the memory
   /// that it tells of are lent until `wait` returns. Does not wait, but does this rank's part of started reductions
   /// that all other ranks have come to. Collective, but for itself: ranks start the same reductions in the same order,
-  /// whatever else they call between them. Throws like PostedCalls::post.
+  /// whatever else they call between them. Ranks may give the same outputs, or squares: they are written once. Throws
+  /// like PostedCalls::post.
   std::uint64_t start(const CallRecord& record, const Started& mine);
 
   /// Returns when the results of reduction `number`, and of those before, are there on all ranks.
   void wait(std::uint64_t number);
+
+  /// Does this rank's part of what all have come to, and returns whether reduction `number`, and those before it, are
+  /// done on all ranks.
+  bool try_wait(std::uint64_t number);
 
  private:
   void do_parts();
@@ -59,6 +66,7 @@ class SharedReducer {
   int rank_;
   std::vector<const void*> sources_;  // scratch: where the ranks' elements of a part are
   std::vector<void*> targets_;        // scratch: where its result goes
+  std::vector<double*> squares_;      // scratch: and the squares of it
 };
 
 }  // namespace tandem::comm

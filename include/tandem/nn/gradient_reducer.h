@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -75,6 +76,22 @@ class GradientReducer {
   /// Multiplies this rank's gradients that backward passes of the window have reached by `factor`.
   void scale_window(double factor);
 
+  /// A reduced gradient that is one memory for all ranks.
+  struct SharedGradient {
+    at::Tensor memory;
+    at::Tensor squares;  ///< sums of squares of its blocks, float64 (see comm::reduce_with_squares); perhaps undefined
+  };
+
+  /// That of a parameter of this model, as long as this rank has not written to its gradient. From the next pass on
+  /// reductions also add up the squares of gradients.
+  std::optional<SharedGradient> shared_gradient(const at::Tensor& parameter);
+
+  /// Tells that the memory of such a gradient was written to.
+  void shared_gradient_written(const at::Tensor& parameter);
+
+  /// Whether the parameter was the model's when it was prepared.
+  bool has(const at::Tensor& parameter) const { return index_.contains(parameter.unsafeGetTensorImpl()); }
+
   /// The module's parameters by their first names, each once.
   const NamedTensors& parameters() const { return parameters_; }
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
@@ -98,6 +115,7 @@ class GradientReducer {
   void begin_pass();
   void arrived(std::size_t index);
   bool start_ready_buckets();
+  void release_reduced();
   void settle();
   void collect();
   void reduce_rest(int main);
@@ -108,6 +126,10 @@ class GradientReducer {
   void check_as_promised() const;
   void start(Bucket& bucket, bool whole);
   void take(Bucket& bucket, std::size_t index);
+  void write_to_bucket(Slot& slot, at::Tensor& gradient);
+  void list_for_reduction(Bucket& bucket, Slot& slot, const at::Tensor& gradient);
+  bool becomes_view(const at::Tensor& gradient) const;
+  const at::Tensor& result(Slot& slot) const;
   void give_back(Bucket& bucket);
   void reduce_unexpected();
   void reduce_sparse(std::size_t index);
@@ -119,7 +141,10 @@ class GradientReducer {
   void build_buckets();
   void add_buckets_of_unexpected();
   void add_buckets(const std::vector<std::size_t>& order);
-  void allocate(std::size_t index);
+  void allocate(std::size_t first);
+  void allocate_own(std::size_t index, bool lend);
+  bool shares_buckets() const;
+  void share_buckets(std::size_t first);
   void drop_buckets();
   bool buckets_fit() const;
   bool alone() const { return communicator_.world_size() == 1 && !hook_; }
@@ -131,6 +156,7 @@ class GradientReducer {
   CommunicationHook hook_;
 
   NamedTensors parameters_;
+  std::unordered_map<const void*, std::size_t> index_;  // of a parameter
   std::vector<at::Tensor> buffers_;
   SharedWeights weights_;
   std::vector<Slot> slots_;  // of parameters_
@@ -139,7 +165,9 @@ class GradientReducer {
 
   // Of the current pass.
   bool in_pass_ = false;
-  std::size_t started_ = 0;  // buckets
+  std::size_t started_ = 0;   // buckets
+  std::size_t released_ = 0;  // of them
+  bool adds_up_squares_ = false;
   std::unique_ptr<Told> told_;
   std::vector<std::uint8_t> anywhere_;  // what told_ has of each parameter, of all ranks together
   std::vector<std::uint8_t> reached_;   // anywhere_ of the last pass that reached any
@@ -155,6 +183,8 @@ class GradientReducers {
 
   /// The reducer of `module`, if it has one.
   std::shared_ptr<GradientReducer> find(const torch::nn::Module& module) const;
+  /// That of the model that has `parameter`; null for none.
+  GradientReducer* find(const at::Tensor& parameter) const;
   void add(const std::shared_ptr<GradientReducer>& reducer);
 
   std::size_t size() const { return all_.size(); }

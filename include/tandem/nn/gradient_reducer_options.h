@@ -13,6 +13,9 @@ struct GradientReducerOptions {
   /// After a reduction gradients are views of the buckets' memory, which the next reduction overwrites. Off: each keeps
   /// memory of its own.
   bool gradient_as_bucket_view = true;
+  /// On CPU ranks all ranks' gradients then are one memory. A rank that writes to a gradient of its own, through
+  /// LibTorch or a pointer that it asks LibTorch for then, gets a copy. Communication hooks need a bucket a rank.
+  bool share_gradients = true;
   /// Each reduction gives all ranks rank 0's buffers.
   bool broadcast_buffers = true;
   /// A promise that every pass reaches the same parameters as often as the first one did, on every rank; the ranks then

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -53,6 +54,7 @@ class FusedStep {
   bool every_parameter_comes_once();
   Batch& batch_for(const Common& common);
   void empty_batches();
+  at::Tensor gradient_of(const at::Tensor& parameter);
 
   bool gather_sgd();
   void update_sgd(Batch& batch);
@@ -67,6 +69,7 @@ class FusedStep {
   std::size_t used_ = 0;
   std::vector<const void*> parameters_;  // that were looked at for repetitions
   bool repeated_ = false;
+  std::unordered_map<const void*, at::Tensor> readable_;  // gradients that are lent, as of the last step
 };
 
 }  // namespace tandem::optim

@@ -26,6 +26,10 @@
 #include "tandem/optim/grad_scaler.h"
 #include "tandem/runtime/state.h"
 
+namespace tandem::nn {
+struct ReducedGradient;
+}
+
 namespace tandem {
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
@@ -198,8 +202,9 @@ class Accelerator {
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
   /// undefined tensor when !sync_gradients(): it acts only when the window closes, after the reduction, so that all
-  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. Unscales first (see unscale_gradients). Throws
-  /// ConfigError under fp16 when a gradient belongs to no prepared optimizer.
+  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. Unscales first (see unscale_gradients).
+  /// Collective for prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared
+  /// optimizer.
   at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
   template <class Impl>
   at::Tensor clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
@@ -453,6 +458,7 @@ class Accelerator {
   bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
   void unscale_gradients_of(const std::vector<at::Tensor>& parameters);
   void agree_on_step(at::Tensor& found_inf);
+  bool clips_together(const nn::ReducedGradient& first) const;
   std::function<void()> undo_point();  // what it returns sets this rank back to now
   void scale_window(double factor);
   void run_backward(const at::Tensor& loss, BackwardOptions options);

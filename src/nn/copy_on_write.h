@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace tandem::nn {
+
+/// What `lent_copy` copies: a tensor on the memory of `of`, which it keeps alive. Not to be written to or given away.
+at::Tensor lendable(const at::Tensor& of);
+
+/// A tensor on the memory of `lendable`, until LibTorch writes to it, or hands out a pointer to write through: then it
+/// gets memory of its own, with the same elements. So ranks can refer to one memory, and none sees what another one
+/// writes. (LibTorch's copy-on-write storage.)
+///
+/// `lendable` outlives it, or `end_loan` comes before: the last tensor on a copy-on-write storage takes the memory over
+/// instead of copying it. And each thread lends for itself: dropping the last two at the same time, LibTorch 2.11 may
+/// lock a mutex that is gone.
+at::Tensor lent_copy(const at::Tensor& lendable);
+
+/// Whether `tensor` has no memory of its own yet.
+bool is_lent(const at::Tensor& tensor);
+
+/// Gives a lent tensor that others than the caller refer to memory of its own.
+void end_loan(const at::Tensor& lent);
+
+/// Whether `tensor` refers to `memory`.
+inline bool refers_to(const at::Tensor& tensor, const at::Tensor& memory) {
+  return tensor.const_data_ptr() == memory.const_data_ptr();
+}
+
+/// A tensor on the memory of `tensor`, lent or not, for kernels that only read, but ask for memory to write to. It does
+/// not keep the memory alive.
+at::Tensor readable(const at::Tensor& tensor);
+
+}  // namespace tandem::nn
