@@ -49,21 +49,36 @@ Header* block_of(void* data) {
 
 void* data_of(Header* block) { return reinterpret_cast<std::byte*>(block) + kHeaderBytes; }
 
-void destroy(Header* block) {
-  *static_cast<volatile std::uint64_t*>(&block->mark) = 0;
-  std::free(block);
+std::size_t up_to_multiple(std::size_t bytes, std::size_t of) { return (bytes + of - 1) / of * of; }
+
+// Large memory comes from the kernel and goes back to it: the C library would keep what is freed between other blocks.
+void* map_large(std::size_t size) {
+  auto* const mapped = static_cast<std::byte*>(
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (mapped == MAP_FAILED) return nullptr;
+  const std::size_t before =
+      up_to_multiple(reinterpret_cast<std::uintptr_t>(mapped), kHugePage) - reinterpret_cast<std::uintptr_t>(mapped);
+  if (before > 0) munmap(mapped, before);
+  if (before < kHugePage) munmap(mapped + before + size, kHugePage - before);
+  return mapped + before;
 }
 
-// The memory of a block, for a tensor of `bytes` at first. A large one is asked for in huge pages: a step goes through
-// hundreds of megabytes, more than the processor has addresses of small pages for. Only those that the tensor fills, so
-// that no memory is used for what it leaves over.
-void* new_memory(std::size_t size, std::size_t bytes) {
-  const bool large = kHeaderBytes + bytes >= kHugePage;
-  const std::size_t alignment = large ? kHugePage : kPage;
-  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  // A kernel that has none gives small pages as ever.
-  if (memory && large) madvise(memory, (kHeaderBytes + bytes) / kHugePage * kHugePage, MADV_HUGEPAGE);
+// The memory of a block with so many bytes, header included, of which a tensor fills `filled` at first. A large one is
+// asked for in huge pages: a step goes through hundreds of megabytes, more than the processor has addresses of small
+// pages for. Only those that the tensor fills, so that no memory is used for what it leaves over.
+void* new_memory(std::size_t size, std::size_t filled) {
+  if (size < kHugePage) return std::aligned_alloc(kPage, up_to_multiple(size, kPage));
+  void* const memory = map_large(up_to_multiple(size, kPage));
+  // A kernel that has no huge pages gives small ones as ever.
+  if (memory) madvise(memory, filled / kHugePage * kHugePage, MADV_HUGEPAGE);
   return memory;
+}
+
+void free_memory(void* memory, std::size_t size) {
+  if (size < kHugePage)
+    std::free(memory);
+  else
+    munmap(memory, up_to_multiple(size, kPage));
 }
 
 // Sizes of blocks: four between a power of two and the next. What a block has too much is never touched.
@@ -80,6 +95,12 @@ int size_class_of(std::size_t bytes) {
 std::size_t size_of_class(int size_class) {
   const std::size_t power = kSmallest << (size_class / kSizesPerOctave);
   return power + power / kSizesPerOctave * static_cast<std::size_t>(size_class % kSizesPerOctave);
+}
+
+void destroy(Header* block) {
+  const std::size_t size = kHeaderBytes + size_of_class(block->size_class);
+  *static_cast<volatile std::uint64_t*>(&block->mark) = 0;
+  free_memory(block, size);
 }
 
 // The free blocks of one thread, by size.
@@ -140,7 +161,7 @@ class Cache {
   Header*& list_of(int size_class) { return free_[static_cast<std::size_t>(size_class)]; }
 
   Header* new_block(int size_class, std::size_t bytes) {
-    void* memory = new_memory(kHeaderBytes + size_of_class(size_class), bytes);
+    void* memory = new_memory(kHeaderBytes + size_of_class(size_class), kHeaderBytes + bytes);
     if (!memory) {
       free_all();  // what is missing may be in blocks of other sizes
       return nullptr;

@@ -12,6 +12,7 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include "backend/rank_memory.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
 
@@ -175,9 +176,19 @@ void ShardedOptimizer::decide() {
       if (!weights.equal_on_all_ranks()) return make_whole(Mode::whole);
     }
   } else if (weights_ == Weights::shared) {
-    for (nn::GradientReducer* model : with_models_)
-      if (!model->weights().shared() && !any_rank(!model->weights().shareable())) model->weights().share();
+    share_weights();
   }
+}
+
+void ShardedOptimizer::share_weights() {
+  bool shares = false;
+  for (nn::GradientReducer* model : with_models_) {
+    if (model->weights().shared() || any_rank(!model->weights().shareable())) continue;
+    model->weights().share();
+    shares = true;
+  }
+  // The rank's own weights and the gradients of the first pass, which are not needed again.
+  if (shares) free_rank_memory();
 }
 
 // Where ranks have weights of their own, they get the new ones from those who have made them.

@@ -64,6 +64,7 @@ class ShardedOptimizer {
   void partition();
   void find_models();
   void decide();
+  void share_weights();
   void give_weights();
   void refer_to_state();
   void make_whole(Mode mode);
