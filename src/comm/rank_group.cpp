@@ -13,16 +13,15 @@ namespace {
 
 std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
 
-// A CallRecord that one thread writes and others may read at any moment. It is stored as atomic words under a number:
-// a reader that finds the same number before and after its copy has a whole record. A cache line.
+// A CallRecord that one thread writes and others read, under a number. A cache line, whose writes the processor puts
+// together: peers are looking at it all the time.
 class alignas(64) RecordCell {
  public:
   void store(std::uint64_t number, const CallRecord& record) noexcept {
     std::array<std::uint64_t, kWords> words{};
     std::memcpy(words.data(), &record, sizeof record);
-    // Exchanging (not storing) the number keeps the words' stores behind it, so that no reader takes new words for old.
-    number_.exchange(0, std::memory_order_acq_rel);
-    for (std::size_t i = 0; i < kWords; ++i) words_[i].store(words[i], std::memory_order_relaxed);
+    // release: who reads one of them sees that the call has begun, and that the record before is gone.
+    for (std::size_t i = 0; i < kWords; ++i) words_[i].store(words[i], std::memory_order_release);
     // seq_cst: of two ranks that publish call k and then look at each other's cell, one must see the other's.
     number_.store(number, std::memory_order_seq_cst);
   }
@@ -30,12 +29,11 @@ class alignas(64) RecordCell {
   // seq_cst, see store. Whoever sees the number sees what the rank did before.
   bool has(std::uint64_t number) const noexcept { return number_.load(std::memory_order_seq_cst) == number; }
 
+  // The record is whole if the writer has not begun the call that takes the cell next.
   std::optional<CallRecord> load(std::uint64_t number) const noexcept {
     if (number == 0 || !has(number)) return std::nullopt;
     std::array<std::uint64_t, kWords> words;
-    // acquire keeps the second look at the number behind the copies.
     for (std::size_t i = 0; i < kWords; ++i) words[i] = words_[i].load(std::memory_order_acquire);
-    if (number_.load(std::memory_order_relaxed) != number) return std::nullopt;
     CallRecord record;
     std::memcpy(static_cast<void*>(&record), words.data(), sizeof record);
     return record;
@@ -250,7 +248,8 @@ std::string RankGroup::report() const {
   for (int rank = 0; rank < world_size(); ++rank) {
     const Rank& self = ranks_[rank];
     const std::uint64_t number = self.calls.load(std::memory_order_seq_cst);
-    const auto record = self.cell(number).load(number);
+    auto record = self.cell(number).load(number);
+    if (self.calls.load(std::memory_order_relaxed) >= number + self.cells.size()) record.reset();  // it may be torn
     const std::string call =
         record ? "call " + std::to_string(number) + ", " + to_string(*record) : std::string("no collective call yet");
     const std::int64_t since = self.waiting_since.load(std::memory_order_acquire);
