@@ -9,6 +9,8 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/pooling.h>
 
+#include "tandem/nn/channels_last.h"
+
 namespace train {
 namespace {
 
@@ -33,14 +35,17 @@ nn::Sequential make_cnn() {
                         nn::Flatten(), nn::Linear(9216, 128), nn::ReLU(), nn::Linear(128, kClasses));
 }
 
-// Layers in a row.
+// Layers in a row, on pixels in a row or on images.
 class ImageNet : public Net {
  public:
   ImageNet(nn::Sequential layers, bool flat) : layers_(std::move(layers)), flat_(flat) {
     for (const auto& layer : layers_->named_children()) register_module(layer.key(), layer.value());
+    tandem::nn::to_channels_last(*this);
   }
 
-  at::Tensor forward(const at::Tensor& images) override { return layers_->forward(flat_ ? images.flatten(1) : images); }
+  at::Tensor forward(const at::Tensor& images) override {
+    return layers_->forward(flat_ ? images.flatten(1) : images.contiguous(at::MemoryFormat::ChannelsLast));
+  }
 
  private:
   nn::Sequential layers_;  // not registered itself: its name would come before those of the layers

@@ -9,6 +9,7 @@
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
+#include "tandem/nn/channels_last.h"
 #include "tandem/nn/communication_hooks.h"
 #include "tandem/optim/exponential_moving_average.h"
 #include "tandem/optim/grad_scaler.h"
