@@ -198,7 +198,7 @@ TEST_CASE("mixed precision trains either model to a loss near float32's, and say
 
 TEST_CASE("gpt learns a text, and is judged by the loss on the text's end") {
   const TempDir dir;
-  const auto result = train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --text " + write_text(dir, 128 * 200) +
+  const auto result = train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --data-file " + write_text(dir, 128 * 200) +
                             " --lr 0.003 --log-json " + (dir / "log"));
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("training gpt on 2 CPU ranks") && ContainsSubstring("validation loss") &&
@@ -248,7 +248,7 @@ at::Tensor plain_gpt_loss(const std::map<std::string, at::Tensor>& weights, cons
 TEST_CASE("gpt's loss curve is a plain loop's, on 2 ranks and with two batches an update") {
   const TempDir dir;
   const std::string text = write_text(dir, 128 * 60);
-  const std::string gpt = "--model gpt --no-shuffle --batch-size 4 --max-steps 5 --text " + text;
+  const std::string gpt = "--model gpt --no-shuffle --batch-size 4 --max-steps 5 --data-file " + text;
   REQUIRE(train(gpt + " --cpu 1 --lr 0 --save-weights " + (dir / "init")).exit_code == 0);
 
   std::map<std::string, at::Tensor> weights;
@@ -287,7 +287,8 @@ TEST_CASE("gpt takes the flags of the other models, also where a rank has no bat
         "--scheduler plateau --no-even-batches", "--mixed-precision bf16 --optimizer sgd --momentum 0.9"}) {
     CAPTURE(flags);
     const std::string batch = flags.find("--batch-size") == std::string::npos ? " --batch-size 2 " : " ";
-    const auto result = train("--cpu 3 --model gpt --limit-train-samples 8 --epochs 2 --text " + text + batch + flags);
+    const auto result =
+        train("--cpu 3 --model gpt --limit-train-samples 8 --epochs 2 --data-file " + text + batch + flags);
     CHECK(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring("bits per byte"));
   }
@@ -401,15 +402,15 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --save-weights /nowhere/w", {"--save-weights", "/nowhere"}},
       {"--cpu 2 --log-json " + dir.path(), {"--log-json", dir.path()}},
       {"--cpu 2 --init-weights /nowhere", {"--init-weights", "/nowhere"}},
-      {"--cpu 2 --text " + text, {"--text", "--model mlp", "gpt"}},
+      {"--cpu 2 --data-file " + text, {"--data-file", "--model mlp", "gpt"}},
       {"--cpu 2 --model cnn --hidden 5", {"--hidden", "--model cnn", "mlp"}},
-      {"--cpu 2 --model gpt", {"--model gpt", "--text"}},
-      {"--cpu 2 --model gpt --text /nowhere", {"--text", "/nowhere"}},
-      {"--cpu 2 --model gpt --text " + dir.path(), {"--text", dir.path()}},
-      {"--cpu 2 --model gpt --text " + short_text, {"--text", short_text, "256 bytes", "257"}},
-      {"--cpu 2 --model gpt --hidden 5 --text " + text, {"--hidden", "--model gpt", "mlp"}},
-      {"--cpu 2 --model gpt --data-dir . --text " + text, {"--data-dir", "--model gpt", "mlp and cnn"}},
-      {"--cpu 2 --model gpt --normalize none --text " + text, {"--normalize", "--model gpt", "mlp and cnn"}},
+      {"--cpu 2 --model gpt", {"--model gpt", "--data-file"}},
+      {"--cpu 2 --model gpt --data-file /nowhere", {"--data-file", "/nowhere"}},
+      {"--cpu 2 --model gpt --data-file " + dir.path(), {"--data-file", dir.path()}},
+      {"--cpu 2 --model gpt --data-file " + short_text, {"--data-file", short_text, "256 bytes", "257"}},
+      {"--cpu 2 --model gpt --hidden 5 --data-file " + text, {"--hidden", "--model gpt", "mlp"}},
+      {"--cpu 2 --model gpt --data-dir . --data-file " + text, {"--data-dir", "--model gpt", "mlp and cnn"}},
+      {"--cpu 2 --model gpt --normalize none --data-file " + text, {"--normalize", "--model gpt", "mlp and cnn"}},
       {"--cpu 2 --nonsense", {"--nonsense"}},
       {"--cpu 2 surplus", {"surplus"}}};
   for (const auto& c : cases) {
