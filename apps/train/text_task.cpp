@@ -20,7 +20,7 @@ namespace {
 using tandem::data::TextDataset;
 
 constexpr std::size_t kHeldOut = 10;            // one sample in so many, and at least one
-constexpr std::int64_t kTestBytes = 100 * 128;  // of a batch
+constexpr std::int64_t kTestBytes = 100 * 128;  // of a batch of the validation
 
 TextDataset read(const std::string& path, std::int64_t block_size) {
   if (path.empty()) throw tandem::ConfigError("--model gpt needs --data-file TEXT, the text to train on");
