@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -9,21 +8,21 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "net.h"
+#include "options.h"
 
 namespace train {
 
-constexpr std::int64_t kContext = 128;  ///< bytes that Gpt sees of a text
-
-/// A decoder-only transformer over bytes: learned positions, 4 pre-norm blocks of width 128 with 4 heads, untied head.
-/// Input int64 [B, kContext], scores [B * kContext, 256]. 875,264 parameters.
+/// A decoder-only transformer over bytes: learned positions, pre-norm blocks, untied head. 875,264 parameters by
+/// default. Input int64 [B, T] with T at most block_size, scores [B * T, 256].
 class Gpt : public Net {
  public:
-  Gpt();
+  explicit Gpt(const GptOptions& options);
   at::Tensor forward(const at::Tensor& bytes) override;
 
  private:
   class Block;
 
+  double dropout_;
   torch::nn::Embedding wte_, wpe_;
   std::vector<std::shared_ptr<Block>> blocks_;
   torch::nn::LayerNorm lnf_;

@@ -39,6 +39,7 @@ void report(const train::Options& options, const train::Outcome& outcome) {
   std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
               metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
               metrics.samples_per_second, metrics.startup_seconds);
+  if (!metrics.sample.empty()) std::printf("a sample of what it writes:\n%s\n", metrics.sample.c_str());
 }
 
 int run(int argc, char** argv) {

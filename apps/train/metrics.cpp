@@ -30,6 +30,7 @@ void MetricsLog::finish(const FinalMetrics& metrics) {
   last["samples_per_second"] = metrics.samples_per_second;
   last["startup_seconds"] = metrics.startup_seconds;
   last["peak_rss_mb"] = metrics.peak_rss_mb;
+  if (!metrics.sample.empty()) last["sample"] = metrics.sample;
   const Json line{{"final", last}};
   file_ << line.dump() << std::endl;
   if (!file_) throw tandem::Error("'" + path_ + "' could not be written completely; is the disk full?");

@@ -29,6 +29,7 @@ struct Verdict {
 /// What is known at the end.
 struct FinalMetrics {
   Verdict verdict;
+  std::string sample;  ///< valid UTF-8; empty: none
   double train_seconds = 0;
   double samples_per_second = 0;
   double startup_seconds = 0;

@@ -22,7 +22,13 @@ const std::map<std::string, ModelKind> kModels{
 const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", {ModelKind::mlp}},
                                                                    {"--data-dir", {ModelKind::mlp, ModelKind::cnn}},
                                                                    {"--normalize", {ModelKind::mlp, ModelKind::cnn}},
-                                                                   {"--text", {ModelKind::gpt}}};
+                                                                   {"--data-file", {ModelKind::gpt}},
+                                                                   {"--block-size", {ModelKind::gpt}},
+                                                                   {"--layers", {ModelKind::gpt}},
+                                                                   {"--width", {ModelKind::gpt}},
+                                                                   {"--heads", {ModelKind::gpt}},
+                                                                   {"--dropout", {ModelKind::gpt}},
+                                                                   {"--sample-bytes", {ModelKind::gpt}}};
 
 const std::map<std::string, SchedulerKind> kSchedulers{
     {"constant", SchedulerKind::constant},     {"step", SchedulerKind::step},
@@ -58,6 +64,10 @@ std::string refuse_minus(const std::string& text) {
   return text.find('-') == std::string::npos ? std::string() : text + " is negative; use 0 or more";
 }
 
+std::string refuse_one(const std::string& text) {
+  return std::atof(text.c_str()) < 1 ? std::string() : text + " leaves nothing; use less than 1";
+}
+
 void add_ranks(CLI::App& app, Raw& raw) {
   auto& launch = raw.options.launch;
   auto* gpus = app.add_option("--gpus", raw.gpus, "ranks on the first N GPUs")->check(CLI::Range(1, 1024));
@@ -79,13 +89,30 @@ void add_model_and_data(CLI::App& app, Raw& raw) {
   app.add_option("--hidden", options.hidden, "widths of the mlp's hidden layers (default: 512,512)")
       ->delimiter(',')
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
-  app.add_option("--text", options.text, "file that the gpt trains on; its last tenth is for validation");
   app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")->capture_default_str();
   app.add_option("--limit-train-samples", options.limit_train_samples, "train on the first N samples only")
       ->check(CLI::Range(std::int64_t{1}, kMany));
   app.add_flag("--no-shuffle", raw.no_shuffle, "take the samples in their order");
   app.add_option("--normalize", raw.normalize, "mnist: (v/255 - 0.1307)/0.3081, none: v/255")
       ->check(CLI::IsMember({"mnist", "none"}))
+      ->capture_default_str();
+}
+
+void add_gpt(CLI::App& app, Options& options) {
+  const auto size = [&](const char* flag, std::int64_t& value, std::int64_t most, const char* what) {
+    app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most))->capture_default_str();
+  };
+  app.add_option("--data-file", options.data_file, "text that the gpt trains on; its last tenth is for validation");
+  size("--block-size", options.gpt.block_size, 1'000'000, "bytes that the gpt sees of the text");
+  size("--layers", options.gpt.layers, 10'000, "of the gpt");
+  size("--width", options.gpt.width, 65536, "of the gpt's layers, a multiple of --heads");
+  size("--heads", options.gpt.heads, 65536, "of the gpt's attention");
+  app.add_option("--dropout", options.gpt.dropout, "share of the gpt's activations to leave out in training")
+      ->check(real_range(0.0, 1.0))
+      ->check(refuse_one)
+      ->capture_default_str();
+  app.add_option("--sample-bytes", options.sample_bytes, "length of the text that the gpt writes at the end; 0: none")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1'000'000}))
       ->capture_default_str();
 }
 
@@ -194,6 +221,12 @@ void check_flags_of_models(const CLI::App& app, ModelKind model) {
                                 name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
 }
 
+void check_heads(const GptOptions& gpt) {
+  if (gpt.width % gpt.heads != 0)
+    throw tandem::ConfigError("--width " + std::to_string(gpt.width) + " does not divide by --heads " +
+                              std::to_string(gpt.heads) + "; use a multiple of it");
+}
+
 Options finish(Raw raw) {
   Options& options = raw.options;
   options.launch.gpus = raw.gpus;
@@ -202,6 +235,7 @@ Options finish(Raw raw) {
   options.launch.data_loader.even_batches = !raw.no_even_batches;
   if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
   options.model = kModels.at(raw.model);
+  check_heads(options.gpt);
   options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
   options.normalize =
       raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
@@ -231,11 +265,12 @@ ParseResult parse_options(int argc, char** argv) {
   app.option_defaults()->always_capture_default(false);
   add_ranks(app, raw);
   add_model_and_data(app, raw);
+  add_gpt(app, raw.options);
   add_training(app, raw);
   add_files(app, raw);
   app.footer(
       "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
-      "  ./train --model gpt --text FILE");
+      "  ./train --model gpt --data-file FILE");
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

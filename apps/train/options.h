@@ -27,15 +27,26 @@ enum class SchedulerKind {
   plateau,          ///< * 0.1 when the mean training loss of two epochs in a row was not the lowest
 };
 
+/// The gpt's sizes. The defaults are those of benchmarks/peers/train_peer.py.
+struct GptOptions {
+  std::int64_t block_size = 128;  ///< bytes that it sees of a text
+  std::int64_t layers = 4;
+  std::int64_t width = 128;  ///< a multiple of heads
+  std::int64_t heads = 4;
+  double dropout = 0.0;  ///< of the embeddings, the attention's weights, and what each half of a layer adds
+};
+
 /// What the command line asks for, checked as far as it can be without data.
 struct Options {
   tandem::LaunchConfig launch;
 
   ModelKind model = ModelKind::mlp;
   std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
+  GptOptions gpt;
+  std::int64_t sample_bytes = 200;  // of text that the gpt writes at the end
 
   std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
-  std::string text;  // file for the gpt
+  std::string data_file;  // text for the gpt
   std::optional<std::int64_t> limit_train_samples;
   bool shuffle = true;
   tandem::data::MnistNormalize normalize = tandem::data::MnistNormalize::mnist;

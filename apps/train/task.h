@@ -50,6 +50,9 @@ class Task {
   /// Samples that are not trained on.
   virtual Samples test_set() const = 0;
 
+  /// How many of them to a batch.
+  virtual std::int64_t test_batch() const { return 100; }
+
   /// The network, freshly initialised. Its parameters have the names that they have in PyTorch.
   virtual std::shared_ptr<Net> make_net() const = 0;
 
@@ -58,6 +61,10 @@ class Task {
 
   /// What the mean of these numbers over the test set says; NaN when the training was interrupted.
   virtual Verdict verdict(double mean) const = 0;
+
+  /// What the trained network makes by itself, to be printed; empty for networks that make nothing. Leaves `net` in
+  /// evaluation mode.
+  virtual std::string sample(Net&) const { return {}; }
 };
 
 /// Reads the data that `options` name. Throws tandem::ConfigError that names the flag.

@@ -8,37 +8,42 @@
 #include <torch/nn/functional/loss.h>
 
 #include "gpt.h"
+#include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/data/text_dataset.h"
 #include "task.h"
+#include "write_text.h"
 
 namespace train {
 namespace {
 
 using tandem::data::TextDataset;
 
-constexpr std::size_t kHeldOut = 10;                      // one sample in so many, and at least one
-constexpr std::uintmax_t kLeastBytes = 2 * kContext + 1;  // a sample to train on, one to judge by, and the last target
+constexpr std::size_t kHeldOut = 10;            // one sample in so many, and at least one
+constexpr std::int64_t kTestBytes = 100 * 128;  // of a batch of the validation
 
-TextDataset read(const std::string& path) {
-  if (path.empty()) throw tandem::ConfigError("--model gpt needs --text FILE, the text to train on");
+TextDataset read(const std::string& path, std::int64_t block_size) {
+  if (path.empty()) throw tandem::ConfigError("--model gpt needs --data-file TEXT, the text to train on");
+  const auto least = static_cast<std::uintmax_t>(2 * block_size + 1);  // samples to train on and to judge by, a target
   std::error_code unknown;
   const std::uintmax_t bytes = std::filesystem::file_size(path, unknown);
-  if (!unknown && bytes < kLeastBytes)
-    throw tandem::ConfigError("--text " + path + ": has " + std::to_string(bytes) +
-                              " bytes, too few to train on and to judge by; use at least " +
-                              std::to_string(kLeastBytes));
+  if (!unknown && bytes < least)
+    throw tandem::ConfigError("--data-file " + path + ": has " + std::to_string(bytes) +
+                              " bytes, too few to train on and to judge by; use at least " + std::to_string(least) +
+                              ", or a smaller --block-size than " + std::to_string(block_size));
   try {
-    return TextDataset(path, {.block_size = kContext});
+    return TextDataset(path, {.block_size = block_size});
   } catch (const tandem::DataError& error) {
-    throw tandem::ConfigError(std::string("--text: ") + error.what());
+    throw tandem::ConfigError(std::string("--data-file: ") + error.what());
   }
 }
 
 class TextTask : public Task {
  public:
   TextTask(const Options& options, TextDataset text)
-      : text_(std::move(text)),
+      : gpt_(options.gpt),
+        sample_bytes_(options.sample_bytes),
+        text_(std::move(text)),
         held_out_(std::max(*text_.size() / kHeldOut, std::size_t{1})),
         trained_(*text_.size() - held_out_) {
     if (options.limit_train_samples)
@@ -47,7 +52,8 @@ class TextTask : public Task {
 
   Samples train_set() const override { return Samples(text_, 0, trained_); }
   Samples test_set() const override { return Samples(text_, *text_.size() - held_out_, held_out_); }
-  std::shared_ptr<Net> make_net() const override { return std::make_shared<Gpt>(); }
+  std::int64_t test_batch() const override { return std::max<std::int64_t>(kTestBytes / gpt_.block_size, 1); }
+  std::shared_ptr<Net> make_net() const override { return std::make_shared<Gpt>(gpt_); }
 
   at::Tensor judge(const at::Tensor& scores, const at::Tensor& targets) const override {
     namespace F = torch::nn::functional;
@@ -62,7 +68,11 @@ class TextTask : public Task {
     return {sentence.data(), {{"validation_loss", loss}, {"bits_per_byte", bits}}};
   }
 
+  std::string sample(Net& net) const override { return printable(write_text(net, gpt_.block_size, sample_bytes_)); }
+
  private:
+  const GptOptions gpt_;
+  const std::int64_t sample_bytes_;
   TextDataset text_;
   std::size_t held_out_, trained_;
 };
@@ -70,7 +80,7 @@ class TextTask : public Task {
 }  // namespace
 
 std::unique_ptr<const Task> make_text_task(const Options& options) {
-  return std::make_unique<TextTask>(options, read(options.text));
+  return std::make_unique<TextTask>(options, read(options.data_file, options.gpt.block_size));
 }
 
 }  // namespace train

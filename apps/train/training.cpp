@@ -19,8 +19,6 @@ namespace F = torch::nn::functional;
 using Model = tandem::nn::Model<Net>;
 using Loader = tandem::data::PreparedDataLoader<torch::data::Example<>>;
 
-constexpr std::int64_t kTestBatch = 100;
-
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const Net& net) {
   if (options.optimizer == OptimizerKind::sgd)
     return std::make_unique<torch::optim::SGD>(
@@ -180,7 +178,15 @@ class Trainer {
     outcome_.metrics.train_seconds = throughput_.train_seconds();
     outcome_.metrics.samples_per_second = throughput_.samples_per_second();
     outcome_.metrics.peak_rss_mb = peak_rss_mb();
+    if (wants_sample()) outcome_.metrics.sample = sample();
     log_.finish(outcome_.metrics);
+  }
+
+  bool wants_sample() const { return !outcome_.interrupted && !(options_.quiet && options_.log_json.empty()); }
+
+  std::string sample() const {
+    const auto precision = accelerator_.autocast();
+    return inputs_.task->sample(*net_);
   }
 
   // The mean over the test set, of which all ranks together take every sample once. Collective.
@@ -188,8 +194,9 @@ class Trainer {
     const torch::NoGradGuard no_grad;
     model_->eval();
     const bool split = options_.launch.data_loader.split_batches;
-    auto loader = accelerator_.prepare(tandem::data::DataLoader(
-        inputs_.task->test_set(), {.batch_size = kTestBatch * (split ? accelerator_.world_size() : 1)}));
+    auto loader = accelerator_.prepare(
+        tandem::data::DataLoader(inputs_.task->test_set(),
+                                 {.batch_size = inputs_.task->test_batch() * (split ? accelerator_.world_size() : 1)}));
     double sum = 0;
     std::int64_t seen = 0;
     const auto take = [&](const at::Tensor& inputs, const at::Tensor& targets) {

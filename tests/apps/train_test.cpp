@@ -8,34 +8,23 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
-#include <map>
 #include <numbers>
 #include <thread>
 
 #include <torch/torch.h>
-#include <nlohmann/json.hpp>
 
 #include "support/catch.h"
-#include "support/run_program.h"
 #include "support/temp_dir.h"
+#include "support/train_program.h"
 #include "tandem/data/mnist.h"
-#include "tandem/data/text_dataset.h"
 #include "tandem/io/safetensors.h"
 
 using namespace tandem;
+using tandem::test::read_log;
 using tandem::test::TempDir;
+using tandem::test::train;
 
 namespace {
-
-auto train(const std::string& arguments) { return test::run_program(std::string(TANDEM_TRAIN) + " " + arguments); }
-
-// The complete lines: the last one may still be being written.
-std::vector<nlohmann::json> read_log(const std::string& path) {
-  std::vector<nlohmann::json> lines;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line) && !file.eof();) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
 
 // A training that goes on until it is interrupted, with its output, log and weights in a directory.
 class EndlessTraining {
@@ -68,27 +57,6 @@ class EndlessTraining {
   const TempDir& dir_;
   const pid_t child_;
 };
-
-// A text of `bytes` that a model can learn, in a file of `dir`.
-std::string write_text(const TempDir& dir, std::size_t bytes) {
-  std::string text;
-  for (int i = 0; text.size() < bytes; ++i) text += "Line " + std::to_string(i) + " says that pigs may fly.\n";
-  const std::string path = dir / "text";
-  std::ofstream(path) << text.substr(0, bytes);
-  return path;
-}
-
-// The losses of a training's updates.
-std::vector<double> losses_of(const std::string& arguments) {
-  const TempDir dir;
-  const auto result = train(arguments + " --log-json " + (dir / "log"));
-  CAPTURE(arguments, result.output);
-  REQUIRE(result.exit_code == 0);
-  std::vector<double> losses;
-  for (const auto& line : read_log(dir / "log"))
-    if (line.contains("loss")) losses.push_back(line["loss"]);
-  return losses;
-}
 
 const std::string kShort = "--cpu 2 --hidden 16 --limit-train-samples 400 --epochs 1 --batch-size 20 ";
 
@@ -196,103 +164,6 @@ TEST_CASE("mixed precision trains either model to a loss near float32's, and say
   CHECK(std::abs(mixed.back() - plain.back()) < 0.1 * (plain.front() - plain.back()));
 }
 
-TEST_CASE("gpt learns a text, and is judged by the loss on the text's end") {
-  const TempDir dir;
-  const auto result = train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --text " + write_text(dir, 128 * 200) +
-                            " --lr 0.003 --log-json " + (dir / "log"));
-  CHECK(result.exit_code == 0);
-  CHECK_THAT(result.output, ContainsSubstring("training gpt on 2 CPU ranks") && ContainsSubstring("validation loss") &&
-                                ContainsSubstring("bits per byte"));
-  const auto log = read_log(dir / "log");
-  REQUIRE(log.size() == 2 * 12 + 1);  // 199 samples, of which 19 are held out, give 12 updates an epoch
-  const double uniform = std::log(256.0);
-  CHECK(std::abs(log.front()["loss"].get<double>() - uniform) < 0.5);
-  const double loss = log.back()["final"]["validation_loss"];
-  CHECK(loss > 0.0);
-  CHECK(loss < 0.6 * uniform);
-  CHECK(log.back()["final"]["bits_per_byte"].get<double>() == Approx(loss / std::numbers::ln2));
-}
-
-namespace {
-
-// The gpt's loss, written down plainly.
-at::Tensor plain_gpt_loss(const std::map<std::string, at::Tensor>& weights, const torch::data::Example<>& batch) {
-  const auto linear = [&](const std::string& name, const at::Tensor& x) {
-    return at::matmul(x, weights.at(name + ".weight").t()) + weights.at(name + ".bias");
-  };
-  const auto norm = [&](const std::string& name, const at::Tensor& x) {
-    const at::Tensor centred = x - x.mean(-1, true);
-    return centred / (centred.square().mean(-1, true) + 1e-5).sqrt() * weights.at(name + ".weight") +
-           weights.at(name + ".bias");
-  };
-  const at::Tensor future = at::ones({128, 128}, at::kBool).triu(1);
-  at::Tensor x = weights.at("wte.weight").index({batch.data}) + weights.at("wpe.weight");
-  for (const std::string block : {"blocks.0.", "blocks.1.", "blocks.2.", "blocks.3."}) {
-    const at::Tensor qkv = linear(block + "qkv", norm(block + "ln1", x));
-    std::vector<at::Tensor> heads;
-    for (int head = 0; head < 4; ++head) {
-      const auto part = [&](int which) { return qkv.narrow(2, 128 * which + 32 * head, 32); };
-      const at::Tensor scores = at::matmul(part(0), part(1).transpose(1, 2)) / std::sqrt(32.0);
-      heads.push_back(at::matmul(scores.masked_fill(future, -INFINITY).softmax(-1), part(2)));
-    }
-    x = x + linear(block + "proj", at::cat(heads, 2));
-    const at::Tensor wide = linear(block + "fc", norm(block + "ln2", x));
-    x = x + linear(block + "out", 0.5 * wide * (1 + at::erf(wide / std::numbers::sqrt2)));
-  }
-  const at::Tensor scores = at::matmul(norm("lnf", x), weights.at("head.weight").t());
-  return -scores.log_softmax(-1).gather(2, batch.target.unsqueeze(2)).mean();
-}
-
-}  // namespace
-
-TEST_CASE("gpt's loss curve is a plain loop's, on 2 ranks and with two batches an update") {
-  const TempDir dir;
-  const std::string text = write_text(dir, 128 * 60);
-  const std::string gpt = "--model gpt --no-shuffle --batch-size 4 --max-steps 5 --text " + text;
-  REQUIRE(train(gpt + " --cpu 1 --lr 0 --save-weights " + (dir / "init")).exit_code == 0);
-
-  std::map<std::string, at::Tensor> weights;
-  std::vector<at::Tensor> parameters;
-  for (const auto& [name, tensor] : io::load_safetensors(dir / "init")) {
-    weights[name] = tensor.clone().requires_grad_();
-    parameters.push_back(weights[name]);
-  }
-  torch::optim::AdamW adamw(parameters, torch::optim::AdamWOptions(1e-3).weight_decay(0.01));
-  data::TextDataset samples(text, {.block_size = 128});
-  std::vector<double> expected;
-  for (std::size_t at = 0; at < 5 * 8; at += 8) {
-    const std::vector<std::size_t> indices{at, at + 1, at + 2, at + 3, at + 4, at + 5, at + 6, at + 7};
-    const at::Tensor loss = plain_gpt_loss(weights, samples.get_batch(indices));
-    expected.push_back(loss.item<double>());
-    adamw.zero_grad();
-    loss.backward();
-    adamw.step();
-  }
-  for (const std::string ranks : {" --cpu 2", " --cpu 1 --gradient-accumulation-steps 2"}) {
-    const auto losses = losses_of(gpt + ranks + " --init-weights " + (dir / "init"));
-    REQUIRE(losses.size() == expected.size());
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      CAPTURE(ranks, i, losses[i], expected[i]);
-      CHECK(std::abs(losses[i] - expected[i]) <= 1e-5 * expected[i]);
-    }
-  }
-}
-
-TEST_CASE("gpt takes the flags of the other models, also where a rank has no batch") {
-  const TempDir dir;
-  const std::string text = write_text(dir, 128 * 40);
-  for (const std::string flags :
-       {"--no-even-batches", "--dispatch-batches", "--split-batches --batch-size 6 --drop-last",
-        "--gradient-accumulation-steps 2 --clip-grad-norm 0.5", "--scheduler cosine --warmup-steps 1",
-        "--scheduler plateau --no-even-batches", "--mixed-precision bf16 --optimizer sgd --momentum 0.9"}) {
-    CAPTURE(flags);
-    const std::string batch = flags.find("--batch-size") == std::string::npos ? " --batch-size 2 " : " ";
-    const auto result = train("--cpu 3 --model gpt --limit-train-samples 8 --epochs 2 --text " + text + batch + flags);
-    CHECK(result.exit_code == 0);
-    CHECK_THAT(result.output, ContainsSubstring("bits per byte"));
-  }
-}
-
 TEST_CASE("max-steps counts updates over all epochs") {
   TempDir dir;
   REQUIRE(train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 5 --max-steps 7 "
@@ -358,8 +229,6 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
     std::vector<std::string> words;
   };
   TempDir dir;
-  const std::string text = write_text(dir, 1000), short_text = dir / "short";
-  std::ofstream(short_text) << std::string(256, 'x');
   const std::vector<Case> cases{
       {"--gpus 8", {"--gpus 8", "no GPU is usable"}},
       {"--devices 0,1", {"--devices", "no GPU is usable"}},
@@ -401,15 +270,8 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --save-weights /nowhere/w", {"--save-weights", "/nowhere"}},
       {"--cpu 2 --log-json " + dir.path(), {"--log-json", dir.path()}},
       {"--cpu 2 --init-weights /nowhere", {"--init-weights", "/nowhere"}},
-      {"--cpu 2 --text " + text, {"--text", "--model mlp", "gpt"}},
+      {"--cpu 2 --data-file x", {"--data-file", "--model mlp", "gpt"}},
       {"--cpu 2 --model cnn --hidden 5", {"--hidden", "--model cnn", "mlp"}},
-      {"--cpu 2 --model gpt", {"--model gpt", "--text"}},
-      {"--cpu 2 --model gpt --text /nowhere", {"--text", "/nowhere"}},
-      {"--cpu 2 --model gpt --text " + dir.path(), {"--text", dir.path()}},
-      {"--cpu 2 --model gpt --text " + short_text, {"--text", short_text, "256 bytes", "257"}},
-      {"--cpu 2 --model gpt --hidden 5 --text " + text, {"--hidden", "--model gpt", "mlp"}},
-      {"--cpu 2 --model gpt --data-dir . --text " + text, {"--data-dir", "--model gpt", "mlp and cnn"}},
-      {"--cpu 2 --model gpt --normalize none --text " + text, {"--normalize", "--model gpt", "mlp and cnn"}},
       {"--cpu 2 --nonsense", {"--nonsense"}},
       {"--cpu 2 surplus", {"surplus"}}};
   for (const auto& c : cases) {

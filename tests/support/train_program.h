@@ -1,0 +1,49 @@
+#pragma once
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "support/catch.h"
+#include "support/run_program.h"
+#include "support/temp_dir.h"
+
+namespace tandem::test {
+
+/// Runs build/apps/train.
+inline ProgramResult train(const std::string& arguments) {
+  return run_program(std::string(TANDEM_TRAIN) + " " + arguments);
+}
+
+/// The complete lines of a log: the last one may still be being written.
+inline std::vector<nlohmann::json> read_log(const std::string& path) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line) && !file.eof();) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+/// A text of `bytes` that a model can learn, in a file of `dir`.
+inline std::string write_text(const TempDir& dir, std::size_t bytes) {
+  std::string text;
+  for (int i = 0; text.size() < bytes; ++i) text += "Line " + std::to_string(i) + " says that pigs may fly.\n";
+  const std::string path = dir / "text";
+  std::ofstream(path) << text.substr(0, bytes);
+  return path;
+}
+
+/// The losses of a training's updates.
+inline std::vector<double> losses_of(const std::string& arguments) {
+  const TempDir dir;
+  const auto result = train(arguments + " --log-json " + (dir / "log"));
+  CAPTURE(arguments, result.output);
+  REQUIRE(result.exit_code == 0);
+  std::vector<double> losses;
+  for (const auto& line : read_log(dir / "log"))
+    if (line.contains("loss")) losses.push_back(line["loss"]);
+  return losses;
+}
+
+}  // namespace tandem::test
