@@ -1,6 +1,6 @@
 # What the profile scripts share. To be sourced.
 
-say() { echo "$(basename "$0"): $*" >&2; }
+say() { echo "${0##*/}: $*" >&2; }
 
 # Ends with a sentence unless the arguments name a tool that is there and a program to run: require_tool TOOL PACKAGE ARGUMENT...
 require_tool() {

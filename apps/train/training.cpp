@@ -1,7 +1,9 @@
 #include "training.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
+#include <system_error>
 #include <utility>
 
 #include <torch/nn/functional/loss.h>
@@ -256,8 +258,13 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   return total;
 }
 
-void check_reaches_profile(const Options& options, std::int64_t total_steps) {
-  if (options.profile.directory.empty() || options.profile.last_step <= total_steps) return;
+void check_profile(const Options& options, std::int64_t total_steps) {
+  const std::string& directory = options.profile.directory;
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw tandem::ConfigError("--profile '" + directory + "' cannot be made: " + error.message());
+  if (options.profile.last_step <= total_steps) return;
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
                             std::to_string(total_steps) + " updates");
@@ -278,7 +285,7 @@ Inputs read_inputs(const Options& options) {
   const auto samples = static_cast<std::int64_t>(*task->train_set().size());
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
-  check_reaches_profile(options, total_steps);
+  check_profile(options, total_steps);
   return {std::move(task), std::move(weights), total_steps};
 }
 

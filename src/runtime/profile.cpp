@@ -73,7 +73,7 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
     body();
   }
   wait_for_everyone();  // all have left
-  return broadcast_object(is_main() ? session->finish(path) : Profile{});
+  return broadcast_object(is_main() ? session->finish(path, options.first_step) : Profile{});
 }
 
 void Accelerator::end_micro_batch() noexcept {

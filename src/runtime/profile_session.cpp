@@ -2,10 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <utility>
 
 #include <c10/util/Exception.h>
@@ -19,21 +19,23 @@ namespace {
 // LibTorch's profiler is one for the process.
 std::atomic<bool> session_exists{false};
 
-// LibTorch writes "thread 4711 (rank 0)", sorts by the kernel's numbers, and lists threads that are no more.
-nlohmann::json with_rank_names(nlohmann::json trace, const std::map<int, int>& rank_of_thread) {
+nlohmann::json thread_property(int thread, const char* property, const char* key, const nlohmann::json& value) {
+  return {{"ph", "M"}, {"name", property}, {"pid", getpid()}, {"tid", thread}, {"args", {{key, value}}}};
+}
+
+// LibTorch writes "thread 4711 (rank 0)", sorts by the kernel's numbers, lists threads that are no more, and takes some
+// that are for them.
+nlohmann::json with_rank_names(nlohmann::json trace, const std::vector<int>& threads) {
   nlohmann::json events = nlohmann::json::array();
+  for (std::size_t rank = 0; rank < threads.size(); ++rank) {
+    if (threads[rank] == 0) continue;
+    events.push_back(thread_property(threads[rank], "thread_name", "name", "rank " + std::to_string(rank)));
+    events.push_back(thread_property(threads[rank], "thread_sort_index", "sort_index", rank));
+  }
   for (auto& event : trace.at("traceEvents")) {
     const std::string name = event.value("name", "");
-    if (event.value("ph", "") == "M" && (name == "thread_name" || name == "thread_sort_index") &&
-        event.at("tid").is_number() && event.at("pid") == getpid()) {
-      const auto rank = rank_of_thread.find(event.at("tid").get<int>());
-      if (rank == rank_of_thread.end()) continue;
-      if (name == "thread_name")
-        event["args"]["name"] = "rank " + std::to_string(rank->second);
-      else
-        event["args"]["sort_index"] = rank->second;
-    }
-    events.push_back(std::move(event));
+    const bool names_thread = name == "thread_name" || name == "thread_sort_index";
+    if (!names_thread || event.at("pid") != getpid()) events.push_back(std::move(event));
   }
   trace["traceEvents"] = std::move(events);
   return trace;
@@ -84,19 +86,24 @@ void ProfileSession::leave(int rank, const RankProfile& profile) {
   }
 }
 
-Profile ProfileSession::finish(const std::string& path) const {
+Profile ProfileSession::finish(const std::string& path, std::int64_t first_step) const {
   try {
     if (error_) std::rethrow_exception(error_);
-    if (!result_) return {};
-    result_->save(path);
-    std::map<int, int> rank_of_thread;
+    // A rank joins at the end of the step before.
+    const auto has_steps = [](const Rank& rank) { return rank.profile.steps > 0; };
+    if (!result_ || (first_step > 1 && std::none_of(ranks_.begin(), ranks_.end(), has_steps))) return {};
+    const std::string as_it_is = path + ".partial";
+    result_->save(as_it_is);
+    std::vector<int> threads;
     Profile profile{.trace = path, .ranks = {}};
-    for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
-      rank_of_thread[ranks_[rank].thread] = static_cast<int>(rank);
-      profile.ranks.push_back(ranks_[rank].profile);
+    for (const Rank& rank : ranks_) {
+      threads.push_back(rank.thread);
+      profile.ranks.push_back(rank.profile);
     }
-    std::ifstream file(path);
-    write(with_rank_names(nlohmann::json::parse(file), rank_of_thread), path);
+    std::ifstream file(as_it_is);
+    auto trace = with_rank_names(nlohmann::json::parse(file), threads);
+    trace["traceName"] = path;
+    write(trace, path);
     return profile;
   } catch (const c10::Error& error) {
     throw Error(std::string("LibTorch's profiler failed: ") + error.what_without_backtrace());

@@ -30,8 +30,9 @@ class ProfileSession {
   /// Every rank leaves once, whether it has joined or not, with what it found out.
   void leave(int rank, const RankProfile& profile);
 
-  /// Writes the trace and returns the profile. After all ranks have left. Throws Error.
-  Profile finish(const std::string& path) const;
+  /// Writes the trace and returns the profile; neither when all ranks ended before `first_step`. After all ranks have
+  /// left. Throws Error.
+  Profile finish(const std::string& path, std::int64_t first_step) const;
 
  private:
   struct Rank {

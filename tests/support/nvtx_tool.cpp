@@ -1,5 +1,6 @@
 // An NVTX tool, as NVTX_INJECTION64_PATH names one: writes what it is told to the file that NVTX_TOOL_OUTPUT names, a
-// line each: "push THREAD NAME CATEGORY RANK STEP BUCKET BYTES", "pop THREAD", "start NAME", "end", "thread THREAD NAME".
+// line each: "push THREAD NAME CATEGORY| RANK STEP BUCKET BYTES", "pop THREAD", "start NAME", "end", "thread THREAD
+// NAME".
 #include <nvtx3/nvToolsExt.h>
 #include <nvtx3/nvToolsExtPayload.h>
 #include <unistd.h>
@@ -52,7 +53,7 @@ int push(nvtxDomainHandle_t domain, const nvtxEventAttributes_t* event) {
     const auto* data = reinterpret_cast<const nvtxPayloadData_t*>(event->payload.ullValue);
     if (data->schemaId == 7 && data->size == sizeof payload) std::memcpy(payload.data(), data->payload, data->size);
   }
-  write("push %d %s %s %ld %ld %ld %ld\n", gettid(), text_of(event), categories[event->category].c_str(), payload[0],
+  write("push %d %s %s| %ld %ld %ld %ld\n", gettid(), text_of(event), categories[event->category].c_str(), payload[0],
         payload[1], payload[2], payload[3]);
   return 0;
 }
@@ -100,7 +101,8 @@ NVTX_DYNAMIC_EXPORT int NVTX_API InitializeInjectionNvtx2(NvtxGetExportTableFunc
 }
 
 NVTX_DYNAMIC_EXPORT int NVTX_API InitializeInjectionNvtxExtension(nvtxExtModuleInfo_t* module) {
-  module->segments->functionSlots[NVTX3EXT_CBID_nvtxPayloadSchemaRegister] = reinterpret_cast<intptr_t>(register_schema);
+  module->segments->functionSlots[NVTX3EXT_CBID_nvtxPayloadSchemaRegister] =
+      reinterpret_cast<intptr_t>(register_schema);
   return 1;
 }
 }

@@ -373,10 +373,10 @@ class Accelerator {
 
   /// Runs `body` and records what its ranks do: LibTorch's profiler writes one trace of all ranks for Perfetto or
   /// chrome://tracing, with a row a rank, the operators and Tandem's ranges (trace::Event), and the returned table says
-  /// where the time went. Works on CPU ranks too. When `body` fails, its exception goes on, and nothing is written.
-  /// Collective; `body` is told of the steps by accumulate(). Throws ConfigError for steps that cannot be, for a
-  /// directory that cannot be written to, and while the process records another profile; Error when LibTorch's profiler
-  /// fails or the trace cannot be written.
+  /// where the time went. Threads that only help, such as a loader's workers, are not in it. Works on CPU ranks too.
+  /// When `body` fails, its exception goes on, and nothing is written. Collective; `body` is told of the steps by
+  /// accumulate(). Throws ConfigError for steps that cannot be, for a directory that cannot be written to, and while
+  /// the process records another profile; Error when LibTorch's profiler fails or the trace cannot be written.
   Profile profile(const ProfileOptions& options, const std::function<void()>& body);
 
   /// This rank's share of `items`: consecutive, the first `size mod world_size` ranks get one more. With `padding` the
