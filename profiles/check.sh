@@ -24,7 +24,7 @@ check_lines() {
 check_known() {
   local file=$1 help=$2 name
   while IFS= read -r name; do
-    grep -qwe "$name" <<<"$help" || wrong "$file: $3 does not know $name"
+    grep -qE -e "$name([^a-z-]|$)" <<<"$help" || wrong "$file: $3 does not know $name"
   done < <(grep -oE '^--[a-z0-9-]+' "$file" | sort -u)
 }
 

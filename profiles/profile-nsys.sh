@@ -16,6 +16,7 @@ fi
 
 # Where the ranks' time goes; which kernels, copies and calls; then the expert rules: idle GPUs, calls that wait.
 nsys stats --force-export=true --report=nvtx_sum,nvtx_gpu_proj_sum,cuda_gpu_kern_sum,cuda_gpu_mem_time_sum,cuda_api_sum \
-  "$report.nsys-rep"
-nsys analyze --rule=gpu_gaps,gpu_time_util,cuda_api_sync,cuda_memcpy_async,cuda_memcpy_sync "$report.nsys-rep"
+  "$report.nsys-rep" || say "a part of the summary is missing, see above"
+nsys analyze --rule=gpu_gaps,gpu_time_util,cuda_api_sync,cuda_memcpy_async,cuda_memcpy_sync "$report.nsys-rep" ||
+  say "a part of the summary is missing, see above"
 echo "the whole timeline: nsys-ui $report.nsys-rep"

@@ -1,6 +1,7 @@
 #include "tandem/trace/range.h"
 
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "trace/events.h"
@@ -39,9 +40,8 @@ Range::Range(Event event, Detail detail)
     nvtx::push(event,
                {.rank = this_thread.rank, .step = this_thread.step, .bucket = detail.bucket, .bytes = detail.bytes});
   if (torch_.isActive()) {
-    // The name is copied by the callbacks that `before` calls.
-    const std::string name = full_name(event, detail);
-    torch_.before(std::string_view(name));
+    name_ = full_name(event, detail);
+    torch_.before(std::string_view(name_));
   }
   if (recorder_) begin_recording(event);
 }

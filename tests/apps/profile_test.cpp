@@ -116,12 +116,12 @@ TEST_CASE("the profile scripts say what is missing or wrong") {
 
 TEST_CASE("the check of option files finds what nsys stumbles over without saying so") {
   TempDir dir;
-  const auto check = [&](const std::string& nsys) {
+  const auto check = [&](const std::string& nsys, const std::string& environment = "") {
     std::filesystem::copy(kProfiles + "/ncu.options", dir / "ncu.options",
                           std::filesystem::copy_options::overwrite_existing);
     std::ofstream(dir / "nsys.options") << nsys;
     std::ofstream(dir / "script.sh") << "true\n";
-    return run_program(kProfiles + "/check.sh " + dir.path());
+    return run_program(environment + kProfiles + "/check.sh " + dir.path());
   };
   CHECK(check("--sample=none\n--trace=cuda,nvtx").exit_code == 0);
   for (const char* wrong : {"# comment\n", "--sample=none\n\n--trace=nvtx\n", "--sample none\n", "-s none\n",
@@ -131,6 +131,13 @@ TEST_CASE("the check of option files finds what nsys stumbles over without sayin
     CHECK(result.exit_code == 1);
     CHECK_THAT(result.output, ContainsSubstring("nsys.options"));
   }
+  // A tool that is there is asked.
+  std::ofstream(dir / "nsys") << "#!/bin/bash\necho '  --trace=  what to trace  --sampler= no'\n";
+  std::filesystem::permissions(dir / "nsys", std::filesystem::perms::owner_all);
+  const auto result = check("--trace=nvtx\n--sample=none\n", "PATH=" + dir.path() + ":$PATH ");
+  CHECK(result.exit_code == 1);
+  CHECK_THAT(result.output, ContainsSubstring("nsys does not know --sample"));
+  CHECK_THAT(result.output, !ContainsSubstring("--trace"));
 }
 
 #ifdef TANDEM_NVTX_TOOL

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include <ATen/record_function.h>
 
@@ -68,6 +69,7 @@ class [[nodiscard]] Range {
   void begin_recording(Event event);
   void end_recording();
 
+  std::string name_;  // of `torch_`, which refers to it; empty while nobody listens to that
   at::RecordFunction torch_;
   const bool nvtx_;
   Recorder* const recorder_;
