@@ -20,7 +20,7 @@ const std::string kTrain =
 
 }  // namespace
 
-TEST_CASE("--profile writes a trace of all ranks and says where the time goes") {
+TEST_CASE("train --profile writes a trace of all ranks and says where the time goes") {
   TempDir dir;
   const int ranks = GENERATE(1, 2, 4);
   const auto result = run_program(kTrain + "--cpu " + std::to_string(ranks) + " --epochs 2 --profile " + dir / "p/q" +
@@ -51,7 +51,8 @@ TEST_CASE("a profile changes nothing about the training") {
 
 namespace {
 
-const std::string kProfiles = std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/profiles";
+// Of the scripts. (The variable is not there when CTest only asks for the names of the tests.)
+std::string profiles() { return std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/profiles"; }
 
 // A tool that notes how it is called, runs the program it is given, and writes the report it is asked for.
 void write_fake_tool(const std::string& path, const std::string& extension) {
@@ -79,15 +80,15 @@ TEST_CASE("the profile scripts call their tools with their options, and then pri
   write_fake_tool(dir / "nsys", ".nsys-rep");
   write_fake_tool(dir / "ncu", ".ncu-rep");
   const std::string environment = "CALLS=" + dir / "calls PATH=" + dir.path() + ":$PATH TANDEM_PROFILE=" + dir / "r ";
-  auto result = run_program(environment + kProfiles + "/profile-nsys.sh ./program --gpus 8");
+  auto result = run_program(environment + profiles() + "/profile-nsys.sh ./program --gpus 8");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   std::string calls = read_file(dir / "calls");
-  CHECK_THAT(calls, ContainsSubstring("profile --command-file=" + kProfiles + "/nsys.options --output=" + dir / "r" +
+  CHECK_THAT(calls, ContainsSubstring("profile --command-file=" + profiles() + "/nsys.options --output=" + dir / "r" +
                                       " ./program --gpus 8\nsteps 20:40"));
   CHECK_THAT(calls, ContainsSubstring("stats --force-export=true"));
   CHECK_THAT(calls, ContainsSubstring("analyze --rule=gpu_gaps"));
-  result = run_program("TANDEM_NVTX_STEPS=1:2 " + environment + kProfiles + "/profile-ncu.sh ./program");
+  result = run_program("TANDEM_NVTX_STEPS=1:2 " + environment + profiles() + "/profile-ncu.sh ./program");
   CHECK(result.exit_code == 0);
   calls = read_file(dir / "calls");
   CHECK_THAT(calls, ContainsSubstring("--nvtx-exclude=tandem@collective/"));
@@ -102,10 +103,10 @@ TEST_CASE("the profile scripts say what is missing or wrong") {
     std::string command;
     int code;
     std::string words;
-  } cases[] = {{no_tools + kProfiles + "/profile-nsys.sh ./train", 1, "nsys is not installed"},
-               {no_tools + kProfiles + "/profile-ncu.sh ./train", 1, "ncu is not installed"},
-               {kProfiles + "/profile-nsys.sh", 2, "./train --gpus 8"},
-               {"TANDEM_NVTX_STEPS=x " + kProfiles + "/profile-nsys.sh ./train", 2, "use FIRST:LAST"}};
+  } cases[] = {{no_tools + profiles() + "/profile-nsys.sh ./train", 1, "nsys is not installed"},
+               {no_tools + profiles() + "/profile-ncu.sh ./train", 1, "ncu is not installed"},
+               {profiles() + "/profile-nsys.sh", 2, "./train --gpus 8"},
+               {"TANDEM_NVTX_STEPS=x " + profiles() + "/profile-nsys.sh ./train", 2, "use FIRST:LAST"}};
   for (const auto& c : cases) {
     const auto result = run_program(c.command);
     CAPTURE(c.command, result.output);
@@ -117,11 +118,11 @@ TEST_CASE("the profile scripts say what is missing or wrong") {
 TEST_CASE("the check of option files finds what nsys stumbles over without saying so") {
   TempDir dir;
   const auto check = [&](const std::string& nsys, const std::string& environment = "") {
-    std::filesystem::copy(kProfiles + "/ncu.options", dir / "ncu.options",
+    std::filesystem::copy(profiles() + "/ncu.options", dir / "ncu.options",
                           std::filesystem::copy_options::overwrite_existing);
     std::ofstream(dir / "nsys.options") << nsys;
     std::ofstream(dir / "script.sh") << "true\n";
-    return run_program(environment + kProfiles + "/check.sh " + dir.path());
+    return run_program(environment + profiles() + "/check.sh " + dir.path());
   };
   CHECK(check("--sample=none\n--trace=cuda,nvtx").exit_code == 0);
   for (const char* wrong : {"# comment\n", "--sample=none\n\n--trace=nvtx\n", "--sample none\n", "-s none\n",
