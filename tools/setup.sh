@@ -13,7 +13,7 @@ package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/
   /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp)
 # Another version formats differently, so only CI insists.
 [[ -z ${CI:-} ]] || { packages+=(clang-format) && package_files+=(/usr/bin/clang-format); }
-light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-nvtx==13.0.85)
 libtorch=.deps/libtorch-$torch_version
 log=.deps/logs/setup.log
 

@@ -1,6 +1,7 @@
 // train: trains a network on MNIST or on a text with every rank of one process.
 // Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string>
 
@@ -42,6 +43,21 @@ void report(const train::Options& options, const train::Outcome& outcome) {
   if (!metrics.sample.empty()) std::printf("a sample of what it writes:\n%s\n", metrics.sample.c_str());
 }
 
+// LibTorch's profiler wants to be initialised here, and would log that it finds no GPU.
+void prepare_profile(const train::Options& options) {
+  if (options.profile.directory.empty()) return;
+  setenv("KINETO_LOG_LEVEL", "99", 0);
+  tandem::prepare_profiler();
+}
+
+void report_profile(const train::Options& options, const tandem::Profile& profile) {
+  if (options.quiet || options.profile.directory.empty()) return;
+  if (profile.trace.empty())
+    std::printf("no profile: training ended before update %lld\n", static_cast<long long>(options.profile.first_step));
+  else
+    std::printf("%strace of all ranks, for ui.perfetto.dev: %s\n", profile.table().c_str(), profile.trace.c_str());
+}
+
 int run(int argc, char** argv) {
   const auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
@@ -49,11 +65,13 @@ int run(int argc, char** argv) {
   train::catch_interrupts();
   const train::Inputs inputs = train::read_inputs(options);
   announce(options, tandem::examine(options.launch));
+  prepare_profile(options);
   train::Outcome outcome;
   tandem::launch(options.launch, [&](tandem::Accelerator& accelerator) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs);
     if (accelerator.is_main()) outcome = mine;
   });
+  report_profile(options, outcome.profile);
   report(options, outcome);
   return outcome.interrupted ? kInterrupted : kDone;
 }

@@ -2,10 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <string_view>
 
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -47,7 +49,7 @@ struct Raw {
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
-  std::string mixed_precision = "no";
+  std::string mixed_precision = "no", profile_steps = "10:20";
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
@@ -160,6 +162,12 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file");
   app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file");
   app.add_option("--log-json", options.log_json, "write one JSON object an update to this file");
+  auto* profile = app.add_option("--profile", options.profile.directory,
+                                 "write a trace of all ranks, for ui.perfetto.dev, to this folder, and print where the "
+                                 "time goes");
+  app.add_option("--profile-steps", raw.profile_steps, "updates that the profile is of, FIRST:LAST")
+      ->needs(profile)
+      ->capture_default_str();
   app.add_flag("--quiet", options.quiet, "print nothing but errors");
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
@@ -180,6 +188,21 @@ std::int64_t loader_batch_size(const Raw& raw, int ranks) {
     throw tandem::ConfigError("--global-batch-size " + std::to_string(size) + " does not divide by " +
                               std::to_string(ranks) + " ranks; use a multiple of " + std::to_string(ranks));
   return split ? size : size / ranks;
+}
+
+// Reads "FIRST:LAST".
+void read_profile_steps(const std::string& text, tandem::ProfileOptions& profile) {
+  const auto number = [](std::string_view digits, std::int64_t& value) {
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    return error == std::errc() && end == digits.data() + digits.size() && value >= 1;
+  };
+  const std::string_view all(text);
+  const std::size_t colon = std::min(all.find(':'), all.size());
+  if (colon == all.size() || !number(all.substr(0, colon), profile.first_step) ||
+      !number(all.substr(colon + 1), profile.last_step))
+    throw tandem::ConfigError("--profile-steps " + text + " is not FIRST:LAST, such as 10:20, counted from 1");
+  if (profile.last_step < profile.first_step)
+    throw tandem::ConfigError("--profile-steps " + text + " ends before it begins");
 }
 
 void check_output(const char* flag, const std::string& path) {
@@ -250,6 +273,7 @@ Options finish(Raw raw) {
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
   check_output("--save-weights", options.save_weights);
   check_output("--log-json", options.log_json);
+  read_profile_steps(raw.profile_steps, options.profile);
   return options;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tandem/data/mnist.h"
+#include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
 
 namespace train {
@@ -65,6 +66,7 @@ struct Options {
   std::int64_t warmup_steps = 0;  // updates of linear growth before it
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
+  tandem::ProfileOptions profile;                    // without a directory: none
   bool quiet = false;
   bool progress = true;
 };

@@ -1,7 +1,9 @@
 #include "training.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
+#include <system_error>
 #include <utility>
 
 #include <torch/nn/functional/loss.h>
@@ -73,7 +75,10 @@ class Trainer {
   Outcome run() {
     throughput_.start();
     model_->train();
-    while (!done()) run_epoch();
+    if (options_.profile.directory.empty())
+      run_epochs();
+    else
+      outcome_.profile = accelerator_.profile(options_.profile, [this] { run_epochs(); });
     throughput_.pause();
     progress_.clear();
     finish();
@@ -89,6 +94,10 @@ class Trainer {
 
   bool done() const {
     return outcome_.interrupted || epoch_ >= options_.epochs || outcome_.steps >= inputs_.total_steps;
+  }
+
+  void run_epochs() {
+    while (!done()) run_epoch();
   }
 
   void run_epoch() {
@@ -256,6 +265,18 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   return total;
 }
 
+void check_profile(const Options& options, std::int64_t total_steps) {
+  const std::string& directory = options.profile.directory;
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw tandem::ConfigError("--profile '" + directory + "' cannot be made: " + error.message());
+  if (options.profile.last_step <= total_steps) return;
+  throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
+                            std::to_string(options.profile.last_step) + " goes beyond the training's " +
+                            std::to_string(total_steps) + " updates");
+}
+
 }  // namespace
 
 Inputs read_inputs(const Options& options) {
@@ -271,6 +292,7 @@ Inputs read_inputs(const Options& options) {
   const auto samples = static_cast<std::int64_t>(*task->train_set().size());
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
+  check_profile(options, total_steps);
   return {std::move(task), std::move(weights), total_steps};
 }
 

@@ -16,6 +16,7 @@ struct Outcome {
   std::int64_t steps = 0;  ///< optimizer updates made, those that fp16 skipped included
   std::int64_t epoch = 0;  ///< of the last one, from 0
   FinalMetrics metrics;    ///< filled in on rank 0
+  tandem::Profile profile;
 };
 
 /// What was read before the ranks start, once for all of them.

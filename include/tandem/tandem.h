@@ -19,3 +19,5 @@
 #include "tandem/optim/sequential_lr.h"
 #include "tandem/runtime/accelerator.h"
 #include "tandem/runtime/launch.h"
+#include "tandem/runtime/profile.h"
+#include "tandem/trace/range.h"

@@ -8,6 +8,7 @@
 #include "tandem/comm/describe_call.h"
 #include "tandem/comm/shared_reducer.h"
 #include "tandem/core/error.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::comm {
 
@@ -211,6 +212,7 @@ class SharedMemoryCommunicator final : public Communicator {
   }
 
   void broadcast(at::TensorList tensors, int root) override {
+    const trace::Range range(trace::Event::collective);
     check_dense(tensors, "broadcast");
     check_root(root, world_size(), "broadcast");
     CallRecord record = describe_call(Operation::broadcast, tensors);
@@ -225,6 +227,7 @@ class SharedMemoryCommunicator final : public Communicator {
   }
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
+    const trace::Range range(trace::Event::collective);
     check_dense(tensor, "all_gather");
     const at::NoGradGuard no_grad;
     const at::Tensor input = tensor.detach();
@@ -237,6 +240,7 @@ class SharedMemoryCommunicator final : public Communicator {
   }
 
   at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) override {
+    const trace::Range range(trace::Event::collective);
     check_dense(input, "reduce_scatter");
     check_reduction(op, input.scalar_type());
     if (input.dim() == 0 || input.size(0) % world_size() != 0)
@@ -259,6 +263,7 @@ class SharedMemoryCommunicator final : public Communicator {
   }
 
   std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
+    const trace::Range range(trace::Event::collective);
     check_dense(inputs, "all_to_all");
     if (static_cast<int>(inputs.size()) != world_size())
       throw CollectiveError("all_to_all needs a tensor a rank, " + std::to_string(world_size()) + ", got " +
@@ -273,7 +278,10 @@ class SharedMemoryCommunicator final : public Communicator {
     return received;
   }
 
-  void barrier() override { group_.meet(rank_, CallRecord{.operation = Operation::barrier}); }
+  void barrier() override {
+    const trace::Range range(trace::Event::collective);
+    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
+  }
 
  private:
   // The memory is ours again.
@@ -287,6 +295,7 @@ class SharedMemoryCommunicator final : public Communicator {
   }
 
   void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
+    const trace::Range range(trace::Event::collective);
     check_dense(inputs, to_string(operation));
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const bool in_place = outputs.data() == inputs.data();

@@ -14,6 +14,7 @@
 #include "nn/memory.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::nn {
 namespace {
@@ -252,8 +253,10 @@ bool GradientReducer::start_ready_buckets() {
 
 // Lets go of gradients whose mean is there: the memory of a pass is that of a few buckets, on every rank.
 void GradientReducer::release_reduced() {
+  if (released_ == started_ || hook_) return;
+  const trace::Range range(trace::Event::reduction);
   const at::NoGradGuard no_grad;
-  for (; released_ < started_ && !hook_ && communicator_.try_wait(buckets_[released_].number); ++released_) {
+  for (; released_ < started_ && communicator_.try_wait(buckets_[released_].number); ++released_) {
     Bucket& bucket = buckets_[released_];
     bucket.inputs.clear();
     for (std::size_t k = 0; k < bucket.taken.size(); ++k)
@@ -324,11 +327,20 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
   for (const std::size_t i : bucket.slots)
     if (whole ? slots_[i].active : reached(i)) take(bucket, i);
   if (bucket.taken.empty()) return;
+  const trace::Range range(trace::Event::all_reduce,
+                           {.bucket = &bucket - buckets_.data(), .bytes = reduced_bytes(bucket)});
   if (hook_)
     bucket.finish = hook_(*bucket.of_hook, communicator_);
   else
     bucket.number =
         communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean, bucket.squares_of_outputs);
+}
+
+std::int64_t GradientReducer::reduced_bytes(const Bucket& bucket) const {
+  if (hook_) return static_cast<std::int64_t>(bucket.of_hook->gradients.nbytes());
+  std::int64_t bytes = 0;
+  for (const at::Tensor& input : bucket.inputs) bytes += static_cast<std::int64_t>(input.nbytes());
+  return bytes;
 }
 
 // The parameter has no gradient until it is given back, so that a late one is told apart.

@@ -2,6 +2,7 @@
 
 #include "nn/gradient_reducer_parts.h"
 #include "tandem/core/error.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::nn {
 
@@ -56,9 +57,12 @@ void GradientReducers::start_ready_buckets() {
 }
 
 void GradientReducers::finish_pass(int main) {
-  for (GradientReducer* reducer : turns_) reducer->settle();
-  for (GradientReducer* reducer : turns_) reducer->collect();
-  for (GradientReducer* reducer : turns_) reducer->reduce_rest(main);
+  {
+    const trace::Range range(trace::Event::gradient_wait);
+    for (GradientReducer* reducer : turns_) reducer->settle();
+    for (GradientReducer* reducer : turns_) reducer->collect();
+    for (GradientReducer* reducer : turns_) reducer->reduce_rest(main);
+  }
   for (GradientReducer* reducer : turns_) reducer->end_pass();
   // Those that had no gradient keep their places behind the others.
   const auto place = [](const GradientReducer* reducer) {

@@ -15,6 +15,7 @@
 #include "backend/rank_memory.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::optim {
 namespace {
@@ -74,6 +75,7 @@ ShardedOptimizer::ShardedOptimizer(torch::optim::Optimizer& inner, comm::Communi
 
 void ShardedOptimizer::step(const std::function<void()>& update) {
   if (mode_ != Mode::paused && mode_ != Mode::whole) {
+    const trace::Range range(trace::Event::weight_exchange);
     partition();
     decide();
   }
@@ -82,6 +84,7 @@ void ShardedOptimizer::step(const std::function<void()>& update) {
     const OwnGroups own(*this);
     update();
   }
+  const trace::Range range(trace::Event::weight_exchange);
   give_weights();
   refer_to_state();
   for (nn::GradientReducer* model : with_models_) model->weights().accept();

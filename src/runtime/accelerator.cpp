@@ -94,6 +94,7 @@ at::Tensor Accelerator::scaled(const at::Tensor& loss) {
 }
 
 void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
+  const trace::Range range(trace::Event::backward);
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
@@ -103,6 +104,7 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
 }
 
 void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
+  const trace::Range range(trace::Event::backward);
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.window_length > 1 && !state.items)
@@ -175,6 +177,7 @@ void Accelerator::begin_join() {
 
 // Returns the first rank that has not ended; -1 when all have.
 int Accelerator::meet_in_join(JoinState mine) {
+  const trace::Range range(trace::Event::collective);
   const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
   const auto states = context_.group->meet(rank(), record, static_cast<std::uint64_t>(mine));
   int first = -1;
@@ -277,6 +280,7 @@ at::Tensor Accelerator::pad_tensor(const at::Tensor& tensor, std::int64_t dim, d
 }
 
 bool Accelerator::check_trigger() {
+  const trace::Range range(trace::Event::collective);
   const comm::CallRecord record{.operation = comm::Operation::check_trigger};
   const auto triggers = context_.group->meet(rank(), record, std::exchange(trigger_, false) ? 1 : 0);
   return std::any_of(triggers.begin(), triggers.end(), [](std::uint64_t set) { return set != 0; });

@@ -13,6 +13,7 @@
 #include "backend/rank_memory.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
+#include "tandem/trace/range.h"
 
 namespace tandem {
 namespace {
@@ -24,6 +25,7 @@ class RankScope {
  public:
   explicit RankScope(RankContext& context) : generators_(context.generators) {
     this_rank = &context;
+    trace::name_thread(context.rank);
     // Backward and its hooks run on the rank's own thread (on GPUs too).
     c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
     set_intra_op_threads(context.state->threads_per_rank);

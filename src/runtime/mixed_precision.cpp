@@ -71,6 +71,7 @@ bool Accelerator::optimizer_step_was_skipped() const { return step_was_skipped(n
 at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type) {
   context_.group->token().check();
   if (!sync_gradients()) return {};
+  const trace::Range range(trace::Event::clip);
   unscale_gradients_of(parameters);
   const auto gradients = nn::reduced_gradients(reducers_, parameters);
   if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(device()));
@@ -90,6 +91,7 @@ bool Accelerator::clips_together(const nn::ReducedGradient& first) const {
 
 void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
   if (!sync_gradients()) return;
+  const trace::Range range(trace::Event::clip);
   unscale_gradients_of(parameters);
   const at::NoGradGuard no_grad;
   for (const at::Tensor& parameter : parameters)

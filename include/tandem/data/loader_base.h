@@ -15,6 +15,7 @@
 #include "tandem/data/batch.h"
 #include "tandem/data/loader_status.h"
 #include "tandem/data/step_source.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::data {
 
@@ -64,6 +65,7 @@ class LoaderBase {
 
   /// Begins an epoch.
   void start() {
+    const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
     if (context_.on_epoch) context_.on_epoch();
     leave();
@@ -79,6 +81,7 @@ class LoaderBase {
 
   /// The next batch of the epoch; nothing at its end.
   std::optional<Batch> next() {
+    const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
     auto step = take();
     if (!step) {

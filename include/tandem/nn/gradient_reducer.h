@@ -125,6 +125,7 @@ class GradientReducer {
   std::size_t tell_each_other();
   void check_as_promised() const;
   void start(Bucket& bucket, bool whole);
+  std::int64_t reduced_bytes(const Bucket& bucket) const;
   void take(Bucket& bucket, std::size_t index);
   void write_to_bucket(Slot& slot, at::Tensor& gradient);
   void list_for_reduction(Bucket& bucket, Slot& slot, const at::Tensor& gradient);

@@ -9,6 +9,7 @@
 
 #include "tandem/nn/gradient_reducer.h"
 #include "tandem/nn/precision.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::nn {
 
@@ -29,6 +30,7 @@ class Model {
   /// collective: ranks may call it any number of times.
   template <class... Args>
   auto operator()(Args&&... args) const {
+    const trace::Range range(trace::Event::forward);
     const auto forward = [&] {
       const AutocastScope scope(device_, precision_);
       return module_->forward(std::forward<Args>(args)...);

@@ -21,6 +21,7 @@
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/optim/sharded_optimizer.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::optim {
 
@@ -58,6 +59,7 @@ class AcceleratedOptimizer {
   void step() {
     shared_->token.check();
     if (!shared_->state.sync_gradients) return;
+    const trace::Range range(trace::Event::optimizer);
     if (shared_->scaler)
       shared_->skipped = !shared_->scaler->step(shared_->inner, [this] { update(); });
     else

@@ -24,13 +24,17 @@
 #include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/grad_scaler.h"
+#include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
+#include "tandem/trace/range.h"
 
 namespace tandem::nn {
 struct ReducedGradient;
 }
 
 namespace tandem {
+
+class RankProfiler;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {
@@ -92,15 +96,19 @@ class Accelerator {
   /// While alive, one micro-batch of the accumulation window.
   class [[nodiscard]] AccumulationStep {
    public:
-    AccumulationStep(Accelerator& accelerator, bool close) : state_(accelerator.context_.gradients) {
+    AccumulationStep(Accelerator& accelerator, bool close) : accelerator_(accelerator), range_(trace::Event::step) {
       accelerator.begin_micro_batch(close);
     }
-    ~AccumulationStep() { state_.end_micro_batch(); }
+    ~AccumulationStep() {
+      range_.reset();  // before a profile may end with the step
+      accelerator_.end_micro_batch();
+    }
     AccumulationStep(const AccumulationStep&) = delete;
     AccumulationStep& operator=(const AccumulationStep&) = delete;
 
    private:
-    GradientState& state_;
+    Accelerator& accelerator_;
+    std::optional<trace::Range> range_;
   };
 
   /// Opens a micro-batch: every gradient_accumulation_steps-th one, and the last of a loader, closes the window.
@@ -363,6 +371,14 @@ class Accelerator {
   /// ends with a CollectiveError that names that call and this one. Then start with a smaller size.
   std::int64_t find_executable_batch_size(std::int64_t start, const std::function<void(std::int64_t)>& body);
 
+  /// Runs `body` and records what its ranks do: LibTorch's profiler writes one trace of all ranks for Perfetto or
+  /// chrome://tracing, with a row a rank, the operators and Tandem's ranges (trace::Event), and the returned table says
+  /// where the time went. Threads that only help, such as a loader's workers, are not in it. Works on CPU ranks too.
+  /// When `body` fails, its exception goes on, and nothing is written. Collective; `body` is told of the steps by
+  /// accumulate(). Throws ConfigError for steps that cannot be, for a directory that cannot be written to, and while
+  /// the process records another profile; Error when LibTorch's profiler fails or the trace cannot be written.
+  Profile profile(const ProfileOptions& options, const std::function<void()>& body);
+
   /// This rank's share of `items`: consecutive, the first `size mod world_size` ranks get one more. With `padding` the
   /// last item is repeated so that all ranks get as many. An empty input gives empty shares. Not collective.
   template <class T>
@@ -453,6 +469,7 @@ class Accelerator {
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void begin_micro_batch(bool close);
+  void end_micro_batch() noexcept;
   data::LoaderContext loader_context();
   at::Tensor scaled(const at::Tensor& loss);
   bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
@@ -488,6 +505,7 @@ class Accelerator {
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
   bool trigger_ = false;
+  RankProfiler* profiler_ = nullptr;  // within profile
 };
 
 }  // namespace tandem
