@@ -16,7 +16,8 @@ require_tool() {
   fi
 }
 
-# The steps that are captured; those before are warm-up. The library opens the range that the tools wait for.
+# The steps that are captured; those before are warm-up. ./train opens the range that the tools wait for; a program of your own sets
+# LaunchConfig::nvtx_capture.
 export TANDEM_NVTX_STEPS=${TANDEM_NVTX_STEPS:-20:40}
 if [[ ! $TANDEM_NVTX_STEPS =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]]; then
   say "TANDEM_NVTX_STEPS is '$TANDEM_NVTX_STEPS'; use FIRST:LAST, such as 20:40"

@@ -49,7 +49,7 @@ struct Raw {
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
-  std::string mixed_precision = "no", profile_steps = "10:20";
+  std::string mixed_precision = "no", profile_steps = "10:20", nvtx_steps;
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
@@ -168,6 +168,8 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_option("--profile-steps", raw.profile_steps, "updates that the profile is of, FIRST:LAST")
       ->needs(profile)
       ->capture_default_str();
+  app.add_option("--nvtx-steps", raw.nvtx_steps, "updates that the scripts in profiles/ capture, FIRST:LAST")
+      ->envname("TANDEM_NVTX_STEPS");
   app.add_flag("--quiet", options.quiet, "print nothing but errors");
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
@@ -191,18 +193,18 @@ std::int64_t loader_batch_size(const Raw& raw, int ranks) {
 }
 
 // Reads "FIRST:LAST".
-void read_profile_steps(const std::string& text, tandem::ProfileOptions& profile) {
+tandem::trace::Steps read_steps(const std::string& flag, const std::string& text) {
+  tandem::trace::Steps steps;
   const auto number = [](std::string_view digits, std::int64_t& value) {
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     return error == std::errc() && end == digits.data() + digits.size() && value >= 1;
   };
   const std::string_view all(text);
   const std::size_t colon = std::min(all.find(':'), all.size());
-  if (colon == all.size() || !number(all.substr(0, colon), profile.first_step) ||
-      !number(all.substr(colon + 1), profile.last_step))
-    throw tandem::ConfigError("--profile-steps " + text + " is not FIRST:LAST, such as 10:20, counted from 1");
-  if (profile.last_step < profile.first_step)
-    throw tandem::ConfigError("--profile-steps " + text + " ends before it begins");
+  if (colon == all.size() || !number(all.substr(0, colon), steps.first) || !number(all.substr(colon + 1), steps.last))
+    throw tandem::ConfigError(flag + " " + text + " is not FIRST:LAST, such as 10:20, counted from 1");
+  if (steps.last < steps.first) throw tandem::ConfigError(flag + " " + text + " ends before it begins");
+  return steps;
 }
 
 void check_output(const char* flag, const std::string& path) {
@@ -273,7 +275,10 @@ Options finish(Raw raw) {
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
   check_output("--save-weights", options.save_weights);
   check_output("--log-json", options.log_json);
-  read_profile_steps(raw.profile_steps, options.profile);
+  const auto profiled = read_steps("--profile-steps", raw.profile_steps);
+  options.profile.first_step = profiled.first;
+  options.profile.last_step = profiled.last;
+  if (!raw.nvtx_steps.empty()) options.launch.nvtx_capture = read_steps("--nvtx-steps", raw.nvtx_steps);
   return options;
 }
 

@@ -25,7 +25,7 @@ class RankScope {
  public:
   explicit RankScope(RankContext& context) : generators_(context.generators) {
     this_rank = &context;
-    trace::name_thread(context.rank);
+    trace::name_thread(context.rank, context.state->config.nvtx_capture);
     // Backward and its hooks run on the rank's own thread (on GPUs too).
     c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
     set_intra_op_threads(context.state->threads_per_rank);

@@ -6,9 +6,8 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdio>
-#include <cstdlib>
 #include <string>
+#include <utility>
 
 #include "trace/events.h"
 
@@ -28,8 +27,7 @@ struct Tool {
   nvtxDomainHandle_t domain = nvtxDomainCreateA("tandem");  // null: no tool listens
   std::array<nvtxStringHandle_t, kEvents.size()> names{};
   nvtxStringHandle_t profile{};
-  std::uint64_t schema = 0;                    // of payloads; 0: a tool that knows none
-  std::int64_t first_step = 0, last_step = 0;  // that the profile is of
+  std::uint64_t schema = 0;  // of payloads; 0: a tool that knows none
 
   Tool() {
     if (!domain) return;
@@ -38,7 +36,6 @@ struct Tool {
       nvtxDomainNameCategoryA(domain, static_cast<std::uint32_t>(i + 1), kKindProperties[i].name);
     profile = nvtxDomainRegisterStringA(domain, "profile");
     register_schema();
-    if (const char* steps = std::getenv("TANDEM_NVTX_STEPS")) std::sscanf(steps, "%ld:%ld", &first_step, &last_step);
   }
 
   void register_schema() {
@@ -95,18 +92,18 @@ void name_thread(int rank) {
   nvtxNameOsThreadA(static_cast<std::uint32_t>(gettid()), ("rank " + std::to_string(rank)).c_str());
 }
 
-void step_begins(std::int64_t step) {
+void step_begins(std::int64_t step, Steps capture) {
   // Launches may follow each other; each is profiled, by its rank 0.
   thread_local nvtxRangeId_t open = 0;
-  if (step == tool().first_step) {
+  if (step == capture.first) {
     nvtxEventAttributes_t attributes{};
     attributes.version = NVTX_VERSION;
     attributes.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;
     attributes.messageType = NVTX_MESSAGE_TYPE_REGISTERED;
     attributes.message.registered = tool().profile;
     open = nvtxDomainRangeStartEx(tool().domain, &attributes);
-  } else if (step == tool().last_step + 1) {
-    nvtxDomainRangeEnd(tool().domain, open);
+  } else if (open != 0 && step == capture.last + 1) {
+    nvtxDomainRangeEnd(tool().domain, std::exchange(open, 0));
   }
 }
 

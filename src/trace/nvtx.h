@@ -25,8 +25,8 @@ void pop();
 /// Gives the calling thread its rank's name.
 void name_thread(int rank);
 
-/// Rank 0 begins this step. Opens and ends the process-wide range "profile" around the steps that the environment
-/// variable TANDEM_NVTX_STEPS names, such as 10:20: what the scripts in profiles/ have their tools capture.
-void step_begins(std::int64_t step);
+/// Rank 0 begins this step. Opens and ends the process-wide range "profile" around the steps of `capture`: what the
+/// scripts in profiles/ have their tools capture.
+void step_begins(std::int64_t step, Steps capture);
 
 }  // namespace tandem::trace::nvtx

@@ -14,6 +14,7 @@ struct Thread {
   int rank = -1;
   std::int64_t step = 1;
   Recorder* recorder = nullptr;
+  Steps capture;
 };
 
 thread_local Thread this_thread;
@@ -34,21 +35,20 @@ Kind kind_of(Event event) noexcept { return properties_of(event).kind; }
 Recorder::Recorder() { this_thread.recorder = this; }
 Recorder::~Recorder() { this_thread.recorder = nullptr; }
 
-Range::Range(Event event, Detail detail)
-    : torch_(at::RecordScope::USER_SCOPE), nvtx_(nvtx::is_attached()), recorder_(this_thread.recorder) {
+Range::Range(Event event, Detail detail) : nvtx_(nvtx::is_attached()), recorder_(this_thread.recorder) {
   if (nvtx_)
     nvtx::push(event,
                {.rank = this_thread.rank, .step = this_thread.step, .bucket = detail.bucket, .bytes = detail.bytes});
-  if (torch_.isActive()) {
+  if (auto callbacks = at::getStepCallbacksUnlessEmpty(at::RecordScope::USER_SCOPE)) {
     name_ = full_name(event, detail);
-    torch_.before(std::string_view(name_));
+    torch_.emplace(std::move(*callbacks)).before(std::string_view(name_));
   }
   if (recorder_) begin_recording(event);
 }
 
 Range::~Range() {
   if (recorder_ && recorder_ == this_thread.recorder) end_recording();
-  if (torch_.isActive()) torch_.end();
+  torch_.reset();
   if (nvtx_) nvtx::pop();
 }
 
@@ -65,17 +65,18 @@ void Range::end_recording() {
   if (outer_) outer_->inside_ += whole;
 }
 
-void name_thread(int rank) {
+void name_thread(int rank, Steps capture) {
   this_thread.rank = rank;
   this_thread.step = 1;
+  this_thread.capture = capture;
   if (!nvtx::is_attached()) return;
   nvtx::name_thread(rank);
-  if (rank == 0) nvtx::step_begins(1);
+  if (rank == 0) nvtx::step_begins(1, capture);
 }
 
 void next_step() noexcept {
   this_thread.step += 1;
-  if (this_thread.rank == 0 && nvtx::is_attached()) nvtx::step_begins(this_thread.step);
+  if (this_thread.rank == 0 && nvtx::is_attached()) nvtx::step_begins(this_thread.step, this_thread.capture);
 }
 
 std::int64_t current_step() noexcept { return this_thread.step; }

@@ -19,6 +19,7 @@
 #include "tandem/nn/precision.h"
 #include "tandem/optim/grad_scaler.h"
 #include "tandem/rng/generators.h"
+#include "tandem/trace/range.h"
 
 namespace tandem {
 
@@ -49,6 +50,7 @@ struct LaunchConfig {
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
   Sharding sharding = Sharding::automatic;  ///< see optim::ShardedOptimizer
   nn::GradientReducerOptions gradient_reducer{};
+  trace::Steps nvtx_capture{};         ///< updates that tools shall capture, see profiles/
   int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank

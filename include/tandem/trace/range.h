@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <ATen/record_function.h>
@@ -69,8 +70,8 @@ class [[nodiscard]] Range {
   void begin_recording(Event event);
   void end_recording();
 
-  std::string name_;  // of `torch_`, which refers to it; empty while nobody listens to that
-  at::RecordFunction torch_;
+  std::string name_;                         // of `torch_`, which refers to it; empty while nobody listens to that
+  std::optional<at::RecordFunction> torch_;  // for LibTorch's profiler
   const bool nvtx_;
   Recorder* const recorder_;
   Kind kind_{};
@@ -79,8 +80,15 @@ class [[nodiscard]] Range {
   std::chrono::nanoseconds inside_{};  // of the ranges within
 };
 
-/// Makes the calling thread that of `rank` for the ranges to come, at its first step.
-void name_thread(int rank);
+/// Optimizer updates, from 1; both are meant. By default none.
+struct Steps {
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+};
+
+/// Makes the calling thread that of `rank` for the ranges to come, at its first step. Rank 0 then opens the
+/// process-wide NVTX range `profile` around the steps of `capture`.
+void name_thread(int rank, Steps capture);
 
 /// The calling thread's ranges belong to the next optimizer update from now on.
 void next_step() noexcept;
