@@ -30,6 +30,7 @@ const char* to_string(Operation operation) {
     case Operation::main_first: return "main_first";
     case Operation::join_uneven_inputs: return "join_uneven_inputs";
     case Operation::find_executable_batch_size: return "find_executable_batch_size";
+    case Operation::connect: return "connect";
   }
   return "unknown operation";
 }

@@ -28,7 +28,8 @@ enum class Operation : std::uint8_t {
   clip_gradients,
   main_first,
   join_uneven_inputs,
-  find_executable_batch_size
+  find_executable_batch_size,
+  connect
 };
 
 /// Description of one collective call of one rank, compared between ranks and shown in reports.
