@@ -9,6 +9,20 @@
 namespace tandem {
 namespace {
 
+// CPU ranks wait for nothing but each other, which the token ends.
+class CpuSession final : public BackendSession {
+ public:
+  explicit CpuSession(comm::RankGroup& group) : group_(group) {}
+  std::unique_ptr<comm::Communicator> make_communicator(int rank) override {
+    return comm::make_shared_memory_communicator(group_, rank);
+  }
+  LaunchEnd cancel() override { return {}; }
+  LaunchEnd finish() override { return {}; }
+
+ private:
+  comm::RankGroup& group_;
+};
+
 class CpuBackend final : public Backend {
  public:
   c10::DeviceType type() const override { return c10::kCPU; }
@@ -22,8 +36,8 @@ class CpuBackend final : public Backend {
 
   c10::Device device(int) const override { return c10::Device(c10::kCPU); }
 
-  std::unique_ptr<comm::Communicator> make_communicator(comm::RankGroup& group, int rank) const override {
-    return comm::make_shared_memory_communicator(group, rank);
+  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device>) const override {
+    return std::make_unique<CpuSession>(group);
   }
 };
 

@@ -23,7 +23,14 @@ void pin_this_thread(const std::vector<int>& cores) {
 }  // namespace
 
 ThreadTeam::ThreadTeam(ThreadTeamOptions options, CancelToken& token, std::function<void(int)> body)
-    : options_(std::move(options)), token_(token), body_(std::move(body)), running_(options_.size) {
+    : options_(std::move(options)),
+      token_(token),
+      body_(std::move(body)),
+      running_(options_.size),
+      subscription_(token, [this] {
+        const std::lock_guard lock(mutex_);
+        ended_.notify_all();
+      }) {
   try {
     threads_.reserve(static_cast<std::size_t>(options_.size));
     for (int index = 0; index < options_.size; ++index) threads_.emplace_back([this, index] { run(index); });
@@ -60,7 +67,14 @@ void ThreadTeam::run(int index) {
 
 bool ThreadTeam::wait_for(std::chrono::nanoseconds time) {
   std::unique_lock lock(mutex_);
-  return ended_.wait_for(lock, time, [this] { return running_ == 0; });
+  ended_.wait_for(lock, time, [this] { return running_ == 0 || token_.cancelled(); });
+  return running_ == 0;
+}
+
+void ThreadTeam::abandon(int index) {
+  threads_[static_cast<std::size_t>(index)].detach();
+  const std::lock_guard lock(mutex_);
+  running_ -= 1;
 }
 
 void ThreadTeam::join() {

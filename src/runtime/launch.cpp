@@ -40,7 +40,7 @@ class RankScope {
   rng::DefaultGeneratorGuard generators_;
 };
 
-void run_rank(const AcceleratorState& state, comm::RankGroup& group, int rank,
+void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSession& session, int rank,
               const std::function<void(Accelerator&)>& body) {
   RankContext context;
   context.rank = rank;
@@ -50,7 +50,7 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, int rank,
   context.gradients.num_steps = state.config.gradient_accumulation_steps;
   context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
   const RankScope scope(context);
-  context.communicator = state.backend->make_communicator(group, rank);
+  context.communicator = session.make_communicator(rank);
   try {
     Accelerator accelerator(context);
     body(accelerator);
@@ -75,12 +75,12 @@ std::vector<std::vector<int>> core_shares(const AcceleratorState& state) {
   return shares;
 }
 
-// The launching thread has nothing else to do than to look after the ranks' time limit.
+// Waits until all ranks have ended or the token has fired. The launching thread has nothing else to do than to look
+// after the ranks' time limit.
 void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout) {
   const auto interval =
       std::clamp<std::chrono::nanoseconds>(timeout / 10, std::chrono::milliseconds(1), std::chrono::seconds(1));
-  while (!team.wait_for(interval)) {
-    if (group.token().cancelled()) continue;
+  while (!team.wait_for(interval) && !group.token().cancelled()) {
     const auto blamed = group.overdue(timeout);
     if (!blamed) continue;
     const auto seconds = std::chrono::duration<double>(timeout).count();
@@ -88,6 +88,15 @@ void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds ti
         "a rank waited longer than the time limit of " + c10::str(seconds) + " s:\n" + group.report();
     group.token().cancel(std::make_exception_ptr(CollectiveError(text)), *blamed);
   }
+}
+
+LaunchEnd join(ThreadTeam& team, BackendSession& session, const CancelToken& token) {
+  const bool cancelled = token.cancelled();
+  LaunchEnd end;
+  if (cancelled) end = session.cancel();
+  for (const int rank : end.stuck) team.abandon(rank);
+  team.join();
+  return cancelled ? end : session.finish();
 }
 
 std::string text_of(const std::exception_ptr& error) {
@@ -102,9 +111,10 @@ std::string text_of(const std::exception_ptr& error) {
   }
 }
 
-[[noreturn]] void throw_rank_error(const CancelToken& token) {
+[[noreturn]] void throw_rank_error(const CancelToken& token, const LaunchEnd& end) {
   const std::string blamed = token.rank() >= 0 ? "rank " + std::to_string(token.rank()) + ": " : "";
-  const std::string text = blamed + text_of(token.reason());
+  const std::string text =
+      blamed + text_of(token.reason()) + (end.problem.empty() ? "" : ". When the launch was ended: " + end.problem);
   try {
     std::rethrow_exception(token.reason());
   } catch (const SampleError& error) {
@@ -131,14 +141,16 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
+  const auto session = state.backend->begin(group, state.devices);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = core_shares(state)}, token,
-                  [&](int rank) { run_rank(state, group, rank, body); });
+                  [&](int rank) { run_rank(state, group, *session, rank, body); });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
   watch(team, group, config.timeout);
-  team.join();
-  if (token.cancelled()) throw_rank_error(token);
+  const LaunchEnd end = join(team, *session, token);
+  if (token.cancelled()) throw_rank_error(token, end);
+  if (!end.problem.empty()) throw Error("all ranks have ended well, but not what they shared: " + end.problem);
 }
 
 }  // namespace tandem

@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <set>
+#include <thread>
 
 #include "support/catch.h"
 #include "support/threads.h"
@@ -73,4 +75,22 @@ TEST_CASE("hundreds of teams leave no thread behind") {
   const auto before = threads_of_this_process();
   for (int i = 0; i < 300; ++i) run_team(i);
   CHECK(no_more_threads_than(before));
+}
+
+TEST_CASE("a team is woken when the token fires, and joins without a thread that was given up") {
+  CancelToken token;
+  std::atomic<bool> go{false};
+  auto& forever = *new std::atomic<bool>{false};  // for a thread that outlives the test
+  ThreadTeam team({.size = 2}, token, [&go, &forever](int index) {
+    if (index == 0) return go.wait(false);
+    forever.wait(false);
+  });
+  std::thread canceller([&] { token.cancel(std::make_exception_ptr(tandem::Error("of the test"))); });
+  CHECK_FALSE(team.wait_for(std::chrono::hours(1)));
+  canceller.join();
+  team.abandon(1);
+  go = true;
+  go.notify_all();
+  team.join();
+  CHECK(team.wait_for(std::chrono::hours(1)));
 }

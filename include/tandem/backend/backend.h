@@ -2,12 +2,29 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <c10/core/Device.h>
 
 #include "tandem/comm/communicator.h"
+#include "tandem/core/launch_end.h"
 
 namespace tandem {
+
+/// A backend's part of one launch.
+class BackendSession {
+ public:
+  virtual ~BackendSession() = default;
+
+  /// `rank`'s communicator, which does not outlive the session. On the rank's thread. Collective.
+  virtual std::unique_ptr<comm::Communicator> make_communicator(int rank) = 0;
+
+  /// After the token has fired, on the launching thread: frees ranks that wait for their devices, within a time limit.
+  virtual LaunchEnd cancel() = 0;
+
+  /// After all ranks have ended well, on the launching thread.
+  virtual LaunchEnd finish() = 0;
+};
 
 /// What a device type provides to Tandem. CPU is built in.
 class Backend {
@@ -23,8 +40,8 @@ class Backend {
   /// The device with this index. CPU ranks all have the device `cpu`.
   virtual c10::Device device(int index) const = 0;
 
-  /// One rank's communicator. Called on the rank's thread, by all ranks of `group`, which outlives it.
-  virtual std::unique_ptr<comm::Communicator> make_communicator(comm::RankGroup& group, int rank) const = 0;
+  /// What the ranks of `group`, which outlives it, share of the backend while their launch runs on `devices`.
+  virtual std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices) const = 0;
 };
 
 /// The backend of CPU ranks.

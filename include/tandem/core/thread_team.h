@@ -31,8 +31,11 @@ class ThreadTeam {
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
-  /// Waits until all bodies have ended, or for `time`; true in the first case.
+  /// Waits until all bodies have ended, the token has fired, or for `time`; true in the first case.
   bool wait_for(std::chrono::nanoseconds time);
+
+  /// Gives thread `index` up, which will never come back to this object: it counts as ended and is not joined.
+  void abandon(int index);
 
   /// Waits for all threads. What a body threw is in the token.
   void join();
@@ -46,6 +49,7 @@ class ThreadTeam {
   std::mutex mutex_;
   std::condition_variable ended_;
   int running_ = 0;  // guarded by mutex_
+  CancelToken::Subscription subscription_;
   std::vector<std::thread> threads_;
 };
 

@@ -151,13 +151,13 @@ std::string Team::failure(int rank, const char* name, Result result) {
   return details.empty() ? text : text + ". NCCL says: " + details;
 }
 
-Ending Team::abort() { return end("abort", &Team::abort_all); }
+LaunchEnd Team::abort() { return end("abort", &Team::abort_all); }
 
-Ending Team::finish() { return end("end", &Team::finish_all); }
+LaunchEnd Team::finish() { return end("end", &Team::finish_all); }
 
 // On a thread of its own, since NCCL may hang: the thread is then left behind.
-Ending Team::end(const char* what, Result (Team::*how)()) {
-  Ending ending;
+LaunchEnd Team::end(const char* what, Result (Team::*how)()) {
+  LaunchEnd ending;
   closed_.store(true, std::memory_order_seq_cst);
   all_outside(limits_.call);  // if not, aborting may free those that are inside
   std::packaged_task<Result()> task([self = shared_from_this(), how] { return (self.get()->*how)(); });
@@ -183,7 +183,7 @@ bool Team::all_outside(std::chrono::milliseconds limit) {
   return look_until([&] { return std::all_of(ranks_.begin(), ranks_.end(), is_outside); }, Clock::now() + limit);
 }
 
-void Team::abandon_stuck(Ending& ending) {
+void Team::abandon_stuck(LaunchEnd& ending) {
   for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
     Place inside = Place::inside;
     if (!ranks_[rank].place.compare_exchange_strong(inside, Place::abandoned, std::memory_order_acq_rel)) continue;

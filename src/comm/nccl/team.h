@@ -10,6 +10,7 @@
 
 #include "comm/nccl/api.h"
 #include "tandem/comm/rank_group.h"
+#include "tandem/core/launch_end.h"
 
 namespace tandem::comm::nccl {
 
@@ -19,12 +20,6 @@ struct Limits {
   std::chrono::milliseconds call =
       std::chrono::seconds(2);  ///< for a call under way, before its communicator is aborted
   std::chrono::milliseconds end = std::chrono::seconds(15);  ///< to end, and then for calls that are still under way
-};
-
-/// How communicators ended.
-struct Ending {
-  std::vector<int> stuck;  ///< ranks whose threads NCCL has not given back; when it does, they sleep for ever
-  std::string problem;     ///< what went wrong; empty: nothing
 };
 
 /// One communicator a rank. A rank's thread makes its own and is the only one to call NCCL with it. Nobody may be in a
@@ -52,11 +47,11 @@ class Team : public std::enable_shared_from_this<Team> {
   void check(int rank);
 
   /// After the token has fired: aborts all communicators, so that kernels that wait for others end.
-  Ending abort();
+  LaunchEnd abort();
 
   /// After all ranks have ended well: waits for what is under way and ends all communicators; aborts them where that
   /// fails.
-  Ending finish();
+  LaunchEnd finish();
 
  private:
   enum class Place : int { outside, inside, abandoned };
@@ -73,8 +68,8 @@ class Team : public std::enable_shared_from_this<Team> {
   void require(int rank, const char* name, Result result);
   std::string failure(int rank, const char* name, Result result);
   bool all_outside(std::chrono::milliseconds limit);
-  void abandon_stuck(Ending& ending);
-  Ending end(const char* what, Result (Team::*how)());
+  void abandon_stuck(LaunchEnd& ending);
+  LaunchEnd end(const char* what, Result (Team::*how)());
   Result abort_all();
   Result finish_all();
   Result finalize_all();
