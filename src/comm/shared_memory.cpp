@@ -5,6 +5,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/check_tensors.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/comm/shared_reducer.h"
 #include "tandem/core/error.h"
@@ -12,74 +13,7 @@
 
 namespace tandem::comm {
 
-void check_reduction(ReduceOp op, c10::ScalarType type) {
-  const auto not_defined = [&](const char* what, const char* instead) {
-    return CollectiveError(std::string(what) + " of " + c10::toString(type) + " tensors is not defined; " + instead);
-  };
-  switch (op) {
-    case ReduceOp::sum:
-    case ReduceOp::product: return;
-    case ReduceOp::mean:
-      if (c10::isFloatingType(type) || c10::isComplexType(type)) return;
-      throw not_defined("the mean", "convert them to a floating-point type, or use sum");
-    case ReduceOp::max:
-    case ReduceOp::min:
-      if (!c10::isComplexType(type)) return;
-      throw not_defined("max or min", "use sum or mean");
-  }
-  throw CollectiveError("reduction " + std::to_string(static_cast<int>(op)) +
-                        " is unknown; use sum, mean, max, min or product");
-}
-
-ElementType element_type(c10::ScalarType type) {
-  switch (type) {
-    case at::kFloat: return ElementType::float32;
-    case at::kDouble: return ElementType::float64;
-    case at::kHalf: return ElementType::float16;
-    case at::kBFloat16: return ElementType::bfloat16;
-    case at::kComplexFloat: return ElementType::complex64;
-    case at::kComplexDouble: return ElementType::complex128;
-    case at::kChar: return ElementType::int8;
-    case at::kShort: return ElementType::int16;
-    case at::kInt: return ElementType::int32;
-    case at::kLong: return ElementType::int64;
-    case at::kByte: return ElementType::uint8;
-    case at::kUInt16: return ElementType::uint16;
-    case at::kUInt32: return ElementType::uint32;
-    case at::kUInt64: return ElementType::uint64;
-    case at::kBool: return ElementType::boolean;
-    default:
-      throw CollectiveError(std::string("tensors of type ") + c10::toString(type) +
-                            " cannot be reduced; convert them to a floating-point, complex, integer or bool type");
-  }
-}
-
 namespace {
-
-void check_dense(at::TensorList tensors, const char* operation) {
-  for (const at::Tensor& tensor : tensors) {
-    if (!tensor.defined()) throw CollectiveError(std::string(operation) + " got an undefined tensor");
-    if (tensor.layout() != at::kStrided)
-      throw CollectiveError(std::string(operation) + " needs dense tensors, got " + c10::str(tensor.layout()) +
-                            "; call to_dense() first");
-    if (!tensor.device().is_cpu())
-      throw CollectiveError(std::string(operation) + " between CPU ranks got a tensor on " + tensor.device().str());
-  }
-}
-
-void check_root(int root, int world_size, const char* operation) {
-  if (root < 0 || root >= world_size)
-    throw CollectiveError(std::string(operation) + " with root " + std::to_string(root) + "; ranks are 0 to " +
-                          std::to_string(world_size - 1));
-}
-
-// Whether a tensor's memory is its elements, in order: conjugation and negation may be pending.
-bool is_plain(const at::Tensor& tensor) { return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg(); }
-
-at::Tensor plain(const at::Tensor& tensor) {
-  const at::Tensor detached = tensor.detach();
-  return is_plain(tensor) ? detached : detached.clone(at::MemoryFormat::Contiguous).resolve_conj().resolve_neg();
-}
 
 // The memory of tensors as parts. Those that are not plain are there as plain copies, until `clear`.
 class PartList {
@@ -175,7 +109,7 @@ class SharedMemoryCommunicator final : public Communicator {
   using Communicator::start_all_reduce;
   std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
                                  at::TensorList squares) override {
-    check_rows(inputs, outputs);
+    check_rows(inputs, outputs, at::kCPU);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const at::NoGradGuard no_grad;
     CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
@@ -213,7 +147,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   void broadcast(at::TensorList tensors, int root) override {
     const trace::Range range(trace::Event::collective);
-    check_dense(tensors, "broadcast");
+    check_dense(tensors, at::kCPU, "broadcast");
     check_root(root, world_size(), "broadcast");
     CallRecord record = describe_call(Operation::broadcast, tensors);
     record.root = root;
@@ -228,7 +162,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
     const trace::Range range(trace::Event::collective);
-    check_dense(tensor, "all_gather");
+    check_dense(tensor, at::kCPU, "all_gather");
     const at::NoGradGuard no_grad;
     const at::Tensor input = tensor.detach();
     const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
@@ -241,11 +175,9 @@ class SharedMemoryCommunicator final : public Communicator {
 
   at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) override {
     const trace::Range range(trace::Event::collective);
-    check_dense(input, "reduce_scatter");
+    check_dense(input, at::kCPU, "reduce_scatter");
     check_reduction(op, input.scalar_type());
-    if (input.dim() == 0 || input.size(0) % world_size() != 0)
-      throw CollectiveError("reduce_scatter needs dim 0 divisible by " + std::to_string(world_size()) +
-                            " ranks, got sizes " + c10::str(input.sizes()));
+    check_divides(input, world_size());
     CallRecord record = describe_call(Operation::reduce_scatter, input);
     record.reduce = op;
     const at::NoGradGuard no_grad;
@@ -264,10 +196,8 @@ class SharedMemoryCommunicator final : public Communicator {
 
   std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
     const trace::Range range(trace::Event::collective);
-    check_dense(inputs, "all_to_all");
-    if (static_cast<int>(inputs.size()) != world_size())
-      throw CollectiveError("all_to_all needs a tensor a rank, " + std::to_string(world_size()) + ", got " +
-                            std::to_string(inputs.size()));
+    check_dense(inputs, at::kCPU, "all_to_all");
+    check_one_a_rank(inputs, world_size());
     const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
     const at::NoGradGuard no_grad;
     const RankGroup::Call call(group_, rank_, record, &inputs);
@@ -296,10 +226,10 @@ class SharedMemoryCommunicator final : public Communicator {
 
   void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
     const trace::Range range(trace::Event::collective);
-    check_dense(inputs, to_string(operation));
+    check_dense(inputs, at::kCPU, to_string(operation));
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const bool in_place = outputs.data() == inputs.data();
-    if (!in_place) check_outputs(inputs, outputs);
+    if (!in_place) check_outputs(inputs, outputs, at::kCPU);
     CallRecord record = describe_call(operation, inputs);
     record.reduce = op;
     record.root = root;
@@ -313,36 +243,6 @@ class SharedMemoryCommunicator final : public Communicator {
     if (root < 0 || root == rank_) results.copy_back(outputs);
     inputs_.clear();
     outputs_.clear();
-  }
-
-  static void check_rows(at::TensorList inputs, at::TensorList outputs) {
-    check_dense(inputs, "all_reduce");
-    check_dense(outputs, "all_reduce");
-    if (inputs.size() != outputs.size())
-      throw CollectiveError("all_reduce of " + std::to_string(inputs.size()) + " tensors into " +
-                            std::to_string(outputs.size()));
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].numel() != outputs[i].numel() || inputs[i].scalar_type() != outputs[i].scalar_type())
-        throw_unlike(inputs[i], outputs[i]);
-      if (!inputs[i].is_non_overlapping_and_dense() || !outputs[i].is_non_overlapping_and_dense())
-        throw CollectiveError(
-            "a reduction cannot be started on tensors with gaps or overlaps in memory; use all_reduce");
-    }
-  }
-
-  [[noreturn]] static void throw_unlike(const at::Tensor& input, const at::Tensor& output) {
-    throw CollectiveError("all_reduce of " + c10::str(input.scalar_type(), input.sizes()) + " into " +
-                          c10::str(output.scalar_type(), output.sizes()) + "; they must be alike");
-  }
-
-  static void check_outputs(at::TensorList inputs, at::TensorList outputs) {
-    check_dense(outputs, "all_reduce");
-    if (inputs.size() != outputs.size())
-      throw CollectiveError("all_reduce of " + std::to_string(inputs.size()) + " tensors into " +
-                            std::to_string(outputs.size()));
-    for (std::size_t i = 0; i < inputs.size(); ++i)
-      if (inputs[i].sizes() != outputs[i].sizes() || inputs[i].scalar_type() != outputs[i].scalar_type())
-        throw_unlike(inputs[i], outputs[i]);
   }
 
   RankGroup& group_;

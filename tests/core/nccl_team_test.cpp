@@ -291,3 +291,23 @@ TEST_CASE("after the end nobody gets through to NCCL") {
       Cancelled);
   CHECK(launch.nccl->calls("all_reduce") == calls);
 }
+
+TEST_CASE("communicators are renewed where ranks have called NCCL differently") {
+  Launch launch(3);
+  const LaunchEnd ending = launch.run([&](int rank) {
+    launch.team->init(rank);
+    float value = 0;
+    if (rank != 1)
+      launch.team->issue(rank, "ncclAllReduce", [&](Api& api, Comm comm) { return sum_in_place(api, comm, value); });
+    launch.team->renew(rank);
+    float next = 1;
+    launch.team->issue(rank, "ncclAllReduce", [&](Api& api, Comm comm) { return sum_in_place(api, comm, next); });
+    launch.group->meet(rank, {});
+    if (next != 3 || value != 0) throw Error("wrong sum");
+  });
+  CHECK(launch.reason() == "");
+  CHECK(ending.problem.empty());
+  CHECK(launch.nccl->violations().empty());
+  CHECK(launch.nccl->calls("abort") == 3);
+  CHECK(launch.nccl->alive() == 0);
+}

@@ -155,27 +155,40 @@ LaunchEnd Team::abort() { return end("abort", &Team::abort_all); }
 
 LaunchEnd Team::finish() { return end("end", &Team::finish_all); }
 
-// On a thread of its own, since NCCL may hang: the thread is then left behind.
+void Team::renew(int rank) {
+  const CallRecord record{.operation = Operation::connect};
+  group_.meet(rank, record);  // nobody is in a call
+  if (rank == 0)
+    if (const std::string problem = within_limit("abort", &Team::abort_all); !problem.empty())
+      throw CollectiveError(problem);
+  group_.meet(rank, record);
+  init(rank);
+}
+
 LaunchEnd Team::end(const char* what, Result (Team::*how)()) {
   LaunchEnd ending;
   closed_.store(true, std::memory_order_seq_cst);
   all_outside(limits_.call);  // if not, aborting may free those that are inside
+  ending.problem = within_limit(what, how);
+  if (!all_outside(limits_.end)) abandon_stuck(ending);
+  if (!ending.problem.empty()) ending.problem += "start the program anew before it uses these GPUs again";
+  return ending;
+}
+
+// Calls `how` and returns what went wrong. On a thread of its own, since NCCL may hang: the thread is then left behind.
+std::string Team::within_limit(const char* what, Result (Team::*how)()) {
   std::packaged_task<Result()> task([self = shared_from_this(), how] { return (self.get()->*how)(); });
   auto result = task.get_future();
   std::thread thread(std::move(task));
   if (result.wait_for(limits_.end) == std::future_status::timeout) {
     thread.detach();
-    ending.problem = std::string("NCCL did not ") + what + " its communicators within " + seconds_of(limits_.end) +
-                     ", and a thread was left behind; ";
-  } else {
-    thread.join();
-    if (const Result ended = result.get(); ended != Result::success)
-      ending.problem =
-          std::string("NCCL could not ") + what + " its communicators: " + api_->error_string(ended) + "; ";
+    return std::string("NCCL did not ") + what + " its communicators within " + seconds_of(limits_.end) +
+           ", and a thread was left behind; ";
   }
-  if (!all_outside(limits_.end)) abandon_stuck(ending);
-  if (!ending.problem.empty()) ending.problem += "start the program anew before it uses these GPUs again";
-  return ending;
+  thread.join();
+  const Result ended = result.get();
+  if (ended == Result::success) return "";
+  return std::string("NCCL could not ") + what + " its communicators: " + api_->error_string(ended) + "; ";
 }
 
 bool Team::all_outside(std::chrono::milliseconds limit) {

@@ -43,6 +43,9 @@ class Team : public std::enable_shared_from_this<Team> {
   /// messages. Throws CollectiveError with NCCL's reason; Cancelled when the token fires.
   void issue(int rank, const char* name, const std::function<Result(Api&, Comm)>& call);
 
+  /// Aborts all communicators and makes new ones, for ranks that have called NCCL differently. Collective.
+  void renew(int rank);
+
   /// Throws what NCCL found to be wrong with the communicator of `rank` since.
   void check(int rank);
 
@@ -70,6 +73,7 @@ class Team : public std::enable_shared_from_this<Team> {
   bool all_outside(std::chrono::milliseconds limit);
   void abandon_stuck(LaunchEnd& ending);
   LaunchEnd end(const char* what, Result (Team::*how)());
+  std::string within_limit(const char* what, Result (Team::*how)());
   Result abort_all();
   Result finish_all();
   Result finalize_all();

@@ -1,0 +1,452 @@
+#include "comm/nccl/communicator.h"
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/StreamGuard.h>
+
+#include "comm/check_tensors.h"
+#include "comm/communication_stream.h"
+#include "tandem/comm/describe_call.h"
+#include "tandem/core/error.h"
+#include "tandem/trace/range.h"
+
+namespace tandem::comm::nccl {
+namespace {
+
+// How NCCL reduces tensors of a type: as so many elements of another one each.
+struct Native {
+  Type type;
+  Op op;
+  int parts = 1;
+};
+
+Op op_of(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum: return Op::sum;
+    case ReduceOp::mean: return Op::mean;
+    case ReduceOp::max: return Op::max;
+    case ReduceOp::min: return Op::min;
+    case ReduceOp::product: return Op::product;
+  }
+  return Op::sum;
+}
+
+// A bool is a byte that is 0 or 1: its sum is the larger one, its product the smaller.
+Native of_bool(ReduceOp op) {
+  const bool is_or = op == ReduceOp::sum || op == ReduceOp::max;
+  return {Type::u8, is_or ? Op::max : Op::min};
+}
+
+// Nothing where NCCL has no such type, or other rules (a NaN need not win there).
+std::optional<Native> native(c10::ScalarType type, ReduceOp op) {
+  const bool orders = op == ReduceOp::max || op == ReduceOp::min;
+  const auto number = [&](Type as) { return Native{as, op_of(op)}; };
+  const auto real = [&](Type as) { return orders ? std::nullopt : std::optional(number(as)); };
+  const auto complex = [&](Type as) {
+    return op == ReduceOp::product ? std::nullopt : std::optional(Native{as, op_of(op), 2});
+  };
+  switch (type) {
+    case at::kFloat: return real(Type::f32);
+    case at::kDouble: return real(Type::f64);
+    case at::kHalf: return real(Type::f16);
+    case at::kBFloat16: return real(Type::bf16);
+    case at::kComplexFloat: return complex(Type::f32);
+    case at::kComplexDouble: return complex(Type::f64);
+    case at::kChar: return number(Type::i8);
+    case at::kByte: return number(Type::u8);
+    case at::kInt: return number(Type::i32);
+    case at::kUInt32: return number(Type::u32);
+    case at::kLong: return number(Type::i64);
+    case at::kUInt64: return number(Type::u64);
+    case at::kBool: return of_bool(op);
+    default: return std::nullopt;
+  }
+}
+
+at::Tensor reduce_in_rank_order(const std::vector<at::Tensor>& tensors, ReduceOp op) {
+  at::Tensor result = tensors.front();
+  const auto type = result.scalar_type();
+  if (type == at::kHalf || type == at::kBFloat16) result = result.to(at::kFloat);
+  for (std::size_t rank = 1; rank < tensors.size(); ++rank) {
+    const at::Tensor& next = tensors[rank];
+    switch (op) {
+      case ReduceOp::sum:
+      case ReduceOp::mean: result = result + next; break;
+      case ReduceOp::max: result = at::maximum(result, next); break;
+      case ReduceOp::min: result = at::minimum(result, next); break;
+      case ReduceOp::product: result = result * next; break;
+    }
+  }
+  if (op == ReduceOp::mean) result = result / static_cast<double>(tensors.size());
+  return result.to(type);
+}
+
+const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
+
+// A reduction that was started, with what it uses.
+struct Started {
+  Started(std::uint64_t its_number, c10::Event its_end) : number(its_number), done(std::move(its_end)) {}
+
+  std::uint64_t number;
+  c10::Event done;
+  std::vector<at::Tensor> tensors;
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(std::shared_ptr<Team> team, RankGroup& group, int rank, c10::Device device)
+      : team_(std::move(team)), group_(group), rank_(rank), device_(device), stream_(device) {
+    team_->init(rank);
+    warm_up();
+  }
+
+  // The caching allocator must not give away what is still read or written.
+  ~NcclCommunicator() override { release_started(); }
+
+  int rank() const override { return rank_; }
+  int world_size() const override { return group_.world_size(); }
+
+  void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    check_dense(inputs, device_, "all_reduce");
+    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
+    if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
+    CallRecord record = describe_call(Operation::all_reduce, inputs);
+    record.reduce = op;
+    const at::NoGradGuard no_grad;
+    const auto from = all_plain(inputs), to = all_plain(outputs);
+    call(record, [&] { enqueue_all_reduce(from, to, op); });
+    copy_back(to, outputs);
+  }
+
+  using Communicator::start_all_reduce;
+  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
+                                 at::TensorList squares) override {
+    check_rows(inputs, outputs, device_);
+    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
+    if (!squares.empty()) throw CollectiveError("sums of squares come with reductions in shared memory only");
+    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
+    record.reduce = op;
+    const at::NoGradGuard no_grad;
+    stream_.follow_compute();
+    {
+      const c10::StreamGuard on(stream_.stream());
+      enqueue_all_reduce(inputs, outputs, op);
+    }
+    Started& started = started_.emplace_back(last_started_ + 1, stream_.mark());
+    started.tensors.assign(inputs.begin(), inputs.end());
+    started.tensors.insert(started.tensors.end(), outputs.begin(), outputs.end());
+    // After NCCL has it: then who sees that all ranks have posted it knows that no device waits for a host any more.
+    return last_started_ = group_.posted().post(rank_, record, nullptr);
+  }
+
+  void wait(std::uint64_t number) override {
+    while (number > finished_parts_) {
+      const RankGroup::WaitScope scope(group_, rank_, "the other ranks' gradients");
+      group_.posted().wait(rank_, number);
+      take_parts();
+    }
+    end_started(number);
+    team_->check(rank_);
+  }
+
+  bool try_wait(std::uint64_t number) override {
+    take_parts();
+    if (number > finished_parts_) return false;
+    end_started(number);
+    return true;
+  }
+
+  void forget_started() override {
+    const auto started = group_.meet(rank_, CallRecord{.operation = Operation::connect}, last_started_);
+    const bool alike = std::equal(started.begin() + 1, started.end(), started.begin());
+    release_started();
+    group_.posted().forget(rank_);
+    last_started_ = finished_parts_ = 0;
+    if (!alike) team_->renew(rank_);  // some devices wait for others that will not come
+  }
+
+  void reduce(at::TensorList tensors, ReduceOp op, int root) override {
+    check_root(root, world_size(), "reduce");
+    check_dense(tensors, device_, "reduce");
+    for (const at::Tensor& tensor : tensors) check_reduction(op, tensor.scalar_type());
+    CallRecord record = describe_call(Operation::reduce, tensors);
+    record.reduce = op;
+    record.root = root;
+    const at::NoGradGuard no_grad;
+    const auto work = all_plain(tensors);
+    call(record, [&] { enqueue_reduce(work, op, root); });
+    if (rank_ == root) copy_back(work, tensors);
+  }
+
+  void broadcast(at::TensorList tensors, int root) override {
+    check_dense(tensors, device_, "broadcast");
+    check_root(root, world_size(), "broadcast");
+    CallRecord record = describe_call(Operation::broadcast, tensors);
+    record.root = root;
+    const at::NoGradGuard no_grad;
+    const auto work = all_plain(tensors);
+    call(record, [&] {
+      issue("ncclBroadcast", [&](Api& api, Comm comm) {
+        return for_each(api, work, [&](const at::Tensor& tensor) {
+          return api.broadcast(data_of(tensor), tensor.mutable_data_ptr(), tensor.nbytes(), Type::u8, root, comm,
+                               raw());
+        });
+      });
+    });
+    if (rank_ != root) copy_back(work, tensors);
+  }
+
+  std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
+    check_dense(tensor, device_, "all_gather");
+    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
+    const at::NoGradGuard no_grad;
+    const at::Tensor input = plain(tensor);
+    std::vector<at::Tensor> gathered;
+    for (const auto& sizes : exchange_sizes(record, {input.sizes().vec()}))
+      gathered.push_back(at::empty(sizes.front(), input.options()));
+    call(record, [&] { enqueue_gather(input, gathered); });
+    return gathered;
+  }
+
+  at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) override {
+    check_dense(input, device_, "reduce_scatter");
+    check_reduction(op, input.scalar_type());
+    check_divides(input, world_size());
+    CallRecord record = describe_call(Operation::reduce_scatter, input);
+    record.reduce = op;
+    const at::NoGradGuard no_grad;
+    const at::Tensor work = plain(input);
+    const std::int64_t rows = input.size(0) / world_size();
+    at::Tensor output = at::empty_like(work.narrow(0, 0, rows), at::MemoryFormat::Contiguous);
+    call(record, [&] { enqueue_reduce_scatter(work, output, op); });
+    return output;
+  }
+
+  std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
+    check_dense(inputs, device_, "all_to_all");
+    check_one_a_rank(inputs, world_size());
+    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
+    const at::NoGradGuard no_grad;
+    const auto work = all_plain(inputs);
+    std::vector<std::vector<std::int64_t>> mine;
+    for (const at::Tensor& tensor : work) mine.push_back(tensor.sizes().vec());
+    std::vector<at::Tensor> received;
+    for (const auto& sizes : exchange_sizes(record, mine))
+      received.push_back(at::empty(sizes[static_cast<std::size_t>(rank_)], work.front().options()));
+    call(record, [&] { enqueue_all_to_all(work, received); });
+    return received;
+  }
+
+  void barrier() override {
+    const trace::Range range(trace::Event::collective);
+    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
+  }
+
+ private:
+  using Sizes = std::vector<std::vector<std::int64_t>>;
+
+  Stream raw() const { return stream_.stream().native_handle(); }
+
+  static std::vector<at::Tensor> all_plain(at::TensorList tensors) {
+    std::vector<at::Tensor> all;
+    for (const at::Tensor& tensor : tensors) all.push_back(plain(tensor));
+    return all;
+  }
+
+  static void copy_back(const std::vector<at::Tensor>& work, at::TensorList tensors) {
+    for (std::size_t i = 0; i < work.size(); ++i)
+      if (!is_plain(tensors[i])) tensors[i].detach().copy_(work[i]);
+  }
+
+  // A call that all ranks make together: `enqueue` on the communication stream, between two meetings of the hosts.
+  template <class Enqueue>
+  void call(const CallRecord& record, Enqueue enqueue) {
+    const trace::Range range(trace::Event::collective);
+    check_started(group_.meet(rank_, record, last_started_), record);
+    stream_.follow_compute();
+    {
+      const c10::StreamGuard on(stream_.stream());
+      enqueue();
+    }
+    stream_.let_compute_follow(stream_.mark());
+    group_.meet(rank_, record);
+    team_->check(rank_);
+  }
+
+  // NCCL wants one order of all operations.
+  void check_started(std::span<const std::uint64_t> started, const CallRecord& record) const {
+    const auto [least, most] = std::minmax_element(started.begin(), started.end());
+    if (*least == *most) return;
+    throw CollectiveError("before " + to_string(record) + ", rank " + std::to_string(most - started.begin()) +
+                          " has started " + std::to_string(*most) + " reductions of gradients, but rank " +
+                          std::to_string(least - started.begin()) + " only " + std::to_string(*least) +
+                          "; on GPUs all ranks must make both in the same order");
+  }
+
+  void issue(const char* name, const std::function<Result(Api&, Comm)>& call) { team_->issue(rank_, name, call); }
+
+  // One group of NCCL operations; the first failure counts, and the group is always ended.
+  template <class Operation>
+  static Result group(Api& api, Operation operations) {
+    if (const Result begun = api.group_start(); begun != Result::success) return begun;
+    const Result result = operations();
+    const Result ended = api.group_end();
+    return result == Result::success || result == Result::in_progress ? ended : result;
+  }
+
+  template <class Operation>
+  static Result for_each(Api& api, at::TensorList tensors, Operation operation) {
+    return group(api, [&] {
+      for (const at::Tensor& tensor : tensors)
+        if (const Result result = operation(tensor); result != Result::success && result != Result::in_progress)
+          return result;
+      return Result::success;
+    });
+  }
+
+  void enqueue_all_reduce(at::TensorList from, at::TensorList to, ReduceOp op) {
+    issue("ncclAllReduce", [&](Api& api, Comm comm) {
+      return group(api, [&] {
+        for (std::size_t i = 0; i < from.size(); ++i) {
+          const auto as = native(from[i].scalar_type(), op);
+          if (!as) continue;
+          const auto count = static_cast<std::size_t>(from[i].numel() * as->parts);
+          const Result result =
+              api.all_reduce(data_of(from[i]), to[i].mutable_data_ptr(), count, as->type, as->op, comm, raw());
+          if (result != Result::success && result != Result::in_progress) return result;
+        }
+        return Result::success;
+      });
+    });
+    for (std::size_t i = 0; i < from.size(); ++i)
+      if (!native(from[i].scalar_type(), op)) to[i].copy_(reduce_gathered(from[i], op).view_as(to[i]));
+  }
+
+  void enqueue_reduce(const std::vector<at::Tensor>& work, ReduceOp op, int root) {
+    issue("ncclReduce", [&](Api& api, Comm comm) {
+      return for_each(api, work, [&](const at::Tensor& tensor) {
+        const auto as = native(tensor.scalar_type(), op);
+        if (!as) return Result::success;
+        const auto count = static_cast<std::size_t>(tensor.numel() * as->parts);
+        void* const to = rank_ == root ? tensor.mutable_data_ptr() : nullptr;
+        return api.reduce(data_of(tensor), to, count, as->type, as->op, root, comm, raw());
+      });
+    });
+    for (const at::Tensor& tensor : work) {
+      if (native(tensor.scalar_type(), op)) continue;
+      const at::Tensor reduced = reduce_gathered(tensor, op);
+      if (rank_ == root) tensor.copy_(reduced);
+    }
+  }
+
+  void enqueue_reduce_scatter(const at::Tensor& input, at::Tensor& output, ReduceOp op) {
+    const auto as = native(input.scalar_type(), op);
+    if (!as) {
+      output.copy_(reduce_gathered(input, op).narrow(0, rank_ * output.size(0), output.size(0)));
+      return;
+    }
+    issue("ncclReduceScatter", [&](Api& api, Comm comm) {
+      const auto count = static_cast<std::size_t>(output.numel() * as->parts);
+      return api.reduce_scatter(data_of(input), output.mutable_data_ptr(), count, as->type, as->op, comm, raw());
+    });
+  }
+
+  // Each rank's tensor into one of `gathered`; they may differ in size.
+  void enqueue_gather(const at::Tensor& input, const std::vector<at::Tensor>& gathered) {
+    issue("ncclBroadcast", [&](Api& api, Comm comm) {
+      int root = 0;
+      return for_each(api, gathered, [&](const at::Tensor& to) {
+        const int from = root++;
+        return api.broadcast(data_of(input), to.mutable_data_ptr(), to.nbytes(), Type::u8, from, comm, raw());
+      });
+    });
+  }
+
+  void enqueue_all_to_all(const std::vector<at::Tensor>& sent, const std::vector<at::Tensor>& received) {
+    issue("ncclSend", [&](Api& api, Comm comm) {
+      return group(api, [&] {
+        for (int peer = 0; peer < world_size(); ++peer) {
+          const at::Tensor& to = received[static_cast<std::size_t>(peer)];
+          const at::Tensor& from = sent[static_cast<std::size_t>(peer)];
+          const Result sends = api.send(data_of(from), from.nbytes(), Type::u8, peer, comm, raw());
+          if (sends != Result::success && sends != Result::in_progress) return sends;
+          const Result receives = api.receive(to.mutable_data_ptr(), to.nbytes(), Type::u8, peer, comm, raw());
+          if (receives != Result::success && receives != Result::in_progress) return receives;
+        }
+        return Result::success;
+      });
+    });
+  }
+
+  at::Tensor reduce_gathered(const at::Tensor& tensor, ReduceOp op) {
+    std::vector<at::Tensor> gathered;
+    for (int peer = 0; peer < world_size(); ++peer) gathered.push_back(at::empty_like(tensor));
+    enqueue_gather(tensor, gathered);
+    return reduce_in_rank_order(gathered, op);
+  }
+
+  // Every rank's sizes, by rank.
+  std::vector<Sizes> exchange_sizes(const CallRecord& record, const Sizes& mine) {
+    const RankGroup::Call call(group_, rank_, record, &mine);
+    std::vector<Sizes> all;
+    for (int peer = 0; peer < world_size(); ++peer) all.push_back(call.payload<Sizes>(peer));
+    return all;
+  }
+
+  // Counts the reductions that all ranks have posted.
+  void take_parts() {
+    while (const PostedCalls::Part part{group_.posted(), rank_}) finished_parts_ += 1;
+  }
+
+  // The compute stream follows the reductions up to `number`.
+  void end_started(std::uint64_t number) {
+    while (!started_.empty() && started_.front().number <= number) {
+      stream_.let_compute_follow(std::move(started_.front().done));
+      started_.pop_front();
+    }
+  }
+
+  void release_started() {
+    for (Started& started : started_)
+      for (at::Tensor& tensor : started.tensors) tensor.record_stream(stream_.stream());
+    started_.clear();
+  }
+
+  // The first use of each algorithm connects and allocates, which must not happen while another rank's kernel waits.
+  void warm_up() {
+    const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device_));
+    all_reduce({one}, {one}, ReduceOp::sum);
+    reduce({one}, ReduceOp::sum, 0);
+    broadcast({one}, 0);
+    all_gather(one);
+    reduce_scatter(one, ReduceOp::sum);
+    all_to_all(one.chunk(world_size()));
+    const RankGroup::WaitScope scope(group_, rank_, "NCCL's first collectives");
+    stream_.synchronize();
+    barrier();
+  }
+
+  const std::shared_ptr<Team> team_;
+  RankGroup& group_;
+  const int rank_;
+  const c10::Device device_;
+  CommunicationStream stream_;
+  std::deque<Started> started_;  // and not waited for, in order
+  std::uint64_t last_started_ = 0, finished_parts_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, RankGroup& group, int rank,
+                                                c10::Device device) {
+  return std::make_unique<NcclCommunicator>(std::move(team), group, rank, device);
+}
+
+}  // namespace tandem::comm::nccl

@@ -1,0 +1,28 @@
+// The collectives of a launch's ranks with NCCL, each rank on a device of its own.
+#pragma once
+
+#include <memory>
+
+#include <c10/core/Device.h>
+
+#include "comm/nccl/team.h"
+#include "tandem/comm/communicator.h"
+
+namespace tandem::comm::nccl {
+
+/// `rank`'s communicator on `device`, the calling thread's current one: makes NCCL's in `team` and warms it up.
+/// Collective; throws like Team::init.
+///
+/// Everything is enqueued on a stream of its own, after what the calling thread's current stream has at that time; what
+/// comes later on the current stream finds the results. The host waits for the other ranks' hosts, never for a device:
+/// before and after each call, but for reductions that are started in `wait` only, so that no rank is more than a step
+/// ahead of another (further ahead it may fill the driver's queue and keep the rank it waits for from launching). The
+/// order of all calls must be the same on all ranks, started reductions included; that is checked.
+///
+/// Sums, means and products are reduced in NCCL's order, which is the same in every run with the same devices, and in
+/// the elements' own type; max and min of floating-point numbers and what NCCL has no type for are gathered and reduced
+/// in rank order.
+std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, RankGroup& group, int rank,
+                                                c10::Device device);
+
+}  // namespace tandem::comm::nccl
