@@ -89,6 +89,17 @@ at::Tensor plain(const at::Tensor& tensor) {
   return is_plain(tensor) ? detached : detached.clone(at::MemoryFormat::Contiguous).resolve_conj().resolve_neg();
 }
 
+std::vector<at::Tensor> all_plain(at::TensorList tensors) {
+  std::vector<at::Tensor> all;
+  for (const at::Tensor& tensor : tensors) all.push_back(plain(tensor));
+  return all;
+}
+
+void copy_back(const std::vector<at::Tensor>& plain, at::TensorList tensors) {
+  for (std::size_t i = 0; i < plain.size(); ++i)
+    if (!is_plain(tensors[i])) tensors[i].detach().copy_(plain[i]);
+}
+
 void check_outputs(at::TensorList inputs, at::TensorList outputs, c10::Device device) {
   check_dense(outputs, device, "all_reduce");
   check_as_many(inputs, outputs);

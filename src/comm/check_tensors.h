@@ -1,6 +1,8 @@
 // What all communicators ask of the tensors they get. Every function throws CollectiveError, naming the operation.
 #pragma once
 
+#include <vector>
+
 #include <ATen/core/Tensor.h>
 
 namespace tandem::comm {
@@ -28,5 +30,11 @@ bool is_plain(const at::Tensor& tensor);
 
 /// The tensor without its graph, or a copy, so that it is plain.
 at::Tensor plain(const at::Tensor& tensor);
+
+/// Each of `tensors`, plain.
+std::vector<at::Tensor> all_plain(at::TensorList tensors);
+
+/// Writes those of `all_plain(tensors)` that are copies back to what they are copies of.
+void copy_back(const std::vector<at::Tensor>& plain, at::TensorList tensors);
 
 }  // namespace tandem::comm

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "comm/shares.h"
+
 namespace tandem::comm {
 namespace {
 
@@ -84,24 +86,11 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> 
   }
 }
 
-// The parts count as one row of elements, of which this rank reduces 1/R, in whole blocks of the parts: so no two ranks
-// write to one cache line, and the sums of squares do not depend on the number of ranks. `of` tells the lists of a
-// rank.
+// `of` tells the lists of a rank.
 template <class PeersParts>
 void SharedReducer::reduce_share(const PeersParts& of, std::span<const Part> parts, ReduceOp op, int root) {
   const int ranks = group_.world_size();
-  std::int64_t total = 0;
-  for (const Part& part : parts) total += part.elements;
-  std::int64_t offset = 0;
-  // Where the share of `rank` begins in a part of so many elements, and that of the rank before it ends.
-  const auto begin_of = [&](int rank, std::int64_t elements) {
-    const std::int64_t begin = std::max(total * rank / ranks - offset, std::int64_t{0});
-    return begin >= elements || rank == ranks ? elements : begin / kReductionBlock * kReductionBlock;
-  };
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const std::int64_t begin = begin_of(rank_, parts[i].elements), end = begin_of(rank_ + 1, parts[i].elements);
-    offset += parts[i].elements;
-    if (begin >= end) continue;
+  for_each_share(parts, rank_, ranks, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     sources_.clear();
     targets_.clear();
     squares_.clear();
@@ -116,7 +105,7 @@ void SharedReducer::reduce_share(const PeersParts& of, std::span<const Part> par
       reduce_elements(parts[i].type, op, sources_, targets_, begin, end);
     else
       reduce_with_squares(parts[i].type, op, sources_, targets_, squares_, begin, end);
-  }
+  });
 }
 
 }  // namespace tandem::comm

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "comm/nccl/api.h"
-#include "tandem/comm/reduction.h"
+#include "comm/reduction_kernel.h"
 
 namespace tandem::cuda {
 
@@ -23,22 +23,10 @@ struct DeviceFacts {
   std::string pci_bus_id;    ///< such as 0000:3b:00.0
 };
 
-/// A rank's share of a reduction: out[i] = op over ranks of in[rank][i], in rank order, for `count` elements. Written
-/// to every output, all of which, like the inputs, the stream's device can reach; an output may be an input.
-struct Reduction {
-  std::vector<const void*> inputs;  ///< by rank
-  std::vector<void*> outputs;
-  std::size_t count = 0;
-  comm::ElementType type{};
-  comm::ReduceOp op{};
-};
-
 /// What only CUDA's own libraries can do; the rest goes through c10's device-generic interfaces. Thread-safe. Throws
 /// tandem::Error with CUDA's text.
-class Module {
+class Module : public comm::ReductionKernel {
  public:
-  virtual ~Module() = default;
-
   /// The GPUs that this process may use, in CUDA's order (CUDA_VISIBLE_DEVICES and MIG count).
   virtual std::vector<DeviceFacts> devices() = 0;
 
@@ -46,9 +34,6 @@ class Module {
 
   /// Whether `device` can read and write `peer`'s memory; from then on it may. True for itself.
   virtual bool enable_peer_access(int device, int peer) = 0;
-
-  /// Enqueues a reduction; see comm/reduction.h for the arithmetic.
-  virtual void reduce(const Reduction& reduction, comm::nccl::Stream stream) = 0;
 };
 
 /// What the module exports: makes it, or throws tandem::Error. LibTorch's CUDA library is there once it is loaded.

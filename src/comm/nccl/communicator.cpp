@@ -254,17 +254,6 @@ class NcclCommunicator final : public Communicator {
 
   Stream raw() const { return stream_.stream().native_handle(); }
 
-  static std::vector<at::Tensor> all_plain(at::TensorList tensors) {
-    std::vector<at::Tensor> all;
-    for (const at::Tensor& tensor : tensors) all.push_back(plain(tensor));
-    return all;
-  }
-
-  static void copy_back(const std::vector<at::Tensor>& work, at::TensorList tensors) {
-    for (std::size_t i = 0; i < work.size(); ++i)
-      if (!is_plain(tensors[i])) tensors[i].detach().copy_(work[i]);
-  }
-
   // A call that all ranks make together: `enqueue` on the communication stream, between two meetings of the hosts.
   template <class Enqueue>
   void call(const CallRecord& record, Enqueue enqueue) {
