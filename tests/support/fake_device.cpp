@@ -1,0 +1,496 @@
+#include "support/fake_device.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/native/CPUFallback.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/resize_native.h>
+#include <ATen/ops/set_native.h>
+#include <ATen/ops/view_native.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
+
+namespace tandem::test::fake {
+namespace {
+
+using Key = std::int64_t;                    // of a stream
+using Clock = std::map<Key, std::uint64_t>;  // for each stream, how many of its operations are done
+
+constexpr Key kStreamsOfDevice = 1'000'000;
+
+Key key_of(c10::Stream stream) { return stream.device_index() * kStreamsOfDevice + stream.id(); }
+
+void* handle_of(Key key) { return reinterpret_cast<void*>(key + 1); }
+Key key_of(void* handle) { return reinterpret_cast<Key>(handle) - 1; }
+
+std::string name_of(Key key) {
+  return "stream " + std::to_string(key % kStreamsOfDevice) + " of device " + std::to_string(key / kStreamsOfDevice);
+}
+
+void join(Clock& clock, const Clock& other) {
+  for (const auto& [key, count] : other) clock[key] = std::max(clock[key], count);
+}
+
+bool covers(const Clock& clock, Key key, std::uint64_t count) {
+  const auto found = clock.find(key);
+  return found != clock.end() && found->second >= count;
+}
+
+struct Access {
+  Key stream;
+  std::uint64_t count;
+  bool write;
+  std::uintptr_t begin, end;
+};
+
+struct Block {
+  std::size_t bytes;
+  bool on_device;
+  Key stream;  // that was current when it was allocated
+  std::vector<Access> accesses;
+  std::set<Key> recorded;
+};
+
+// All that is known of order.
+class Order {
+ public:
+  void note(Key stream, const void* data, std::size_t bytes, bool write) {
+    if (bytes == 0) return;
+    const std::lock_guard lock(mutex_);
+    Block* const block = block_of(data);
+    if (!block) return;
+    Clock& clock = tick(stream);
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    const Access mine{stream, clock[stream], write, begin, begin + bytes};
+    for (const Access& other : block->accesses) {
+      const bool overlaps = other.begin < mine.end && mine.begin < other.end;
+      if (overlaps && (other.write || write) && !covers(clock, other.stream, other.count))
+        report(std::string(write ? "a write" : "a read") + " on " + name_of(stream) + " is not ordered after " +
+               (other.write ? "a write" : "a read") + " on " + name_of(other.stream));
+    }
+    // What follows a later access of the same kind by the same stream, or a write over all of it, is covered by it.
+    std::erase_if(block->accesses, [&](const Access& other) {
+      const bool inside = mine.begin <= other.begin && other.end <= mine.end;
+      return inside && (write ? covers(clock, other.stream, other.count) : other.stream == stream && !other.write);
+    });
+    block->accesses.push_back(mine);
+  }
+
+  void allocated(void* data, std::size_t bytes, bool on_device, Key stream) {
+    const std::lock_guard lock(mutex_);
+    blocks_[reinterpret_cast<std::uintptr_t>(data)] = {bytes, on_device, stream, {}, {}};
+    if (on_device) bytes_ += bytes;
+  }
+
+  // The stream that allocated the memory may use it again at once.
+  void freed(void* data) {
+    const std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(reinterpret_cast<std::uintptr_t>(data));
+    const Block& block = found->second;
+    if (block.on_device) bytes_ -= block.bytes;
+    Clock clock = streams_[block.stream];
+    join(clock, host_);
+    for (const Access& access : block.accesses)
+      if (access.stream != block.stream && !block.recorded.contains(access.stream) &&
+          !covers(block.on_device ? clock : host_, access.stream, access.count))
+        report("memory is freed that " + name_of(access.stream) + " may still use");
+    blocks_.erase(found);
+  }
+
+  void recorded(const void* data, Key stream) {
+    const std::lock_guard lock(mutex_);
+    if (Block* block = block_of(data)) block->recorded.insert(stream);
+  }
+
+  Clock record(Key stream) {
+    const std::lock_guard lock(mutex_);
+    return tick(stream);
+  }
+
+  void block(Key stream, const Clock& event) {
+    const std::lock_guard lock(mutex_);
+    join(streams_[stream], event);
+  }
+
+  void synchronize(const Clock& with) {
+    const std::lock_guard lock(mutex_);
+    join(host_, with);
+  }
+
+  void synchronize(Key stream) { synchronize(record(stream)); }
+
+  std::vector<std::string> reports() {
+    const std::lock_guard lock(mutex_);
+    return reports_;
+  }
+
+  void reset() {
+    const std::lock_guard lock(mutex_);
+    reports_.clear();
+    for (auto& [data, block] : blocks_) block.accesses.clear();
+  }
+
+  std::size_t bytes() {
+    const std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+
+ private:
+  // The next operation of a stream comes after what hosts have waited for.
+  Clock& tick(Key stream) {
+    Clock& clock = streams_[stream];
+    join(clock, host_);
+    clock[stream] += 1;
+    return clock;
+  }
+
+  Block* block_of(const void* data) {
+    auto after = blocks_.upper_bound(reinterpret_cast<std::uintptr_t>(data));
+    if (after == blocks_.begin()) return nullptr;
+    auto& [begin, block] = *std::prev(after);
+    return reinterpret_cast<std::uintptr_t>(data) < begin + block.bytes ? &block : nullptr;
+  }
+
+  void report(std::string text) {
+    constexpr std::size_t kMost = 20;
+    if (reports_.size() < kMost) reports_.push_back(std::move(text));
+  }
+
+  std::mutex mutex_;
+  std::map<Key, Clock> streams_;
+  Clock host_;
+  std::map<std::uintptr_t, Block> blocks_;
+  std::vector<std::string> reports_;
+  std::size_t bytes_ = 0;
+};
+
+Order& order() {
+  static Order& order = *new Order;
+  return order;
+}
+
+thread_local c10::DeviceIndex this_device = 0;
+thread_local std::array<c10::StreamId, kDevices> current_streams{};
+std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
+thread_local int in_fallback = 0;
+
+c10::Stream stream_of(c10::DeviceIndex device) {
+  return c10::Stream(c10::Stream::UNSAFE, c10::Device(c10::kCUDA, device),
+                     current_streams[static_cast<std::size_t>(device)]);
+}
+
+class Guard final : public c10::impl::DeviceGuardImplInterface {
+ public:
+  c10::DeviceType type() const override { return c10::kCUDA; }
+  c10::Device exchangeDevice(c10::Device to) const override {
+    return {c10::kCUDA, std::exchange(this_device, to.index())};
+  }
+  c10::Device getDevice() const override { return {c10::kCUDA, this_device}; }
+  void setDevice(c10::Device to) const override { this_device = to.index(); }
+  void uncheckedSetDevice(c10::Device to) const noexcept override { this_device = to.index(); }
+  c10::Stream getStream(c10::Device of) const override { return stream_of(of.has_index() ? of.index() : this_device); }
+  c10::Stream getDefaultStream(c10::Device of) const override { return c10::Stream(c10::Stream::DEFAULT, of); }
+  c10::Stream getNewStream(c10::Device of, int) const override {
+    return c10::Stream(c10::Stream::UNSAFE, of, ++streams_made[static_cast<std::size_t>(of.index())]);
+  }
+  c10::Stream getStreamFromGlobalPool(c10::Device of, bool) const override { return getNewStream(of, 0); }
+  c10::Stream exchangeStream(c10::Stream to) const override {
+    const c10::Stream before = stream_of(to.device_index());
+    current_streams[static_cast<std::size_t>(to.device_index())] = to.id();
+    return before;
+  }
+  void* getStreamNativeHandle(c10::Stream stream) const override { return handle_of(key_of(stream)); }
+
+  void record(void** event, const c10::Stream& stream, c10::DeviceIndex, c10::EventFlag) const override {
+    if (!*event) *event = new Clock;
+    *static_cast<Clock*>(*event) = order().record(key_of(stream));
+  }
+  void block(void* event, const c10::Stream& stream) const override {
+    order().block(key_of(stream), *static_cast<Clock*>(event));
+  }
+  bool queryEvent(void*) const override { return true; }
+  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock*>(event); }
+  void synchronizeEvent(void* event) const override { order().synchronize(*static_cast<Clock*>(event)); }
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream& stream) const override { order().synchronize(key_of(stream)); }
+
+  c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
+  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
+    order().recorded(data.get(), key_of(stream));
+  }
+};
+
+void release(void* data) {
+  order().freed(data);
+  std::free(data);
+}
+
+void* allocate_host(std::size_t bytes, bool on_device) {
+  constexpr std::size_t kAlignment = 64;
+  void* const data = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+  order().allocated(data, bytes, on_device, key_of(stream_of(this_device)));
+  return data;
+}
+
+class DeviceAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(std::size_t bytes) override {
+    void* const data = bytes == 0 ? nullptr : allocate_host(bytes, true);
+    return {data, data, data ? &release : nullptr, {c10::kCUDA, this_device}};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
+
+std::mutex pinned_mutex;
+std::set<const void*> pinned;
+
+void release_pinned(void* data) {
+  {
+    const std::lock_guard lock(pinned_mutex);
+    pinned.erase(data);
+  }
+  release(data);
+}
+
+class PinnedAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(std::size_t bytes) override {
+    void* const data = allocate_host(std::max<std::size_t>(bytes, 1), false);
+    const std::lock_guard lock(pinned_mutex);
+    pinned.insert(data);
+    return {data, data, &release_pinned, c10::kCPU};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release_pinned; }
+  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
+
+// Numbers are the CPU generator's.
+class Generator final : public c10::GeneratorImpl {
+ public:
+  explicit Generator(c10::DeviceIndex device)
+      : GeneratorImpl({c10::kCUDA, device}, c10::DispatchKeySet(c10::DispatchKey::CUDA)),
+        cpu(at::make_generator<at::CPUGeneratorImpl>()) {}
+
+  void set_current_seed(std::uint64_t seed) override { cpu.set_current_seed(seed); }
+  void set_offset(std::uint64_t offset) override { cpu.set_offset(offset); }
+  std::uint64_t get_offset() const override { return cpu.get_offset(); }
+  std::uint64_t current_seed() const override { return cpu.current_seed(); }
+  std::uint64_t seed() override { return cpu.seed(); }
+  void set_state(const c10::TensorImpl& state) override { cpu.unsafeGetGeneratorImpl()->set_state(state); }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return cpu.unsafeGetGeneratorImpl()->get_state(); }
+
+  at::Generator cpu;
+
+ private:
+  Generator* clone_impl() const override {
+    auto* const copy = new Generator(device().index());
+    copy->cpu = cpu.clone();
+    return copy;
+  }
+};
+
+}  // namespace
+
+// LibTorch finds it by this name.
+class CUDAHooks final : public at::CUDAHooksInterface {
+ public:
+  explicit CUDAHooks(at::CUDAHooksArgs) {}
+  void init() const override {}
+  bool hasCUDA() const override { return true; }
+  int getNumGPUs() const override { return kDevices; }
+  c10::DeviceIndex current_device() const override { return this_device; }
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return true; }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  c10::DeviceIndex deviceCount() const override { return kDevices; }
+  c10::DeviceIndex getCurrentDevice() const override { return this_device; }
+  void setCurrentDevice(c10::DeviceIndex to) const override { this_device = to; }
+  c10::DeviceIndex exchangeDevice(c10::DeviceIndex to) const override { return std::exchange(this_device, to); }
+  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex to) const override { return exchangeDevice(to); }
+  bool isPinnedPtr(const void* data) const override {
+    const std::lock_guard lock(pinned_mutex);
+    const auto after = pinned.upper_bound(data);
+    return after != pinned.begin() && *std::prev(after) == data;
+  }
+  c10::Allocator* getPinnedMemoryAllocator() const override {
+    static PinnedAllocator& allocator = *new PinnedAllocator;
+    return &allocator;
+  }
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex device) const override {
+    static auto& generators = *new std::vector<at::Generator>([] {
+      std::vector<at::Generator> all;
+      for (int i = 0; i < kDevices; ++i) all.push_back(at::make_generator<Generator>(static_cast<c10::DeviceIndex>(i)));
+      return all;
+    }());
+    return generators[static_cast<std::size_t>(device < 0 ? this_device : device)];
+  }
+  at::Generator getNewGenerator(c10::DeviceIndex device) const override {
+    return at::make_generator<Generator>(device < 0 ? this_device : device);
+  }
+};
+
+}  // namespace tandem::test::fake
+
+namespace at {
+using tandem::test::fake::CUDAHooks;
+REGISTER_CUDA_HOOKS(CUDAHooks)
+}  // namespace at
+
+namespace tandem::test::fake {
+namespace {
+
+// The bytes that a tensor spans.
+std::size_t span_of(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  std::int64_t last = 0;
+  for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  return static_cast<std::size_t>(last + 1) * tensor.element_size();
+}
+
+bool is_fake(const at::Tensor& tensor) { return tensor.device().type() == c10::kCUDA; }
+
+at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides, std::optional<at::ScalarType> type,
+                         std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
+  const c10::DeviceGuard guard(device.value_or(fake::device(this_device)));
+  constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
+  return at::detail::empty_strided_generic(sizes, strides, c10::GetAllocator(c10::kCUDA), kKeys,
+                                           type.value_or(at::kFloat));
+}
+
+at::Tensor empty(at::IntArrayRef sizes, std::optional<at::ScalarType> type, std::optional<at::Layout>,
+                 std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  const c10::DeviceGuard guard(device.value_or(fake::device(this_device)));
+  constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::CUDA);
+  return at::detail::empty_generic(sizes, c10::GetAllocator(c10::kCUDA), kKeys, type.value_or(at::kFloat), format);
+}
+
+// The same memory as a CPU tensor.
+at::Tensor on_host(const at::Tensor& tensor) {
+  if (!is_fake(tensor)) return tensor;
+  const auto options = at::dtype(tensor.scalar_type());
+  if (tensor.numel() == 0) return at::empty(tensor.sizes(), options);
+  return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), options);
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  const at::Tensor& on_device = is_fake(to) ? to : from;
+  const Key stream = key_of(stream_of(on_device.device().index()));
+  order().note(stream, from.data_ptr(), span_of(from), false);
+  order().note(stream, to.data_ptr(), span_of(to), true);
+  at::Tensor source = on_host(from), target = on_host(to);
+  if (from.is_conj()) source = source.conj();
+  if (from.is_neg()) source = source._neg_view();
+  target.copy_(source);
+  const at::Tensor& host = is_fake(to) ? from : to;
+  const bool waits = !is_fake(host) && !(non_blocking && host.is_pinned());
+  if (waits && in_fallback == 0) order().synchronize(stream);
+  return to;
+}
+
+at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+  copy_from(from.expand_as(to), to, non_blocking);
+  return to;
+}
+
+at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
+  if (from.sizes() != to.sizes()) to.resize_(from.sizes());
+  return copy_from(from, to, false);
+}
+
+at::Scalar local_scalar(const at::Tensor& tensor) {
+  const Key stream = key_of(stream_of(tensor.device().index()));
+  order().note(stream, tensor.data_ptr(), span_of(tensor), false);
+  order().synchronize(stream);
+  return on_host(tensor).item();
+}
+
+void record_stream(at::Tensor& tensor, c10::Stream stream) { order().recorded(tensor.data_ptr(), key_of(stream)); }
+
+at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides,
+                      std::optional<std::int64_t> offset) {
+  return at::native::as_strided_tensorimpl(self, sizes, strides, offset);
+}
+
+at::Tensor view(const at::Tensor& self, at::IntArrayRef sizes) { return at::native::view(self, sizes); }
+
+at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  return at::native::_reshape_alias(self, sizes, strides);
+}
+
+const at::Tensor& resize(const at::Tensor& self, at::IntArrayRef sizes, std::optional<at::MemoryFormat> format) {
+  return at::native::resize_(self, sizes, format);
+}
+
+at::Tensor& set_storage(at::Tensor& self, at::Storage source, std::int64_t offset, at::IntArrayRef sizes,
+                        at::IntArrayRef strides) {
+  return at::native::set_storage_cpu_(self, std::move(source), offset, sizes, strides);
+}
+
+// Copies between device and host within are part of the operator.
+void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  struct Scope {
+    Scope() { in_fallback += 1; }
+    ~Scope() { in_fallback -= 1; }
+  } const scope;
+  for (c10::IValue& value : *stack)
+    if (value.isGenerator())
+      if (auto* generator = dynamic_cast<Generator*>(value.toGenerator().unsafeGetGeneratorImpl()))
+        value = generator->cpu;
+  at::native::cpu_fallback(op, stack);
+}
+
+TORCH_LIBRARY_IMPL(_, CUDA, library) { library.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+
+TORCH_LIBRARY_IMPL(aten, CUDA, library) {
+  library.impl("empty.memory_format", &empty);
+  library.impl("empty_strided", &empty_strided);
+  library.impl("copy_", &copy);
+  library.impl("_copy_from", &copy_from);
+  library.impl("_copy_from_and_resize", &copy_from_and_resize);
+  library.impl("_local_scalar_dense", &local_scalar);
+  library.impl("record_stream", &record_stream);
+  library.impl("as_strided", &as_strided);
+  library.impl("view", &view);
+  library.impl("_reshape_alias", &reshape_alias);
+  library.impl("resize_", &resize);
+  library.impl("set_.source_Storage_storage_offset", &set_storage);
+}
+
+const Guard guard;
+const c10::impl::DeviceGuardImplRegistrar registrar(c10::kCUDA, &guard);
+
+}  // namespace
+
+void install() {
+  static const bool once = [] {
+    c10::SetAllocator(c10::kCUDA, new DeviceAllocator);
+    return true;
+  }();
+  (void)once;
+}
+
+c10::Device device(int index) { return {c10::kCUDA, static_cast<c10::DeviceIndex>(index)}; }
+
+void note_read(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, false); }
+void note_write(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, true); }
+
+std::vector<std::string> races() { return order().reports(); }
+void reset() { order().reset(); }
+std::size_t allocated() { return order().bytes(); }
+
+}  // namespace tandem::test::fake

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include <c10/core/Device.h>
+#include <c10/core/Stream.h>
+
+/// CUDA in host memory, for programs that do not load LibTorch's: devices, streams, events, pinned memory, generators.
+/// Operators run at once, on the CPU; but the fake knows which order streams and events would have guaranteed, and
+/// reports accesses to memory that have none, and memory that is freed too early. (Host threads are taken to be ordered
+/// as they really ran.)
+namespace tandem::test::fake {
+
+constexpr int kDevices = 8;
+
+/// To be called before anything else here; any number of times.
+void install();
+
+/// Device `index`.
+c10::Device device(int index);
+
+/// What a kernel that is not LibTorch's does on `stream`, given by its native handle.
+void note_read(void* stream, const void* data, std::size_t bytes);
+void note_write(void* stream, const void* data, std::size_t bytes);
+
+/// What was found since `reset`, one text each.
+std::vector<std::string> races();
+
+/// Forgets all accesses and what was found.
+void reset();
+
+/// Bytes of device memory that tensors have.
+std::size_t allocated();
+
+}  // namespace tandem::test::fake
