@@ -1,6 +1,7 @@
 // Every collective against its definition, on random shapes and types.
 #include <random>
 
+#include "support/random_tensors.h"
 #include "support/ranks.h"
 
 using namespace tandem;
@@ -8,25 +9,6 @@ using namespace tandem::test;
 using comm::ReduceOp;
 
 namespace {
-
-const std::vector<at::ScalarType> kTypes{at::kFloat, at::kDouble, at::kHalf,         at::kBFloat16,
-                                         at::kLong,  at::kInt,    at::kShort,        at::kChar,
-                                         at::kByte,  at::kBool,   at::kComplexFloat, at::kComplexDouble};
-
-// The same on every rank for the same seed.
-at::Tensor random_tensor(std::mt19937& random, at::ScalarType type, int rank) {
-  const std::vector<std::vector<std::int64_t>> shapes{{}, {0}, {1}, {5}, {3, 4}, {2, 0, 3}, {2, 3, 4}, {30, 1}, {7001}};
-  const auto shape = shapes[random() % shapes.size()];
-  const bool strided = random() % 2;
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(random() + static_cast<unsigned>(rank) * 7919);
-  at::Tensor tensor = at::randint(-9, 9, shape, generator, at::kDouble);
-  if (type == at::kByte || type == at::kBool) tensor = tensor.abs();
-  if (type == at::kBool) tensor = tensor.gt(4);
-  if (c10::isFloatingType(type)) tensor = tensor / 3;
-  tensor = tensor.to(type);
-  if (!strided || tensor.dim() == 0) return tensor;
-  return tensor.dim() > 1 ? tensor.transpose(0, -1) : at::stack({tensor, tensor}, 1).select(1, 0);
-}
 
 at::Tensor expected_reduction(const std::vector<at::Tensor>& inputs, ReduceOp op) {
   const auto type = inputs[0].scalar_type();
@@ -49,12 +31,6 @@ at::Tensor expected_reduction(const std::vector<at::Tensor>& inputs, ReduceOp op
   if (op == ReduceOp::mean)  // of a complex number the mean of its parts
     total = total.is_complex() ? at::view_as_complex(at::view_as_real(total) / count) : total / count;
   return total.to(type);
-}
-
-bool defined_for(ReduceOp op, at::ScalarType type) {
-  if (op == ReduceOp::mean) return c10::isFloatingType(type) || c10::isComplexType(type);
-  if (op == ReduceOp::max || op == ReduceOp::min) return !c10::isComplexType(type);
-  return true;
 }
 
 struct Sample {

@@ -73,6 +73,12 @@ struct FakeNccl::Rank {
   std::deque<Operation> issued, messages;
   std::vector<Operation> group;  // opened by `grouper`
   std::thread::id grouper;
+
+  // What comes after an operation runs at once: for broadcasts, whose results are used on the same stream, the caller
+  // is told to wait.
+  bool broadcasts() const {
+    return std::any_of(issued.begin(), issued.end(), [](const Operation& one) { return one.kind == "broadcast"; });
+  }
 };
 
 struct FakeNccl::Clique {
@@ -186,7 +192,7 @@ FakeNccl::Result FakeNccl::async_error(Comm comm, Result& state) {
   std::unique_lock lock(mutex_);
   const Use use(*this, comm, "async_error");
   const Result result = enter("async_error", use.rank->rank, lock);
-  const bool done = use.rank->clique->complete() && use.rank->questions == 0;
+  const bool done = use.rank->clique->complete() && use.rank->questions == 0 && !use.rank->broadcasts();
   if (!done && use.rank->questions > 0) use.rank->questions -= 1;
   state = done ? work_state_ : Result::in_progress;
   return result;
@@ -221,10 +227,13 @@ FakeNccl::Result FakeNccl::group_end() {
   std::unique_lock lock(mutex_);
   const Result result = enter("group_end", -1, lock);
   if (--group_depth > 0) return result;
-  for (const auto& rank : ranks_)
-    if (rank->grouper == std::this_thread::get_id())
-      for (Operation& operation : std::exchange(rank->group, {})) issue(*rank, std::move(operation));
-  return result;
+  bool waits = false;
+  for (const auto& rank : ranks_) {
+    if (rank->grouper != std::this_thread::get_id() || rank->ended) continue;
+    for (Operation& operation : std::exchange(rank->group, {})) issue(*rank, std::move(operation));
+    waits = waits || rank->broadcasts();
+  }
+  return result == Result::success && waits ? Result::in_progress : result;
 }
 
 FakeNccl::Result FakeNccl::enqueue(const std::string& function, Comm comm, Operation operation) {
@@ -233,7 +242,9 @@ FakeNccl::Result FakeNccl::enqueue(const std::string& function, Comm comm, Opera
   const Result result = enter(function, use.rank->rank, lock);
   if (result != Result::success) return result;
   operation.kind = function;
+  const std::size_t results = function == "all_gather" ? use.rank->clique->ranks.size() : 1;
   if (on_access && operation.from) on_access(operation.stream, operation.from, operation.bytes(), false);
+  if (on_access && operation.to) on_access(operation.stream, operation.to, results * operation.bytes(), true);
   if (group_depth > 0) {
     use.rank->grouper = std::this_thread::get_id();
     use.rank->group.push_back(std::move(operation));
@@ -312,17 +323,17 @@ void FakeNccl::carry_out(Clique& clique) {
     const std::size_t element = comm::size_of(element_of(first.type));
     std::vector<std::byte> result(element * whole * (gathers ? all.size() : 1));
     if (gathers)
-      for (std::size_t r = 0; r < all.size(); ++r) std::memcpy(&result[r * first.bytes()], inputs[r], first.bytes());
-    else if (first.kind == "broadcast")
+      for (std::size_t r = 0; r < all.size() && !result.empty(); ++r)
+        std::memcpy(&result[r * first.bytes()], inputs[r], first.bytes());
+    else if (first.kind == "broadcast" && !result.empty())
       std::memcpy(result.data(), inputs[static_cast<std::size_t>(first.peer)], first.bytes());
-    else if (whole > 0)
+    else if (first.kind != "broadcast" && whole > 0)
       reduce_into(result.data(), inputs, first.type, first.op, whole);
     for (std::size_t r = 0; r < all.size(); ++r) {
       if (first.kind == "reduce" && static_cast<int>(r) != first.peer) continue;
       const std::size_t bytes = scatters ? first.bytes() : result.size();
       if (bytes == 0) continue;
       std::memcpy(all[r].to, &result[scatters ? r * bytes : 0], bytes);
-      if (on_access) on_access(all[r].stream, all[r].to, bytes, true);
     }
   }
 }
@@ -347,9 +358,8 @@ void FakeNccl::carry_out_messages(Clique& clique) {
       }
       if (taken->count != sent->count || taken->type != sent->type) violated("a message's sizes differ");
       if (sent->count > 0) std::memcpy(taken->to, sent->from, sent->bytes());
-      if (on_access) on_access(taken->stream, taken->to, taken->bytes(), true);
       if (receiver == sender) {  // one queue: erasing one of them moves the other
-        const auto [first, second] = std::minmax(sent - waiting.begin(), taken - waiting.begin());
+        const auto [first, second] = std::minmax({sent - waiting.begin(), taken - waiting.begin()});
         waiting.erase(waiting.begin() + second);
         waiting.erase(waiting.begin() + first);
         sent = waiting.begin();

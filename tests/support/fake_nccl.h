@@ -38,7 +38,7 @@ class FakeNccl : public comm::nccl::Api {
   /// Ranks' work ends in this state.
   void break_work(Result state);
 
-  /// Called for memory that an operation reads or writes on a stream.
+  /// Called for memory that an operation reads or writes on a stream, when it is issued.
   std::function<void(Stream, const void*, std::size_t bytes, bool write)> on_access;
 
   /// What was forbidden, one text each.
