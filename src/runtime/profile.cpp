@@ -72,7 +72,8 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
     const std::unique_ptr<RankProfiler, decltype(forget)> current(profiler_ = &profiler, forget);
     body();
   }
-  wait_for_everyone();  // all have left
+  if (!is_main()) session.reset();  // the last to hold it lets the process have another
+  wait_for_everyone();              // all have left
   return broadcast_object(is_main() ? session->finish(path, options.first_step) : Profile{});
 }
 
