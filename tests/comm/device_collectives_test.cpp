@@ -94,7 +94,7 @@ class Ranks {
     if (kind == Kind::cpu) return body(*make_shared_memory_communicator(group, rank), rank, device);
     const c10::DeviceGuard on_device(device);
     const c10::StreamGuard on_stream(c10::impl::VirtualGuardImpl(device.type()).getNewStream(device));
-    const auto communicator = kind == Kind::nccl ? nccl::make_communicator(team, group, rank, device)
+    const auto communicator = kind == Kind::nccl ? nccl::make_communicator(team, kernel, group, rank, device)
                                                  : make_peer_memory_communicator(kernel, marks, group, rank, device);
     body(*communicator, rank, device);
   }
@@ -304,7 +304,8 @@ TEST_CASE("ranks that forget what they have started, not all the same, go on") {
 }
 
 TEST_CASE("an error of NCCL's in a collective names rank, device and call") {
-  for (const std::string function : {"broadcast", "all_reduce", "reduce", "reduce_scatter", "send", "group_end"}) {
+  for (const std::string function :
+       {"broadcast", "all_gather", "all_reduce", "reduce", "reduce_scatter", "send", "group_end"}) {
     Ranks ranks(Kind::nccl, 2);
     ranks.nccl->fail(function, function == "group_end" ? -1 : 1, static_cast<nccl::Result>(1));
     const std::string error = ranks.run([](Communicator&, int, c10::Device) {});  // the warm-up calls all

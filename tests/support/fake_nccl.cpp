@@ -74,10 +74,10 @@ struct FakeNccl::Rank {
   std::vector<Operation> group;  // opened by `grouper`
   std::thread::id grouper;
 
-  // What comes after an operation runs at once: for broadcasts, whose results are used on the same stream, the caller
+  // What comes after an operation runs at once: for all_gather, whose results are used on the same stream, the caller
   // is told to wait.
-  bool broadcasts() const {
-    return std::any_of(issued.begin(), issued.end(), [](const Operation& one) { return one.kind == "broadcast"; });
+  bool gathers() const {
+    return std::any_of(issued.begin(), issued.end(), [](const Operation& one) { return one.kind == "all_gather"; });
   }
 };
 
@@ -192,7 +192,7 @@ FakeNccl::Result FakeNccl::async_error(Comm comm, Result& state) {
   std::unique_lock lock(mutex_);
   const Use use(*this, comm, "async_error");
   const Result result = enter("async_error", use.rank->rank, lock);
-  const bool done = use.rank->clique->complete() && use.rank->questions == 0 && !use.rank->broadcasts();
+  const bool done = use.rank->clique->complete() && use.rank->questions == 0 && !use.rank->gathers();
   if (!done && use.rank->questions > 0) use.rank->questions -= 1;
   state = done ? work_state_ : Result::in_progress;
   return result;
@@ -231,7 +231,7 @@ FakeNccl::Result FakeNccl::group_end() {
   for (const auto& rank : ranks_) {
     if (rank->grouper != std::this_thread::get_id() || rank->ended) continue;
     for (Operation& operation : std::exchange(rank->group, {})) issue(*rank, std::move(operation));
-    waits = waits || rank->broadcasts();
+    waits = waits || rank->gathers();
   }
   return result == Result::success && waits ? Result::in_progress : result;
 }

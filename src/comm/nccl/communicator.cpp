@@ -70,24 +70,6 @@ std::optional<Native> native(c10::ScalarType type, ReduceOp op) {
   }
 }
 
-at::Tensor reduce_in_rank_order(const std::vector<at::Tensor>& tensors, ReduceOp op) {
-  at::Tensor result = tensors.front();
-  const auto type = result.scalar_type();
-  if (type == at::kHalf || type == at::kBFloat16) result = result.to(at::kFloat);
-  for (std::size_t rank = 1; rank < tensors.size(); ++rank) {
-    const at::Tensor& next = tensors[rank];
-    switch (op) {
-      case ReduceOp::sum:
-      case ReduceOp::mean: result = result + next; break;
-      case ReduceOp::max: result = at::maximum(result, next); break;
-      case ReduceOp::min: result = at::minimum(result, next); break;
-      case ReduceOp::product: result = result * next; break;
-    }
-  }
-  if (op == ReduceOp::mean) result = result / static_cast<double>(tensors.size());
-  return result.to(type);
-}
-
 const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
 // A reduction that was started, with what it uses.
@@ -99,10 +81,16 @@ struct Started {
   std::vector<at::Tensor> tensors;
 };
 
+std::size_t bytes_of(at::TensorList tensors) {
+  std::size_t bytes = 0;
+  for (const at::Tensor& tensor : tensors) bytes += tensor.nbytes();
+  return bytes;
+}
+
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::shared_ptr<Team> team, RankGroup& group, int rank, c10::Device device)
-      : team_(std::move(team)), group_(group), rank_(rank), device_(device), stream_(device) {
+  NcclCommunicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group, int rank, c10::Device device)
+      : team_(std::move(team)), kernel_(kernel), group_(group), rank_(rank), device_(device), stream_(device) {
     team_->init(rank);
     warm_up();
   }
@@ -121,7 +109,8 @@ class NcclCommunicator final : public Communicator {
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const auto from = all_plain(inputs), to = all_plain(outputs);
-    call(record, [&] { enqueue_all_reduce(from, to, op); });
+    call(record,
+         [&] { bytes_of(inputs) <= kSmallAllReduce ? reduce_gathered(from, to, op) : reduce_natively(from, to, op); });
     copy_back(to, outputs);
   }
 
@@ -137,7 +126,7 @@ class NcclCommunicator final : public Communicator {
     stream_.follow_compute();
     {
       const c10::StreamGuard on(stream_.stream());
-      enqueue_all_reduce(inputs, outputs, op);
+      reduce_natively(inputs, outputs, op);
     }
     Started& started = started_.emplace_back(last_started_ + 1, stream_.mark());
     started.tensors.assign(inputs.begin(), inputs.end());
@@ -300,7 +289,7 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  void enqueue_all_reduce(at::TensorList from, at::TensorList to, ReduceOp op) {
+  void reduce_natively(at::TensorList from, at::TensorList to, ReduceOp op) {
     issue("ncclAllReduce", [&](Api& api, Comm comm) {
       return group(api, [&] {
         for (std::size_t i = 0; i < from.size(); ++i) {
@@ -315,7 +304,7 @@ class NcclCommunicator final : public Communicator {
       });
     });
     for (std::size_t i = 0; i < from.size(); ++i)
-      if (!native(from[i].scalar_type(), op)) to[i].copy_(reduce_gathered(from[i], op).view_as(to[i]));
+      if (!native(from[i].scalar_type(), op)) reduce_gathered(from[i], to[i], op);
   }
 
   void enqueue_reduce(const std::vector<at::Tensor>& work, ReduceOp op, int root) {
@@ -328,17 +317,16 @@ class NcclCommunicator final : public Communicator {
         return api.reduce(data_of(tensor), to, count, as->type, as->op, root, comm, raw());
       });
     });
-    for (const at::Tensor& tensor : work) {
-      if (native(tensor.scalar_type(), op)) continue;
-      const at::Tensor reduced = reduce_gathered(tensor, op);
-      if (rank_ == root) tensor.copy_(reduced);
-    }
+    for (const at::Tensor& tensor : work)
+      if (!native(tensor.scalar_type(), op)) reduce_gathered(tensor, rank_ == root ? tensor : at::Tensor(), op);
   }
 
-  void enqueue_reduce_scatter(const at::Tensor& input, at::Tensor& output, ReduceOp op) {
+  void enqueue_reduce_scatter(const at::Tensor& input, const at::Tensor& output, ReduceOp op) {
     const auto as = native(input.scalar_type(), op);
     if (!as) {
-      output.copy_(reduce_gathered(input, op).narrow(0, rank_ * output.size(0), output.size(0)));
+      const at::Tensor reduced = at::empty_like(input);
+      reduce_gathered(input, reduced, op);
+      output.copy_(reduced.narrow(0, rank_ * output.size(0), output.size(0)));
       return;
     }
     issue("ncclReduceScatter", [&](Api& api, Comm comm) {
@@ -374,11 +362,29 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  at::Tensor reduce_gathered(const at::Tensor& tensor, ReduceOp op) {
+  // In rank order, by Tandem's own kernel. Where `to` is undefined the result is not wanted here.
+  void reduce_gathered(at::TensorList from, at::TensorList to, ReduceOp op) {
     std::vector<at::Tensor> gathered;
-    for (int peer = 0; peer < world_size(); ++peer) gathered.push_back(at::empty_like(tensor));
-    enqueue_gather(tensor, gathered);
-    return reduce_in_rank_order(gathered, op);
+    for (const at::Tensor& tensor : from)
+      gathered.push_back(at::empty({world_size(), tensor.numel()}, tensor.options()));
+    issue("ncclAllGather", [&](Api& api, Comm comm) {
+      auto next = gathered.begin();
+      return for_each(api, from, [&](const at::Tensor& tensor) {
+        return api.all_gather(data_of(tensor), (next++)->mutable_data_ptr(), tensor.nbytes(), Type::u8, comm, raw());
+      });
+    });
+    for (std::size_t i = 0; i < from.size(); ++i)
+      if (to[i].defined() && from[i].numel() > 0) reduce_rows(gathered[i], to[i], op);
+  }
+
+  void reduce_rows(const at::Tensor& rows, const at::Tensor& to, ReduceOp op) {
+    Reduction reduction{
+        .count = static_cast<std::size_t>(rows.size(1)), .type = element_type(rows.scalar_type()), .op = op};
+    for (int rank = 0; rank < world_size(); ++rank)
+      reduction.inputs.push_back(static_cast<const std::byte*>(data_of(rows)) +
+                                 static_cast<std::size_t>(rank) * to.nbytes());
+    reduction.outputs = {to.mutable_data_ptr()};
+    kernel_.reduce(reduction, raw());
   }
 
   // Every rank's sizes, by rank.
@@ -412,6 +418,7 @@ class NcclCommunicator final : public Communicator {
   void warm_up() {
     const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device_));
     all_reduce({one}, {one}, ReduceOp::sum);
+    call({.operation = Operation::connect}, [&] { reduce_natively(one, one, ReduceOp::sum); });
     reduce({one}, ReduceOp::sum, 0);
     broadcast({one}, 0);
     all_gather(one);
@@ -423,6 +430,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   const std::shared_ptr<Team> team_;
+  ReductionKernel& kernel_;
   RankGroup& group_;
   const int rank_;
   const c10::Device device_;
@@ -433,9 +441,9 @@ class NcclCommunicator final : public Communicator {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, RankGroup& group, int rank,
-                                                c10::Device device) {
-  return std::make_unique<NcclCommunicator>(std::move(team), group, rank, device);
+std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group,
+                                                int rank, c10::Device device) {
+  return std::make_unique<NcclCommunicator>(std::move(team), kernel, group, rank, device);
 }
 
 }  // namespace tandem::comm::nccl
