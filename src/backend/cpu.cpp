@@ -1,8 +1,7 @@
-#include <sched.h>
-
 #include <algorithm>
 #include <thread>
 
+#include "backend/cores.h"
 #include "tandem/backend/backend.h"
 #include "tandem/comm/shared_memory.h"
 
@@ -29,14 +28,13 @@ class CpuBackend final : public Backend {
   std::string name() const override { return "CPU"; }
 
   int device_count() const override {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    const auto allowed = allowed_cores();
+    return std::max(1, static_cast<int>(allowed.empty() ? std::thread::hardware_concurrency() : allowed.size()));
   }
 
   c10::Device device(int) const override { return c10::Device(c10::kCPU); }
 
-  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device>) const override {
+  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device>, Transport) const override {
     return std::make_unique<CpuSession>(group);
   }
 };

@@ -1,16 +1,19 @@
-#include <filesystem>
+#include <memory>
+#include <mutex>
 
+#include "backend/cuda/gpu_backend.h"
+#include "backend/cuda/load_module.h"
 #include "tandem/backend/backend.h"
-#include "tandem/core/error.h"
 
 namespace tandem {
 
+// Loaded once; where that fails, looked for again: a driver may come while a program runs.
 std::shared_ptr<const Backend> gpu_backend() {
-  std::error_code ignored;
-  const bool driver = std::filesystem::exists("/proc/driver/nvidia/version", ignored);
-  throw ConfigError(std::string("no GPU is usable: ") +
-                    (driver ? "this build of Tandem has no GPU module" : "no NVIDIA driver is loaded on this machine") +
-                    "; use CPU ranks");
+  static std::mutex mutex;
+  static std::shared_ptr<const Backend> backend;
+  const std::lock_guard lock(mutex);
+  if (!backend) backend = cuda::make_gpu_backend(cuda::load_module(cuda::usual_places()));
+  return backend;
 }
 
 }  // namespace tandem

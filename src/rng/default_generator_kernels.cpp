@@ -1,11 +1,16 @@
 #include "default_generator_kernels.h"
 
+#include <array>
+#include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
+#include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/jit_type.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
 #include "tandem/rng/generators.h"
@@ -33,9 +38,10 @@ c10::Device device_of_call(at::ArrayRef<c10::IValue> arguments) {
 at::Generator default_generator_for(c10::Device device) {
   const RankGenerators& generators = *current_generators();
   if (device.is_cpu()) return generators.cpu;
-  if (device.is_cuda() && device.has_index() && static_cast<std::size_t>(device.index()) < generators.cuda.size())
-    return generators.cuda[static_cast<std::size_t>(device.index())];
-  return {};
+  if (!device.is_cuda()) return {};
+  const auto current = [&] { return c10::impl::VirtualGuardImpl(device.type()).getDevice().index(); };
+  const auto index = static_cast<std::size_t>(device.has_index() ? device.index() : current());
+  return index < generators.cuda.size() ? generators.cuda[index] : at::Generator();
 }
 
 void fill_in_generator(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
@@ -49,6 +55,60 @@ void fill_in_generator(const c10::OperatorHandle& op, c10::DispatchKeySet keys, 
   op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kDefaultGeneratorKey), stack);
 }
 
+// These draw from the default generator of their device, and take no other one. (Those of their kind that are made of
+// other operators need nothing, nor does cuDNN's RNN, which takes its seed from the CPU's generator.)
+constexpr const char* kWithoutGenerator[] = {
+    "aten::native_dropout",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+    "aten::_flash_attention_forward",
+    "aten::_efficient_attention_forward",
+    "aten::_cudnn_attention_forward",
+};
+
+// While alive, the process's default generator of a GPU draws what `own` would. Ranks that share the GPU take turns,
+// for as long as the host needs to enqueue.
+class AsDefault {
+ public:
+  explicit AsDefault(const at::Generator& own)
+      : lock_(mutex_of(own.device())),
+        default_(at::globalContext().defaultGenerator(own.device())),
+        before_(default_.graphsafe_get_state()) {
+    default_.graphsafe_set_state(own);
+    within = true;
+  }
+  ~AsDefault() {
+    within = false;
+    default_.graphsafe_set_state(before_);
+  }
+  AsDefault(const AsDefault&) = delete;
+  AsDefault& operator=(const AsDefault&) = delete;
+
+  static inline thread_local bool within = false;  // such an operator may call another one
+
+ private:
+  static std::mutex& mutex_of(c10::Device device) {
+    static std::array<std::mutex, std::numeric_limits<c10::DeviceIndex>::max()> mutexes;
+    return mutexes.at(static_cast<std::size_t>(device.index()));
+  }
+
+  const std::lock_guard<std::mutex> lock_;
+  at::Generator default_;
+  const at::Generator before_;
+};
+
+void draw_as_default(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto device = device_of_call(torch::jit::last(*stack, op.schema().arguments().size()));
+  const auto after = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kDefaultGeneratorKey);
+  const at::Generator own =
+      device.is_cuda() && !AsDefault::within && current_generators() ? default_generator_for(device) : at::Generator();
+  if (!own.defined()) return op.redispatchBoxed(after, stack);
+  const AsDefault scope(own);
+  op.redispatchBoxed(after, stack);
+}
+
 class Registration {
  public:
   Registration() {
@@ -56,6 +116,9 @@ class Registration {
     fallthrough_ =
         std::make_unique<torch::Library>(torch::Library::IMPL, "_", kDefaultGeneratorKey, __FILE__, __LINE__);
     fallthrough_->fallback(torch::CppFunction::makeFallthrough());
+    for (const char* name : kWithoutGenerator)
+      if (dispatcher.findSchema({name, ""}))
+        library_of({name, ""}).impl(name, torch::CppFunction::makeFromBoxedFunction<&draw_as_default>());
     for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
       const auto op = dispatcher.findSchema(name);
       if (!op) continue;

@@ -50,8 +50,15 @@ std::uint64_t rank_seed(std::uint64_t master_seed, int rank) {
   return seed;
 }
 
-RankGenerators make_generators(std::uint64_t master_seed, int rank) {
-  return {.cpu = at::make_generator<at::CPUGeneratorImpl>(rank_seed(master_seed, rank))};
+RankGenerators make_generators(std::uint64_t master_seed, int rank, c10::Device device) {
+  const std::uint64_t seed = rank_seed(master_seed, rank);
+  RankGenerators generators{.cpu = at::make_generator<at::CPUGeneratorImpl>(seed)};
+  if (device.is_cpu()) return generators;
+  generators.cuda.resize(static_cast<std::size_t>(device.index()) + 1);
+  at::Generator& own = generators.cuda.back();
+  own = at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
+  seed_generator(own, seed);
+  return generators;
 }
 
 DefaultGeneratorGuard::DefaultGeneratorGuard(RankGenerators& generators) : previous_(thread_generators) {

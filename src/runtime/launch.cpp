@@ -1,7 +1,5 @@
 #include "tandem/runtime/launch.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <optional>
 #include <stop_token>
@@ -9,6 +7,8 @@
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
+#include "backend/cores.h"
+#include "backend/device_scope.h"
 #include "backend/intra_op_threads.h"
 #include "backend/rank_memory.h"
 #include "tandem/core/error.h"
@@ -30,13 +30,20 @@ class RankScope {
     c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
     set_intra_op_threads(context.state->threads_per_rank);
     if (context.state->config.keep_tensor_memory) memory_.emplace();
+    if (!context.device().is_cpu()) device_.emplace(context.device());
   }
   ~RankScope() { this_rank = nullptr; }
   RankScope(const RankScope&) = delete;
   RankScope& operator=(const RankScope&) = delete;
 
+  // Waits for what the rank has enqueued: its results are for everybody then, and what went wrong shows itself.
+  void finish_work() const {
+    if (device_) device_->synchronize();
+  }
+
  private:
   std::optional<RankMemoryScope> memory_;
+  std::optional<DeviceScope> device_;
   rng::DefaultGeneratorGuard generators_;
 };
 
@@ -46,7 +53,7 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   context.rank = rank;
   context.state = &state;
   context.group = &group;
-  context.generators = rng::make_generators(state.config.seed, rank);
+  context.generators = rng::make_generators(state.config.seed, rank, context.device());
   context.gradients.num_steps = state.config.gradient_accumulation_steps;
   context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
   const RankScope scope(context);
@@ -54,6 +61,7 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   try {
     Accelerator accelerator(context);
     body(accelerator);
+    scope.finish_work();
   } catch (...) {
     // Before the context goes, whose end would have other things to say.
     group.token().cancel(std::current_exception(), rank);
@@ -62,17 +70,10 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   group.depart(rank);
 }
 
-std::vector<std::vector<int>> core_shares(const AcceleratorState& state) {
-  if (!state.config.pin_threads) return {};
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {};
-  std::vector<int> cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &allowed)) cores.push_back(core);
-  const std::size_t ranks = state.devices.size();
-  std::vector<std::vector<int>> shares(ranks);
-  for (std::size_t i = 0; i < std::max(ranks, cores.size()); ++i) shares[i % ranks].push_back(cores[i % cores.size()]);
-  return shares;
+std::vector<std::vector<int>> cores_of_ranks(const AcceleratorState& state) {
+  std::vector<std::vector<int>> near;
+  for (const c10::Device device : state.devices) near.push_back(state.backend->cores_near(device.index()));
+  return core_shares(allowed_cores(), std::move(near), state.config.pin_threads);
 }
 
 // Waits until all ranks have ended or the token has fired. The launching thread has nothing else to do than to look
@@ -141,8 +142,8 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
-  const auto session = state.backend->begin(group, state.devices);
-  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = core_shares(state)}, token,
+  const auto session = state.backend->begin(group, state.devices, config.transport);
+  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token,
                   [&](int rank) { run_rank(state, group, *session, rank, body); });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <set>
 
 #include <torch/version.h>
 
@@ -35,11 +34,9 @@ void check_options(const LaunchConfig& config) {
 std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<int>& indices) {
   const int available = backend.device_count();
   std::vector<c10::Device> devices;
-  std::set<int> seen;
   for (int index : indices) {
     require(index >= 0 && index < available, "device " + std::to_string(index) + " does not exist; this machine has " +
                                                  std::to_string(available) + " GPUs, numbered from 0");
-    require(seen.insert(index).second, "device " + std::to_string(index) + " is given twice");
     devices.push_back(backend.device(index));
   }
   return devices;
@@ -47,7 +44,7 @@ std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<i
 
 void choose_gpus(PartialState& state, const LaunchConfig& config) {
   if (config.gpus) require(*config.gpus >= 1, "gpus " + std::to_string(*config.gpus) + " is too small; use 1 or more");
-  state.backend = gpu_backend();
+  state.backend = config.backend ? config.backend : gpu_backend();
   std::vector<int> indices = config.devices;
   if (indices.empty()) {
     const int available = state.backend->device_count();

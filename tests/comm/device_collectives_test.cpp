@@ -12,7 +12,7 @@
 #include "comm/peer_memory.h"
 #include "support/catch.h"
 #include "support/fake_device.h"
-#include "support/fake_nccl.h"
+#include "support/fake_module.h"
 #include "support/random_tensors.h"
 #include "tandem/comm/shared_memory.h"
 #include "tandem/core/error.h"
@@ -24,30 +24,13 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-// Reductions on the host, noted as of a stream.
-class FakeKernel final : public ReductionKernel {
- public:
-  void reduce(const Reduction& reduction, void* stream) override {
-    const std::size_t bytes = reduction.count * size_of(reduction.type);
-    for (const void* input : reduction.inputs) fake::note_read(stream, input, bytes);
-    for (const void* output : reduction.outputs) fake::note_write(stream, output, bytes);
-    std::vector<void*> outputs = reduction.outputs;
-    reduce_elements(reduction.type, reduction.op, reduction.inputs, outputs, 0,
-                    static_cast<std::int64_t>(reduction.count));
-  }
-};
-
 enum class Kind { cpu, nccl, peer, peer_on_one_device };
 
 // The ranks of a launch on threads, each with a communicator.
 class Ranks {
  public:
   Ranks(Kind its_kind, int ranks) : kind(its_kind), group(ranks, token), marks(ranks, c10::kCUDA) {
-    fake::install();
     fake::reset();
-    nccl->on_access = [](void* stream, const void* data, std::size_t bytes, bool write) {
-      (write ? fake::note_write : fake::note_read)(stream, data, bytes);
-    };
     std::vector<std::string> names;
     for (int rank = 0; rank < ranks; ++rank) names.push_back(device_of(rank).str());
     team = std::make_shared<nccl::Team>(nccl, group, names, nccl::Limits{});
@@ -83,8 +66,8 @@ class Ranks {
   CancelToken token;
   RankGroup group;
   PeerMarks marks;
-  FakeKernel kernel;
-  std::shared_ptr<FakeNccl> nccl = std::make_shared<FakeNccl>();
+  FakeModule module;
+  const std::shared_ptr<FakeNccl> nccl = module.fake_nccl;
   std::shared_ptr<nccl::Team> team;
   LaunchEnd end;
 
@@ -94,8 +77,8 @@ class Ranks {
     if (kind == Kind::cpu) return body(*make_shared_memory_communicator(group, rank), rank, device);
     const c10::DeviceGuard on_device(device);
     const c10::StreamGuard on_stream(c10::impl::VirtualGuardImpl(device.type()).getNewStream(device));
-    const auto communicator = kind == Kind::nccl ? nccl::make_communicator(team, kernel, group, rank, device)
-                                                 : make_peer_memory_communicator(kernel, marks, group, rank, device);
+    const auto communicator = kind == Kind::nccl ? nccl::make_communicator(team, module, group, rank, device)
+                                                 : make_peer_memory_communicator(module, marks, group, rank, device);
     body(*communicator, rank, device);
   }
 };

@@ -293,8 +293,16 @@ class Generator final : public c10::GeneratorImpl {
   std::uint64_t seed() override { return cpu.seed(); }
   void set_state(const c10::TensorImpl& state) override { cpu.unsafeGetGeneratorImpl()->set_state(state); }
   c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return cpu.unsafeGetGeneratorImpl()->get_state(); }
+  void graphsafe_set_state(const c10::intrusive_ptr<GeneratorImpl>& shared) override {
+    cpu = static_cast<const Generator&>(*shared).cpu;
+  }
+  c10::intrusive_ptr<GeneratorImpl> graphsafe_get_state() const override {
+    auto same = c10::make_intrusive<Generator>(device().index());
+    same->cpu = cpu;
+    return same;
+  }
 
-  at::Generator cpu;
+  at::Generator cpu;  // shared by those that have one state
 
  private:
   Generator* clone_impl() const override {
@@ -421,6 +429,18 @@ at::Scalar local_scalar(const at::Tensor& tensor) {
 
 void record_stream(at::Tensor& tensor, c10::Stream stream) { order().recorded(tensor.data_ptr(), key_of(stream)); }
 
+// Draws from the default generator, and cannot be given another one.
+std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
+  const Key stream = key_of(stream_of(input.device().index()));
+  order().note(stream, input.data_ptr(), span_of(input), false);
+  const at::Generator generator = at::globalContext().defaultGenerator(input.device());
+  const at::Tensor mask = at::empty(input.sizes(), at::kBool)
+                              .bernoulli_(train.value_or(true) ? 1 - p : 1.0,
+                                          static_cast<const Generator&>(*generator.unsafeGetGeneratorImpl()).cpu);
+  const at::Tensor result = on_host(input).mul(mask).div(1 - p);
+  return {result.to(input.device()), mask.to(input.device())};
+}
+
 at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef sizes, at::IntArrayRef strides,
                       std::optional<std::int64_t> offset) {
   return at::native::as_strided_tensorimpl(self, sizes, strides, offset);
@@ -464,6 +484,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_copy_from_and_resize", &copy_from_and_resize);
   library.impl("_local_scalar_dense", &local_scalar);
   library.impl("record_stream", &record_stream);
+  library.impl("native_dropout", &native_dropout);
   library.impl("as_strided", &as_strided);
   library.impl("view", &view);
   library.impl("_reshape_alias", &reshape_alias);

@@ -26,6 +26,14 @@ class BackendSession {
   virtual LaunchEnd finish() = 0;
 };
 
+/// How GPU ranks exchange data. Sums of more than two ranks' gradients, and of more than 512 KiB at once, are added up
+/// in another order by NCCL than through peers' memory; everything else gives the same bits.
+enum class Transport {
+  automatic,   ///< NCCL, and small tensors by what is faster; ranks that share a GPU, or a single one: peers' memory
+  nccl,        ///< NCCL alone. Ranks that share a GPU need NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1
+  peer_memory  ///< without NCCL; the GPUs must reach each other's memory
+};
+
 /// What a device type provides to Tandem. CPU is built in.
 class Backend {
  public:
@@ -40,8 +48,13 @@ class Backend {
   /// The device with this index. CPU ranks all have the device `cpu`.
   virtual c10::Device device(int index) const = 0;
 
-  /// What the ranks of `group`, which outlives it, share of the backend while their launch runs on `devices`.
-  virtual std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices) const = 0;
+  /// The cores near the device with this index; empty: all are.
+  virtual std::vector<int> cores_near(int) const { return {}; }
+
+  /// What the ranks of `group`, which outlives it, share of the backend while their launch runs on `devices`. Throws
+  /// ConfigError when they cannot exchange data in this way.
+  virtual std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices,
+                                                Transport transport) const = 0;
 };
 
 /// The backend of CPU ranks.

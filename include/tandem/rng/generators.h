@@ -24,8 +24,9 @@ struct RankGenerators {
   std::vector<at::Generator> cuda = {};  ///< by device index; undefined: the process's default
 };
 
-/// Generators seeded with rank_seed(master_seed, rank).
-RankGenerators make_generators(std::uint64_t master_seed, int rank);
+/// Generators seeded with rank_seed(master_seed, rank), the CPU's and `device`'s. Ranks that share a device have one
+/// each.
+RankGenerators make_generators(std::uint64_t master_seed, int rank, c10::Device device = c10::kCPU);
 
 /// Makes `generators`, which outlives it, the calling thread's defaults, and restores what was before. Guards nest.
 /// Destroyed on the thread that made it.

@@ -34,15 +34,17 @@ enum class Sharding {
 /// cpu.
 struct LaunchConfig {
   std::optional<int> gpus{};   ///< the first N GPUs, a rank each
-  std::vector<int> devices{};  ///< these GPUs, a rank each
+  std::vector<int> devices{};  ///< these GPUs, a rank each; one that is named several times has several ranks
   std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
   std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
   /// What prepared models compute in.
   Precision mixed_precision = Precision::no;
   /// Loss scaling under Precision::fp16.
   optim::GradScalerOptions grad_scaler{};
-  int threads_per_rank = 0;             ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
-  bool pin_threads = false;             ///< bind rank r to its share of the cores
+  Transport transport = Transport::automatic;  ///< of GPU ranks
+  std::shared_ptr<const Backend> backend{};    ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
+  int threads_per_rank = 0;                    ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update

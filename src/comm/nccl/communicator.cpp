@@ -87,21 +87,27 @@ std::size_t bytes_of(at::TensorList tensors) {
   return bytes;
 }
 
-class NcclCommunicator final : public Communicator {
+class RankCommunicator final : public NcclCommunicator {
  public:
-  NcclCommunicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group, int rank, c10::Device device)
+  RankCommunicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group, int rank, c10::Device device)
       : team_(std::move(team)), kernel_(kernel), group_(group), rank_(rank), device_(device), stream_(device) {
     team_->init(rank);
     warm_up();
   }
 
   // The caching allocator must not give away what is still read or written.
-  ~NcclCommunicator() override { release_started(); }
+  ~RankCommunicator() override { release_started(); }
 
   int rank() const override { return rank_; }
   int world_size() const override { return group_.world_size(); }
 
+  void reduce_small_with(std::unique_ptr<Communicator> other, std::size_t bytes) override {
+    for_small_ = std::move(other);
+    small_bytes_ = bytes;
+  }
+
   void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    if (for_small_ && bytes_of(inputs) <= small_bytes_) return for_small_->all_reduce(inputs, outputs, op);
     check_dense(inputs, device_, "all_reduce");
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
@@ -435,15 +441,17 @@ class NcclCommunicator final : public Communicator {
   const int rank_;
   const c10::Device device_;
   CommunicationStream stream_;
+  std::unique_ptr<Communicator> for_small_;
+  std::size_t small_bytes_ = 0;
   std::deque<Started> started_;  // and not waited for, in order
   std::uint64_t last_started_ = 0, finished_parts_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group,
-                                                int rank, c10::Device device) {
-  return std::make_unique<NcclCommunicator>(std::move(team), kernel, group, rank, device);
+std::unique_ptr<NcclCommunicator> make_communicator(std::shared_ptr<Team> team, ReductionKernel& kernel,
+                                                    RankGroup& group, int rank, c10::Device device) {
+  return std::make_unique<RankCommunicator>(std::move(team), kernel, group, rank, device);
 }
 
 }  // namespace tandem::comm::nccl

@@ -12,6 +12,13 @@
 
 namespace tandem::comm::nccl {
 
+class NcclCommunicator : public Communicator {
+ public:
+  /// Lets `other` do what all_reduce does with at most so many bytes in all, which is no more than kSmallAllReduce.
+  /// The same on all ranks.
+  virtual void reduce_small_with(std::unique_ptr<Communicator> other, std::size_t bytes) = 0;
+};
+
 /// `rank`'s communicator on `device`, the calling thread's current one: makes NCCL's in `team` and warms it up.
 /// Collective; throws like Team::init.
 ///
@@ -25,8 +32,8 @@ namespace tandem::comm::nccl {
 /// of floating-point numbers and what NCCL has no type for. Larger sums, means and products are reduced in NCCL's
 /// order, which is the same in every run with the same devices, and in the elements' own type; so are the reductions
 /// that are started, of gradients. `kernel` outlives it.
-std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group,
-                                                int rank, c10::Device device);
+std::unique_ptr<NcclCommunicator> make_communicator(std::shared_ptr<Team> team, ReductionKernel& kernel,
+                                                    RankGroup& group, int rank, c10::Device device);
 
 /// Bytes, of all tensors of an all_reduce, up to which ranks may as well go through each other's memory: results are
 /// the same to the bit, so that what is faster may be found out by measuring.

@@ -1,0 +1,32 @@
+// What a thread that computes on a device has for itself there.
+#pragma once
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace tandem {
+
+/// While alive, the calling thread is on `device`, and computes on a stream of its own there: ranks that share a device
+/// would otherwise wait for each other. It comes after what the device's default stream had before.
+class DeviceScope {
+ public:
+  explicit DeviceScope(c10::Device device)
+      : guard_(device.type()), on_device_(device), stream_(guard_.getNewStream(device)), on_stream_(stream_) {
+    c10::Event before(device.type());
+    before.record(guard_.getDefaultStream(device));
+    before.block(stream_);
+  }
+
+  /// Waits until everything on the stream is done. Throws what went wrong there.
+  void synchronize() const { guard_.synchronizeStream(stream_); }
+
+ private:
+  const c10::impl::VirtualGuardImpl guard_;
+  const c10::DeviceGuard on_device_;
+  const c10::Stream stream_;
+  const c10::StreamGuard on_stream_;
+};
+
+}  // namespace tandem

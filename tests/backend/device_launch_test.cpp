@@ -1,0 +1,278 @@
+// Whole launches on GPU ranks, with a fake CUDA and a fake NCCL, beside the same on CPU ranks.
+#include <cstdlib>
+#include <map>
+
+#include <torch/torch.h>
+
+#include "backend/cuda/gpu_backend.h"
+#include "support/fake_module.h"
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+namespace F = torch::nn::functional;
+
+// Launches on the fake's devices.
+struct Machine {
+  std::shared_ptr<FakeModule> module = std::make_shared<FakeModule>();
+  std::shared_ptr<const Backend> backend = cuda::make_gpu_backend(module);
+
+  LaunchConfig config(std::vector<int> devices, Transport transport = Transport::automatic) const {
+    return {.devices = std::move(devices), .transport = transport, .backend = backend};
+  }
+
+  // Nothing is left over, and nothing was unordered.
+  void check_clean() const {
+    CHECK(fake::races() == std::vector<std::string>{});
+    CHECK(module->fake_nccl->violations() == std::vector<std::string>{});
+    CHECK(module->fake_nccl->alive() == 0);
+    CHECK(fake::allocated() == 0);
+  }
+
+  std::string error_of(const LaunchConfig& config, const std::function<void(Accelerator&)>& body = {}) const {
+    try {
+      launch(
+          config, body ? body : [](Accelerator&) {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+};
+
+struct Placement {
+  std::vector<int> devices;
+  Transport transport = Transport::automatic;
+};
+
+Placement placement() {
+  return GENERATE(values<Placement>({{{0}},
+                                     {{0}, Transport::nccl},
+                                     {{0, 1}},
+                                     {{1, 0, 3}},
+                                     {{2, 5, 6, 7}, Transport::nccl},
+                                     {{0, 1, 2, 3}, Transport::peer_memory},
+                                     {{0, 0}},
+                                     {{1, 1, 0, 0}}}));
+}
+
+struct Data {
+  at::Tensor inputs, targets;
+};
+
+Data make_data() {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
+  return {at::randn({96, 6}, generator), at::randint(0, 3, {96}, generator, at::kLong)};
+}
+
+struct Setup {
+  bool adamw = true;
+  int accumulation = 1;
+  bool clip = false;
+  double dropout = 0;
+  Precision precision = Precision::no;
+};
+
+struct Trained {
+  std::vector<double> losses;
+  std::vector<at::Tensor> weights;
+  bool operator==(const Trained& other) const {
+    return losses == other.losses &&
+           std::equal(weights.begin(), weights.end(), other.weights.begin(),
+                      [](const at::Tensor& a, const at::Tensor& b) { return at::equal(a, b); });
+  }
+};
+
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Setup& setup, const torch::nn::Sequential& net) {
+  if (setup.adamw) return std::make_unique<torch::optim::AdamW>(net->parameters(), torch::optim::AdamWOptions(0.01));
+  return std::make_unique<torch::optim::SGD>(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+}
+
+// Trains; what rank 0 has in the end.
+Trained train(LaunchConfig config, const Setup& setup) {
+  config.gradient_accumulation_steps = setup.accumulation;
+  config.mixed_precision = setup.precision;
+  Trained trained;
+  const Data data = make_data();
+  launch(config, [&](Accelerator& a) {
+    torch::nn::Sequential net(torch::nn::Linear(6, 16), torch::nn::Tanh(), torch::nn::Dropout(setup.dropout),
+                              torch::nn::BatchNorm1d(16), torch::nn::Linear(16, 3));
+    const auto inner = make_optimizer(setup, net);
+    auto model = a.prepare(net);
+    auto optimizer = a.prepare(*inner);
+    auto loader =
+        a.prepare(data::DataLoader(data::TensorDataset(data.inputs, data.targets), {.batch_size = 8, .shuffle = true}));
+    for (int epoch = 0; epoch < 2; ++epoch)
+      for (auto& batch : loader) {
+        const auto scope = a.accumulate(model);
+        auto loss = F::cross_entropy(model(batch.data), batch.target);
+        a.backward(loss);
+        if (setup.clip && a.sync_gradients()) a.clip_grad_norm_(net->parameters(), 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        const at::Tensor losses = a.gather_for_metrics(loss.detach().reshape({1}));
+        if (a.is_main()) trained.losses.push_back(losses.mean().item<double>());
+      }
+    if (a.is_main())
+      for (const auto& weight : net->parameters()) trained.weights.push_back(weight.detach().to(at::kCPU, true));
+  });
+  return trained;
+}
+
+}  // namespace
+
+TEST_CASE("training on GPU ranks gives what it gives on CPU ranks") {
+  const Placement where = placement();
+  const Setup setup = GENERATE(values<Setup>({{.adamw = true}, {.adamw = false, .accumulation = 2}}));
+  CAPTURE(where.devices, static_cast<int>(where.transport), setup.adamw);
+  fake::reset();
+  const Machine machine;
+  const Trained on_gpus = train(machine.config(where.devices, where.transport), setup);
+  const Trained on_cpu = train({.cpu = static_cast<int>(where.devices.size())}, setup);
+  CHECK(on_gpus == on_cpu);
+  machine.check_clean();
+}
+
+TEST_CASE("the norm of GPU ranks' gradients is that of CPU ranks but for rounding") {
+  const Placement where = placement();
+  CAPTURE(where.devices, static_cast<int>(where.transport));
+  fake::reset();
+  const Machine machine;
+  const Setup setup{.clip = true};
+  const Trained on_gpus = train(machine.config(where.devices, where.transport), setup);
+  const Trained on_cpu = train({.cpu = static_cast<int>(where.devices.size())}, setup);
+  REQUIRE(on_gpus.losses.size() == on_cpu.losses.size());
+  for (std::size_t i = 0; i < on_cpu.losses.size(); ++i)
+    CHECK(on_gpus.losses[i] == Approx(on_cpu.losses[i]).epsilon(1e-6));
+  machine.check_clean();
+}
+
+TEST_CASE("what a GPU rank draws does not depend on where the other ranks are") {
+  fake::reset();
+  const Machine machine;
+  const Setup setup{.dropout = 0.3};
+  const Trained apart = train(machine.config({0, 1, 2}), setup);
+  CHECK(apart == train(machine.config({5, 5, 5}), setup));
+  CHECK(apart == train(machine.config({3, 4, 3}), setup));
+  CHECK_FALSE(apart == train(machine.config({0, 1, 2}), {.accumulation = 2, .dropout = 0.3}));
+  machine.check_clean();
+}
+
+TEST_CASE("operators that take no generator draw the rank's numbers and leave the process's alone") {
+  const Machine machine;
+  at::Generator process = at::globalContext().defaultGenerator(fake::device(0));
+  const at::Tensor before = process.get_state();
+  std::array<at::Tensor, 2> drawn, expected;
+  launch(machine.config({0, 0}), [&](Accelerator& a) {
+    const auto rank = static_cast<std::size_t>(a.rank());
+    const auto ones = at::ones({1000}, a.device());
+    drawn[rank] = std::get<1>(at::native_dropout(ones, 0.5, true)).cpu();
+    rng::manual_seed(rng::rank_seed(42, a.rank()));
+    expected[rank] = std::get<1>(at::native_dropout(ones, 0.5, true)).cpu();
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(drawn[rank], expected[rank]));
+  CHECK_FALSE(at::equal(drawn[0], drawn[1]));
+  CHECK(at::equal(process.get_state(), before));
+}
+
+TEST_CASE("a GPU rank computes on its device, on a stream of its own, after what was enqueued before the launch") {
+  fake::reset();
+  const Machine machine;
+  const c10::impl::VirtualGuardImpl guard(c10::kCUDA);
+  const at::Tensor before = at::ones({100}, fake::device(3));
+  std::array<c10::Stream, 2> streams{guard.getDefaultStream(fake::device(3)), guard.getDefaultStream(fake::device(3))};
+  std::array<at::Tensor, 2> results;
+  launch(machine.config({3, 3}), [&](Accelerator& a) {
+    const auto rank = static_cast<std::size_t>(a.rank());
+    streams[rank] = guard.getStream(a.device());
+    results[rank] = before + a.rank();
+    if (guard.getDevice() != a.device()) throw std::logic_error("another device");
+  });
+  CHECK(streams[0] != streams[1]);
+  CHECK(streams[0] != guard.getDefaultStream(fake::device(3)));
+  CHECK(guard.getDevice() == fake::device(0));
+  // The ranks' results are there for whoever launched them, on any stream.
+  CHECK((results[0] + results[1]).sum().item<double>() == 300);
+  CHECK(fake::races() == std::vector<std::string>{});
+}
+
+TEST_CASE("small all-reduces go through peers' memory where that works, and results are the same") {
+  struct Case {
+    std::vector<int> devices;
+    Transport transport;
+    bool access, works;
+    std::string error;
+  };
+  const Case c = GENERATE(values<Case>({{{0, 1, 2}, Transport::automatic, true, true, ""},
+                                        {{0, 1, 2}, Transport::automatic, false, true, ""},
+                                        {{0, 1, 2}, Transport::automatic, true, false, ""},
+                                        {{0, 1, 2}, Transport::nccl, true, true, ""},
+                                        {{0, 1, 2}, Transport::peer_memory, true, true, ""},
+                                        {{0, 1, 2}, Transport::peer_memory, false, true, "cannot reach"},
+                                        {{0, 1, 2}, Transport::peer_memory, true, false, "cannot reach"},
+                                        {{0, 0, 1}, Transport::automatic, true, true, ""},
+                                        {{0, 0, 1}, Transport::automatic, false, true, "cannot reach"},
+                                        {{0, 0, 1}, Transport::nccl, true, true, "NCCL 2.28 takes one rank a GPU"}}));
+  CAPTURE(c.devices, static_cast<int>(c.transport), c.access, c.works);
+  fake::reset();
+  const Machine machine;
+  machine.module->peer_access = c.access;
+  machine.module->transport_works = c.works;
+  std::vector<double> sums(3);
+  const std::string error = machine.error_of(machine.config(c.devices, c.transport), [&](Accelerator& a) {
+    const at::Tensor value = at::full({1000}, 0.1 * (a.rank() + 1), a.device());
+    sums[static_cast<std::size_t>(a.rank())] = a.reduce(value).sum().item<double>();
+  });
+  if (!c.error.empty()) {
+    CHECK_THAT(error, ContainsSubstring(c.error));
+  } else {
+    CHECK(error == "");
+    CHECK(sums == std::vector<double>(3, (at::full({1000}, 0.1) + 0.2 + 0.3).sum().item<double>()));
+  }
+  machine.check_clean();
+}
+
+TEST_CASE("a GPU rank that fails ends the others, and the next launch works") {
+  const Placement where = placement();
+  CAPTURE(where.devices, static_cast<int>(where.transport));
+  fake::reset();
+  const Machine machine;
+  const int last = static_cast<int>(where.devices.size()) - 1;
+  const std::string error = machine.error_of(machine.config(where.devices, where.transport), [&](Accelerator& a) {
+    const at::Tensor value = at::ones({1000}, a.device());
+    a.reduce(value);
+    if (a.rank() == last) throw std::runtime_error("disk on fire");
+    a.reduce(value);
+  });
+  CHECK_THAT(error, ContainsSubstring("rank " + std::to_string(last) + ": disk on fire"));
+  CHECK(machine.error_of(machine.config(where.devices, where.transport),
+                         [](Accelerator& a) { a.reduce(at::ones({1000}, a.device())); }) == "");
+  machine.check_clean();
+}
+
+TEST_CASE("what NCCL has against a launch is its error") {
+  const Machine machine;
+  machine.module->fake_nccl->fail("init_rank", 1, static_cast<comm::nccl::Result>(2));
+  const std::string error = machine.error_of(machine.config({4, 6}));
+  CHECK_THAT(error, ContainsSubstring("rank 1 (GPU 6, fake)") && ContainsSubstring("ncclCommInitRankConfig"));
+  machine.module->fake_nccl->fail("init_rank", 1, comm::nccl::Result::success);
+  CHECK(machine.error_of(machine.config({4, 6})) == "");
+}
+
+TEST_CASE("GPUs that are not there, and settings that would hang, are errors before a rank starts") {
+  const Machine machine;
+  CHECK_THAT(machine.error_of(machine.config({8})),
+             ContainsSubstring("device 8 does not exist; this machine has 8 GPUs"));
+  CHECK_THAT(machine.error_of({.gpus = 9, .backend = machine.backend}),
+             ContainsSubstring("gpus 9, but this machine has 8"));
+  setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+  CHECK_THAT(machine.error_of(machine.config({0, 1})), ContainsSubstring("CUDA_LAUNCH_BLOCKING is set"));
+  CHECK(machine.error_of(machine.config({0})) == "");
+  CHECK(machine.error_of(machine.config({0, 0})) == "");
+  unsetenv("CUDA_LAUNCH_BLOCKING");
+  CHECK(machine.error_of(machine.config({0, 1})) == "");
+}

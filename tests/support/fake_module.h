@@ -1,0 +1,28 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "backend/cuda/module.h"
+#include "support/fake_device.h"
+#include "support/fake_nccl.h"
+
+namespace tandem::test {
+
+/// Stands for the CUDA module: the fake CUDA's devices and a fake NCCL, with the faults that a test asks for.
+class FakeModule final : public cuda::Module {
+ public:
+  FakeModule();
+
+  std::vector<cuda::DeviceFacts> devices() override;
+  comm::nccl::Api& nccl() override { return *fake_nccl; }
+  bool enable_peer_access(int device, int peer) override { return device == peer || peer_access; }
+  void reduce(const comm::Reduction& reduction, void* stream) override;
+
+  const std::shared_ptr<FakeNccl> fake_nccl = std::make_shared<FakeNccl>();
+  std::atomic<bool> peer_access{true};      ///< between different devices
+  std::atomic<bool> transport_works{true};  ///< or what is written to the last rank's memory does not arrive
+  std::atomic<std::int64_t> reductions{0};  ///< so far
+};
+
+}  // namespace tandem::test
