@@ -1,12 +1,13 @@
 #include "tandem/comm/reduction.h"
 
 #include <algorithm>
-#include <bit>
 #include <complex>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
+
+#include "comm/reduction_arithmetic.h"
 
 // One source for all vector units: the compiler makes a version of the loops for each and picks one at run time.
 // Sanitizers cannot start with such functions.
@@ -32,82 +33,16 @@ const char* to_string(ReduceOp op) {
 
 namespace {
 
+using namespace arithmetic;
+
 constexpr std::int64_t kBlock = kReductionBlock;  // its partial results stay in the first-level cache
 
-struct BFloat16 {
-  std::uint16_t bits;
-};
-
-struct Float16 {
-  std::uint16_t bits;
-};
-
-struct Bool {
-  std::uint8_t value;
-};
-
-inline float widen(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
-
-// Rounds to nearest even; adding to the bits carries into the exponent as it should.
-inline BFloat16 narrow(float value, BFloat16) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return {static_cast<std::uint16_t>(value != value ? 0x7fc0 : rounded)};
-}
-
-#ifdef __FLT16_MANT_DIG__
-inline float widen(Float16 value) { return static_cast<float>(std::bit_cast<_Float16>(value.bits)); }
-inline Float16 narrow(float value, Float16) { return {std::bit_cast<std::uint16_t>(static_cast<_Float16>(value))}; }
-#else
-#error "the compiler has no _Float16; GCC 12 and later have it"
-#endif
-
-inline std::uint8_t widen(Bool value) { return value.value; }
-inline Bool narrow(std::uint8_t value, Bool) { return {value}; }
-
-template <class Element>
-inline Element widen(Element value) {
-  return value;
-}
-template <class Element>
-inline Element narrow(Element value, Element) {
-  return value;
-}
-
-// Integers are combined without their sign, in 32 bits or more, so that wrapping around is defined.
-template <class T>
-using Wrapping = typename std::conditional_t<std::is_integral_v<T>, std::make_unsigned<std::common_type_t<T, int>>,
-                                             std::type_identity<T>>::type;
-struct Sum {
-  template <class T>
-  T operator()(T a, T b) const {
-    return static_cast<T>(static_cast<Wrapping<T>>(a) + static_cast<Wrapping<T>>(b));
-  }
-};
-struct Product {
-  template <class T>
-  T operator()(T a, T b) const {
-    return static_cast<T>(static_cast<Wrapping<T>>(a) * static_cast<Wrapping<T>>(b));
-  }
-};
-struct Or {
-  std::uint8_t operator()(std::uint8_t a, std::uint8_t b) const { return a | b; }
-};
-struct And {
-  std::uint8_t operator()(std::uint8_t a, std::uint8_t b) const { return a & b; }
-};
-// A NaN is greater and smaller than all.
-struct Max {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a > b || a != a ? a : b;
-  }
-};
-struct Min {
-  template <class T>
-  T operator()(T a, T b) const {
-    return a < b || a != a ? a : b;
-  }
+struct Work {
+  std::span<const void* const> inputs;
+  std::span<void* const> outputs;
+  std::span<double* const> squares;  // of blocks of the outputs; empty: not wanted
+  std::int64_t begin, end, output_offset;
+  bool mean;
 };
 
 template <class T>
@@ -120,14 +55,6 @@ struct Real<std::complex<T>> {
 };
 template <class T>
 using RealOf = typename Real<T>::type;
-
-struct Work {
-  std::span<const void* const> inputs;
-  std::span<void* const> outputs;
-  std::span<double* const> squares;  // of blocks of the outputs; empty: not wanted
-  std::int64_t begin, end, output_offset;
-  bool mean;
-};
 
 template <class Element>
 constexpr bool kIsReal = std::is_floating_point_v<decltype(widen(std::declval<Element>()))>;

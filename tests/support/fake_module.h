@@ -6,6 +6,7 @@
 #include "backend/cuda/module.h"
 #include "support/fake_device.h"
 #include "support/fake_nccl.h"
+#include "tandem/core/error.h"
 
 namespace tandem::test {
 
@@ -17,6 +18,7 @@ class FakeModule final : public cuda::Module {
   std::vector<cuda::DeviceFacts> devices() override;
   comm::nccl::Api& nccl() override { return *fake_nccl; }
   bool enable_peer_access(int device, int peer) override { return device == peer || peer_access; }
+  std::unique_ptr<cuda::Graph> make_graph() override { throw Error("the fake has no graphs"); }
   void reduce(const comm::Reduction& reduction, void* stream) override;
 
   const std::shared_ptr<FakeNccl> fake_nccl = std::make_shared<FakeNccl>();

@@ -10,6 +10,10 @@
 #include "comm/nccl/api.h"
 #include "comm/reduction_kernel.h"
 
+namespace at {
+struct Generator;
+}
+
 namespace tandem::cuda {
 
 /// Counts changes of this header: a module of another one is refused.
@@ -23,6 +27,21 @@ struct DeviceFacts {
   std::string pci_bus_id;    ///< such as 0000:3b:00.0
 };
 
+/// Work that is recorded once and then done any number of times, on the same memory. Belongs to one thread. Throws
+/// tandem::Error.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+
+  /// From here to `end`, what this thread enqueues on its current stream is recorded instead of done. Numbers that it
+  /// draws from the default generator of the device and from `own` are others at each replay.
+  virtual void begin(const at::Generator& own) = 0;
+  virtual void end() = 0;
+
+  /// Enqueues what was recorded on the current stream.
+  virtual void replay() = 0;
+};
+
 /// What only CUDA's own libraries can do; the rest goes through c10's device-generic interfaces. Thread-safe. Throws
 /// tandem::Error with CUDA's text.
 class Module : public comm::ReductionKernel {
@@ -34,6 +53,8 @@ class Module : public comm::ReductionKernel {
 
   /// Whether `device` can read and write `peer`'s memory; from then on it may. True for itself.
   virtual bool enable_peer_access(int device, int peer) = 0;
+
+  virtual std::unique_ptr<Graph> make_graph() = 0;
 };
 
 /// What the module exports: makes it, or throws tandem::Error. LibTorch's CUDA library is there once it is loaded.

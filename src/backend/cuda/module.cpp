@@ -1,0 +1,112 @@
+#include "backend/cuda/module.h"
+
+#include <mutex>
+
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
+#include <ATen/cuda/CUDAGraph.h>
+#include <ATen/cuda/PeerToPeerAccess.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
+
+#include "backend/cuda/nccl_api.h"
+#include "backend/cuda/reduce.h"
+#include "tandem/core/error.h"
+
+namespace tandem::cuda {
+namespace {
+
+void check(cudaError_t result, const char* call) {
+  if (result == cudaSuccess) return;
+  throw Error(std::string(call) + " failed: " + cudaGetErrorString(result));
+}
+
+// What LibTorch throws shows its own source; only the first line is for users.
+template <class Call>
+auto with_our_errors(const Call& call) {
+  try {
+    return call();
+  } catch (const c10::Error& error) {
+    throw Error(error.what_without_backtrace());
+  }
+}
+
+class CudaGraph final : public Graph {
+ public:
+  void begin(const at::Generator& own) override {
+    with_our_errors([&] {
+      graph_.register_generator_state(own);
+      // Other threads go on using CUDA meanwhile.
+      graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    });
+  }
+  void end() override {
+    with_our_errors([&] { graph_.capture_end(); });
+  }
+  void replay() override {
+    with_our_errors([&] { graph_.replay(); });
+  }
+
+ private:
+  at::cuda::CUDAGraph graph_;
+};
+
+class CudaModule final : public Module {
+ public:
+  CudaModule() {
+    with_our_errors([] { at::globalContext().lazyInitDevice(c10::kCUDA); });
+  }
+
+  std::vector<DeviceFacts> devices() override {
+    int count = 0;
+    check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+    std::vector<DeviceFacts> all;
+    for (int device = 0; device < count; ++device) all.push_back(facts_of(device));
+    return all;
+  }
+
+  comm::nccl::Api& nccl() override { return nccl_; }
+
+  bool enable_peer_access(int device, int peer) override {
+    if (device == peer) return true;
+    const std::lock_guard lock(mutex_);
+    // LibTorch's, because its allocator has to know of it.
+    return with_our_errors([&] {
+      return at::cuda::get_p2p_access(static_cast<c10::DeviceIndex>(device), static_cast<c10::DeviceIndex>(peer));
+    });
+  }
+
+  std::unique_ptr<Graph> make_graph() override { return std::make_unique<CudaGraph>(); }
+
+  void reduce(const comm::Reduction& reduction, void* stream) override {
+    const std::string problem = launch_reduction(reduction, stream);
+    if (!problem.empty()) throw Error("the reduction kernel cannot be launched: " + problem);
+  }
+
+ private:
+  static DeviceFacts facts_of(int device) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+    char bus_id[32] = "";
+    check(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device), "cudaDeviceGetPCIBusId");
+    return {properties.name, properties.major, properties.minor, properties.totalGlobalMem, bus_id};
+  }
+
+  NcclApi nccl_;
+  std::mutex mutex_;
+};
+
+}  // namespace
+}  // namespace tandem::cuda
+
+#define TANDEM_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+TANDEM_EXPORT extern const int tandem_cuda_module_version;
+const int tandem_cuda_module_version = tandem::cuda::kModuleVersion;
+
+// C++'s types go over this seam: both sides are one build, which the version makes sure of.
+TANDEM_EXPORT std::unique_ptr<tandem::cuda::Module> tandem_make_cuda_module() {
+  return std::make_unique<tandem::cuda::CudaModule>();
+}
+}

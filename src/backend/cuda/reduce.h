@@ -1,0 +1,13 @@
+// The reduction kernel.
+#pragma once
+
+#include <string>
+
+#include "comm/reduction_kernel.h"
+
+namespace tandem::cuda {
+
+/// Enqueues `reduction` on `stream` of the current device. Returns CUDA's text when it cannot, empty when it has.
+std::string launch_reduction(const comm::Reduction& reduction, void* stream);
+
+}  // namespace tandem::cuda
