@@ -3,20 +3,25 @@
 #
 # Makes CudaToolkit13_NVCC, CudaToolkit13_INCLUDE_DIRS, CudaToolkit13_RUNTIME_LIBRARY and CudaToolkit13_NCCL_LIBRARY.
 
-if(TANDEM_CUDA_ROOT)
-  find_program(CudaToolkit13_NVCC nvcc PATHS ${TANDEM_CUDA_ROOT}/bin NO_DEFAULT_PATH)
-else()
-  find_program(CudaToolkit13_NVCC nvcc PATHS /usr/local/cuda/bin ${PROJECT_SOURCE_DIR}/.deps/cuda-13.0/nvidia/cu13/bin)
+if(NOT CudaToolkit13_NVCC)
+  set(candidates ${TANDEM_CUDA_ROOT}/bin/nvcc)
+  if(NOT TANDEM_CUDA_ROOT)
+    find_program(nvcc_of_path nvcc NO_CACHE)
+    set(candidates ${nvcc_of_path} /usr/local/cuda/bin/nvcc ${PROJECT_SOURCE_DIR}/.deps/cuda-13.0/nvidia/cu13/bin/nvcc)
+  endif()
+  foreach(candidate ${candidates})
+    execute_process(COMMAND ${candidate} --version OUTPUT_VARIABLE text ERROR_QUIET)
+    if(text MATCHES "release (13\\.[0-9]+)")
+      set(CudaToolkit13_NVCC ${candidate} CACHE FILEPATH "CUDA 13's compiler")
+      set(CudaToolkit13_VERSION ${CMAKE_MATCH_1} CACHE STRING "")
+      break()
+    endif()
+  endforeach()
 endif()
-
 if(CudaToolkit13_NVCC)
   file(REAL_PATH ${CudaToolkit13_NVCC} nvcc)
   cmake_path(GET nvcc PARENT_PATH root)
   cmake_path(GET root PARENT_PATH root)
-  execute_process(COMMAND ${CudaToolkit13_NVCC} --version OUTPUT_VARIABLE text ERROR_QUIET)
-  if(text MATCHES "release ([0-9]+\\.[0-9]+)")
-    set(CudaToolkit13_VERSION ${CMAKE_MATCH_1})
-  endif()
 endif()
 
 # NCCL lies in the toolkit, in PyPI's folder beside it, or came with LibTorch for GPUs; or it is Debian's.
@@ -33,7 +38,7 @@ find_library(CudaToolkit13_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${root} ${
              ${options})
 set(CudaToolkit13_INCLUDE_DIRS ${CudaToolkit13_RUNTIME_INCLUDE_DIR} ${CudaToolkit13_NCCL_INCLUDE_DIR})
 list(REMOVE_DUPLICATES CudaToolkit13_INCLUDE_DIRS)
-mark_as_advanced(CudaToolkit13_NVCC CudaToolkit13_RUNTIME_INCLUDE_DIR CudaToolkit13_RUNTIME_LIBRARY
+mark_as_advanced(CudaToolkit13_NVCC CudaToolkit13_VERSION CudaToolkit13_RUNTIME_INCLUDE_DIR CudaToolkit13_RUNTIME_LIBRARY
                  CudaToolkit13_NCCL_INCLUDE_DIR CudaToolkit13_NCCL_LIBRARY)
 
 include(FindPackageHandleStandardArgs)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what building Tandem needs: system packages, and LibTorch in .deps/. ./train and ./check call it.
+# Sets up what building Tandem needs: system packages, LibTorch in .deps/, and on a machine with an NVIDIA driver and no
+# CUDA 13 the compiler for the GPU module (anywhere with TANDEM_CUDA_TOOLKIT=pypi). ./train and ./check call it.
 # Safe to interrupt and to run twice at once. When nothing is missing it does next to nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,6 +16,10 @@ package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/
 [[ -z ${CI:-} ]] || { packages+=(clang-format) && package_files+=(/usr/bin/clang-format); }
 light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-nvtx==13.0.85)
 libtorch=.deps/libtorch-$torch_version
+toolkit_packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
+  nvidia-cuda-runtime==13.0.96 nvidia-nccl-cu13==2.28.9)
+toolkit=.deps/cuda-13.0
+driver=/proc/driver/nvidia/version
 log=.deps/logs/setup.log
 
 say() { echo "tandem: $*" >&2; }
@@ -64,26 +69,50 @@ install_packages() {
 }
 
 # Into a folder of its own that is renamed when complete: an interrupted download is begun again.
+install_from_pypi() {
+  local folder=$1
+  shift
+  rm -rf .deps/venv "$folder.partial"
+  logged python3 -m venv .deps/venv
+  logged .deps/venv/bin/pip install --disable-pip-version-check --no-cache-dir --target "$folder.partial" "$@"
+  rm -rf .deps/venv "$folder"
+  mv "$folder.partial" "$folder"
+}
+
 install_libtorch() {
   [[ -e $libtorch/torch/lib/libtorch_cpu.so ]] && return 0
   local what=(--no-deps "torch==$torch_version" "${light[@]}") kind="for CPU"
-  if [[ -e /proc/driver/nvidia/version ]]; then
+  if [[ -e $driver ]]; then
     what=("torch==$torch_version")
     kind="for GPU"
   fi
   say "installing LibTorch $torch_version ($kind) into $libtorch"
-  rm -rf .deps/venv .deps/libtorch.partial
-  logged python3 -m venv .deps/venv
-  logged .deps/venv/bin/pip install --disable-pip-version-check --no-cache-dir --target .deps/libtorch.partial "${what[@]}"
-  rm -rf .deps/venv "$libtorch"
-  mv .deps/libtorch.partial "$libtorch"
+  install_from_pypi "$libtorch" "${what[@]}"
+}
+
+needs_toolkit() {
+  [[ ! -e $toolkit ]] || return 1
+  [[ ${TANDEM_CUDA_TOOLKIT:-} != pypi ]] || return 0
+  [[ -e $driver ]] || return 1
+  local nvcc
+  for nvcc in nvcc /usr/local/cuda/bin/nvcc; do
+    ! "$nvcc" --version 2>/dev/null | grep -q "release 13\." || return 1
+  done
+}
+
+install_toolkit() {
+  needs_toolkit || return 0
+  say "installing CUDA's compiler and NCCL into $toolkit"
+  install_from_pypi "$toolkit" --no-deps "${toolkit_packages[@]}"
 }
 
 if [[ -n ${TANDEM_LIBTORCH:-} && ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; then
   say "TANDEM_LIBTORCH is '$TANDEM_LIBTORCH', which has no lib/libtorch_cpu.so; use the folder of a LibTorch zip or the torch folder of a wheel"
   exit 1
 fi
-[[ -e ${TANDEM_LIBTORCH:-$libtorch/torch}/lib/libtorch_cpu.so && -z $(missing_packages) ]] && exit 0
+if [[ -e ${TANDEM_LIBTORCH:-$libtorch/torch}/lib/libtorch_cpu.so && -z $(missing_packages) ]]; then
+  needs_toolkit || exit 0
+fi
 mkdir -p .deps/logs
 exec 9>.deps/lock
 if ! flock -n 9; then
@@ -93,3 +122,4 @@ fi
 : >"$log"
 install_packages
 [[ -n ${TANDEM_LIBTORCH:-} ]] || install_libtorch
+install_toolkit
