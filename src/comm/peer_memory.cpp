@@ -9,9 +9,9 @@
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
-#include "comm/communication_stream.h"
 #include "comm/shares.h"
 #include "tandem/comm/describe_call.h"
+#include "tandem/comm/side_stream.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -306,7 +306,7 @@ class PeerMemoryCommunicator final : public Communicator {
   RankGroup& group_;
   const int rank_;
   const c10::Device device_;
-  CommunicationStream stream_;
+  SideStream stream_;
   Lent lent_;                                  // for the current call
   std::deque<std::unique_ptr<Lent>> started_;  // and not waited for, in order
   std::vector<std::unique_ptr<Lent>> spare_;

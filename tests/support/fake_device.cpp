@@ -187,6 +187,7 @@ thread_local c10::DeviceIndex this_device = 0;
 thread_local std::array<c10::StreamId, kDevices> current_streams{};
 std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
 thread_local int in_fallback = 0;
+std::atomic<int> pageable{0};
 
 c10::Stream stream_of(c10::DeviceIndex device) {
   return c10::Stream(c10::Stream::UNSAFE, c10::Device(c10::kCUDA, device),
@@ -407,6 +408,9 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   const at::Tensor& host = is_fake(to) ? from : to;
   const bool waits = !is_fake(host) && !(non_blocking && host.is_pinned());
   if (waits && in_fallback == 0) order().synchronize(stream);
+  // LibTorch does not give pinned memory away before what has been enqueued with it is done.
+  if (!waits && !is_fake(host)) order().recorded(host.data_ptr(), stream);
+  if (!is_fake(from) && !from.is_pinned() && in_fallback == 0) pageable += 1;
   return to;
 }
 
@@ -511,7 +515,11 @@ void note_read(void* stream, const void* data, std::size_t bytes) { order().note
 void note_write(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, true); }
 
 std::vector<std::string> races() { return order().reports(); }
-void reset() { order().reset(); }
+void reset() {
+  order().reset();
+  pageable = 0;
+}
+int pageable_copies() { return pageable; }
 std::size_t allocated() { return order().bytes(); }
 
 }  // namespace tandem::test::fake

@@ -31,6 +31,9 @@ std::vector<std::string> races();
 /// Forgets all accesses and what was found.
 void reset();
 
+/// Copies to a device since `reset` that were not from pinned memory: on a real one the host waits for them.
+int pageable_copies();
+
 /// Bytes of device memory that tensors have.
 std::size_t allocated();
 

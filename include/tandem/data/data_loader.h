@@ -35,8 +35,8 @@ struct DataLoaderOptions {
   bool in_order = true;  ///< off: with workers, whichever batch is ready first; the last one stays the last
   std::optional<std::chrono::milliseconds> timeout = {};  ///< longest wait for a batch from the workers
   std::function<void(int)> worker_init = {};              ///< called by each worker thread with its number, from 0
-  bool pin_memory = false;                                ///< copy through pinned memory, where ranks are GPUs
-  std::optional<bool> non_blocking = {};  ///< copy to the device without waiting; default: configuration
+  bool pin_memory = true;                                 ///< copy through pinned memory, where ranks are GPUs
+  std::optional<bool> non_blocking = {};                  ///< see DataLoaderConfiguration, the default
 };
 
 /// A dataset and how to batch it. `Accelerator::prepare` makes of it the loader that a rank iterates over.

@@ -13,6 +13,7 @@
 
 #include "tandem/comm/rank_group.h"
 #include "tandem/data/batch.h"
+#include "tandem/data/device_copies.h"
 #include "tandem/data/loader_status.h"
 #include "tandem/data/step_source.h"
 #include "tandem/trace/range.h"
@@ -25,8 +26,8 @@ struct LoaderContext {
   comm::RankGroup* group = nullptr;     ///< outlives the loader
   ActiveLoaders* active = nullptr;      ///< of the rank; outlives the loader
   std::optional<c10::Device> device;    ///< where batches go; empty: they stay where the dataset made them
-  bool non_blocking = false;            ///< copy to the device without waiting
-  bool pin_memory = false;              ///< through pinned memory, where the device is a GPU
+  bool non_blocking = true;             ///< to a GPU: on a stream of their own, one batch ahead
+  bool pin_memory = true;               ///< to a GPU: through pinned memory
   std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
 };
 
@@ -83,7 +84,7 @@ class LoaderBase {
   std::optional<Batch> next() {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
-    auto step = take();
+    auto step = copies_ ? copies_->next([this] { return take(); }) : take();
     if (!step) {
       if (!status_.last) used_up();  // nobody took a last sample, but the epoch is all the same used up
       if (status_.step < 0) status_.remainder = known_remainder();
@@ -101,6 +102,7 @@ class LoaderBase {
   void leave() {
     if (!std::exchange(running_, false)) return;
     context_.active->leave(&status_);
+    if (copies_) copies_->drop();
     end_epoch();
   }
 
@@ -162,7 +164,9 @@ class LoaderBase {
       : context_(std::move(context)),
         planner_(std::move(planner)),
         stream_global_batch_(stream_global_batch),
-        counter_(std::make_shared<Counter>()) {}
+        counter_(std::make_shared<Counter>()) {
+    if (on_gpu() && context_.non_blocking) copies_.emplace(*context_.device, context_.pin_memory);
+  }
 
   /// Shares the epochs of this loader with one that skips `steps` more.
   void share_epochs_with(LoaderBase& skipping, std::int64_t steps) const {
@@ -192,17 +196,18 @@ class LoaderBase {
     if (planner_ && reads()) planner_->exhausted(number_);
   }
 
+  bool on_gpu() const { return context_.device && !context_.device->is_cpu(); }
+
   Batch place(Batch batch) const {
-    if (!context_.device) return batch;
-    if (context_.pin_memory && !context_.device->is_cpu())
-      batch = map_tensors(std::move(batch), [](const at::Tensor& t) { return t.is_cpu() ? t.pin_memory() : t; });
-    return to_device(std::move(batch), *context_.device, context_.non_blocking);
+    if (!context_.device || copies_) return batch;
+    return to_device(std::move(batch), *context_.device);
   }
 
   LoaderContext context_;
   std::shared_ptr<StepPlanner> planner_;
   std::int64_t stream_global_batch_;
   std::shared_ptr<Counter> counter_;
+  std::optional<DeviceCopies<Batch>> copies_;
   std::int64_t skip_ = 0;
   std::optional<std::int64_t> resume_at_;
   // Of the epoch that runs, or ran last.

@@ -12,8 +12,8 @@
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
-#include "comm/communication_stream.h"
 #include "tandem/comm/describe_call.h"
+#include "tandem/comm/side_stream.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -440,7 +440,7 @@ class RankCommunicator final : public NcclCommunicator {
   RankGroup& group_;
   const int rank_;
   const c10::Device device_;
-  CommunicationStream stream_;
+  SideStream stream_;
   std::unique_ptr<Communicator> for_small_;
   std::size_t small_bytes_ = 0;
   std::deque<Started> started_;  // and not waited for, in order

@@ -10,10 +10,11 @@
 
 namespace tandem::comm {
 
-/// A rank's stream for communication, and the order between it and the calling thread's current stream, which computes.
-class CommunicationStream {
+/// A stream of a rank's for communication or copies, and the order between it and the calling thread's current stream,
+/// which computes.
+class SideStream {
  public:
-  explicit CommunicationStream(c10::Device device)
+  explicit SideStream(c10::Device device)
       : guard_(device.type()), device_(device), stream_(guard_.getNewStream(device, /*priority=*/-1)) {}
 
   c10::Stream stream() const { return stream_; }
