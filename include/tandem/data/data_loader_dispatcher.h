@@ -1,6 +1,7 @@
 #pragma once
 
 #include <deque>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -35,6 +36,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
  protected:
   void begin_epoch(const EpochStart& start) override {
     own_.clear();
+    failure_ = nullptr;
     read_all_ = false;
     ended_ = false;
     remainder_ = -1;
@@ -48,6 +50,12 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
 
   std::optional<std::pair<StepInfo, Batch>> take() override { return feeder_ ? feed_and_take() : receive(); }
 
+  bool ready() override {
+    if (!feeder_) return ended_ || (*end_)->ring(this->context().rank).size() > 0;
+    const bool readable = !parts_.shared->pool || feeder_->ready();
+    return !own_.empty() || read_all_ || failure_ || (readable && everybody_has_room());
+  }
+
   std::int64_t known_remainder() const override {
     if (feeder_) return feeder_->remainder();
     return remainder_;
@@ -57,8 +65,13 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
  private:
   // Rank 0: hands out one step that it needs itself, and those after it that are there, as far as there is room.
   std::optional<std::pair<StepInfo, Batch>> feed_and_take() {
+    if (own_.empty() && failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     if (own_.empty() && !read_all_) hand_out(feeder_->take());
-    while (!read_all_ && feeder_->ready() && everybody_has_room()) hand_out(feeder_->take());
+    try {
+      while (!read_all_ && !failure_ && feeder_->ready() && everybody_has_room()) hand_out(feeder_->take());
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
     if (own_.empty()) return std::nullopt;
     auto mine = std::move(own_.front());
     own_.pop_front();
@@ -104,6 +117,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
   std::shared_ptr<ChannelEnd<Batch>> end_;
   std::optional<ReadAhead<Batch>> feeder_;      // on rank 0
   std::deque<std::pair<StepInfo, Batch>> own_;  // rank 0's steps that were handed out to the others already
+  std::exception_ptr failure_;                  // rank 0: of a step that comes after those
   bool read_all_ = false;                       // rank 0: the last step was handed out
   bool ended_ = false;                          // other ranks: it has come
   std::int64_t remainder_ = -1;                 // other ranks: as far as rank 0 has said

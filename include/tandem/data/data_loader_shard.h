@@ -35,6 +35,8 @@ class DataLoaderShard final : public LoaderBase<Batch> {
     return std::pair(step->info, std::move(step->batches.front()));
   }
 
+  bool ready() override { return !parts_.shared->pool || ahead_.ready(); }
+
   std::int64_t known_remainder() const override { return ahead_.remainder(); }
   bool reads() const override { return true; }
 

@@ -24,14 +24,15 @@ class DeviceCopies {
   DeviceCopies(c10::Device device, bool pin) : device_(device), pin_(pin), stream_(device) {}
 
   /// The next step, its batch on the device for the current stream; nothing at the end. `take` gives steps as they were
-  /// read; what it throws for a step comes out when that step's turn has come.
-  template <class Take>
-  Step next(const Take& take) {
+  /// read; what it throws for a step comes out when that step's turn has come. Only when `ready()` is it asked for the
+  /// step after: what this thread waits for may need what it does with this one.
+  template <class Take, class Ready>
+  Step next(const Take& take, const Ready& ready) {
     if (!ahead_) start(take);
     Copied mine = *std::exchange(ahead_, std::nullopt);
     if (mine.error) std::rethrow_exception(mine.error);
     if (!mine.step) return std::nullopt;
-    if (!mine.step->first.last) start(take);
+    if (!mine.step->first.last && ready()) start(take);
     // The memory belongs to the copies' stream: who frees it must know that this one still uses it.
     const c10::Stream compute = stream_.compute();
     for_each_tensor(mine.step->second, [&](at::Tensor& tensor) {

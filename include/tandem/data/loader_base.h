@@ -84,7 +84,7 @@ class LoaderBase {
   std::optional<Batch> next() {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
-    auto step = copies_ ? copies_->next([this] { return take(); }) : take();
+    auto step = copies_ ? copies_->next([this] { return take(); }, [this] { return ready(); }) : take();
     if (!step) {
       if (!status_.last) used_up();  // nobody took a last sample, but the epoch is all the same used up
       if (status_.step < 0) status_.remainder = known_remainder();
@@ -180,6 +180,9 @@ class LoaderBase {
 
   /// This rank's next step; nothing at the end of the epoch.
   virtual std::optional<std::pair<StepInfo, Batch>> take() = 0;
+
+  /// Whether `take` would wait neither for another rank nor for a worker.
+  virtual bool ready() = 0;
 
   /// EpochPlan::remainder of the running epoch; -1 while this rank does not know it.
   virtual std::int64_t known_remainder() const = 0;
