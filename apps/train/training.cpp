@@ -110,13 +110,17 @@ class Trainer {
     }
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
       auto step = accelerator_.accumulate_and_close(model_);
-      const auto [inputs, targets] = inputs_.task->train_set().get_batch({});
-      train_step(inputs, targets);
+      const auto nothing = on_device(inputs_.task->train_set().get_batch({}));
+      train_step(nothing.data, nothing.target);
     }
     if (done()) return;  // as ranks did above whose last step had a batch
     if (schedule_.wants_loss())
       schedule_.end_epoch(mean_over_ranks(std::exchange(epoch_loss_, {}), std::exchange(epoch_batches_, 0)));
     epoch_ += 1;
+  }
+
+  torch::data::Example<> on_device(torch::data::Example<> batch) const {
+    return tandem::data::to_device(std::move(batch), accelerator_.device());
   }
 
   // An empty batch only answers the other ranks' reductions.
@@ -174,7 +178,7 @@ class Trainer {
   // The mean of the losses of all ranks' batches, of which this rank has the sum and the number. Collective.
   double mean_over_ranks(const at::Tensor& loss_sum, std::int64_t batches) {
     const std::vector<double> mine{loss_sum.item<double>(), static_cast<double>(batches)};
-    const at::Tensor all = accelerator_.reduce(at::tensor(mine, at::kDouble));
+    const at::Tensor all = accelerator_.reduce(at::tensor(mine, at::kDouble).to(accelerator_.device()));
     return all[0].item<double>() / all[1].item<double>();
   }
 
@@ -215,7 +219,7 @@ class Trainer {
     };
     for (auto& [samples, targets] : loader) take(samples, targets);
     // The other ranks' last step, of which they keep all when this rank has no batch.
-    const auto nothing = inputs_.task->test_set().get_batch({});
+    const auto nothing = on_device(inputs_.task->test_set().get_batch({}));
     for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) take(nothing.data, nothing.target);
     return sum / static_cast<double>(seen);
   }

@@ -1,0 +1,181 @@
+// What has to hold on real GPUs, whichever there are: ranks share them when there are fewer than ranks. A program of
+// its own, which ctest runs on a fake machine and benchmarks/gpu.sh on a real one. Exit code 77: there is no GPU here.
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "support/random_tensors.h"
+#include "tandem/tandem.h"
+
+namespace {
+
+using namespace tandem;
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  std::printf("%s: %s\n", holds ? "ok" : "FAILED", what.c_str());
+  std::fflush(stdout);
+  failures += holds ? 0 : 1;
+}
+
+// `ranks` ranks on the GPUs that there are.
+LaunchConfig on_gpus(int ranks) {
+  LaunchConfig config;
+  const int gpus = gpu_backend()->device_count();
+  for (int rank = 0; rank < ranks; ++rank) config.devices.push_back(rank % gpus);
+  config.timeout = std::chrono::seconds(60);
+  return config;
+}
+
+std::string run(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+  try {
+    launch(config, body);
+    return "";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+std::vector<double> losses_of(LaunchConfig config, bool dispatch) {
+  namespace F = torch::nn::functional;
+  std::vector<double> losses;
+  config.data_loader.dispatch_batches = dispatch;
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
+  const auto inputs = at::randn({512, 32}, generator), targets = at::randint(0, 10, {512}, generator, at::kLong);
+  const std::string error = run(config, [&](Accelerator& a) {
+    torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::BatchNorm1d(64),
+                              torch::nn::Linear(64, 10));
+    torch::optim::AdamW inner(net->parameters(), torch::optim::AdamWOptions(1e-3));
+    auto model = a.prepare(net);
+    auto optimizer = a.prepare(inner);
+    auto loader = a.prepare(
+        data::DataLoader(data::TensorDataset(inputs, targets), {.batch_size = 8, .shuffle = true, .workers = 1}));
+    for (int epoch = 0; epoch < 3; ++epoch)
+      for (auto& batch : loader) {
+        const auto scope = a.accumulate(model);
+        const auto loss = F::cross_entropy(model(batch.data), batch.target);
+        a.backward(loss);
+        optimizer.step();
+        optimizer.zero_grad();
+        const auto all = a.gather_for_metrics(loss.detach().reshape({1}));
+        if (a.is_main()) losses.push_back(all.mean().item<double>());
+      }
+  });
+  if (!error.empty()) std::printf("%s\n", error.c_str());
+  return error.empty() ? losses : std::vector<double>();
+}
+
+void check_training(int ranks, bool dispatch) {
+  const auto gpu = losses_of(on_gpus(ranks), dispatch), again = losses_of(on_gpus(ranks), dispatch);
+  const auto cpu = losses_of({.cpu = ranks}, dispatch);
+  bool close = !cpu.empty() && gpu.size() == cpu.size();
+  for (std::size_t i = 0; close && i < cpu.size(); ++i)
+    close = std::abs(gpu[i] - cpu[i]) < 1e-4 * std::abs(cpu[i]) + 1e-4;
+  const std::string name = std::to_string(ranks) + (dispatch ? " ranks, dispatched: " : " ranks: ");
+  expect(close, name + "losses are those of CPU ranks to 1e-4");
+  expect(gpu == again, name + "the same bits in a second run");
+}
+
+using Results = std::vector<at::Tensor>;
+
+// Every collective of every type; small and large, so that both ways of an all-reduce are gone.
+Results call_everything(Accelerator& a) {
+  Results results;
+  std::mt19937 random(3);
+  const auto keep = [&](const at::Tensor& tensor) { results.push_back(tensor.cpu()); };
+  for (const auto type : test::kTypes) {
+    const auto next = [&] { return test::random_tensor(random, type, a.rank()).to(a.device()); };
+    if (test::defined_for(comm::ReduceOp::mean, type)) keep(a.reduce(next(), comm::ReduceOp::mean));
+    if (test::defined_for(comm::ReduceOp::max, type)) keep(a.reduce(next(), comm::ReduceOp::max));
+    keep(a.reduce(next()));
+    keep(a.gather(next().reshape({-1})));
+  }
+  const auto whole = at::arange(3'000'000, at::dtype(at::kFloat).device(a.device())).remainder(1000).mul(a.rank() + 1);
+  keep(a.reduce(whole));  // whole numbers: exact in any order
+  return results;
+}
+
+Results results_of(const LaunchConfig& config) {
+  Results results;
+  const std::string error = run(config, [&](Accelerator& a) {
+    const Results mine = call_everything(a);
+    if (a.is_main()) results = mine;
+  });
+  if (!error.empty()) std::printf("%s\n", error.c_str());
+  return results;
+}
+
+void check_collectives(int ranks) {
+  const auto gpu = results_of(on_gpus(ranks)), cpu = results_of({.cpu = ranks});
+  bool same = !gpu.empty() && gpu.size() == cpu.size();
+  for (std::size_t i = 0; same && i < gpu.size(); ++i) same = at::equal(gpu[i], cpu[i]);
+  expect(same, std::to_string(ranks) + " ranks: collectives have the CPU's bits");
+}
+
+void check_generators(int ranks) {
+  std::vector<at::Tensor> drawn(static_cast<std::size_t>(ranks)), again = drawn;
+  for (auto* into : {&drawn, &again})
+    run(on_gpus(ranks), [&](Accelerator& a) {
+      const auto ones = at::ones({10000}, a.device());
+      (*into)[static_cast<std::size_t>(a.rank())] =
+          at::cat({at::rand_like(ones), torch::dropout(ones, 0.5, true), at::randn_like(ones)}).cpu();
+    });
+  bool same = true, differ = true;
+  for (std::size_t rank = 0; rank < drawn.size(); ++rank) {
+    same = same && drawn[rank].defined() && again[rank].defined() && at::equal(drawn[rank], again[rank]);
+    differ = differ && (rank == 0 || (drawn[rank].defined() && !at::equal(drawn[rank], drawn[0])));
+  }
+  expect(same && differ, std::to_string(ranks) + " ranks: each draws its own numbers, the same in every run");
+}
+
+void check_failure(int ranks) {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point thrown;
+  const std::string error = run(on_gpus(ranks), [&](Accelerator& a) {
+    const auto value = at::ones({1'000'000}, a.device());
+    for (int i = 0; i < 20; ++i) a.reduce(value);
+    if (a.rank() == ranks - 1) {
+      thrown = Clock::now();
+      throw std::runtime_error("disk on fire");
+    }
+    for (;;) a.reduce(value);
+  });
+  const double seconds = std::chrono::duration<double>(Clock::now() - thrown).count();
+  expect(error.find("disk on fire") != std::string::npos && seconds < 2,
+         std::to_string(ranks) + " ranks: one that throws in the middle of all-reduces has ended all after " +
+             std::to_string(seconds) + " s: " + error);
+}
+
+void check_launches(int ranks) {
+  std::string error;
+  for (int i = 0; i < 100 && error.empty(); ++i)
+    error = run(on_gpus(ranks), [](Accelerator& a) { a.reduce(at::ones({1000}, a.device())); });
+  expect(error.empty(), std::to_string(ranks) + " ranks: 100 launches in turn " + error);
+}
+
+}  // namespace
+
+int main() {
+  try {
+    std::printf("%d GPUs\n", gpu_backend()->device_count());
+  } catch (const ConfigError& error) {
+    std::printf("skipped: %s\n", error.what());
+    return 77;
+  }
+  for (const int ranks : {1, 2, 4, 8}) {
+    check_training(ranks, false);
+    check_training(ranks, true);
+    check_collectives(ranks);
+    check_generators(ranks);
+    if (ranks > 1) check_failure(ranks);
+  }
+  check_launches(2);
+  std::printf("%d failed\n", failures);
+  return failures ? 1 : 0;
+}
