@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what building Tandem needs: system packages, LibTorch in .deps/, and on a machine with an NVIDIA driver and no
-# CUDA 13 the compiler for the GPU module (anywhere with TANDEM_CUDA_TOOLKIT=pypi). ./train and ./check call it.
+# CUDA 13 the compiler for the GPU module. With TANDEM_CUDA_TOOLKIT=pypi that comes on any machine; with TANDEM_CUDA_ROOT,
+# the folder of a CUDA toolkit, it does not. ./train and ./check call it.
 # Safe to interrupt and to run twice at once. When nothing is missing it does next to nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -93,7 +94,7 @@ install_libtorch() {
 needs_toolkit() {
   [[ ! -e $toolkit ]] || return 1
   [[ ${TANDEM_CUDA_TOOLKIT:-} != pypi ]] || return 0
-  [[ -e $driver ]] || return 1
+  [[ -e $driver && -z ${TANDEM_CUDA_ROOT:-} ]] || return 1
   local nvcc
   for nvcc in nvcc /usr/local/cuda/bin/nvcc; do
     ! "$nvcc" --version 2>/dev/null | grep -q "release 13\." || return 1

@@ -1,7 +1,6 @@
 #include "tandem/comm/reduction.h"
 
 #include <algorithm>
-#include <complex>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -50,7 +49,7 @@ struct Real {
   using type = T;
 };
 template <class T>
-struct Real<std::complex<T>> {
+struct Real<Complex<T>> {
   using type = T;
 };
 template <class T>
@@ -160,8 +159,8 @@ void reduce(ElementType type, ReduceOp op, const Work& work) {
     case ElementType::float64: return reduce_as<double>(op, work);
     case ElementType::float16: return reduce_as<Float16>(op, work);
     case ElementType::bfloat16: return reduce_as<BFloat16>(op, work);
-    case ElementType::complex64: return reduce_complex<std::complex<float>>(op, work);
-    case ElementType::complex128: return reduce_complex<std::complex<double>>(op, work);
+    case ElementType::complex64: return reduce_complex<Complex<float>>(op, work);
+    case ElementType::complex128: return reduce_complex<Complex<double>>(op, work);
     case ElementType::int8: return reduce_as<std::int8_t>(op, work);
     case ElementType::int16: return reduce_as<std::int16_t>(op, work);
     case ElementType::int32: return reduce_as<std::int32_t>(op, work);

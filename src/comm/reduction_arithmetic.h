@@ -26,6 +26,37 @@ struct Bool {
   std::uint8_t value;
 };
 
+// A product that is rounded before anything is added to it. Compilers make one rounding of both where a processor can,
+// and GCC does so for some elements of a loop and not for others; even with -ffp-contract=off.
+template <class T>
+TANDEM_ANYWHERE T rounded_product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == sizeof(float))
+    return __fmul_rn(a, b);
+  else
+    return __dmul_rn(a, b);
+#else
+  const volatile T product = a * b;
+  return product;
+#endif
+}
+
+// Complex numbers as LibTorch has them in memory, and multiplied as there. std::complex is not for GPUs, and looks for
+// lost infinities after a product.
+template <class T>
+struct Complex {
+  T real, imaginary;
+
+  TANDEM_ANYWHERE friend Complex operator+(Complex a, Complex b) {
+    return {a.real + b.real, a.imaginary + b.imaginary};
+  }
+  TANDEM_ANYWHERE friend Complex operator*(Complex a, Complex b) {
+    return {rounded_product(a.real, b.real) - rounded_product(a.imaginary, b.imaginary),
+            rounded_product(a.real, b.imaginary) + rounded_product(a.imaginary, b.real)};
+  }
+  TANDEM_ANYWHERE friend Complex operator/(Complex a, T divisor) { return {a.real / divisor, a.imaginary / divisor}; }
+};
+
 TANDEM_ANYWHERE inline float widen(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
 
 // Rounds to nearest even; adding to the bits carries into the exponent as it should.

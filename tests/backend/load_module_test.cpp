@@ -1,6 +1,8 @@
 // What is said where no GPU is usable: with files that stand for the driver and the module.
 #include "backend/cuda/load_module.h"
 
+#include <dlfcn.h>
+
 #include <fstream>
 
 #include "backend/cuda/gpu_backend.h"
@@ -64,6 +66,25 @@ TEST_CASE("the first module that exists counts") {
   REQUIRE(usual.modules.size() >= 2);
   CHECK_THAT(usual.modules[0], ContainsSubstring("/tests/libtandem_cuda.so"));
   CHECK_THAT(usual.modules[1], ContainsSubstring("/lib/libtandem_cuda.so"));
+}
+
+// The module has its own hidden copy of what describes the class, which has to pass for the program's.
+TEST_CASE("what a module throws is caught as Tandem's error, however it is loaded") {
+  const int scope = GENERATE(RTLD_LOCAL, RTLD_GLOBAL);
+  CAPTURE(scope);
+  void* const module = dlopen(file("fake_module_failing").c_str(), RTLD_NOW | scope);
+  REQUIRE(module);
+  CHECK(dlsym(module, "_ZTIN6tandem5ErrorE") == nullptr);
+  const auto make = reinterpret_cast<cuda::MakeModule*>(dlsym(module, cuda::kMakeModule));
+  REQUIRE(make);
+  bool caught = false;
+  try {
+    make();
+  } catch (const Error& error) {
+    caught = std::string(error.what()) == "forward compatibility was attempted";
+  } catch (const std::exception&) {
+  }
+  CHECK(caught);
 }
 
 #ifdef TANDEM_CUDA_MODULE

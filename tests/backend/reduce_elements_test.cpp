@@ -1,8 +1,11 @@
 // The reduction kernel's threads, run on the host one after the other, against the CPU's reductions.
 #include "backend/cuda/reduce_elements.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -28,19 +31,52 @@ bool defined_for(ElementType type, ReduceOp op) {
   return !(is_complex(type) && (op == ReduceOp::max || op == ReduceOp::min));
 }
 
-// Any bits, which for floating-point numbers makes denormals, infinities and NaNs too. Complex products of small whole
-// numbers only: those of others are rounded as the processor likes.
-void fill(std::byte* data, std::size_t count, ElementType type, ReduceOp op, std::mt19937_64& random) {
-  const std::size_t size = size_of(type);
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint64_t bits[2] = {random(), random()};
-    if (type == ElementType::boolean) bits[0] &= 1;
-    if (is_complex(type) && op == ReduceOp::product) {
-      const float small[2] = {static_cast<float>(bits[0] % 7) - 3, static_cast<float>(bits[1] % 7) - 3};
-      const double wide[2] = {small[0], small[1]};
-      std::memcpy(bits, type == ElementType::complex64 ? static_cast<const void*>(small) : wide, size);
+// Numbers that have a way of their own through additions and roundings: zeros, infinities, NaNs, the largest, the
+// smallest, and such as can be added up.
+template <class T>
+T special(std::mt19937_64& random) {
+  using Limits = std::numeric_limits<T>;
+  const T values[] = {T(0),
+                      -T(0),
+                      T(1),
+                      T(-1.5),
+                      Limits::max(),
+                      Limits::lowest(),
+                      Limits::min(),
+                      Limits::denorm_min(),
+                      -Limits::denorm_min(),
+                      Limits::infinity(),
+                      -Limits::infinity(),
+                      Limits::quiet_NaN(),
+                      std::normal_distribution<T>()(random)};
+  return values[random() % std::size(values)];
+}
+
+// The same of float16, or bfloat16.
+std::uint16_t special_half(bool brain, std::mt19937_64& random) {
+  const std::uint16_t one = brain ? 0x3f80 : 0x3c00, infinity = brain ? 0x7f80 : 0x7c00;
+  const std::uint16_t values[] = {0,
+                                  1,
+                                  one,
+                                  infinity,
+                                  static_cast<std::uint16_t>(infinity - 1),
+                                  static_cast<std::uint16_t>(infinity + 1),
+                                  static_cast<std::uint16_t>(one + random() % 256)};
+  return static_cast<std::uint16_t>(values[random() % std::size(values)] | (random() % 2 << 15));
+}
+
+// Any bits; for floating-point numbers, which would hardly ever be of one magnitude then, special ones besides.
+void fill(std::byte* data, std::size_t count, ElementType type, std::mt19937_64& random) {
+  const std::size_t size = size_of(type), part = is_complex(type) ? size / 2 : size;
+  for (std::size_t at = 0; at < count * size; at += part) {
+    std::uint64_t bits = random();
+    if (type == ElementType::boolean) bits &= 1;
+    if ((is_floating(type) || is_complex(type)) && random() % 2) {
+      if (part == 2) bits = special_half(type == ElementType::bfloat16, random);
+      if (part == 4) bits = std::bit_cast<std::uint32_t>(special<float>(random));
+      if (part == 8) bits = std::bit_cast<std::uint64_t>(special<double>(random));
     }
-    std::memcpy(data + i * size, bits, size);
+    std::memcpy(data + at, &bits, part);
   }
 }
 
@@ -96,7 +132,7 @@ TEST_CASE("the kernel's threads reduce as the CPU does, aligned or not, in place
           std::vector<const void*> from;
           for (std::size_t rank = 0; rank < inputs.size(); ++rank) {
             std::byte* const in = inputs[rank].front().bytes + shift;
-            fill(in, count, type, op, random);
+            fill(in, count, type, random);
             arguments.inputs[rank] = in;
             arguments.outputs[rank] = in_place ? in : outputs[rank].front().bytes + shift;
             from.push_back(in);

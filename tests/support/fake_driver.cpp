@@ -1,4 +1,5 @@
 // Stands for NVIDIA's driver. FAKE_VERSION is the CUDA version that it knows, FAKE_INIT what cuInit returns.
+#pragma GCC visibility push(default)
 extern "C" {
 int cuDriverGetVersion(int* version) {
   *version = FAKE_VERSION;

@@ -15,11 +15,14 @@ class NoDevices final : public tandem::cuda::Module {
 
 }  // namespace
 
+// Compiled as the module is: all else is hidden.
+#define TANDEM_EXPORT __attribute__((visibility("default")))
+
 extern "C" {
-extern const int tandem_cuda_module_version;
+TANDEM_EXPORT extern const int tandem_cuda_module_version;
 const int tandem_cuda_module_version = FAKE_VERSION;
 
-std::unique_ptr<tandem::cuda::Module> tandem_make_cuda_module() {
+TANDEM_EXPORT std::unique_ptr<tandem::cuda::Module> tandem_make_cuda_module() {
 #ifdef FAKE_ERROR
   throw tandem::Error(FAKE_ERROR);
 #else

@@ -44,8 +44,9 @@ std::size_t size_of(ElementType type);
 /// from `begin - output_offset` on of all `outputs`, which may be the inputs themselves.
 ///
 /// float16 and bfloat16 are accumulated in float32 and rounded once, to nearest even. Integers wrap around. bool: sum
-/// and max are logical or, product and min logical and. A NaN on any rank makes max and min NaN. mean needs a
-/// floating-point or complex type, max and min a type that has an order.
+/// and max are logical or, product and min logical and. A NaN on any rank makes max and min NaN. Complex numbers are
+/// multiplied by the textbook's formula, each product in it rounded. mean needs a floating-point or complex type, max
+/// and min a type that has an order.
 void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const> inputs, std::span<void* const> outputs,
                      std::int64_t begin, std::int64_t end, std::int64_t output_offset = 0);
 

@@ -18,6 +18,7 @@ namespace {
 
 void check(cudaError_t result, const char* call) {
   if (result == cudaSuccess) return;
+  cudaGetLastError();  // or the next one who asks takes this error for his
   throw Error(std::string(call) + " failed: " + cudaGetErrorString(result));
 }
 

@@ -1,4 +1,5 @@
-// Compiled with -fmad=false: a fused multiply-add would round a product of complex numbers in another way.
+// Compiled with -fmad=false, so that nvcc rounds after each operation, as the CPU's reductions do. Divisions, denormals
+// and roundings to float16 are IEEE's on both sides by default.
 #include "backend/cuda/reduce.h"
 
 #include <algorithm>
@@ -45,12 +46,17 @@ std::string launch_reduction(const comm::Reduction& reduction, void* stream) {
   const auto launch = [&]<class Element, class Combine>(std::type_identity<Element>, std::type_identity<Combine>) {
     const std::size_t parts = aligned ? reduction.count * sizeof(Element) / 16 + 1 : reduction.count;
     const std::size_t blocks = std::clamp<std::size_t>((parts + kThreads - 1) / kThreads, 1, kMostBlocks);
-    reduce<Element, Combine>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments, aligned);
-    return cudaGetLastError();
+    cudaLaunchConfig_t config{};
+    config.gridDim = static_cast<unsigned>(blocks);
+    config.blockDim = kThreads;
+    config.stream = static_cast<cudaStream_t>(stream);
+    // Unlike <<<>>> it returns this launch's error, not one that an earlier call has left.
+    return cudaLaunchKernelEx(&config, reduce<Element, Combine>, arguments, aligned);
   };
   const cudaError_t result = with_types(reduction.type, reduction.op, launch);
-  return result == cudaSuccess ? "" : cudaGetErrorString(result);
+  if (result == cudaSuccess) return "";
+  cudaGetLastError();  // or the next one who asks takes this error for his
+  return cudaGetErrorString(result);
 }
 
 }  // namespace tandem::cuda

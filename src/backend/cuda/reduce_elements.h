@@ -22,24 +22,10 @@ struct Arguments {
   bool mean;
 };
 
-/// Complex numbers as LibTorch has them in memory. (std::complex is not for GPUs.)
-template <class T>
-struct Complex {
-  T real, imaginary;
-
-  TANDEM_ANYWHERE friend Complex operator+(Complex a, Complex b) {
-    return {a.real + b.real, a.imaginary + b.imaginary};
-  }
-  TANDEM_ANYWHERE friend Complex operator*(Complex a, Complex b) {
-    return {a.real * b.real - a.imaginary * b.imaginary, a.real * b.imaginary + a.imaginary * b.real};
-  }
-  TANDEM_ANYWHERE friend Complex operator/(Complex a, T divisor) { return {a.real / divisor, a.imaginary / divisor}; }
-};
-
 TANDEM_ANYWHERE inline float divisor_of(float, int ranks) { return static_cast<float>(ranks); }
 TANDEM_ANYWHERE inline double divisor_of(double, int ranks) { return ranks; }
 template <class T>
-TANDEM_ANYWHERE T divisor_of(Complex<T>, int ranks) {
+TANDEM_ANYWHERE T divisor_of(comm::arithmetic::Complex<T>, int ranks) {
   return static_cast<T>(ranks);
 }
 
