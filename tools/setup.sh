@@ -104,7 +104,10 @@ needs_toolkit() {
 install_toolkit() {
   needs_toolkit || return 0
   say "installing CUDA's compiler and NCCL into $toolkit"
-  install_from_pypi "$toolkit" --no-deps "${toolkit_packages[@]}"
+  if ! (install_from_pypi "$toolkit" --no-deps "${toolkit_packages[@]}"); then
+    [[ ${TANDEM_CUDA_TOOLKIT:-} != pypi ]] || exit 1
+    say "going on without: CPU ranks need none of it"
+  fi
 }
 
 if [[ -n ${TANDEM_LIBTORCH:-} && ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; then
