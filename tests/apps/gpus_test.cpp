@@ -31,13 +31,14 @@ void check_close(const std::vector<double>& a, const std::vector<double>& b) {
 }  // namespace
 
 TEST_CASE("train on GPUs has the losses of as many CPU ranks") {
-  const std::string common = " --limit-train-samples 500 --batch-size 32 --epochs 2 --quiet ";
+  const std::string common = " --limit-train-samples 500 --batch-size 32 --epochs 2 --threads-per-rank 1 --quiet ";
   for (const auto& [gpus, cpu] : std::vector<std::pair<std::string, std::string>>{
            {"--gpus 1", "--cpu 1"}, {"--gpus 3", "--cpu 3"}, {"--devices 4,4", "--cpu 2"}}) {
     CAPTURE(gpus);
     check_close(losses_on_gpus(gpus + common), losses_of(cpu + common));
   }
-  const std::string cnn = " --model cnn --limit-train-samples 128 --batch-size 16 --optimizer adamw --quiet ";
+  const std::string cnn =
+      " --model cnn --limit-train-samples 128 --batch-size 16 --optimizer adamw --threads-per-rank 1 --quiet ";
   check_close(losses_on_gpus("--gpus 2" + cnn), losses_of("--cpu 2" + cnn));
 }
 
