@@ -31,6 +31,7 @@ const char* to_string(Operation operation) {
     case Operation::join_uneven_inputs: return "join_uneven_inputs";
     case Operation::find_executable_batch_size: return "find_executable_batch_size";
     case Operation::connect: return "connect";
+    case Operation::compile_step: return "compile_step";
   }
   return "unknown operation";
 }

@@ -190,6 +190,10 @@ void GradientReducer::average_weights() {
     slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }
 
+void GradientReducer::forget_pass() {
+  for (Slot& slot : slots_) slot.pending = slot.in_window = false;
+}
+
 void GradientReducer::begin_window() {
   for (Slot& slot : slots_) slot.in_window = false;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <typeinfo>
@@ -58,11 +59,87 @@ State& adam_state(torch::optim::Optimizer& optimizer, const at::Tensor& paramete
   return static_cast<State&>(*(states[key] = std::move(state)));
 }
 
+// `Rate` is the learning rate: a number, or a tensor on the device.
+template <class Rate>
 using AdamKernel = void (*)(at::TensorList parameters, at::TensorList gradients, at::TensorList averages,
                             at::TensorList square_averages, at::TensorList largest_square_averages,
-                            at::TensorList steps, double lr, double beta1, double beta2, double weight_decay,
-                            double eps, bool amsgrad, bool maximize, const std::optional<at::Tensor>& grad_scale,
+                            at::TensorList steps, Rate lr, double beta1, double beta2, double weight_decay, double eps,
+                            bool amsgrad, bool maximize, const std::optional<at::Tensor>& grad_scale,
                             const std::optional<at::Tensor>& found_inf);
+
+void fill(at::Tensor& number, double value, c10::Device device) {
+  if (!number.defined()) number = at::empty({}, at::dtype(at::kFloat).device(device));
+  number.fill_(value);
+}
+
+// A kernel call that was recorded: what its replays need of the host, and what they must find as it was.
+template <class Options, class State>
+class RecordedCall {
+ public:
+  RecordedCall(torch::optim::Optimizer& optimizer, std::size_t group, std::vector<at::Tensor> parameters,
+               at::Tensor step, at::Tensor lr)
+      : optimizer_(optimizer),
+        group_(group),
+        options_(options()),
+        parameters_(std::move(parameters)),
+        step_(std::move(step)),
+        lr_(std::move(lr)) {
+    for (const at::Tensor& parameter : parameters_) memory_.push_back(memory_of(parameter));
+  }
+
+  std::optional<std::string> obstacle() const {
+    if (group_ >= optimizer_.param_groups().size()) return "its optimizer has lost a group of parameters";
+    Options now = options();
+    if (!(now.lr(options_.lr()) == options_))
+      return "a setting of its optimizer has changed, other than the learning rate";
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      if (!parameters_[i].requires_grad() || memory_of(parameters_[i]) != memory_[i])
+        return "a parameter, or what its optimizer knows of it, is not where it was or is not trained any more";
+    return std::nullopt;
+  }
+
+  void before() {
+    lr_.fill_(options().lr());
+    if constexpr (counts) step_.fill_(state_of(parameters_.front())->step() + 1);
+  }
+
+  void after() {
+    if constexpr (counts)
+      for (const at::Tensor& parameter : parameters_) {
+        State& state = *state_of(parameter);
+        state.step(state.step() + 1);
+      }
+  }
+
+ private:
+  static constexpr bool counts = !std::is_same_v<State, SGDParamState>;
+  using Memory = std::pair<const void*, const void*>;  // of a parameter, and of what the optimizer knows of it
+
+  const Options& options() const { return static_cast<const Options&>(optimizer_.param_groups()[group_].options()); }
+
+  State* state_of(const at::Tensor& parameter) const {
+    const auto found = optimizer_.state().find(parameter.unsafeGetTensorImpl());
+    return found == optimizer_.state().end() ? nullptr : &static_cast<State&>(*found->second);
+  }
+
+  Memory memory_of(const at::Tensor& parameter) const {
+    const State* const state = state_of(parameter);
+    const auto average = [state] {
+      if constexpr (counts)
+        return state->exp_avg();
+      else
+        return state->momentum_buffer();
+    };
+    return {parameter.const_data_ptr(), state ? average().const_data_ptr() : nullptr};
+  }
+
+  torch::optim::Optimizer& optimizer_;
+  const std::size_t group_;
+  const Options options_;
+  const std::vector<at::Tensor> parameters_;
+  at::Tensor step_, lr_;
+  std::vector<Memory> memory_;
+};
 
 }  // namespace
 
@@ -73,9 +150,10 @@ FusedStep::FusedStep(torch::optim::Optimizer& optimizer) : optimizer_(optimizer)
   if (type == typeid(torch::optim::AdamW)) kind_ = Kind::adamw;
 }
 
-bool FusedStep::step() {
+bool FusedStep::step(nn::Recording* recording) {
   const at::NoGradGuard no_grad;
   bool fused = false;
+  recording_ = recording;
   try {
     fused = step_fused();
   } catch (...) {
@@ -83,8 +161,20 @@ bool FusedStep::step() {
     throw;
   }
   empty_batches();
-  if (!fused) optimizer_.step();
+  if (!fused && !records()) optimizer_.step();
   return fused;
+}
+
+template <class Options, class State>
+void FusedStep::record(const Batch& batch) {
+  const auto& groups = optimizer_.param_groups();
+  const auto group = std::find_if(groups.begin(), groups.end(),
+                                  [&](const auto& one) { return &one.options() == batch.common.options; });
+  const auto call = std::make_shared<RecordedCall<Options, State>>(
+      optimizer_, static_cast<std::size_t>(group - groups.begin()), batch.parameters, batch.step, batch.lr);
+  recording_->at_each_replay({.obstacle = [call] { return call->obstacle(); },
+                              .before = [call] { call->before(); },
+                              .after = [call] { call->after(); }});
 }
 
 bool FusedStep::step_fused() {
@@ -140,7 +230,8 @@ FusedStep::Batch& FusedStep::batch_for(const Common& common) {
     if (batches_[i - 1].common == common) return batches_[i - 1];
   if (used_ == batches_.size()) batches_.emplace_back(common);
   Batch& batch = batches_[used_++];
-  if (batch.step.defined() && batch.step.device() != common.device) batch.step.reset();
+  for (at::Tensor* number : {&batch.step, &batch.lr})
+    if (number->defined() && number->device() != common.device) number->reset();
   batch.common = common;
   return batch;
 }
@@ -164,6 +255,7 @@ bool FusedStep::gather_sgd() {
       if (!supported(parameter)) return false;
       const auto found = optimizer_.state().find(parameter.unsafeGetTensorImpl());
       const bool updated = momentum && found != optimizer_.state().end();
+      if (records() && momentum && !updated) return false;  // its buffer would be made anew in each replay
       Batch& batch = batch_for({&group.options(), parameter.device(), parameter.scalar_type(), updated});
       if (updated) {
         const at::Tensor& buffer = static_cast<SGDParamState&>(*found->second).momentum_buffer();
@@ -183,8 +275,16 @@ void FusedStep::update_sgd(Batch& batch) {
   if (first_momentum)
     for (const at::Tensor& parameter : batch.parameters)
       batch.averages.push_back(at::empty_like(parameter, parameter.options().requires_grad(false)));
-  at::_fused_sgd_(batch.parameters, batch.gradients, batch.averages, options.weight_decay(), options.momentum(),
-                  options.lr(), options.dampening(), options.nesterov(), /*maximize=*/false, first_momentum);
+  const auto update = [&](const auto& lr) {
+    at::_fused_sgd_(batch.parameters, batch.gradients, batch.averages, options.weight_decay(), options.momentum(), lr,
+                    options.dampening(), options.nesterov(), /*maximize=*/false, first_momentum);
+  };
+  if (recording_ && !records()) fill(batch.lr, options.lr(), batch.common.device);
+  if (recording_)
+    update(batch.lr);
+  else
+    update(options.lr());
+  if (records()) record<SGDOptions, SGDParamState>(batch);
   if (!first_momentum) return;
   for (std::size_t i = 0; i < batch.parameters.size(); ++i) {
     auto state = std::make_unique<SGDParamState>();
@@ -200,6 +300,7 @@ bool FusedStep::gather_adam() {
     for (const at::Tensor& parameter : group.params()) {
       if (!parameter.grad().defined()) continue;
       if (!supported(parameter)) return false;
+      if (records() && optimizer_.state().count(parameter.unsafeGetTensorImpl()) == 0) return false;
       State& state = adam_state<State>(optimizer_, parameter, amsgrad);
       if (!fits(state.exp_avg(), parameter) || !fits(state.exp_avg_sq(), parameter)) return false;
       if (amsgrad && !fits(state.max_exp_avg_sq(), parameter)) return false;
@@ -220,15 +321,23 @@ void FusedStep::update_adam(Batch& batch) {
   const auto& options = static_cast<const Options&>(*batch.common.options);
   const auto [beta1, beta2] = options.betas();
   const std::int64_t step = batch.common.updates + 1;
-  if (!batch.step.defined()) batch.step = at::empty({}, at::dtype(at::kFloat).device(batch.common.device));
-  batch.step.fill_(step);
+  if (!records()) fill(batch.step, static_cast<double>(step), batch.common.device);
+  if (recording_ && !records()) fill(batch.lr, options.lr(), batch.common.device);
   batch.steps.assign(batch.parameters.size(), batch.step);
-  const AdamKernel kernel =
-      std::is_same_v<Options, AdamWOptions> ? AdamKernel(at::_fused_adamw_) : AdamKernel(at::_fused_adam_);
-  kernel(batch.parameters, batch.gradients, batch.averages, batch.square_averages, batch.largest_square_averages,
-         batch.steps, options.lr(), beta1, beta2, options.weight_decay(), options.eps(), options.amsgrad(),
-         /*maximize=*/false, /*grad_scale=*/{}, /*found_inf=*/{});
-  for (auto* state : batch.states) static_cast<State*>(state)->step(step);
+  const auto update = [&]<class Rate>(AdamKernel<Rate> adam, AdamKernel<Rate> adamw, Rate lr) {
+    (std::is_same_v<Options, AdamWOptions> ? adamw : adam)(
+        batch.parameters, batch.gradients, batch.averages, batch.square_averages, batch.largest_square_averages,
+        batch.steps, lr, beta1, beta2, options.weight_decay(), options.eps(), options.amsgrad(), /*maximize=*/false,
+        /*grad_scale=*/{}, /*found_inf=*/{});
+  };
+  if (recording_)
+    update.template operator()<const at::Tensor&>(at::_fused_adam_, at::_fused_adamw_, batch.lr);
+  else
+    update.template operator()<double>(at::_fused_adam_, at::_fused_adamw_, options.lr());
+  if (records())
+    record<Options, State>(batch);
+  else
+    for (auto* state : batch.states) static_cast<State*>(state)->step(step);
 }
 
 }  // namespace tandem::optim

@@ -109,6 +109,7 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
   context_.group->token().check();
   if (state.window_length > 1 && !state.items)
     throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
+  if (state.records()) throw ConfigError("backward(loss_sum, items) asks the other ranks; use backward(loss)");
   if (state.items_reduced)
     throw ConfigError(
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
@@ -139,6 +140,9 @@ void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) 
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
   if (context_.gradients.local_sgd) {
     run_backward(loss, options);
+  } else if (nn::Recording* recording = context_.gradients.records()) {
+    run_backward(loss, options);
+    record_reduction(*recording);
   } else {
     reducers_.before_pass();
     reducers_.begin_pass();
@@ -259,7 +263,7 @@ std::function<void()> Accelerator::rng_synchronisation() {
 }
 
 at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {
-  auto parts = context_.communicator->all_gather(tensor);
+  auto parts = communicator("gather").all_gather(tensor);
   return tensor.dim() == 0 ? at::stack(parts) : at::cat(parts);
 }
 

@@ -13,7 +13,7 @@ struct EventProperties {
   Kind kind;
 };
 
-inline constexpr std::array<EventProperties, 12> kEvents{{{"step", Kind::other},
+inline constexpr std::array<EventProperties, 13> kEvents{{{"step", Kind::other},
                                                           {"data-wait", Kind::data_wait},
                                                           {"forward", Kind::forward},
                                                           {"backward", Kind::backward},
@@ -24,6 +24,7 @@ inline constexpr std::array<EventProperties, 12> kEvents{{{"step", Kind::other},
                                                           {"optimizer", Kind::optimizer},
                                                           {"weight-exchange", Kind::communication},
                                                           {"collective", Kind::communication},
+                                                          {"replay", Kind::forward},
                                                           {"checkpoint", Kind::other}}};
 static_assert(kEvents.size() == static_cast<std::size_t>(Event::checkpoint) + 1);
 

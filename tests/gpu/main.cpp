@@ -1,5 +1,7 @@
 // What has to hold on real GPUs, whichever there are: ranks share them when there are fewer than ranks. A program of
-// its own, which ctest runs on a fake machine and benchmarks/gpu.sh on a real one. Exit code 77: there is no GPU here.
+// its own, which ctest runs on a fake machine and benchmarks/gpu.sh on a real one:
+//   tandem_gpu_tests [automatic|nccl|peer_memory [RANKS...]]
+// Exit code 77: there is no GPU here.
 #include <chrono>
 #include <cstdio>
 #include <functional>
@@ -17,6 +19,7 @@ namespace {
 using namespace tandem;
 
 int failures = 0;
+Transport transport = Transport::automatic;
 
 void expect(bool holds, const std::string& what) {
   std::printf("%s: %s\n", holds ? "ok" : "FAILED", what.c_str());
@@ -29,6 +32,7 @@ LaunchConfig on_gpus(int ranks) {
   LaunchConfig config;
   const int gpus = gpu_backend()->device_count();
   for (int rank = 0; rank < ranks; ++rank) config.devices.push_back(rank % gpus);
+  config.transport = transport;
   config.timeout = std::chrono::seconds(60);
   config.threads_per_rank = 1;  // nothing here is large enough for more
   return config;
@@ -81,6 +85,67 @@ void check_training(int ranks, bool dispatch) {
   const std::string name = std::to_string(ranks) + (dispatch ? " ranks, dispatched: " : " ranks: ");
   expect(close, name + "losses are those of CPU ranks to 1e-4");
   expect(gpu == again, name + "the same bits in a second run");
+}
+
+struct Compiled {
+  std::vector<double> losses;
+  std::int64_t replays = 0;
+  std::string reason;
+};
+
+enum class Way { call, compile, compile_what_cannot_be };
+
+Compiled compiled_losses(const LaunchConfig& config, Way way) {
+  Compiled result;
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(6);
+  const auto inputs = at::randn({200, 16}, generator), targets = at::randn({200, 4}, generator);
+  const std::string error = run(config, [&](Accelerator& a) {
+    torch::nn::Sequential net(torch::nn::Linear(16, 32), torch::nn::BatchNorm1d(32), torch::nn::Dropout(0.25),
+                              torch::nn::Linear(32, 4));
+    torch::optim::AdamW inner(net->parameters(), torch::optim::AdamWOptions(1e-2));
+    optim::CosineAnnealingLR cosine(inner, {.T_max = 50});
+    auto [model, optimizer, scheduler] = a.prepare(net, inner, cosine);
+    auto loader = a.prepare(data::DataLoader(data::TensorDataset(inputs, targets), {.batch_size = 8, .shuffle = true}));
+    const auto step = [&](const at::Tensor& in, const at::Tensor& out) {
+      const auto window = a.accumulate(model);
+      const auto loss = (model(in) - out).square().mean();
+      if (way == Way::compile_what_cannot_be && loss.item<double>() < 0) return loss;
+      a.backward(loss);
+      a.clip_grad_norm_(model, 1.0);
+      optimizer.step();
+      optimizer.zero_grad();
+      return loss.detach();
+    };
+    auto compiled = a.compile_step(step);
+    for (int epoch = 0; epoch < 3; ++epoch)
+      for (auto& batch : loader) {
+        const auto loss = way == Way::call ? step(batch.data, batch.target) : compiled(batch.data, batch.target);
+        scheduler.step();
+        const auto all = a.gather(loss);
+        if (a.is_main()) result.losses.push_back(all.mean().item<double>());
+      }
+    if (a.is_main()) result.replays = compiled.replays(), result.reason = compiled.reason();
+  });
+  if (!error.empty()) std::printf("%s\n", error.c_str());
+  return result;
+}
+
+void check_graphs(int ranks) {
+  const auto close = [](const auto& a, const auto& b) {
+    bool near = !a.empty() && a.size() == b.size();
+    for (std::size_t i = 0; near && i < a.size(); ++i) near = std::abs(a[i] - b[i]) < 1e-4 * std::abs(b[i]) + 1e-5;
+    return near;
+  };
+  const std::string name = std::to_string(ranks) + " ranks: ";
+  const auto called = compiled_losses(on_gpus(ranks), Way::call);
+  const auto compiled = compiled_losses(on_gpus(ranks), Way::compile);
+  expect(compiled.replays > 0 && close(compiled.losses, called.losses),
+         name + std::to_string(compiled.replays) + " of " + std::to_string(compiled.losses.size()) +
+             " steps replayed, with the losses of called ones; " + compiled.reason);
+  expect(compiled.losses == compiled_losses(on_gpus(ranks), Way::compile).losses,
+         name + "the same bits in a second run");
+  const auto refused = compiled_losses(on_gpus(ranks), Way::compile_what_cannot_be);
+  expect(refused.replays == 0 && close(refused.losses, called.losses), name + "called as it is: " + refused.reason);
 }
 
 using Results = std::vector<at::Tensor>;
@@ -160,23 +225,44 @@ void check_launches(int ranks) {
   expect(error.empty(), std::to_string(ranks) + " ranks: 100 launches in turn " + error);
 }
 
-}  // namespace
+Transport transport_named(const std::string& name) {
+  if (name == "automatic") return Transport::automatic;
+  if (name == "nccl") return Transport::nccl;
+  if (name == "peer_memory") return Transport::peer_memory;
+  throw std::invalid_argument("'" + name + "' is no transport; use automatic, nccl or peer_memory");
+}
 
-int main() {
-  try {
-    std::printf("%d GPUs\n", gpu_backend()->device_count());
-  } catch (const ConfigError& error) {
-    std::printf("skipped: %s\n", error.what());
-    return 77;
-  }
-  for (const int ranks : {1, 2, 4, 8}) {
+void check_everything(const std::vector<int>& worlds) {
+  for (const int ranks : worlds) {
     check_training(ranks, false);
     check_training(ranks, true);
     check_collectives(ranks);
     check_generators(ranks);
+    check_graphs(ranks);
     if (ranks > 1) check_failure(ranks);
   }
-  check_launches(2);
+  check_launches(std::min(2, worlds.back()));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    if (argc > 1) transport = transport_named(argv[1]);
+    std::vector<int> worlds;
+    for (int i = 2; i < argc; ++i) worlds.push_back(std::stoi(argv[i]));
+    if (worlds.empty()) worlds = {1, 2, 4, 8};
+    // LibTorch decides early whether there is CUDA: a program that has trained on CPU ranks can go over to GPUs.
+    losses_of({.cpu = 2, .threads_per_rank = 1}, false);
+    std::printf("%d GPUs\n", gpu_backend()->device_count());
+    check_everything(worlds);
+  } catch (const ConfigError& error) {
+    std::printf("skipped: %s\n", error.what());
+    return 77;
+  } catch (const std::exception& error) {
+    std::printf("FAILED: %s\n", error.what());
+    return 1;
+  }
   std::printf("%d failed\n", failures);
   return failures ? 1 : 0;
 }

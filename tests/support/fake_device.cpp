@@ -11,6 +11,8 @@
 #include <set>
 #include <utility>
 
+#include <functional>
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -187,6 +189,11 @@ thread_local c10::DeviceIndex this_device = 0;
 thread_local std::array<c10::StreamId, kDevices> current_streams{};
 std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
 thread_local int in_fallback = 0;
+thread_local class Tape* tape = nullptr;  // that the thread's operators are recorded on
+
+// What a stream that is being recorded cannot do.
+void must_not_be_recorded() { TORCH_CHECK(!tape, "operation not permitted when stream is capturing"); }
+
 std::atomic<int> pageable{0};
 
 c10::Stream stream_of(c10::DeviceIndex device) {
@@ -225,9 +232,15 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock*>(event); }
-  void synchronizeEvent(void* event) const override { order().synchronize(*static_cast<Clock*>(event)); }
+  void synchronizeEvent(void* event) const override {
+    must_not_be_recorded();
+    order().synchronize(*static_cast<Clock*>(event));
+  }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream& stream) const override { order().synchronize(key_of(stream)); }
+  void synchronizeStream(const c10::Stream& stream) const override {
+    must_not_be_recorded();
+    order().synchronize(key_of(stream));
+  }
 
   c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
@@ -396,7 +409,70 @@ at::Tensor on_host(const at::Tensor& tensor) {
   return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), options);
 }
 
+// Operators in their order, to be done again. It undoes what they do while they are recorded.
+class Tape final : public Graph {
+ public:
+  void begin(const at::Generator& own) override {
+    generator_ = own;
+    state_ = own.get_state().clone();
+    tape = this;
+  }
+
+  void end() override {
+    abandon();
+    operators_.shrink_to_fit();
+  }
+
+  void abandon() noexcept override {
+    if (std::exchange(tape, nullptr) != this) return;
+    for (auto& [memory, before] : before_) memory->copy_(before);
+    before_.clear();
+    generator_.set_state(state_);
+  }
+
+  void replay() override {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    for (const auto& redo : operators_) redo();
+  }
+
+  void keep(const at::Tensor& tensor) {
+    if (!is_fake(tensor) || !tensor.has_storage() || tensor.storage().nbytes() == 0) return;
+    const auto bytes = static_cast<std::int64_t>(tensor.storage().nbytes());
+    if (!known_.insert(tensor.storage().unsafeGetStorageImpl()).second) return;
+    storages_.push_back(tensor.storage());
+    auto memory = std::make_unique<at::Tensor>(at::from_blob(tensor.storage().mutable_data(), {bytes}, at::kByte));
+    const at::Tensor before = memory->clone();
+    before_.emplace_back(std::move(memory), before);
+  }
+
+  void add(std::function<void()> redo) { operators_.push_back(std::move(redo)); }
+
+ private:
+  at::Generator generator_;
+  at::Tensor state_;
+  std::vector<std::function<void()>> operators_;
+  std::set<const void*> known_;
+  std::vector<c10::Storage> storages_;
+  std::vector<std::pair<std::unique_ptr<at::Tensor>, at::Tensor>> before_;
+};
+
+// The recording goes on after it.
+class NotRecorded {
+ public:
+  NotRecorded() : tape_(std::exchange(tape, nullptr)) {}
+  ~NotRecorded() { tape = tape_; }
+  NotRecorded(const NotRecorded&) = delete;
+  NotRecorded& operator=(const NotRecorded&) = delete;
+
+ private:
+  Tape* const tape_;
+};
+
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (tape && in_fallback == 0) {
+    tape->keep(to);
+    tape->add([from, to, non_blocking] { copy_from(from, to, non_blocking); });
+  }
   const at::Tensor& on_device = is_fake(to) ? to : from;
   const Key stream = key_of(stream_of(on_device.device().index()));
   order().note(stream, from.data_ptr(), span_of(from), false);
@@ -407,6 +483,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   target.copy_(source);
   const at::Tensor& host = is_fake(to) ? from : to;
   const bool waits = !is_fake(host) && !(non_blocking && host.is_pinned());
+  if (waits && in_fallback == 0) must_not_be_recorded();
   if (waits && in_fallback == 0) order().synchronize(stream);
   // LibTorch does not give pinned memory away before what has been enqueued with it is done.
   if (!waits && !is_fake(host)) order().recorded(host.data_ptr(), stream);
@@ -425,6 +502,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 }
 
 at::Scalar local_scalar(const at::Tensor& tensor) {
+  must_not_be_recorded();
   const Key stream = key_of(stream_of(tensor.device().index()));
   order().note(stream, tensor.data_ptr(), span_of(tensor), false);
   order().synchronize(stream);
@@ -435,6 +513,17 @@ void record_stream(at::Tensor& tensor, c10::Stream stream) { order().recorded(te
 
 // Draws from the default generator, and cannot be given another one.
 std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
+  if (Tape* const records = tape) {
+    const NotRecorded now;
+    const auto result = fake::native_dropout(input, p, train);
+    records->add([input, p, train, result] {
+      // Its own generator was the default when it was recorded, and has the state that it draws from.
+      const auto again = at::native_dropout(input, p, train);
+      std::get<0>(result).copy_(std::get<0>(again));
+      std::get<1>(result).copy_(std::get<1>(again));
+    });
+    return result;
+  }
   const Key stream = key_of(stream_of(input.device().index()));
   order().note(stream, input.data_ptr(), span_of(input), false);
   const at::Generator generator = at::globalContext().defaultGenerator(input.device());
@@ -465,8 +554,46 @@ at::Tensor& set_storage(at::Tensor& self, at::Storage source, std::int64_t offse
   return at::native::set_storage_cpu_(self, std::move(source), offset, sizes, strides);
 }
 
+template <class Visit>
+void for_each_tensor_in(const std::vector<c10::IValue>& values, const Visit& visit) {
+  for (const c10::IValue& value : values) {
+    if (value.isTensor() && value.toTensor().defined()) visit(value.toTensor());
+    if (value.isTensorList())
+      for (const at::Tensor& tensor : value.toTensorVector()) visit(tensor);
+  }
+}
+
+void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+
+// Tensors that the operator made get what it makes when it is done again.
+void record(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments, torch::jit::Stack* stack) {
+  const auto& returns = op.schema().returns();
+  const std::vector<c10::IValue> results(stack->end() - std::ssize(returns), stack->end());
+  tape->add([op, arguments, results] {
+    torch::jit::Stack again = arguments;
+    fallback(op, &again);
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      std::vector<at::Tensor> to, from;
+      for_each_tensor_in({results[i]}, [&](const at::Tensor& tensor) { to.push_back(tensor); });
+      for_each_tensor_in({again[i]}, [&](const at::Tensor& tensor) { from.push_back(tensor); });
+      for (std::size_t k = 0; k < to.size(); ++k)
+        if (to[k].data_ptr() != from[k].data_ptr()) copy_from(from[k], to[k], true);
+    }
+  });
+}
+
 // Copies between device and host within are part of the operator.
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  if (tape && in_fallback == 0) {
+    const std::vector<c10::IValue> arguments(stack->end() - std::ssize(op.schema().arguments()), stack->end());
+    for_each_tensor_in(arguments, [](const at::Tensor& tensor) { tape->keep(tensor); });
+    {
+      const NotRecorded now;
+      fallback(op, stack);
+    }
+    record(op, arguments, stack);
+    return;
+  }
   struct Scope {
     Scope() { in_fallback += 1; }
     ~Scope() { in_fallback -= 1; }
@@ -513,6 +640,8 @@ c10::Device device(int index) { return {c10::kCUDA, static_cast<c10::DeviceIndex
 
 void note_read(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, false); }
 void note_write(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, true); }
+
+std::unique_ptr<Graph> make_graph() { return std::make_unique<Tape>(); }
 
 std::vector<std::string> races() { return order().reports(); }
 void reset() {

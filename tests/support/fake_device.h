@@ -1,11 +1,14 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <c10/core/Device.h>
 #include <c10/core/Stream.h>
+
+#include "tandem/backend/graph.h"
 
 /// CUDA in host memory, for programs that do not load LibTorch's: devices, streams, events, pinned memory, generators.
 /// Operators run at once, on the CPU; but the fake knows which order streams and events would have guaranteed, and
@@ -24,6 +27,9 @@ c10::Device device(int index);
 /// What a kernel that is not LibTorch's does on `stream`, given by its native handle.
 void note_read(void* stream, const void* data, std::size_t bytes);
 void note_write(void* stream, const void* data, std::size_t bytes);
+
+/// A graph of what the calling thread's operators do. What they do while it is recorded is undone.
+std::unique_ptr<Graph> make_graph();
 
 /// What was found since `reset`, one text each.
 std::vector<std::string> races();

@@ -14,6 +14,11 @@ std::vector<cuda::DeviceFacts> FakeModule::devices() {
       fake::kDevices, {.name = "fake", .major = 9, .minor = 0, .memory = 1 << 30, .pci_bus_id = "none"});
 }
 
+std::unique_ptr<Graph> FakeModule::make_graph() {
+  if (!graphs_work) throw Error("the fake's graphs are broken");
+  return fake::make_graph();
+}
+
 // Runs on the host, at once; noted as of the stream.
 void FakeModule::reduce(const comm::Reduction& reduction, void* stream) {
   const std::size_t bytes = reduction.count * size_of(reduction.type);

@@ -18,12 +18,13 @@ class FakeModule final : public cuda::Module {
   std::vector<cuda::DeviceFacts> devices() override;
   comm::nccl::Api& nccl() override { return *fake_nccl; }
   bool enable_peer_access(int device, int peer) override { return device == peer || peer_access; }
-  std::unique_ptr<cuda::Graph> make_graph() override { throw Error("the fake has no graphs"); }
+  std::unique_ptr<Graph> make_graph() override;
   void reduce(const comm::Reduction& reduction, void* stream) override;
 
   const std::shared_ptr<FakeNccl> fake_nccl = std::make_shared<FakeNccl>();
   std::atomic<bool> peer_access{true};      ///< between different devices
   std::atomic<bool> transport_works{true};  ///< or what is written to the last rank's memory does not arrive
+  std::atomic<bool> graphs_work{true};
   std::atomic<std::int64_t> reductions{0};  ///< so far
 };
 

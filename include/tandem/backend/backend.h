@@ -6,6 +6,7 @@
 
 #include <c10/core/Device.h>
 
+#include "tandem/backend/graph.h"
 #include "tandem/comm/communicator.h"
 #include "tandem/core/launch_end.h"
 
@@ -50,6 +51,9 @@ class Backend {
 
   /// The cores near the device with this index; empty: all are.
   virtual std::vector<int> cores_near(int) const { return {}; }
+
+  /// A graph for work of the calling thread's device; null where there are none.
+  virtual std::unique_ptr<Graph> make_graph() const { return nullptr; }
 
   /// What the ranks of `group`, which outlives it, share of the backend while their launch runs on `devices`. Throws
   /// ConfigError when they cannot exchange data in this way.

@@ -29,7 +29,8 @@ enum class Operation : std::uint8_t {
   main_first,
   join_uneven_inputs,
   find_executable_batch_size,
-  connect
+  connect,
+  compile_step
 };
 
 /// Description of one collective call of one rank, compared between ranks and shown in reports.

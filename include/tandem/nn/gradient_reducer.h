@@ -56,6 +56,7 @@ class GradientReducer {
   /// pass adds to a gradient whose bucket has started (the parameter was reached more often than in the last pass) and
   /// sparse gradients are averaged all the same.
   void set_communication_hook(CommunicationHook hook);
+  bool has_communication_hook() const { return static_cast<bool>(hook_); }
 
   /// Names of the parameters that require a gradient and had none on any rank in the last reduction of this model.
   std::vector<std::string> unused_parameters() const;
@@ -65,6 +66,14 @@ class GradientReducer {
 
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
+
+  /// The buffers that each reduction makes rank 0's.
+  std::vector<at::Tensor> synchronized_buffers() const {
+    return options_.broadcast_buffers ? buffers_ : std::vector<at::Tensor>();
+  }
+
+  /// Forgets what a backward pass has reached that is not reduced here.
+  void forget_pass();
 
   /// Averages over the ranks: parameters that require a gradient, and buffers of floating-point and complex types. The
   /// others become rank 0's. Buffers stay as they are when broadcast_buffers is off. Collective.

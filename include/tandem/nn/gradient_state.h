@@ -4,22 +4,27 @@
 #include <optional>
 
 #include "tandem/data/loader_status.h"
+#include "tandem/nn/recording.h"
 
 namespace tandem {
 
 /// Where a rank stands in its accumulation window, shared by its models, optimizers, schedulers and loaders.
 struct GradientState {
-  int num_steps = 1;                 ///< micro-batches of a full window
-  bool sync_with_dataloader = true;  ///< the end of a loader closes the window
-  bool sync_gradients = true;        ///< this micro-batch closes its window: gradients are averaged, optimizers step
-  bool trigger_sync = false;         ///< backward reduces, whatever the window
-  std::int64_t step = 0;             ///< micro-batches since the count last began anew
-  int window_length = 0;             ///< micro-batches of the open window so far, this one included
-  bool inside_window = false;        ///< within accumulate()
-  bool local_sgd = false;            ///< within local_sgd(): gradients stay with their rank, optimizers step
-  std::optional<double> items;       ///< of this rank in the open window, when it uses backward(loss_sum, items)
-  bool items_reduced = false;        ///< the window's gradients are already the mean over its items
-  data::ActiveLoaders loaders;       ///< that the rank iterates over
+  int num_steps = 1;                   ///< micro-batches of a full window
+  bool sync_with_dataloader = true;    ///< the end of a loader closes the window
+  bool sync_gradients = true;          ///< this micro-batch closes its window: gradients are averaged, optimizers step
+  bool trigger_sync = false;           ///< backward reduces, whatever the window
+  std::int64_t step = 0;               ///< micro-batches since the count last began anew
+  int window_length = 0;               ///< micro-batches of the open window so far, this one included
+  bool inside_window = false;          ///< within accumulate()
+  bool local_sgd = false;              ///< within local_sgd(): gradients stay with their rank, optimizers step
+  std::optional<double> items;         ///< of this rank in the open window, when it uses backward(loss_sum, items)
+  bool items_reduced = false;          ///< the window's gradients are already the mean over its items
+  data::ActiveLoaders loaders;         ///< that the rank iterates over
+  nn::Recording* recording = nullptr;  ///< of the step that is being called, if it is to be recorded
+
+  /// That of a step whose work is recorded now, instead of done.
+  nn::Recording* records() const { return recording && recording->records() ? recording : nullptr; }
 
   /// What a mean loss is divided by, so that the window's gradients add up to their mean.
   int divisor() const { return inside_window && sync_gradients ? window_length : num_steps; }

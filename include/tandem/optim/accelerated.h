@@ -60,6 +60,7 @@ class AcceleratedOptimizer {
     shared_->token.check();
     if (!shared_->state.sync_gradients) return;
     const trace::Range range(trace::Event::optimizer);
+    if (nn::Recording* recording = shared_->state.records()) return record_step(*recording);
     if (shared_->scaler)
       shared_->skipped = !shared_->scaler->step(shared_->inner, [this] { update(); });
     else
@@ -103,6 +104,13 @@ class AcceleratedOptimizer {
     std::unique_ptr<ShardedOptimizer> sharded;
   };
 
+  void record_step(nn::Recording& recording) {
+    if (!shared_->fused_step || !shared_->fused_step->step(&recording))
+      throw ConfigError(
+          "its optimizer has no step that can be recorded; those of SGD, Adam and AdamW have (see FusedStep)");
+    recording.at_each_replay({.after = [shared = shared_] { shared->updates += 1; }});
+  }
+
   void update() {
     if (shared_->sharded)
       shared_->sharded->step([this] { update_parameters(); });
@@ -112,7 +120,7 @@ class AcceleratedOptimizer {
 
   void update_parameters() {
     if (shared_->fused_step)
-      shared_->fused_step->step();
+      shared_->fused_step->step(shared_->state.recording);
     else
       shared_->inner.step();
   }
@@ -154,6 +162,8 @@ class AcceleratedScheduler {
   /// when it goes by a metric.
   void step() {
     require<Step>("it goes by a metric; use step(metric)");
+    if (nn::Recording* recording = shared_->state.records())
+      return recording->at_each_replay({.after = [same = *this]() mutable { same.step(); }});
     if (!shared_->state.sync_gradients || (shared_->skipped && shared_->skipped())) return;
     catch_up(updates() + 1);
   }
@@ -163,6 +173,7 @@ class AcceleratedScheduler {
   /// it goes by the number of updates.
   void step(double metric) {
     const auto& step = require<MetricStep>("it goes by the number of updates; use step()");
+    if (shared_->state.records()) throw ConfigError("a scheduler that goes by a metric cannot be part of it");
     if (shared_->state.inside_window && !shared_->state.sync_gradients) return;
     step(metric);
     shared_->updates += 1;

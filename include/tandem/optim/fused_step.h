@@ -7,6 +7,8 @@
 #include <ATen/core/Tensor.h>
 #include <torch/optim/optimizer.h>
 
+#include "tandem/nn/recording.h"
+
 namespace tandem::optim {
 
 /// The step of torch::optim::SGD, Adam and AdamW by one kernel call for all parameters of a group (LibTorch's
@@ -25,7 +27,11 @@ class FusedStep {
   /// other than float32 and float64 (half types round in other places), sparse gradients, a gradient or state that does
   /// not lie in memory as its parameter does, and parameters that are listed twice. Throws what optimizer.step()
   /// throws. Not collective.
-  bool step();
+  ///
+  /// `recording`: of the compiled step that this is part of, if any. Then the learning rate and the count of updates
+  /// are in the device's memory, where each replay finds the optimizer's own; the learning rate is rounded to float32.
+  /// A step that is recorded changes nothing and has no other step: it returns false instead.
+  bool step(nn::Recording* recording = nullptr);
 
  private:
   enum class Kind : std::uint8_t { other, sgd, adam, adamw };
@@ -48,8 +54,10 @@ class FusedStep {
     std::vector<at::Tensor> steps;
     std::vector<torch::optim::OptimizerParamState*> states;
     at::Tensor step;  // 0-dim float32, which all of `steps` are
+    at::Tensor lr;    // the same, for a step that is recorded
   };
 
+  bool records() const { return recording_ && recording_->records(); }
   bool step_fused();
   bool every_parameter_comes_once();
   Batch& batch_for(const Common& common);
@@ -63,9 +71,13 @@ class FusedStep {
   template <class Options, class State>
   void update_adam(Batch& batch);
 
+  template <class Options, class State>
+  void record(const Batch& batch);
+
   torch::optim::Optimizer& optimizer_;
   Kind kind_;
-  std::vector<Batch> batches_;  // the first used_ are filled; the others are kept for their memory
+  nn::Recording* recording_ = nullptr;  // of the current step
+  std::vector<Batch> batches_;          // the first used_ are filled; the others are kept for their memory
   std::size_t used_ = 0;
   std::vector<const void*> parameters_;  // that were looked at for repetitions
   bool repeated_ = false;

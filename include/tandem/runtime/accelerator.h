@@ -24,6 +24,7 @@
 #include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/grad_scaler.h"
+#include "tandem/runtime/compiled_step.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
 #include "tandem/trace/range.h"
@@ -96,18 +97,24 @@ class Accelerator {
   /// While alive, one micro-batch of the accumulation window.
   class [[nodiscard]] AccumulationStep {
    public:
-    AccumulationStep(Accelerator& accelerator, bool close) : accelerator_(accelerator), range_(trace::Event::step) {
-      accelerator.begin_micro_batch(close);
+    AccumulationStep(Accelerator& accelerator, bool close)
+        : accelerator_(accelerator), recording_(accelerator.context_.gradients.records()), range_(trace::Event::step) {
+      if (recording_)
+        recording_->at_each_replay({.before = [&accelerator, close] { accelerator.begin_micro_batch(close); },
+                                    .after = [&accelerator] { accelerator.end_micro_batch(); }});
+      else
+        accelerator.begin_micro_batch(close);
     }
     ~AccumulationStep() {
       range_.reset();  // before a profile may end with the step
-      accelerator_.end_micro_batch();
+      if (!recording_) accelerator_.end_micro_batch();
     }
     AccumulationStep(const AccumulationStep&) = delete;
     AccumulationStep& operator=(const AccumulationStep&) = delete;
 
    private:
     Accelerator& accelerator_;
+    nn::Recording* const recording_;  // null: what the step does is done
     std::optional<trace::Range> range_;
   };
 
@@ -227,6 +234,36 @@ class Accelerator {
     clip_grad_value_(model.parameters(), limit);
   }
 
+  /// What is called like `step`, and does the same. On GPUs it calls `step` three times, then has the device record
+  /// what a call enqueues, as CUDA graphs, and from then on replays that for batches of the same sizes, without the
+  /// host's work of launching each kernel: worth it where the host is slower than the GPU. With several ranks the
+  /// gradients are reduced after backward, not during it. All ranks replay a call, or none does.
+  ///
+  ///     auto step = accelerator.compile_step([&](const at::Tensor& images, const at::Tensor& labels) {
+  ///       auto window = accelerator.accumulate(model);
+  ///       auto loss = torch::nn::functional::cross_entropy(model(images), labels);
+  ///       accelerator.backward(loss);
+  ///       optimizer.step();
+  ///       optimizer.zero_grad();
+  ///       return loss.detach();
+  ///     });
+  ///     for (auto& [images, labels] : batches) {
+  ///       auto loss = step(images, labels);
+  ///       scheduler.step();
+  ///     }
+  ///
+  /// Of a step that is replayed only the device's work is done, accumulate(), what prepared optimizers and schedulers
+  /// count, and learning rates (rounded to float32): other host code is not called, and other numbers are those of the
+  /// recorded call. A step that looks at a result (item(), a condition) or calls another collective cannot be recorded.
+  /// Where a step cannot be recorded, or a batch has other sizes, it is called; CompiledStep::reason() says why. Steps
+  /// are called always on CPU ranks, with accumulation over several micro-batches, under fp16, with divided updates or
+  /// communication hooks, and within join_uneven_inputs and local_sgd. The result belongs to this rank's thread and
+  /// does not outlive the accelerator. Collective, as calls of the result are.
+  template <class Step>
+  CompiledStep<std::decay_t<Step>> compile_step(Step&& step) {
+    return {make_step_graph(), std::forward<Step>(step)};
+  }
+
   // ---- mixed precision (LaunchConfig::mixed_precision; without it these change nothing)
 
   /// While alive, this thread's operators compute as in a prepared model's forward: for loss functions and what else is
@@ -286,7 +323,7 @@ class Accelerator {
     T result = data::map_tensors(value, [](const at::Tensor& tensor) { return clone_for_reduction(tensor); });
     std::vector<at::Tensor> tensors;
     data::for_each_tensor(result, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->all_reduce(tensors, op);
+    communicator("reduce").all_reduce(tensors, op);
     return result;
   }
 
@@ -295,7 +332,7 @@ class Accelerator {
   void broadcast(T& value, int root = 0) {
     std::vector<at::Tensor> tensors;
     data::for_each_tensor(value, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->broadcast(tensors, root);
+    communicator("broadcast").broadcast(tensors, root);
   }
 
   /// Rank `root`'s object. Any copyable type, the same on all ranks. Collective.
@@ -478,6 +515,10 @@ class Accelerator {
   bool clips_together(const nn::ReducedGradient& first) const;
   std::function<void()> undo_point();  // what it returns sets this rank back to now
   void scale_window(double factor);
+  std::unique_ptr<StepGraph> make_step_graph();
+  std::optional<std::string> obstacle_to_recording() const;
+  void record_reduction(nn::Recording& recording);
+  comm::Communicator& communicator(const char* operation) const;
   void run_backward(const at::Tensor& loss, BackwardOptions options);
   void reduce_backward(const at::Tensor& loss, BackwardOptions options, int main);
   void begin_window_of_gradients();

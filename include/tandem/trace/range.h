@@ -24,6 +24,7 @@ enum class Event : std::uint8_t {
   optimizer,        ///< an update
   weight_exchange,  ///< of an update that is divided over the ranks
   collective,       ///< any other call that all ranks make
+  replay,           ///< of a compiled step
   checkpoint,       ///< saving or loading one
 };
 

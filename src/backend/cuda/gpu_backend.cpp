@@ -92,6 +92,8 @@ class GpuBackend final : public Backend {
     return cores_of_pci_device(facts_.at(static_cast<std::size_t>(index)).pci_bus_id);
   }
 
+  std::unique_ptr<Graph> make_graph() const override { return module_->make_graph(); }
+
   std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices,
                                         Transport transport) const override {
     const bool shared = std::set(devices.begin(), devices.end(), before).size() < devices.size();

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "backend/cuda/late_hooks.h"
 #include "tandem/core/error.h"
 
 namespace tandem::cuda {
@@ -88,6 +89,7 @@ std::shared_ptr<Module> load_module(const Places& places) {
   if (!version || !make || *version != kModuleVersion)
     refuse("the GPU module '" + path + "' is " + (version ? "of another version of Tandem" : "no module of Tandem's") +
            "; build both together, or use CPU ranks");
+  connect_cuda_hooks();
   try {
     return make();
   } catch (const std::exception& error) {

@@ -1,11 +1,15 @@
 #include "backend/cuda/module.h"
 
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include <ATen/Context.h>
 #include <ATen/core/Generator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/cuda/PeerToPeerAccess.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
@@ -35,21 +39,51 @@ auto with_our_errors(const Call& call) {
 class CudaGraph final : public Graph {
  public:
   void begin(const at::Generator& own) override {
+    device_ = c10::cuda::current_device();
+    generators_ = {own, at::globalContext().defaultGenerator({c10::kCUDA, device_})};
+    for (at::Generator& generator : generators_) states_.push_back(generator.graphsafe_get_state().clone());
     with_our_errors([&] {
       graph_.register_generator_state(own);
       // Other threads go on using CUDA meanwhile.
-      graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+      graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     });
+    begun_ = true;
   }
+
   void end() override {
     with_our_errors([&] { graph_.capture_end(); });
+    begun_ = false;
   }
+
+  // What LibTorch leaves undone when a recording fails.
+  void abandon() noexcept override {
+    if (!std::exchange(begun_, false)) return;
+    const auto tolerate = [](const auto& call) {
+      try {
+        call();
+      } catch (const std::exception&) {  // it has been done
+      }
+    };
+    bool ended = false;
+    tolerate([&] { graph_.capture_end(), ended = true; });
+    if (ended) return;
+    cudaGetLastError();
+    tolerate([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device_, pool_); });
+    tolerate([&] { c10::cuda::CUDACachingAllocator::releasePool(device_, pool_); });
+    for (std::size_t i = 0; i < generators_.size(); ++i)
+      tolerate([&] { generators_[i].graphsafe_set_state(states_[i]); });
+  }
+
   void replay() override {
     with_our_errors([&] { graph_.replay(); });
   }
 
  private:
   at::cuda::CUDAGraph graph_;
+  const at::cuda::MempoolId_t pool_ = at::cuda::graph_pool_handle();
+  c10::DeviceIndex device_ = 0;
+  std::vector<at::Generator> generators_, states_;  // and how they were before
+  bool begun_ = false;
 };
 
 class CudaModule final : public Module {

@@ -9,15 +9,12 @@
 
 #include "comm/nccl/api.h"
 #include "comm/reduction_kernel.h"
-
-namespace at {
-struct Generator;
-}
+#include "tandem/backend/graph.h"
 
 namespace tandem::cuda {
 
 /// Counts changes of this header: a module of another one is refused.
-inline constexpr int kModuleVersion = 1;
+inline constexpr int kModuleVersion = 2;
 
 /// What is known about a GPU.
 struct DeviceFacts {
@@ -25,21 +22,6 @@ struct DeviceFacts {
   int major = 0, minor = 0;  ///< compute capability
   std::size_t memory = 0;    ///< bytes
   std::string pci_bus_id;    ///< such as 0000:3b:00.0
-};
-
-/// Work that is recorded once and then done any number of times, on the same memory. Belongs to one thread. Throws
-/// tandem::Error.
-class Graph {
- public:
-  virtual ~Graph() = default;
-
-  /// From here to `end`, what this thread enqueues on its current stream is recorded instead of done. Numbers that it
-  /// draws from the default generator of the device and from `own` are others at each replay.
-  virtual void begin(const at::Generator& own) = 0;
-  virtual void end() = 0;
-
-  /// Enqueues what was recorded on the current stream.
-  virtual void replay() = 0;
 };
 
 /// What only CUDA's own libraries can do; the rest goes through c10's device-generic interfaces. Thread-safe. Throws
