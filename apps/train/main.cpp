@@ -40,6 +40,9 @@ void report(const train::Options& options, const train::Outcome& outcome) {
   std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
               metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
               metrics.samples_per_second, metrics.startup_seconds);
+  if (options.cuda_graphs)
+    std::printf("%lld steps were replayed as CUDA graphs%s%s\n", static_cast<long long>(outcome.replayed_steps),
+                outcome.not_replayed.empty() ? "" : "; the last was not: ", outcome.not_replayed.c_str());
   if (!metrics.sample.empty()) std::printf("a sample of what it writes:\n%s\n", metrics.sample.c_str());
 }
 

@@ -42,6 +42,10 @@ const std::map<std::string, SchedulerKind> kSchedulers{
 const std::map<std::string, tandem::Precision> kPrecisions{
     {"no", tandem::Precision::no}, {"bf16", tandem::Precision::bf16}, {"fp16", tandem::Precision::fp16}};
 
+const std::map<std::string, tandem::Transport> kTransports{{"automatic", tandem::Transport::automatic},
+                                                           {"nccl", tandem::Transport::nccl},
+                                                           {"peer-memory", tandem::Transport::peer_memory}};
+
 // The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
@@ -49,7 +53,8 @@ struct Raw {
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
-  std::string mixed_precision = "no", profile_steps = "10:20", nvtx_steps;
+  std::optional<bool> tf32;
+  std::string mixed_precision = "no", transport = "automatic", profile_steps = "10:20", nvtx_steps;
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
 };
 
@@ -82,6 +87,13 @@ void add_ranks(CLI::App& app, Raw& raw) {
   app.add_option("--threads-per-rank", launch.threads_per_rank,
                  "intra-op threads of a CPU rank (default: cores / ranks)")
       ->check(CLI::Range(1, 1024));
+  app.add_option("--transport", raw.transport, "how GPU ranks exchange data")
+      ->check(CLI::IsMember(kTransports))
+      ->capture_default_str();
+  app.add_flag("--cuda-graphs", raw.options.cuda_graphs,
+               "record a step on the GPU and replay it, for models that keep a GPU waiting for the host");
+  app.add_flag("--tf32,!--no-tf32", raw.tf32, "let GPUs compute float32 in TF32, which is faster and less exact");
+  app.add_flag("--expandable-segments", launch.expandable_segments, "waste less GPU memory where sizes vary");
   app.add_option("--seed", launch.seed, "master seed")->check(refuse_minus)->capture_default_str();
 }
 
@@ -257,6 +269,8 @@ Options finish(Raw raw) {
   options.launch.gpus = raw.gpus;
   options.launch.cpu = raw.cpu;
   options.launch.mixed_precision = kPrecisions.at(raw.mixed_precision);
+  options.launch.transport = kTransports.at(raw.transport);
+  options.launch.tf32 = raw.tf32;
   options.launch.data_loader.even_batches = !raw.no_even_batches;
   if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
   options.model = kModels.at(raw.model);

@@ -67,6 +67,7 @@ struct Options {
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
   tandem::ProfileOptions profile;                    // without a directory: none
+  bool cuda_graphs = false;
   bool quiet = false;
   bool progress = true;
 };

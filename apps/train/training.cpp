@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <limits>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -19,6 +21,7 @@ namespace {
 
 namespace F = torch::nn::functional;
 using Model = tandem::nn::Model<Net>;
+using Losses = std::pair<at::Tensor, at::Tensor>;  // of a step, and its gradient's norm
 using Loader = tandem::data::PreparedDataLoader<torch::data::Example<>>;
 
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Options& options, const Net& net) {
@@ -70,7 +73,11 @@ class Trainer {
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
         log_(accelerator.is_main() ? options.log_json : ""),
-        progress_(accelerator.is_main() && options.progress, inputs.total_steps) {}
+        progress_(accelerator.is_main() && options.progress, inputs.total_steps) {
+    if (options.cuda_graphs)
+      compiled_.emplace(accelerator.compile_step(std::function<Losses(const at::Tensor&, const at::Tensor&)>(
+          [this](const at::Tensor& in, const at::Tensor& out) { return compute_step(in, out); })));
+  }
 
   Outcome run() {
     throughput_.start();
@@ -81,6 +88,10 @@ class Trainer {
       outcome_.profile = accelerator_.profile(options_.profile, [this] { run_epochs(); });
     throughput_.pause();
     progress_.clear();
+    if (compiled_) {
+      outcome_.replayed_steps = compiled_->replays();
+      outcome_.not_replayed = compiled_->reason();
+    }
     finish();
     return outcome_;
   }
@@ -126,20 +137,26 @@ class Trainer {
   // An empty batch only answers the other ranks' reductions.
   void train_step(const at::Tensor& inputs, const at::Tensor& targets) {
     const std::int64_t samples = inputs.size(0);
-    const at::Tensor scores = model_(inputs);
-    const at::Tensor loss = samples > 0 ? F::cross_entropy(scores, targets.view(-1)) : scores.sum();
-    accelerator_.backward(loss);
-    window_loss_ = window_loss_.defined() ? window_loss_ + loss.detach() : loss.detach();
+    const auto [loss, norm] = compiled_ ? (*compiled_)(inputs, targets) : compute_step(inputs, targets);
+    window_loss_ = window_loss_.defined() ? window_loss_ + loss : loss;
     window_batches_ += samples > 0 ? 1 : 0;
     window_samples_ += samples;
+    if (accelerator_.sync_gradients()) end_update(norm);
+    schedule_.step();  // after the log, which has the rate of the update just made
+  }
+
+  // What of a step the device does.
+  Losses compute_step(const at::Tensor& inputs, const at::Tensor& targets) {
+    const at::Tensor scores = model_(inputs);
+    const at::Tensor loss = inputs.size(0) > 0 ? F::cross_entropy(scores, targets.view(-1)) : scores.sum();
+    accelerator_.backward(loss);
     at::Tensor norm;
     if (options_.clip_grad_norm || !options_.log_json.empty())
       norm = accelerator_.clip_grad_norm_(model_,
                                           options_.clip_grad_norm.value_or(std::numeric_limits<double>::infinity()));
     optimizer_.step();
     optimizer_.zero_grad();
-    if (accelerator_.sync_gradients()) end_update(norm);
-    schedule_.step();  // after the log, which has the rate of the update just made
+    return {loss.detach(), norm};
   }
 
   void end_update(const at::Tensor& norm) {
@@ -231,6 +248,7 @@ class Trainer {
   std::unique_ptr<torch::optim::Optimizer> inner_;
   Model model_;
   tandem::optim::AcceleratedOptimizer optimizer_;
+  std::optional<tandem::CompiledStep<std::function<Losses(const at::Tensor&, const at::Tensor&)>>> compiled_;
   Loader loader_;
   Schedule schedule_;
   MetricsLog log_;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "metrics.h"
 #include "options.h"
@@ -17,6 +18,8 @@ struct Outcome {
   std::int64_t epoch = 0;  ///< of the last one, from 0
   FinalMetrics metrics;    ///< filled in on rank 0
   tandem::Profile profile;
+  std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
+  std::string not_replayed;         ///< why the last step was not, if it was not
 };
 
 /// What was read before the ranks start, once for all of them.

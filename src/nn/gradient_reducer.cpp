@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include "nn/copy_on_write.h"
+#include "nn/finite_check.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
 #include "tandem/comm/describe_call.h"
@@ -72,6 +73,7 @@ GradientReducer::GradientReducer(std::shared_ptr<torch::nn::Module> module, comm
       group_(group),
       options_(options),
       weights_(parameters_, communicator, group),
+      finite_check_(options.check_finite ? std::make_unique<FiniteCheck>() : nullptr),
       told_(std::make_unique<Told>()) {
   update();
 }
@@ -216,6 +218,7 @@ void GradientReducer::check_not_interrupted() const {
 }
 
 void GradientReducer::begin_pass() {
+  throw_if_not_finite(false);
   if (!buckets_fit()) drop_buckets();
   for (Slot& slot : slots_) slot.arrivals = 0;
   for (Bucket& bucket : buckets_) {
@@ -465,6 +468,25 @@ void GradientReducer::reduce_unexpected() {
     gradients.push_back(gradient.detach());
   }
   if (!gradients.empty()) communicator_.all_reduce(gradients, comm::ReduceOp::mean);
+}
+
+void GradientReducer::check_finite() {
+  if (!finite_check_) return;
+  std::vector<at::Tensor> gradients;
+  for (const auto& [name, parameter] : parameters_)
+    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+  finite_check_->start(gradients, told_->passes);
+}
+
+void GradientReducer::throw_if_not_finite(bool wait) {
+  const auto pass = finite_check_ ? finite_check_->first_found(wait) : std::nullopt;
+  if (!pass) return;
+  std::string where;
+  for (const auto& [name, parameter] : parameters_)
+    if (where.empty() && parameter.grad().defined() && !parameter.grad().detach().isfinite().all().item<bool>())
+      where = "; that of " + name + " still is";
+  throw Error("a gradient of reduction " + std::to_string(*pass) + " (counted from 1) is infinite or NaN on rank " +
+              std::to_string(communicator_.rank()) + where);
 }
 
 // The sum of sparse tensors is their entries side by side.

@@ -62,6 +62,7 @@ void GradientReducers::finish_pass(int main) {
     for (GradientReducer* reducer : turns_) reducer->settle();
     for (GradientReducer* reducer : turns_) reducer->collect();
     for (GradientReducer* reducer : turns_) reducer->reduce_rest(main);
+    for (GradientReducer* reducer : turns_) reducer->check_finite();
   }
   for (GradientReducer* reducer : turns_) reducer->end_pass();
   // Those that had no gradient keep their places behind the others.

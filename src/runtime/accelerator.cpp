@@ -39,8 +39,9 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
     reducer->update();
     return reducer;
   }
-  reducer =
-      std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, config.gradient_reducer);
+  nn::GradientReducerOptions options = config.gradient_reducer;
+  options.check_finite = options.check_finite && !scaler_;
+  reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, options);
   reducers_.add(reducer);
   return reducer;
 }

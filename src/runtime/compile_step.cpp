@@ -26,6 +26,7 @@ std::optional<std::string> Accelerator::obstacle_to_recording() const {
   for (const auto& observer : optimizers_)
     if (const auto optimizer = observer.lock(); optimizer && optimizer->sharded())
       return "updates are divided over the ranks";
+  if (context_.state->config.gradient_reducer.check_finite) return "check_finite looks at each reduction's gradients";
   for (const auto& reducer : reducers_)
     if (reducer->has_communication_hook()) return "a model has a communication hook";
   return std::nullopt;

@@ -4,12 +4,15 @@
 #include <optional>
 #include <stop_token>
 
+#include <ATen/Context.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
 #include "backend/cores.h"
 #include "backend/device_scope.h"
 #include "backend/intra_op_threads.h"
+#include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
@@ -47,8 +50,32 @@ class RankScope {
   rng::DefaultGeneratorGuard generators_;
 };
 
+// LibTorch's settings for GPUs that the launch asks for.
+class GpuSettings {
+ public:
+  explicit GpuSettings(const LaunchConfig& config) : changes_tf32_(config.tf32.has_value()) {
+    if (config.expandable_segments) c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+    if (changes_tf32_) allow(*config.tf32, *config.tf32);
+  }
+  ~GpuSettings() {
+    if (changes_tf32_) allow(products_, convolutions_);
+  }
+  GpuSettings(const GpuSettings&) = delete;
+  GpuSettings& operator=(const GpuSettings&) = delete;
+
+ private:
+  static void allow(bool products, bool convolutions) {
+    at::globalContext().setAllowTF32CuBLAS(products);
+    at::globalContext().setAllowTF32CuDNN(convolutions);
+  }
+
+  const bool changes_tf32_;
+  const bool products_ = at::globalContext().allowTF32CuBLAS(), convolutions_ = at::globalContext().allowTF32CuDNN();
+};
+
+// `note`: what more is to be said of the rank's failure.
 void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSession& session, int rank,
-              const std::function<void(Accelerator&)>& body) {
+              const std::function<void(Accelerator&)>& body, std::string& note) {
   RankContext context;
   context.rank = rank;
   context.state = &state;
@@ -60,7 +87,9 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   context.communicator = session.make_communicator(rank);
   try {
     Accelerator accelerator(context);
+    const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = accelerator.memory_summary(); });
     body(accelerator);
+    accelerator.throw_if_not_finite();
     scope.finish_work();
   } catch (...) {
     // Before the context goes, whose end would have other things to say.
@@ -112,10 +141,25 @@ std::string text_of(const std::exception_ptr& error) {
   }
 }
 
-[[noreturn]] void throw_rank_error(const CancelToken& token, const LaunchEnd& end) {
+bool says_out_of_memory(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const c10::OutOfMemoryError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// `notes`: of the ranks.
+[[noreturn]] void throw_rank_error(const CancelToken& token, const LaunchEnd& end,
+                                   const std::vector<std::string>& notes) {
   const std::string blamed = token.rank() >= 0 ? "rank " + std::to_string(token.rank()) + ": " : "";
-  const std::string text =
-      blamed + text_of(token.reason()) + (end.problem.empty() ? "" : ". When the launch was ended: " + end.problem);
+  std::string text = blamed + text_of(token.reason());
+  if (token.rank() >= 0 && says_out_of_memory(token.reason()))
+    if (const std::string& note = notes[static_cast<std::size_t>(token.rank())]; !note.empty())
+      text += ". Then " + note;
+  text += (end.problem.empty() ? "" : ". When the launch was ended: " + end.problem);
   try {
     std::rethrow_exception(token.reason());
   } catch (const SampleError& error) {
@@ -139,18 +183,21 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
     throw ConfigError("launch was called on rank " + std::to_string(current_rank()->rank) +
                       " of a running launch; call it outside of every rank's body");
   const AcceleratorState state = examine(config);
+  const GpuSettings settings(config);
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
   const auto session = state.backend->begin(group, state.devices, config.transport);
-  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token,
-                  [&](int rank) { run_rank(state, group, *session, rank, body); });
+  std::vector<std::string> notes(state.devices.size());
+  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
+    run_rank(state, group, *session, rank, body, notes[static_cast<std::size_t>(rank)]);
+  });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
   watch(team, group, config.timeout);
   const LaunchEnd end = join(team, *session, token);
-  if (token.cancelled()) throw_rank_error(token, end);
+  if (token.cancelled()) throw_rank_error(token, end, notes);
   if (!end.problem.empty()) throw Error("all ranks have ended well, but not what they shared: " + end.problem);
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <functional>
+#include <limits>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -260,9 +261,16 @@ void* allocate_host(std::size_t bytes, bool on_device) {
   return data;
 }
 
+std::atomic<std::size_t> largest_tensor{std::numeric_limits<std::size_t>::max()};
+std::function<void(const OutOfMemory&)> tell_out_of_memory;
+
 class DeviceAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
+    if (bytes > largest_tensor) {
+      if (tell_out_of_memory) tell_out_of_memory({this_device, bytes, largest_tensor});
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", bytes, " bytes.");
+    }
     void* const data = bytes == 0 ? nullptr : allocate_host(bytes, true);
     return {data, data, data ? &release : nullptr, {c10::kCUDA, this_device}};
   }
@@ -640,6 +648,9 @@ c10::Device device(int index) { return {c10::kCUDA, static_cast<c10::DeviceIndex
 
 void note_read(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, false); }
 void note_write(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, true); }
+
+void on_out_of_memory(std::function<void(const OutOfMemory&)> tell) { tell_out_of_memory = std::move(tell); }
+void set_largest_tensor(std::size_t bytes) { largest_tensor = bytes; }
 
 std::unique_ptr<Graph> make_graph() { return std::make_unique<Tape>(); }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include <c10/core/Device.h>
 #include <c10/core/Stream.h>
 
+#include "backend/out_of_memory.h"
 #include "tandem/backend/graph.h"
 
 /// CUDA in host memory, for programs that do not load LibTorch's: devices, streams, events, pinned memory, generators.
@@ -30,6 +32,12 @@ void note_write(void* stream, const void* data, std::size_t bytes);
 
 /// A graph of what the calling thread's operators do. What they do while it is recorded is undone.
 std::unique_ptr<Graph> make_graph();
+
+/// As of LibTorch's allocator: `tell` hears when device memory runs out.
+void on_out_of_memory(std::function<void(const OutOfMemory&)> tell);
+
+/// Bytes that a device has for a single tensor; a larger one is an out of memory.
+void set_largest_tensor(std::size_t bytes);
 
 /// What was found since `reset`, one text each.
 std::vector<std::string> races();

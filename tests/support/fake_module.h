@@ -19,6 +19,9 @@ class FakeModule final : public cuda::Module {
   comm::nccl::Api& nccl() override { return *fake_nccl; }
   bool enable_peer_access(int device, int peer) override { return device == peer || peer_access; }
   std::unique_ptr<Graph> make_graph() override;
+  void on_out_of_memory(std::function<void(const OutOfMemory&)> tell) override {
+    fake::on_out_of_memory(std::move(tell));
+  }
   void reduce(const comm::Reduction& reduction, void* stream) override;
 
   const std::shared_ptr<FakeNccl> fake_nccl = std::make_shared<FakeNccl>();

@@ -20,6 +20,7 @@
 
 namespace tandem::nn {
 
+class FiniteCheck;
 class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
@@ -71,6 +72,10 @@ class GradientReducer {
   std::vector<at::Tensor> synchronized_buffers() const {
     return options_.broadcast_buffers ? buffers_ : std::vector<at::Tensor>();
   }
+
+  /// Throws Error when gradients of a reduction were infinite or NaN, as far as that is known; with `wait`, of all
+  /// reductions so far. See GradientReducerOptions::check_finite.
+  void throw_if_not_finite(bool wait);
 
   /// Forgets what a backward pass has reached that is not reduced here.
   void forget_pass();
@@ -128,6 +133,7 @@ class GradientReducer {
   void settle();
   void collect();
   void reduce_rest(int main);
+  void check_finite();
   void end_pass();
   void check_not_interrupted() const;
 
@@ -171,7 +177,8 @@ class GradientReducer {
   SharedWeights weights_;
   std::vector<Slot> slots_;  // of parameters_
   std::vector<Bucket> buckets_;
-  GradientReducers* reducers_ = nullptr;  // told when a bucket may be ready
+  std::unique_ptr<FiniteCheck> finite_check_;  // null: gradients are not looked at
+  GradientReducers* reducers_ = nullptr;       // told when a bucket may be ready
 
   // Of the current pass.
   bool in_pass_ = false;

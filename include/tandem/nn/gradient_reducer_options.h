@@ -21,6 +21,10 @@ struct GradientReducerOptions {
   /// A promise that every pass reaches the same parameters as often as the first one did, on every rank; the ranks then
   /// need not tell each other after each pass. A pass that breaks it is a ConfigError.
   bool static_graph = false;
+  /// Every reduction looks for infinite and NaN values in the gradients, on their device and without waiting for it: a
+  /// GPU's rank throws an Error that names the pass and a parameter when the result has come, some passes later or at
+  /// the end of the body. Under fp16, whose steps look for them anyway, nothing is looked for.
+  bool check_finite = false;
 };
 
 }  // namespace tandem::nn

@@ -361,6 +361,17 @@ class Accelerator {
 
   // ---- control
 
+  /// Throws Error when gradients were infinite or NaN, waiting for what is not known yet: see
+  /// nn::GradientReducerOptions::check_finite. The launch calls it when the body has ended.
+  void throw_if_not_finite() {
+    for (const auto& reducer : reducers_) reducer->throw_if_not_finite(true);
+  }
+
+  /// Where this rank's memory is, as a sentence: bytes of the prepared models' parameters and gradients and of their
+  /// optimizers' state, the largest parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's
+  /// memory have it, as of the moment when memory ran out.
+  std::string memory_summary() const;
+
   /// Returns when all ranks are here. Collective.
   void wait_for_everyone() { context_.communicator->barrier(); }
 

@@ -42,8 +42,14 @@ struct LaunchConfig {
   /// Loss scaling under Precision::fp16.
   optim::GradScalerOptions grad_scaler{};
   Transport transport = Transport::automatic;  ///< of GPU ranks
-  std::shared_ptr<const Backend> backend{};    ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
-  int threads_per_rank = 0;                    ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  /// Whether GPUs may compute float32 products and convolutions in TF32, which is faster and keeps 10 bits of the 23;
+  /// nothing: as LibTorch is set (convolutions may, products may not). While the launch runs, for the whole process.
+  std::optional<bool> tf32{};
+  /// Has LibTorch's allocator for GPUs grow its segments in place, which wastes less memory where sizes vary. From then
+  /// on, for the whole process; replaces what PYTORCH_ALLOC_CONF says.
+  bool expandable_segments = false;
+  std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
+  int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
   bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device

@@ -81,6 +81,7 @@ class GpuBackend final : public Backend {
  public:
   explicit GpuBackend(std::shared_ptr<Module> module) : module_(std::move(module)), facts_(module_->devices()) {
     if (facts_.empty()) throw ConfigError("no GPU is usable: CUDA shows none to this process; use CPU ranks");
+    module_->on_out_of_memory(&OutOfMemoryWatch::tell);
   }
 
   c10::DeviceType type() const override { return c10::kCUDA; }

@@ -113,6 +113,13 @@ class CudaModule final : public Module {
 
   std::unique_ptr<Graph> make_graph() override { return std::make_unique<CudaGraph>(); }
 
+  void on_out_of_memory(std::function<void(const OutOfMemory&)> tell) override {
+    c10::cuda::CUDACachingAllocator::attachOutOfMemoryObserver(
+        [tell = std::move(tell)](std::int64_t device, std::size_t requested, std::size_t, std::size_t free) {
+          tell({static_cast<int>(device), requested, free});
+        });
+  }
+
   void reduce(const comm::Reduction& reduction, void* stream) override {
     const std::string problem = launch_reduction(reduction, stream);
     if (!problem.empty()) throw Error("the reduction kernel cannot be launched: " + problem);

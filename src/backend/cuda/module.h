@@ -3,10 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "backend/out_of_memory.h"
 #include "comm/nccl/api.h"
 #include "comm/reduction_kernel.h"
 #include "tandem/backend/graph.h"
@@ -37,6 +39,9 @@ class Module : public comm::ReductionKernel {
   virtual bool enable_peer_access(int device, int peer) = 0;
 
   virtual std::unique_ptr<Graph> make_graph() = 0;
+
+  /// Has `tell` hear, on the thread that asked for memory, when a device has none left. Once.
+  virtual void on_out_of_memory(std::function<void(const OutOfMemory&)> tell) = 0;
 };
 
 /// What the module exports: makes it, or throws tandem::Error. LibTorch's CUDA library is there once it is loaded.

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+
+namespace tandem::nn {
+
+/// Looks for infinite and NaN values in the gradients of passes, on their device, without waiting for it: the host
+/// learns of them when a result has arrived. Belongs to one thread.
+class FiniteCheck {
+ public:
+  /// Looks at the gradients of pass `pass`, after what the current stream has to do.
+  void start(const std::vector<at::Tensor>& gradients, std::uint64_t pass);
+
+  /// The first pass that has been found to have such values, of those whose result has arrived; with `wait`, of all.
+  std::optional<std::uint64_t> first_found(bool wait);
+
+ private:
+  struct Pending {
+    std::uint64_t pass;
+    at::Tensor found;                // 0-dim bool on the host
+    std::optional<c10::Event> done;  // nothing: it is there
+  };
+
+  std::deque<Pending> pending_;
+};
+
+}  // namespace tandem::nn
