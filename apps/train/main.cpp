@@ -70,7 +70,9 @@ int run(int argc, char** argv) {
   announce(options, tandem::examine(options.launch));
   prepare_profile(options);
   train::Outcome outcome;
-  tandem::launch(options.launch, [&](tandem::Accelerator& accelerator) {
+  tandem::LaunchConfig config = options.launch;
+  config.on_warning = [](const std::string& text) { std::fprintf(stderr, "train: warning: %s\n", text.c_str()); };
+  tandem::launch(config, [&](tandem::Accelerator& accelerator) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs);
     if (accelerator.is_main()) outcome = mine;
   });

@@ -34,7 +34,8 @@ class CpuBackend final : public Backend {
 
   c10::Device device(int) const override { return c10::Device(c10::kCPU); }
 
-  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device>, Transport) const override {
+  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device>, Transport,
+                                        const WarningSink&) const override {
     return std::make_unique<CpuSession>(group);
   }
 };

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <new>
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
 
 #include "backend/rank_memory.h"
@@ -42,6 +43,14 @@ bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int6
   return false;
 }
 
+// Memory that allocators keep for tensors to come.
+void free_memory(c10::Device device) {
+  free_rank_memory();
+  auto* const allocator =
+      device.is_cpu() ? nullptr : dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
+  if (allocator) allocator->emptyCache();
+}
+
 }  // namespace
 
 std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
@@ -60,7 +69,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     context_.communicator->forget_started();  // by bodies that ended in a backward pass
     context_.group->meet(rank(), record);
     undo();
-    free_rank_memory();  // of sizes that are not wanted again
+    free_memory(device());  // of sizes that are not wanted again
   }
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
 }

@@ -187,7 +187,7 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
-  const auto session = state.backend->begin(group, state.devices, config.transport);
+  const auto session = state.backend->begin(group, state.devices, config.transport, config.on_warning);
   std::vector<std::string> notes(state.devices.size());
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
     run_rank(state, group, *session, rank, body, notes[static_cast<std::size_t>(rank)]);

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -22,7 +23,9 @@ int failures = 0;
 Transport transport = Transport::automatic;
 
 void expect(bool holds, const std::string& what) {
-  std::printf("%s: %s\n", holds ? "ok" : "FAILED", what.c_str());
+  static const auto start = std::chrono::steady_clock::now();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%s: %s (at %.1f s)\n", holds ? "ok" : "FAILED", what.c_str(), seconds);
   std::fflush(stdout);
   failures += holds ? 0 : 1;
 }
@@ -200,6 +203,76 @@ void check_generators(int ranks) {
   expect(same && differ, std::to_string(ranks) + " ranks: each draws its own numbers, the same in every run");
 }
 
+// Half types: near the CPU's losses, which round in other places.
+void check_precision(int ranks, Precision precision, const std::string& name, bool compressed) {
+  const auto losses = [&](LaunchConfig config) {
+    config.mixed_precision = precision;
+    std::vector<double> all;
+    const std::string error = run(config, [&](Accelerator& a) {
+      torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::GELU(), torch::nn::Linear(64, 1));
+      torch::optim::SGD inner(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+      auto model = a.prepare(net);
+      auto optimizer = a.prepare(inner);
+      if (compressed) model.reducer().set_communication_hook(nn::bf16_compression());
+      const auto inputs = at::randn({64, 32}).to(a.device());
+      for (int step = 0; step < 10; ++step) {
+        const auto window = a.accumulate(model);
+        const auto loss = (model(inputs).to(at::kFloat) - inputs.sum(1, true)).square().mean();
+        a.backward(loss);
+        a.clip_grad_norm_(model, 5.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        const auto mean = a.reduce(loss.detach(), comm::ReduceOp::mean);
+        if (a.is_main()) all.push_back(mean.item<double>());
+      }
+    });
+    if (!error.empty()) std::printf("%s\n", error.c_str());
+    return all;
+  };
+  const auto gpu = losses(on_gpus(ranks)), cpu = losses({.cpu = ranks, .threads_per_rank = 1});
+  bool near = !gpu.empty() && gpu.size() == cpu.size() && gpu.back() < gpu.front();
+  for (std::size_t i = 0; near && i < cpu.size(); ++i)
+    near = std::abs(gpu[i] - cpu[i]) < 0.05 * std::abs(cpu[i]) + 0.05;
+  expect(near, std::to_string(ranks) + " ranks: " + name + " trains as on the CPU");
+}
+
+// All ranks end when one has no memory left, and the error says where it went.
+void check_out_of_memory(int ranks) {
+  const std::string error = run(on_gpus(ranks), [&](Accelerator& a) {
+    torch::nn::Linear net(1000, 1000);
+    auto model = a.prepare(net);
+    a.backward(model(at::ones({4, 1000}, a.device())).sum());
+    if (a.is_last()) at::empty({std::int64_t{1} << 50}, at::dtype(at::kByte).device(a.device()));
+    a.wait_for_everyone();
+  });
+  expect(error.find("holds parameters of 4.0 MB, gradients of 4.0 MB") != std::string::npos,
+         std::to_string(ranks) + " ranks: out of memory on one: " + error);
+  std::int64_t size = 0;
+  const std::string retried = run(on_gpus(ranks), [&](Accelerator& a) {
+    const auto mine = a.find_executable_batch_size(64, [&](std::int64_t batch) {
+      at::empty({batch > 16 ? std::int64_t{1} << 50 : 1}, at::dtype(at::kByte).device(a.device()));
+    });
+    if (a.is_main()) size = mine;
+  });
+  expect(size == 16, std::to_string(ranks) + " ranks: a smaller batch is found together " + retried);
+}
+
+void check_not_finite(int ranks) {
+  LaunchConfig config = on_gpus(ranks);
+  config.gradient_reducer.check_finite = true;
+  const std::string error = run(config, [&](Accelerator& a) {
+    torch::nn::Linear net(8, 8);
+    auto model = a.prepare(net);
+    for (int pass = 0; pass < 6; ++pass) {
+      const double factor = pass == 3 && a.is_last() ? std::numeric_limits<double>::quiet_NaN() : 1.0;
+      a.backward(model(at::ones({4, 8}, a.device())).sum() * factor);
+      for (auto& parameter : net->parameters()) parameter.mutable_grad().reset();
+    }
+  });
+  expect(error.find("a gradient of reduction 4 (counted from 1) is infinite or NaN") != std::string::npos,
+         std::to_string(ranks) + " ranks: NaN is found: " + error);
+}
+
 void check_failure(int ranks) {
   using Clock = std::chrono::steady_clock;
   Clock::time_point thrown;
@@ -239,6 +312,11 @@ void check_everything(const std::vector<int>& worlds) {
     check_collectives(ranks);
     check_generators(ranks);
     check_graphs(ranks);
+    check_precision(ranks, Precision::bf16, "bf16", false);
+    check_precision(ranks, Precision::fp16, "fp16", false);
+    check_precision(ranks, Precision::no, "a reduction in bf16", true);
+    check_out_of_memory(ranks);
+    check_not_finite(ranks);
     if (ranks > 1) check_failure(ranks);
   }
   check_launches(std::min(2, worlds.back()));

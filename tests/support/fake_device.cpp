@@ -12,7 +12,6 @@
 #include <utility>
 
 #include <functional>
-#include <limits>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -261,7 +260,7 @@ void* allocate_host(std::size_t bytes, bool on_device) {
   return data;
 }
 
-std::atomic<std::size_t> largest_tensor{std::numeric_limits<std::size_t>::max()};
+std::atomic<std::size_t> largest_tensor{std::size_t{1} << 40};
 std::function<void(const OutOfMemory&)> tell_out_of_memory;
 
 class DeviceAllocator final : public c10::Allocator {

@@ -9,7 +9,8 @@ class NoDevices final : public tandem::cuda::Module {
   std::vector<tandem::cuda::DeviceFacts> devices() override { return {}; }
   tandem::comm::nccl::Api& nccl() override { throw tandem::Error("no NCCL"); }
   bool enable_peer_access(int, int) override { return false; }
-  std::unique_ptr<tandem::cuda::Graph> make_graph() override { return nullptr; }
+  std::unique_ptr<tandem::Graph> make_graph() override { return nullptr; }
+  void on_out_of_memory(std::function<void(const tandem::OutOfMemory&)>) override {}
   void reduce(const tandem::comm::Reduction&, void*) override {}
 };
 

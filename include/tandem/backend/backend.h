@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,9 @@ enum class Transport {
   peer_memory  ///< without NCCL; the GPUs must reach each other's memory
 };
 
+/// Takes a sentence for whoever runs the program, on any thread. Empty: nobody listens.
+using WarningSink = std::function<void(const std::string&)>;
+
 /// What a device type provides to Tandem. CPU is built in.
 class Backend {
  public:
@@ -58,7 +62,7 @@ class Backend {
   /// What the ranks of `group`, which outlives it, share of the backend while their launch runs on `devices`. Throws
   /// ConfigError when they cannot exchange data in this way.
   virtual std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices,
-                                                Transport transport) const = 0;
+                                                Transport transport, const WarningSink& warn) const = 0;
 };
 
 /// The backend of CPU ranks.

@@ -1,6 +1,8 @@
 #pragma once
 
-#include <ATen/core/Generator.h>
+namespace at {
+struct Generator;
+}
 
 namespace tandem {
 

@@ -62,7 +62,10 @@ struct LaunchConfig {
   int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
-  std::stop_token cancel{};                                      ///< ends the launch from outside, as a failure would
+  /// Hears what is worth knowing and no error, such as a link between GPUs that does not work and is gone around.
+  /// Called on ranks' threads, one at a time.
+  WarningSink on_warning{};
+  std::stop_token cancel{};  ///< ends the launch from outside, as a failure would
 };
 
 /// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.

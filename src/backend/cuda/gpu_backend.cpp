@@ -20,12 +20,13 @@ constexpr int kSharedDevices = 23000;  // NCCL's first version that takes severa
 class GpuSession final : public BackendSession {
  public:
   GpuSession(std::shared_ptr<Module> module, comm::RankGroup& group, std::vector<c10::Device> devices,
-             std::vector<std::string> names, bool with_nccl, bool with_peers)
+             std::vector<std::string> names, bool with_nccl, bool with_peers, WarningSink warn)
       : module_(std::move(module)),
         group_(group),
         devices_(std::move(devices)),
         marks_(group.world_size(), c10::kCUDA),
-        with_peers_(with_peers) {
+        with_peers_(with_peers),
+        warn_(std::move(warn)) {
     if (with_nccl)
       team_ = std::make_shared<comm::nccl::Team>(std::shared_ptr<comm::nccl::Api>(module_, &module_->nccl()), group_,
                                                  std::move(names));
@@ -36,7 +37,14 @@ class GpuSession final : public BackendSession {
     std::unique_ptr<comm::Communicator> peers;
     if (with_peers_ && all_reach_each_other(rank)) {
       peers = comm::make_peer_memory_communicator(*module_, marks_, group_, rank, device);
-      if (!moves_bytes(*peers, group_, device)) peers.reset();
+      if (!moves_bytes(*peers, group_, device)) {
+        peers.reset();
+        if (team_ && rank == 0 && warn_)
+          warn_(
+              "what GPUs write into each other's memory does not arrive, though the driver allows it; small "
+              "all-reduces "
+              "go through NCCL, as large ones do");
+      }
     }
     if (!team_) return peers ? std::move(peers) : throw no_way();
     std::unique_ptr<comm::nccl::NcclCommunicator> nccl;
@@ -74,6 +82,7 @@ class GpuSession final : public BackendSession {
   const std::vector<c10::Device> devices_;
   comm::PeerMarks marks_;
   const bool with_peers_;
+  const WarningSink warn_;
   std::shared_ptr<comm::nccl::Team> team_;  // null: ranks reach each other without NCCL
 };
 
@@ -95,8 +104,8 @@ class GpuBackend final : public Backend {
 
   std::unique_ptr<Graph> make_graph() const override { return module_->make_graph(); }
 
-  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices,
-                                        Transport transport) const override {
+  std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices, Transport transport,
+                                        const WarningSink& warn) const override {
     const bool shared = std::set(devices.begin(), devices.end(), before).size() < devices.size();
     if (transport == Transport::nccl && shared) check_takes_shared_devices();
     const bool with_nccl =
@@ -105,7 +114,7 @@ class GpuBackend final : public Backend {
     std::vector<std::string> names;
     for (const c10::Device device : devices) names.push_back(name_of(device));
     return std::make_unique<GpuSession>(module_, group, std::move(devices), std::move(names), with_nccl,
-                                        transport != Transport::nccl);
+                                        transport != Transport::nccl, warn);
   }
 
  private:
