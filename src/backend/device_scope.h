@@ -6,6 +6,8 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "tandem/comm/stream_lease.h"
+
 namespace tandem {
 
 /// While alive, the calling thread is on `device`, and computes on a stream of its own there: ranks that share a device
@@ -13,19 +15,19 @@ namespace tandem {
 class DeviceScope {
  public:
   explicit DeviceScope(c10::Device device)
-      : guard_(device.type()), on_device_(device), stream_(guard_.getNewStream(device)), on_stream_(stream_) {
+      : guard_(device.type()), on_device_(device), lease_(device, /*priority=*/0), on_stream_(lease_.stream()) {
     c10::Event before(device.type());
     before.record(guard_.getDefaultStream(device));
-    before.block(stream_);
+    before.block(lease_.stream());
   }
 
   /// Waits until everything on the stream is done. Throws what went wrong there.
-  void synchronize() const { guard_.synchronizeStream(stream_); }
+  void synchronize() const { guard_.synchronizeStream(lease_.stream()); }
 
  private:
   const c10::impl::VirtualGuardImpl guard_;
   const c10::DeviceGuard on_device_;
-  const c10::Stream stream_;
+  const comm::StreamLease lease_;
   const c10::StreamGuard on_stream_;
 };
 

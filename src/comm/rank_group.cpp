@@ -76,6 +76,7 @@ struct alignas(64) RankGroup::Rank {
   alignas(64) std::atomic<bool> departed{false};
   // Only of this rank's thread.
   alignas(64) std::uint64_t mails = 0;  // exchanges begun
+  bool forbidden = false;               // to make calls
   std::vector<std::uint64_t> met;
   // One is written for the next exchange while the peers may still read the other.
   alignas(64) std::array<std::array<std::byte, kMailBytes>, 2> mailboxes;
@@ -118,6 +119,7 @@ RankGroup::WaitScope::~WaitScope() {
 bool RankGroup::announce(int rank, const CallRecord& record) {
   token_.check();
   Rank& self = ranks_[rank];
+  if (self.forbidden) throw ConfigError(to_string(record) + " waits for the other ranks; call it outside of the step");
   const std::uint64_t number = self.calls.load(std::memory_order_relaxed) + 1;  // only this thread writes it
   self.calls.store(number, std::memory_order_relaxed);                          // reports only
   // With `departed`: either a departing rank sees that we wait, or we see that it has departed.
@@ -132,6 +134,8 @@ std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void*
   WaitScope waiting(*this, rank, nullptr);
   return opening_.exchange(rank, payload);
 }
+
+void RankGroup::forbid_calls(int rank, bool forbidden) noexcept { ranks_[rank].forbidden = forbidden; }
 
 std::byte* RankGroup::outbox(int rank) noexcept {
   Rank& self = ranks_[rank];

@@ -23,6 +23,10 @@ class ReductionKernel {
  public:
   virtual ~ReductionKernel() = default;
 
+  /// Loads what `reduce` needs on the current device, which may wait for all that the device has to do: to be called
+  /// before kernels wait there for others. Thread-safe. Throws Error.
+  virtual void prepare() {}
+
   /// Enqueues a reduction on `stream` (of the device's kind, such as cudaStream_t), whose device can reach all memory.
   /// See comm/reduction.h for the arithmetic. Thread-safe. Throws Error.
   virtual void reduce(const Reduction& reduction, void* stream) = 0;

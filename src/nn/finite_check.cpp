@@ -21,12 +21,16 @@ at::Tensor any_is_not_finite(const std::vector<at::Tensor>& gradients) {
 
 }  // namespace
 
+at::Tensor values_of(const at::Tensor& gradient) {
+  return gradient.is_sparse() ? gradient.coalesce().values() : gradient.detach();
+}
+
 void FiniteCheck::start(const std::vector<at::Tensor>& gradients, std::uint64_t pass) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> floats;
   for (const at::Tensor& gradient : gradients) {
-    const at::Tensor values = gradient.is_sparse() ? gradient.coalesce().values() : gradient;
-    if (values.numel() > 0) floats.push_back(values.detach());
+    const at::Tensor values = values_of(gradient);
+    if (values.numel() > 0) floats.push_back(values);
   }
   if (floats.empty()) return;
   const at::Tensor found = any_is_not_finite(floats);

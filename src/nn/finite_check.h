@@ -10,6 +10,9 @@
 
 namespace tandem::nn {
 
+/// The numbers of a gradient, dense or sparse.
+at::Tensor values_of(const at::Tensor& gradient);
+
 /// Looks for infinite and NaN values in the gradients of passes, on their device, without waiting for it: the host
 /// learns of them when a result has arrived. Belongs to one thread.
 class FiniteCheck {

@@ -483,7 +483,7 @@ void GradientReducer::throw_if_not_finite(bool wait) {
   if (!pass) return;
   std::string where;
   for (const auto& [name, parameter] : parameters_)
-    if (where.empty() && parameter.grad().defined() && !parameter.grad().detach().isfinite().all().item<bool>())
+    if (where.empty() && parameter.grad().defined() && !values_of(parameter.grad()).isfinite().all().item<bool>())
       where = "; that of " + name + " still is";
   throw Error("a gradient of reduction " + std::to_string(*pass) + " (counted from 1) is infinite or NaN on rank " +
               std::to_string(communicator_.rank()) + where);

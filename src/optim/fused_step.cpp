@@ -1,6 +1,7 @@
 #include "tandem/optim/fused_step.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
@@ -81,6 +82,7 @@ class RecordedCall {
       : optimizer_(optimizer),
         group_(group),
         options_(options()),
+        sizes_(sizes()),
         parameters_(std::move(parameters)),
         step_(std::move(step)),
         lr_(std::move(lr)) {
@@ -88,13 +90,12 @@ class RecordedCall {
   }
 
   std::optional<std::string> obstacle() const {
-    if (group_ >= optimizer_.param_groups().size()) return "its optimizer has lost a group of parameters";
+    if (sizes() != sizes_) return "an optimizer's groups of parameters have changed";
     Options now = options();
     if (!(now.lr(options_.lr()) == options_))
-      return "a setting of its optimizer has changed, other than the learning rate";
+      return "a setting of an optimizer other than the learning rate has changed";
     for (std::size_t i = 0; i < parameters_.size(); ++i)
-      if (!parameters_[i].requires_grad() || memory_of(parameters_[i]) != memory_[i])
-        return "a parameter, or what its optimizer knows of it, is not where it was or is not trained any more";
+      if (memory_of(parameters_[i]) != memory_[i]) return "what an optimizer knows of a parameter is not where it was";
     return std::nullopt;
   }
 
@@ -113,32 +114,38 @@ class RecordedCall {
 
  private:
   static constexpr bool counts = !std::is_same_v<State, SGDParamState>;
-  using Memory = std::pair<const void*, const void*>;  // of a parameter, and of what the optimizer knows of it
 
   const Options& options() const { return static_cast<const Options&>(optimizer_.param_groups()[group_].options()); }
+
+  // Of the groups.
+  std::vector<std::size_t> sizes() const {
+    std::vector<std::size_t> sizes;
+    for (const auto& group : optimizer_.param_groups()) sizes.push_back(group.params().size());
+    return sizes;
+  }
 
   State* state_of(const at::Tensor& parameter) const {
     const auto found = optimizer_.state().find(parameter.unsafeGetTensorImpl());
     return found == optimizer_.state().end() ? nullptr : &static_cast<State&>(*found->second);
   }
 
-  Memory memory_of(const at::Tensor& parameter) const {
+  std::array<const void*, 3> memory_of(const at::Tensor& parameter) const {
     const State* const state = state_of(parameter);
-    const auto average = [state] {
-      if constexpr (counts)
-        return state->exp_avg();
-      else
-        return state->momentum_buffer();
-    };
-    return {parameter.const_data_ptr(), state ? average().const_data_ptr() : nullptr};
+    const auto data = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
+    if (!state) return {};
+    if constexpr (counts)
+      return {data(state->exp_avg()), data(state->exp_avg_sq()), data(state->max_exp_avg_sq())};
+    else
+      return {data(state->momentum_buffer())};
   }
 
   torch::optim::Optimizer& optimizer_;
   const std::size_t group_;
   const Options options_;
+  const std::vector<std::size_t> sizes_;
   const std::vector<at::Tensor> parameters_;
   at::Tensor step_, lr_;
-  std::vector<Memory> memory_;
+  std::vector<std::array<const void*, 3>> memory_;
 };
 
 }  // namespace

@@ -264,7 +264,7 @@ std::function<void()> Accelerator::rng_synchronisation() {
 }
 
 at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {
-  auto parts = communicator("gather").all_gather(tensor);
+  auto parts = context_.communicator->all_gather(tensor);
   return tensor.dim() == 0 ? at::stack(parts) : at::cat(parts);
 }
 

@@ -21,6 +21,7 @@ std::optional<std::string> Accelerator::obstacle_to_recording() const {
   if (device().is_cpu()) return "CPU ranks have no graphs";
   if (scaler_) return "under fp16 the host decides whether an update is made";
   if (state.num_steps > 1) return "a window of several micro-batches is not recorded";
+  if (!state.sync_gradients) return "gradients are not reduced within no_sync";
   if (state.local_sgd) return "ranks train on their own within local_sgd";
   if (reductions_in_join_) return "ranks take different steps within join_uneven_inputs";
   for (const auto& observer : optimizers_)
@@ -58,13 +59,6 @@ void Accelerator::record_reduction(nn::Recording& recording) {
         if (!buffers.empty()) context_.communicator->broadcast(buffers, 0);
       },
       signature);
-}
-
-// For calls of the user's own.
-comm::Communicator& Accelerator::communicator(const char* operation) const {
-  if (world_size() > 1 && context_.gradients.records())
-    throw ConfigError(std::string(operation) + " waits for the other ranks; call it outside of the step");
-  return *context_.communicator;
 }
 
 }  // namespace tandem

@@ -43,9 +43,8 @@ bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int6
   return false;
 }
 
-// Memory that allocators keep for tensors to come.
-void free_memory(c10::Device device) {
-  free_rank_memory();
+// Memory that LibTorch's allocator for GPUs keeps for tensors to come.
+void free_device_memory(c10::Device device) {
   auto* const allocator =
       device.is_cpu() ? nullptr : dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
   if (allocator) allocator->emptyCache();
@@ -69,7 +68,10 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     context_.communicator->forget_started();  // by bodies that ended in a backward pass
     context_.group->meet(rank(), record);
     undo();
-    free_memory(device());  // of sizes that are not wanted again
+    free_rank_memory();  // of sizes that are not wanted again
+    context_.group->meet(rank(), record);
+    if (is_main()) free_device_memory(device());  // on all devices, before a rank may wait for another on one
+    context_.group->meet(rank(), record);
   }
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
 }

@@ -53,12 +53,14 @@ class RankScope {
 // LibTorch's settings for GPUs that the launch asks for.
 class GpuSettings {
  public:
-  explicit GpuSettings(const LaunchConfig& config) : changes_tf32_(config.tf32.has_value()) {
+  explicit GpuSettings(const LaunchConfig& config) {
     if (config.expandable_segments) c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
-    if (changes_tf32_) allow(*config.tf32, *config.tf32);
+    if (!config.tf32) return;
+    before_ = {at::globalContext().allowTF32CuBLAS(), at::globalContext().allowTF32CuDNN()};
+    allow(*config.tf32, *config.tf32);
   }
   ~GpuSettings() {
-    if (changes_tf32_) allow(products_, convolutions_);
+    if (before_) allow(before_->first, before_->second);
   }
   GpuSettings(const GpuSettings&) = delete;
   GpuSettings& operator=(const GpuSettings&) = delete;
@@ -69,8 +71,7 @@ class GpuSettings {
     at::globalContext().setAllowTF32CuDNN(convolutions);
   }
 
-  const bool changes_tf32_;
-  const bool products_ = at::globalContext().allowTF32CuBLAS(), convolutions_ = at::globalContext().allowTF32CuDNN();
+  std::optional<std::pair<bool, bool>> before_;  // nothing: not changed
 };
 
 // `note`: what more is to be said of the rank's failure.

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
@@ -13,6 +14,15 @@
 
 namespace tandem {
 namespace {
+
+constexpr int kRehearsals = 3;  // the first makes states and handles, the second allocates as all later ones
+constexpr int kVainRecordings = 3;
+
+// LibTorch tells a device's default generator, which ranks that share the device take turns with, of each graph.
+std::mutex& one_at_a_time() {
+  static std::mutex mutex;
+  return mutex;
+}
 
 // While alive, models and optimizers see `recording`.
 class Scope {
@@ -26,6 +36,19 @@ class Scope {
   GradientState& state_;
 };
 
+// While alive, the rank's calls to the others are errors: they would wait for it to record.
+class NoCalls {
+ public:
+  NoCalls(comm::RankGroup& group, int rank) : group_(group), rank_(rank) { group_.forbid_calls(rank_, true); }
+  ~NoCalls() { group_.forbid_calls(rank_, false); }
+  NoCalls(const NoCalls&) = delete;
+  NoCalls& operator=(const NoCalls&) = delete;
+
+ private:
+  comm::RankGroup& group_;
+  const int rank_;
+};
+
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 // Everything that this thread has enqueued is done.
@@ -34,11 +57,21 @@ void synchronize(c10::Device device) {
   guard.synchronizeStream(guard.getStream(device));
 }
 
+// A graph has memory of its own, and while one is recorded the allocator gives none back.
+void give_back_memory(c10::Device device) {
+  if (auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type())))
+    allocator->emptyCache();
+}
+
+bool same(const at::Tensor& a, const at::Tensor& b) { return a.defined() == b.defined() && a.is_same(b); }
+
 }  // namespace
 
 StepGraph::StepGraph(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
                      std::function<std::optional<std::string>()> obstacle)
     : context_(context), parameters_(std::move(parameters)), obstacle_(std::move(obstacle)) {}
+
+StepGraph::~StepGraph() { forget(); }
 
 // The ranks' values; the least of them.
 std::uint64_t StepGraph::meet(std::uint64_t mine, bool& alike) const {
@@ -50,49 +83,71 @@ std::uint64_t StepGraph::meet(std::uint64_t mine, bool& alike) const {
 }
 
 StepGraph::Turn StepGraph::next(const std::vector<at::Tensor>& inputs) {
+  if (context_.gradients.recording) throw ConfigError("a compiled step was called within another one");
   if (auto why = obstacle_()) {
     reason_ = *why;
     return Turn::call;
   }
+  reason_.clear();
   const Turn mine = wanted(inputs);
   bool alike = true;
   const auto turn = static_cast<Turn>(meet(static_cast<std::uint64_t>(mine), alike));
-  if (turn == Turn::record) forget();
-  if (turn < mine && !given_up_) reason_ = "another rank cannot replay this call";
-  if (turn == Turn::replay) reason_.clear();
+  if (turn < mine) reason_ = "another rank cannot replay this call";
   return turn;
 }
 
 StepGraph::Turn StepGraph::wanted(const std::vector<at::Tensor>& inputs) {
-  if (given_up_) return Turn::call;
+  if (!given_up_.empty()) {
+    reason_ = given_up_;
+    return Turn::call;
+  }
   for (const at::Tensor& input : inputs)
     if (input.device() != context_.device()) {
       reason_ = "a tensor that the step was called with is on " + input.device().str() + ", not on " +
                 context_.device().str();
       return Turn::call;
     }
-  if (rehearsals_ < kRehearsals) return Turn::rehearse;
-  if (pieces_.empty()) return Turn::record;
-  if (const auto change = change_of(inputs)) {
-    reason_ = *change;
+  if (pieces_.empty()) return rehearsals_ < kRehearsals ? Turn::rehearse : Turn::record;
+  if (const auto other = other_inputs(inputs)) {
+    reason_ = *other;
     return Turn::call;
   }
-  for (const HostWork& work : host_work_)
-    if (const auto why = work.obstacle ? work.obstacle() : std::nullopt) {
-      reason_ = *why;
-      forget();
-      return Turn::record;
-    }
-  return Turn::replay;
+  const auto what = change();
+  if (!what) return Turn::replay;
+  reason_ = *what;
+  forget();
+  if (vain_recordings_ >= kVainRecordings) {
+    give_up("before each call " + *what);
+    reason_ = given_up_;
+    return Turn::call;
+  }
+  rehearsals_ = kRehearsals - 1;  // with what has changed, once more
+  return Turn::rehearse;
 }
 
-std::optional<std::string> StepGraph::change_of(const std::vector<at::Tensor>& inputs) const {
+std::optional<std::string> StepGraph::other_inputs(const std::vector<at::Tensor>& inputs) const {
   if (inputs.size() != inputs_.size())
     return "the step was recorded with " + std::to_string(inputs_.size()) + " tensors";
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].sizes() != inputs_[i].sizes() || inputs[i].scalar_type() != inputs_[i].scalar_type())
       return "tensor " + std::to_string(i) + " has sizes " + c10::str(inputs[i].sizes()) + ", and had " +
              c10::str(inputs_[i].sizes()) + " when the step was recorded";
+  return std::nullopt;
+}
+
+// What has changed since the recording, which a replay would not notice.
+std::optional<std::string> StepGraph::change() const {
+  const std::vector<at::Tensor> now = parameters_();
+  if (now.size() != seen_.size()) return "the prepared models have other parameters";
+  for (std::size_t i = 0; i < now.size(); ++i) {
+    const Seen& seen = seen_[i];
+    if (!now[i].is_same(seen.parameter) || now[i].const_data_ptr() != seen.data)
+      return "a parameter is not where it was";
+    if (now[i].requires_grad() != seen.trained) return "a parameter was frozen, or is trained again";
+    if (!seen.drops && !same(now[i].grad(), seen.before)) return "a gradient was there, or not, that the step adds to";
+  }
+  for (const HostWork& work : host_work_)
+    if (auto why = work.obstacle ? work.obstacle() : std::nullopt) return why;
   return std::nullopt;
 }
 
@@ -104,12 +159,7 @@ void StepGraph::rehearse(const std::function<void()>& step) {
 
 void StepGraph::begin_piece() {
   pieces_.push_back({context_.state->backend->make_graph(), {}});
-  try {
-    pieces_.back().graph->begin(context_.generators.cuda.at(static_cast<std::size_t>(context_.device().index())));
-  } catch (...) {
-    pieces_.pop_back();
-    throw;
-  }
+  pieces_.back().graph->begin(context_.generators.cuda.at(static_cast<std::size_t>(context_.device().index())));
 }
 
 void StepGraph::between(std::function<void()> work, std::uint64_t signature) {
@@ -120,10 +170,9 @@ void StepGraph::between(std::function<void()> work, std::uint64_t signature) {
 }
 
 void StepGraph::record_pieces(const std::function<void()>& step) {
-  // LibTorch registers the generator that is its default meanwhile, which ranks that share a GPU take turns with.
-  static std::mutex one_at_a_time;
-  const std::lock_guard lock(one_at_a_time);
+  const std::lock_guard lock(one_at_a_time());
   const Scope scope(context_.gradients, *this);
+  const NoCalls no_calls(*context_.group, context_.rank);
   recording_ = true;
   try {
     begin_piece();
@@ -137,64 +186,83 @@ void StepGraph::record_pieces(const std::function<void()>& step) {
   recording_ = false;
 }
 
-bool StepGraph::record(const std::vector<at::Tensor>& inputs, const std::function<void()>& step) {
+// Empty, or what went wrong.
+std::string StepGraph::try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step) {
+  try {
+    inputs_ = make_inputs();
+    record_pieces(step);
+    return "";
+  } catch (const Cancelled&) {
+    throw;
+  } catch (const c10::Error& error) {
+    return first_line(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return first_line(error.what());
+  }
+}
+
+bool StepGraph::record(const MakeInputs& make_inputs, const std::function<void()>& step) {
   forget();
-  const std::vector<at::Tensor> parameters = parameters_();
-  std::vector<at::Tensor> gradients;
-  for (const at::Tensor& parameter : parameters) gradients.push_back(parameter.grad());
+  fresh_ = true;
+  vain_recordings_ += 1;
+  for (const at::Tensor& parameter : parameters_())
+    seen_.push_back({parameter, parameter.const_data_ptr(), parameter.requires_grad(), parameter.grad(), {}, false});
   // While one rank makes graphs, no other's kernels wait for it.
   synchronize(context_.device());
   bool alike = true;
   meet(0, alike);
-  std::string problem;
-  try {
-    record_pieces(step);
-  } catch (const Cancelled&) {
-    throw;
-  } catch (const c10::Error& error) {
-    problem = first_line(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    problem = first_line(error.what());
+  if (context_.rank == 0) give_back_memory(context_.device());
+  meet(0, alike);
+  std::string problem = try_to_record(make_inputs, step);
+  const bool everywhere = meet(problem.empty() ? signature_ | 1 : 0, alike) != 0 && alike;
+  if (problem.empty() && !everywhere) problem = "another rank could not record it, or recorded another one";
+  for (Seen& seen : seen_) {
+    seen.after = std::exchange(seen.parameter.mutable_grad(), seen.before);
+    seen.drops = seen.before.defined() && !same(seen.before, seen.after);
+    if (seen.drops) seen.before.reset();
   }
-  const std::uint64_t mine = problem.empty() ? signature_ | 1 : 0;
-  const bool everywhere = meet(mine, alike) != 0 && alike;
-  if (problem.empty() && !everywhere) problem = "another rank could not record the step, or recorded another one";
-  if (problem.empty()) {
-    inputs_ = inputs;
-    return true;
-  }
-  for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i];
+  if (problem.empty()) return true;
   give_up(problem);
+  reason_ = given_up_;
   return false;
 }
 
-void StepGraph::give_up(const std::string& reason) {
+void StepGraph::give_up(const std::string& why) {
   forget();
-  given_up_ = true;
-  reason_ = "the step cannot be recorded: " + reason;
+  given_up_ = "the step cannot be recorded: " + why;
 }
 
 void StepGraph::forget() {
+  const std::lock_guard lock(one_at_a_time());
   pieces_.clear();
   host_work_.clear();
   inputs_.clear();
+  seen_.clear();
   signature_ = 0;
 }
 
-void StepGraph::replay(const std::vector<at::Tensor>& inputs) {
-  context_.group->token().check();
+void StepGraph::run_pieces(const std::vector<at::Tensor>& inputs) {
   const trace::Range range(trace::Event::replay);
-  for (const HostWork& work : host_work_)
-    if (work.before) work.before();
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (!inputs[i].is_same(inputs_[i])) inputs_[i].copy_(inputs[i], /*non_blocking=*/true);
   for (const Piece& piece : pieces_) {
     piece.graph->replay();
     if (piece.then) piece.then();
   }
+  for (Seen& seen : seen_) seen.parameter.mutable_grad() = seen.after;
+}
+
+void StepGraph::replay(const std::vector<at::Tensor>& inputs) {
+  context_.group->token().check();
   for (const HostWork& work : host_work_)
-    if (work.after) work.after();
+    if (work.before) work.before();
+  run_pieces(inputs);
+  // From the last: what was opened first ends last.
+  for (auto work = host_work_.rbegin(); work != host_work_.rend(); ++work)
+    if (work->after) work->after();
   replays_ += 1;
+  reason_.clear();
+  if (!std::exchange(fresh_, false)) vain_recordings_ = 0;
 }
 
 }  // namespace tandem

@@ -32,7 +32,9 @@ struct Setup {
   bool schedule = false;      // in the step
   std::int64_t samples = 96;  // in batches of 8
   bool clip = false, keep_gradients = false, window_outside = false;
-  bool short_batch = false;                                                             // on the last rank, in call 6
+  bool short_batch = false;                        // on the last rank, in call 6
+  bool step_outside = false, clear_first = false;  // where the optimizer steps, and the gradients are dropped
+  bool one_cycle = false;
   std::function<void(Accelerator&)> within{};                                           // the step
   std::function<void(int, torch::nn::Sequential&, torch::optim::Optimizer&)> before{};  // a call, by its number
 };
@@ -64,15 +66,19 @@ Run train(const LaunchConfig& config, const Setup& setup, bool compile) {
     const auto inner = make_optimizer(setup, net);
     optim::ExponentialLR halving(*inner, {.gamma = 0.5});
     auto [model, optimizer, scheduler] = a.prepare(net, *inner, halving);
+    std::optional<optim::OneCycleLR> cycle;
+    if (setup.one_cycle) cycle.emplace(*inner, optim::OneCycleLROptions{.max_lr = {0.125}, .total_steps = 100});
     auto loader = a.prepare(data::DataLoader(data::TensorDataset(inputs, targets), {.batch_size = 8}));
     const auto compute = [&](const at::Tensor& in, const at::Tensor& out) {
       const auto loss = (model(in) - out).square().mean();
       if (setup.within) setup.within(a);
+      if (setup.clear_first) optimizer.zero_grad();
       a.backward(loss);
       if (setup.clip) a.clip_grad_norm_(model, 0.5);
+      if (setup.step_outside) return loss.detach();
       optimizer.step();
       if (setup.schedule) scheduler.step();
-      optimizer.zero_grad(!setup.keep_gradients);
+      if (!setup.clear_first) optimizer.zero_grad(!setup.keep_gradients);
       return loss.detach();
     };
     const auto step = [&](const at::Tensor& in, const at::Tensor& out) {
@@ -90,6 +96,11 @@ Run train(const LaunchConfig& config, const Setup& setup, bool compile) {
         std::optional<Accelerator::AccumulationStep> window;
         if (setup.window_outside) window.emplace(a, false);
         const at::Tensor loss = compile ? compiled(in, out) : step(in, out);
+        if (setup.step_outside) {
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+        if (cycle) cycle->step();
         const at::Tensor all = a.gather(loss);
         if (a.is_main()) run.losses.push_back(all.mean().item<double>());
       }
@@ -118,9 +129,11 @@ TEST_CASE("a replayed step does what a called one does, to the bit") {
                                               {.schedule = true},
                                               {.clip = true},
                                               {.keep_gradients = true},
+                                              {.step_outside = true},
+                                              {.clear_first = true},
                                               {.window_outside = true}}));
   CAPTURE(where.devices, setup.sgd, setup.momentum, setup.dropout, setup.schedule, setup.clip, setup.keep_gradients,
-          setup.window_outside);
+          setup.step_outside, setup.clear_first, setup.window_outside);
   fake::reset();
   const Machine machine;
   const auto config = machine.config(where.devices, where.transport);
@@ -157,24 +170,93 @@ TEST_CASE("batches of another size are called, and the others go on being replay
 TEST_CASE("what a replay cannot know of has the step recorded anew") {
   fake::reset();
   const Machine machine;
-  const auto change = GENERATE(0, 1, 2);
+  enum Change { weight_decay, freeze, unfreeze, state, memory, drop_gradients };
+  const auto change = GENERATE(weight_decay, freeze, unfreeze, state, memory, drop_gradients);
   const auto before = [change](int call, torch::nn::Sequential& net, torch::optim::Optimizer& inner) {
+    at::Tensor weight = net->parameters().front();
+    if (change == unfreeze && call == 0) weight.requires_grad_(false);
     if (call != 10) return;
-    if (change == 0) static_cast<torch::optim::AdamWOptions&>(inner.param_groups()[0].options()).weight_decay(0.5);
-    if (change == 1) net->parameters().front().requires_grad_(false);
-    if (change == 2)
-      for (auto& [parameter, state] : inner.state()) {
-        auto& adamw = static_cast<torch::optim::AdamWParamState&>(*state);
-        adamw.exp_avg(at::zeros_like(adamw.exp_avg()));
-      }
+    const torch::NoGradGuard no_grad;
+    switch (change) {
+      case weight_decay:
+        static_cast<torch::optim::AdamWOptions&>(inner.param_groups()[0].options()).weight_decay(0.5);
+        break;
+      case freeze: weight.requires_grad_(false); break;
+      case unfreeze: weight.requires_grad_(true); break;
+      case state:
+        for (auto& [parameter, its] : inner.state()) {
+          auto& adamw = static_cast<torch::optim::AdamWParamState&>(*its);
+          adamw.exp_avg_sq(at::zeros_like(adamw.exp_avg_sq()));
+        }
+        break;
+      case memory: weight.set_data(weight.clone().mul_(2)); break;
+      case drop_gradients: weight.mutable_grad().reset(); break;
+    }
   };
-  const Setup setup{.before = before};
+  const Setup setup{.keep_gradients = change == drop_gradients, .before = before};
   CAPTURE(change);
   const Run called = train(machine.config({0}), setup, false), compiled = train(machine.config({0}), setup, true);
   CHECK(compiled.same_training(called));
   CHECK(compiled.reason == "");
-  CHECK(compiled.replays == static_cast<std::int64_t>(compiled.losses.size()) - kRehearsals);
+  // One call more is called, with what has changed.
+  CHECK(compiled.replays == static_cast<std::int64_t>(compiled.losses.size()) - kRehearsals - 1);
   machine.check_clean();
+}
+
+TEST_CASE("a step that would have to be recorded before each call is called, and says why") {
+  fake::reset();
+  const Machine machine;
+  const Setup setup{.sgd = true, .one_cycle = true};  // moves the momentum
+  const Run called = train(machine.config({0}), setup, false), compiled = train(machine.config({0}), setup, true);
+  REQUIRE(compiled.losses.size() == called.losses.size());
+  for (std::size_t i = 0; i < called.losses.size(); ++i)  // but for the learning rate's rounding
+    CHECK(compiled.losses[i] == Approx(called.losses[i]).epsilon(1e-5));
+  CHECK_THAT(compiled.reason, ContainsSubstring("before each call a setting of an optimizer"));
+  CHECK(compiled.replays == 3);
+}
+
+TEST_CASE("a step that cannot be recorded leaves one that was recorded before it alone") {
+  fake::reset();
+  const Machine machine;
+  std::vector<at::Tensor> drawn(2);
+  for (const bool fails : {false, true})
+    launch(machine.config({0, 0}), [&](Accelerator& a) {
+      const auto ones = at::ones({100}, a.device());
+      auto noise = a.compile_step([&] { return torch::dropout(ones, 0.5, true); });
+      for (int i = 0; i < 5; ++i) noise();
+      auto looks = a.compile_step([&] { return fails ? ones.sum().item<double>() > 0 : false; });
+      for (int i = 0; i < 5; ++i) looks();
+      const at::Tensor last = at::cat({noise(), torch::dropout(ones, 0.5, true), noise()});
+      if (noise.replays() != 4) throw Error("the step was not replayed: " + noise.reason());
+      if (looks.reason().empty() == fails) throw Error("the other one says '" + looks.reason() + "'");
+      if (a.is_main()) drawn[fails ? 1 : 0] = last.cpu();
+    });
+  CHECK(at::equal(drawn[0], drawn[1]));
+  CHECK_FALSE(at::equal(drawn[0].slice(0, 0, 100), drawn[0].slice(0, 200)));
+  machine.check_clean();
+}
+
+TEST_CASE("a compiled step within no_sync, or within another one") {
+  const Machine machine;
+  launch(machine.config({0}), [&](Accelerator& a) {
+    torch::nn::Linear net(4, 4);
+    auto model = a.prepare(net);
+    auto step = a.compile_step([&](const at::Tensor& in) { a.backward(model(in).sum()); });
+    {
+      const auto alone = a.no_sync(model);
+      step(at::ones({2, 4}, a.device()));
+      if (step.reason() != "gradients are not reduced within no_sync") throw Error(step.reason());
+    }
+    step(at::ones({2, 4}, a.device()));
+    if (!step.reason().empty()) throw Error(step.reason());
+  });
+  CHECK_THAT(machine.error_of(machine.config({0}),
+                              [](Accelerator& a) {
+                                auto inner = a.compile_step([] {});
+                                auto outer = a.compile_step([&] { inner(); });
+                                outer();
+                              }),
+             ContainsSubstring("within another one"));
 }
 
 TEST_CASE("a learning rate that changes between calls counts in the next one") {
@@ -198,9 +280,12 @@ TEST_CASE("a step that cannot be recorded is called, on all ranks, and says why"
   const auto looks = [](Accelerator& a) { at::ones({1}, a.device()).item<double>(); };
   const Case c = GENERATE_COPY(
       values<Case>({{"the step cannot be recorded: operation not permitted when stream is capturing", looks},
-                    {"gather waits for the other ranks; call it outside of the step",
+                    {"waits for the other ranks; call it outside of the step",
                      [](Accelerator& a) { a.gather(at::ones({1}, a.device())); }},
-                    {"reduce waits for the other ranks", [](Accelerator& a) { a.reduce(at::ones({1}, a.device())); }},
+                    {"all_reduce(sum) of Float[1] (1 elements) waits for the other ranks",
+                     [](Accelerator& a) { a.reduce(at::ones({1}, a.device())); }},
+                    {"check_trigger waits for the other ranks", [](Accelerator& a) { a.check_trigger(); }},
+                    {"barrier waits for the other ranks", [](Accelerator& a) { a.wait_for_everyone(); }},
                     {"another rank could not record", [looks](Accelerator& a) { a.is_main() ? void() : looks(a); }},
                     {"the step cannot be recorded: the fake's graphs are broken", {}, {}, true},
                     {"its optimizer has no step that can be recorded",

@@ -36,7 +36,7 @@ LaunchConfig on_gpus(int ranks) {
   const int gpus = gpu_backend()->device_count();
   for (int rank = 0; rank < ranks; ++rank) config.devices.push_back(rank % gpus);
   config.transport = transport;
-  config.timeout = std::chrono::seconds(60);
+  config.timeout = std::chrono::seconds(15);
   config.threads_per_rank = 1;  // nothing here is large enough for more
   return config;
 }
@@ -87,7 +87,7 @@ void check_training(int ranks, bool dispatch) {
     close = std::abs(gpu[i] - cpu[i]) < 1e-4 * std::abs(cpu[i]) + 1e-4;
   const std::string name = std::to_string(ranks) + (dispatch ? " ranks, dispatched: " : " ranks: ");
   expect(close, name + "losses are those of CPU ranks to 1e-4");
-  expect(gpu == again, name + "the same bits in a second run");
+  expect(!gpu.empty() && gpu == again, name + "the same bits in a second run");
 }
 
 struct Compiled {

@@ -81,6 +81,9 @@ class RankGroup {
   /// The calls that nobody waits for when they are made.
   PostedCalls& posted() noexcept { return posted_; }
 
+  /// While forbidden, `rank`'s calls throw ConfigError: the step that it records would have to wait in each replay.
+  void forbid_calls(int rank, bool forbidden) noexcept;
+
   /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError.
   void depart(int rank);
 

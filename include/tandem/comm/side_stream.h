@@ -8,30 +8,31 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "tandem/comm/stream_lease.h"
+
 namespace tandem::comm {
 
 /// A stream of a rank's for communication or copies, and the order between it and the calling thread's current stream,
 /// which computes.
 class SideStream {
  public:
-  explicit SideStream(c10::Device device)
-      : guard_(device.type()), device_(device), stream_(guard_.getNewStream(device, /*priority=*/-1)) {}
+  explicit SideStream(c10::Device device) : guard_(device.type()), device_(device), lease_(device, /*priority=*/-1) {}
 
-  c10::Stream stream() const { return stream_; }
+  c10::Stream stream() const { return lease_.stream(); }
   c10::Stream compute() const { return guard_.getStream(device_); }
 
   /// What is enqueued here from now on comes after all that the compute stream has.
   void follow_compute() {
     c10::Event event = record(compute());
-    event.block(stream_);
+    event.block(stream());
     give_back(std::move(event));
   }
 
   /// Blocks the calling thread until all that is enqueued here is done.
-  void synchronize() const { guard_.synchronizeStream(stream_); }
+  void synchronize() const { guard_.synchronizeStream(stream()); }
 
   /// A mark after all that is enqueued here.
-  c10::Event mark() { return record(stream_); }
+  c10::Event mark() { return record(stream()); }
 
   /// What is enqueued on the compute stream from now on comes after `mark`, which may be used again.
   void let_compute_follow(c10::Event mark) {
@@ -53,7 +54,7 @@ class SideStream {
 
   const c10::impl::VirtualGuardImpl guard_;
   const c10::Device device_;
-  const c10::Stream stream_;
+  const StreamLease lease_;
   std::vector<c10::Event> spare_;
 };
 

@@ -253,12 +253,18 @@ class Accelerator {
   ///     }
   ///
   /// Of a step that is replayed only the device's work is done, accumulate(), what prepared optimizers and schedulers
-  /// count, and learning rates (rounded to float32): other host code is not called, and other numbers are those of the
-  /// recorded call. A step that looks at a result (item(), a condition) or calls another collective cannot be recorded.
-  /// Where a step cannot be recorded, or a batch has other sizes, it is called; CompiledStep::reason() says why. Steps
-  /// are called always on CPU ranks, with accumulation over several micro-batches, under fp16, with divided updates or
-  /// communication hooks, and within join_uneven_inputs and local_sgd. The result belongs to this rank's thread and
-  /// does not outlive the accelerator. Collective, as calls of the result are.
+  /// count, and learning rates (rounded to float32): other host code is not called (an ExponentialMovingAverage's
+  /// update() belongs outside), and numbers, train() or eval(), autocast() and guards are those of the recorded call.
+  /// Tensors from outside that the step uses must stay, and be changed in place. Results that stay on the device, such
+  /// as a running loss, are best returned. Parameters, gradients and optimizers may be changed between calls: what a
+  /// replay would not notice has the step recorded anew. Graphs have memory of their own, about as much as a step
+  /// needs.
+  ///
+  /// A step that looks at a result (item(), a condition) or asks other ranks for anything but the reduction of
+  /// gradients cannot be recorded. Then, and for batches of other sizes, it is called; CompiledStep::reason() says why.
+  /// Steps are called always on CPU ranks, with accumulation over several micro-batches, under fp16, with divided
+  /// updates, communication hooks or check_finite, and within join_uneven_inputs, local_sgd and no_sync. The result
+  /// belongs to this rank's thread and does not outlive the accelerator. Collective, as calls of the result are.
   template <class Step>
   CompiledStep<std::decay_t<Step>> compile_step(Step&& step) {
     return {make_step_graph(), std::forward<Step>(step)};
@@ -323,7 +329,7 @@ class Accelerator {
     T result = data::map_tensors(value, [](const at::Tensor& tensor) { return clone_for_reduction(tensor); });
     std::vector<at::Tensor> tensors;
     data::for_each_tensor(result, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    communicator("reduce").all_reduce(tensors, op);
+    context_.communicator->all_reduce(tensors, op);
     return result;
   }
 
@@ -332,7 +338,7 @@ class Accelerator {
   void broadcast(T& value, int root = 0) {
     std::vector<at::Tensor> tensors;
     data::for_each_tensor(value, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    communicator("broadcast").broadcast(tensors, root);
+    context_.communicator->broadcast(tensors, root);
   }
 
   /// Rank `root`'s object. Any copyable type, the same on all ranks. Collective.
@@ -529,7 +535,6 @@ class Accelerator {
   std::unique_ptr<StepGraph> make_step_graph();
   std::optional<std::string> obstacle_to_recording() const;
   void record_reduction(nn::Recording& recording);
-  comm::Communicator& communicator(const char* operation) const;
   void run_backward(const at::Tensor& loss, BackwardOptions options);
   void reduce_backward(const at::Tensor& loss, BackwardOptions options, int main);
   void begin_window_of_gradients();

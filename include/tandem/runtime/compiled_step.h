@@ -27,6 +27,8 @@ class CompiledStep {
   template <class... Batch>
   auto operator()(const Batch&... batch) {
     using Result = std::invoke_result_t<Step&, const Batch&...>;
+    static_assert((!std::is_arithmetic_v<Batch> && ...),
+                  "a number would be that of the recorded call for ever; give it as a tensor on the device");
     if constexpr (std::is_void_v<Result>) {
       run([this](const Batch&... b) { return step_(b...), nullptr; }, batch...);
     } else {
@@ -35,7 +37,7 @@ class CompiledStep {
     }
   }
 
-  /// Why the last call ran the step itself instead of replaying it; empty when it was replayed, and before there was
+  /// Why the last call called the step instead of replaying it; empty when it was replayed, and before there was
   /// anything to replay.
   const std::string& reason() const { return graph_->reason(); }
 
@@ -65,10 +67,15 @@ class CompiledStep {
 
   template <class Result, class Call, class... Batch>
   bool record(const Call& call, const std::tuple<Batch...>& batch) {
-    // Memory that stays: each replay's batch is copied there.
-    auto kept = data::map_tensors(batch, [](const at::Tensor& tensor) { return tensor.detach().clone(); });
     result_.reset();
-    return graph_->record(tensors_in(kept), [&] { result_ = std::apply(call, std::as_const(kept)); });
+    std::tuple<Batch...> kept;  // memory that stays: each replay's batch is copied there
+    const auto keep = [&] {
+      kept = data::map_tensors(batch, [](const at::Tensor& tensor) { return tensor.detach().clone(); });
+      return tensors_in(kept);
+    };
+    const bool recorded = graph_->record(keep, [&] { result_ = std::apply(call, std::as_const(kept)); });
+    if (!recorded) result_.reset();
+    return recorded;
   }
 
   // Results are copies: the next replay overwrites what was recorded.

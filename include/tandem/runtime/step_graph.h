@@ -26,6 +26,9 @@ class StepGraph final : public nn::Recording {
   /// are, the same on all ranks.
   StepGraph(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
             std::function<std::optional<std::string>()> obstacle);
+  ~StepGraph() override;
+  StepGraph(const StepGraph&) = delete;
+  StepGraph& operator=(const StepGraph&) = delete;
 
   /// What is to be done with a step of these arguments. Collective.
   Turn next(const std::vector<at::Tensor>& inputs);
@@ -33,15 +36,15 @@ class StepGraph final : public nn::Recording {
   /// Calls `step` in the form in which it can be recorded.
   void rehearse(const std::function<void()>& step);
 
-  /// Records what `step` does, which is not done then; true if that worked on all ranks. Otherwise everything is as
+  using MakeInputs = std::function<std::vector<at::Tensor>()>;  ///< copies of a call's tensors, to be kept
+
+  /// Calls `step` and records what it has the device do, which is not done then; returns true if that worked on all
+  /// ranks. Otherwise it gives up for good; gradients, the device's generators and what prepared objects count are as
   /// before. Collective.
-  bool record(const std::vector<at::Tensor>& inputs, const std::function<void()>& step);
+  bool record(const MakeInputs& make_inputs, const std::function<void()>& step);
 
   /// Does what was recorded, with the values of `inputs`. Collective.
   void replay(const std::vector<at::Tensor>& inputs);
-
-  /// Forgets what was recorded; the next call records anew.
-  void forget();
 
   /// Why the last call was not replayed, when it might have been; empty otherwise.
   const std::string& reason() const { return reason_; }
@@ -57,31 +60,45 @@ class StepGraph final : public nn::Recording {
   void between(std::function<void()> work, std::uint64_t signature) override;
 
  private:
-  static constexpr int kRehearsals = 3;  // the first makes states and handles, the second allocates as all later ones
-
   struct Piece {
     std::unique_ptr<Graph> graph;
     std::function<void()> then;  // empty: nothing
   };
 
+  // A parameter when the step was recorded, and its gradient before and after.
+  struct Seen {
+    at::Tensor parameter;
+    const void* data;
+    bool trained;
+    at::Tensor before, after;
+    bool drops;  // the step drops the one before, and does not look at it
+  };
+
   Turn wanted(const std::vector<at::Tensor>& inputs);
   std::uint64_t meet(std::uint64_t mine, bool& alike) const;
-  std::optional<std::string> change_of(const std::vector<at::Tensor>& inputs) const;
+  std::optional<std::string> other_inputs(const std::vector<at::Tensor>& inputs) const;
+  std::optional<std::string> change() const;
   void begin_piece();
   void record_pieces(const std::function<void()>& step);
-  void give_up(const std::string& reason);
+  std::string try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step);
+  void run_pieces(const std::vector<at::Tensor>& inputs);
+  void give_up(const std::string& why);
+  void forget();
 
   RankContext& context_;
   const std::function<std::vector<at::Tensor>()> parameters_;
   const std::function<std::optional<std::string>()> obstacle_;
   int rehearsals_ = 0;
   bool recording_ = false;
-  bool given_up_ = false;
+  int vain_recordings_ = 0;  // that were replayed for the recorded call only, one after the other
+  bool fresh_ = false;       // nothing but that call has been replayed
+  std::string given_up_;     // why; empty: not
   std::string reason_;
   std::vector<Piece> pieces_;
   std::vector<HostWork> host_work_;
   std::vector<at::Tensor> inputs_;  // that were recorded with
-  std::uint64_t signature_ = 0;     // of what is done between pieces
+  std::vector<Seen> seen_;
+  std::uint64_t signature_ = 0;  // of what is done between pieces
   std::int64_t replays_ = 0;
 };
 

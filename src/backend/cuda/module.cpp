@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <ATen/Context.h>
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/core/Generator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/cuda/PeerToPeerAccess.h>
@@ -36,42 +37,54 @@ auto with_our_errors(const Call& call) {
   }
 }
 
+// What LibTorch would say of graphs without work, which are no fault here.
+class Silence final : public c10::WarningHandler {
+ public:
+  void process(const c10::Warning&) override {}
+};
+
 class CudaGraph final : public Graph {
  public:
   void begin(const at::Generator& own) override {
+    own_ = own;
     device_ = c10::cuda::current_device();
-    generators_ = {own, at::globalContext().defaultGenerator({c10::kCUDA, device_})};
-    for (at::Generator& generator : generators_) states_.push_back(generator.graphsafe_get_state().clone());
-    with_our_errors([&] {
-      graph_.register_generator_state(own);
-      // Other threads go on using CUDA meanwhile.
-      graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
-    });
     begun_ = true;
+    with_our_errors([&] { begin(graph_, pool_); });
   }
 
   void end() override {
-    with_our_errors([&] { graph_.capture_end(); });
+    with_our_errors([&] { end(graph_); });
     begun_ = false;
   }
 
-  // What LibTorch leaves undone when a recording fails.
   void abandon() noexcept override {
     if (!std::exchange(begun_, false)) return;
     const auto tolerate = [](const auto& call) {
       try {
         call();
-      } catch (const std::exception&) {  // it has been done
+        return true;
+      } catch (const std::exception&) {  // there was nothing to be undone
+        return false;
       }
     };
-    bool ended = false;
-    tolerate([&] { graph_.capture_end(), ended = true; });
-    if (ended) return;
+    if (tolerate([&] { end(graph_); })) return;
     cudaGetLastError();
-    tolerate([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device_, pool_); });
-    tolerate([&] { c10::cuda::CUDACachingAllocator::releasePool(device_, pool_); });
-    for (std::size_t i = 0; i < generators_.size(); ++i)
-      tolerate([&] { generators_[i].graphsafe_set_state(states_[i]); });
+    // What LibTorch leaves undone where a recording fails: both allocators go on with it, and so do the generators,
+    // until they are in another one that ends well.
+    tolerate([&] {
+      c10::cuda::CUDACachingAllocator::endAllocateToPool(device_, pool_);
+      c10::cuda::CUDACachingAllocator::releasePool(device_, pool_);
+    });
+    tolerate([&] {
+      at::getHostAllocator(c10::kCUDA)->end_allocate_to_pool(pool_);
+      at::getHostAllocator(c10::kCUDA)->release_pool(pool_);
+    });
+    tolerate([&] {
+      at::cuda::CUDAGraph empty;
+      begin(empty, at::cuda::graph_pool_handle());
+      end(empty);
+    });
+    cudaGetLastError();
   }
 
   void replay() override {
@@ -79,10 +92,22 @@ class CudaGraph final : public Graph {
   }
 
  private:
+  void begin(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) const {
+    graph.register_generator_state(own_);
+    // Other threads go on using CUDA meanwhile.
+    graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  }
+
+  static void end(at::cuda::CUDAGraph& graph) {
+    Silence silence;
+    const c10::WarningUtils::WarningHandlerGuard guard(&silence);
+    graph.capture_end();
+  }
+
   at::cuda::CUDAGraph graph_;
   const at::cuda::MempoolId_t pool_ = at::cuda::graph_pool_handle();
+  at::Generator own_;
   c10::DeviceIndex device_ = 0;
-  std::vector<at::Generator> generators_, states_;  // and how they were before
   bool begun_ = false;
 };
 
@@ -118,6 +143,11 @@ class CudaModule final : public Module {
         [tell = std::move(tell)](std::int64_t device, std::size_t requested, std::size_t, std::size_t free) {
           tell({static_cast<int>(device), requested, free});
         });
+  }
+
+  void prepare() override {
+    if (const std::string problem = load_reductions(); !problem.empty())
+      throw Error("the reduction kernels cannot be loaded: " + problem);
   }
 
   void reduce(const comm::Reduction& reduction, void* stream) override {

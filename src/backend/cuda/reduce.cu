@@ -38,6 +38,22 @@ bool all_aligned(const comm::Reduction& reduction) {
 
 }  // namespace
 
+std::string load_reductions() {
+  const auto load = []<class Element, class Combine>(std::type_identity<Element>, std::type_identity<Combine>) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, reduce<Element, Combine>);
+  };
+  constexpr auto kLastType = static_cast<int>(comm::ElementType::boolean);
+  for (int type = 0; type <= kLastType; ++type)
+    for (const auto op : {comm::ReduceOp::sum, comm::ReduceOp::product, comm::ReduceOp::max, comm::ReduceOp::min})
+      if (const cudaError_t result = with_types(static_cast<comm::ElementType>(type), op, load);
+          result != cudaSuccess) {
+        cudaGetLastError();
+        return cudaGetErrorString(result);
+      }
+  return "";
+}
+
 std::string launch_reduction(const comm::Reduction& reduction, void* stream) {
   if (reduction.inputs.size() > kMostRanks || reduction.outputs.size() > kMostRanks)
     return "a reduction takes at most " + std::to_string(kMostRanks) + " ranks";

@@ -115,8 +115,8 @@ class RankCommunicator final : public NcclCommunicator {
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const auto from = all_plain(inputs), to = all_plain(outputs);
-    call(record,
-         [&] { bytes_of(inputs) <= kSmallAllReduce ? reduce_gathered(from, to, op) : reduce_natively(from, to, op); });
+    const auto rows = rows_for(from, op, bytes_of(inputs) <= kSmallAllReduce);
+    call(record, [&] { enqueue_all_reduce(from, to, rows, op); });
     copy_back(to, outputs);
   }
 
@@ -129,14 +129,16 @@ class RankCommunicator final : public NcclCommunicator {
     CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
     record.reduce = op;
     const at::NoGradGuard no_grad;
+    auto rows = rows_for(inputs, op, false);
     stream_.follow_compute();
     {
       const c10::StreamGuard on(stream_.stream());
-      reduce_natively(inputs, outputs, op);
+      enqueue_all_reduce(inputs, outputs, rows, op);
     }
     Started& started = started_.emplace_back(last_started_ + 1, stream_.mark());
-    started.tensors.assign(inputs.begin(), inputs.end());
-    started.tensors.insert(started.tensors.end(), outputs.begin(), outputs.end());
+    started.tensors = std::move(rows);
+    for (const at::TensorList list : {inputs, outputs})
+      started.tensors.insert(started.tensors.end(), list.begin(), list.end());
     // After NCCL has it: then who sees that all ranks have posted it knows that no device waits for a host any more.
     return last_started_ = group_.posted().post(rank_, record, nullptr);
   }
@@ -175,8 +177,8 @@ class RankCommunicator final : public NcclCommunicator {
     record.reduce = op;
     record.root = root;
     const at::NoGradGuard no_grad;
-    const auto work = all_plain(tensors);
-    call(record, [&] { enqueue_reduce(work, op, root); });
+    const auto work = all_plain(tensors), rows = rows_for(work, op, false);
+    call(record, [&] { enqueue_reduce(work, rows, op, root); });
     if (rank_ == root) copy_back(work, tensors);
   }
 
@@ -218,8 +220,14 @@ class RankCommunicator final : public NcclCommunicator {
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const at::Tensor work = plain(input);
-    const std::int64_t rows = input.size(0) / world_size();
-    at::Tensor output = at::empty_like(work.narrow(0, 0, rows), at::MemoryFormat::Contiguous);
+    const std::int64_t share = input.size(0) / world_size();
+    if (!native(input.scalar_type(), op)) {
+      const at::Tensor reduced = at::empty_like(work);
+      const auto rows = rows_for(work, op, true);
+      call(record, [&] { reduce_gathered(work, reduced, rows, op); });
+      return reduced.narrow(0, rank_ * share, share).clone();
+    }
+    at::Tensor output = at::empty_like(work.narrow(0, 0, share), at::MemoryFormat::Contiguous);
     call(record, [&] { enqueue_reduce_scatter(work, output, op); });
     return output;
   }
@@ -295,12 +303,29 @@ class RankCommunicator final : public NcclCommunicator {
     });
   }
 
-  void reduce_natively(at::TensorList from, at::TensorList to, ReduceOp op) {
+  // Where NCCL gathers what Tandem's kernel reduces, in rank order: all, or what NCCL does not reduce; the others are
+  // undefined. Made before the ranks meet: memory must not be allocated while another rank's kernel waits.
+  std::vector<at::Tensor> rows_for(at::TensorList from, ReduceOp op, bool all) const {
+    std::vector<at::Tensor> rows(from.size());
+    for (std::size_t i = 0; i < from.size(); ++i)
+      if (all || !native(from[i].scalar_type(), op))
+        rows[i] = at::empty({world_size(), from[i].numel()}, from[i].options());
+    return rows;
+  }
+
+  void enqueue_all_reduce(at::TensorList from, at::TensorList to, at::TensorList rows, ReduceOp op) {
+    if (!std::all_of(rows.begin(), rows.end(), [](const at::Tensor& tensor) { return tensor.defined(); }))
+      reduce_natively(from, to, rows, op);
+    reduce_gathered(from, to, rows, op);
+  }
+
+  // Those that have no rows.
+  void reduce_natively(at::TensorList from, at::TensorList to, at::TensorList rows, ReduceOp op) {
     issue("ncclAllReduce", [&](Api& api, Comm comm) {
       return group(api, [&] {
         for (std::size_t i = 0; i < from.size(); ++i) {
+          if (rows[i].defined()) continue;
           const auto as = native(from[i].scalar_type(), op);
-          if (!as) continue;
           const auto count = static_cast<std::size_t>(from[i].numel() * as->parts);
           const Result result =
               api.all_reduce(data_of(from[i]), to[i].mutable_data_ptr(), count, as->type, as->op, comm, raw());
@@ -309,11 +334,9 @@ class RankCommunicator final : public NcclCommunicator {
         return Result::success;
       });
     });
-    for (std::size_t i = 0; i < from.size(); ++i)
-      if (!native(from[i].scalar_type(), op)) reduce_gathered(from[i], to[i], op);
   }
 
-  void enqueue_reduce(const std::vector<at::Tensor>& work, ReduceOp op, int root) {
+  void enqueue_reduce(const std::vector<at::Tensor>& work, at::TensorList rows, ReduceOp op, int root) {
     issue("ncclReduce", [&](Api& api, Comm comm) {
       return for_each(api, work, [&](const at::Tensor& tensor) {
         const auto as = native(tensor.scalar_type(), op);
@@ -323,18 +346,11 @@ class RankCommunicator final : public NcclCommunicator {
         return api.reduce(data_of(tensor), to, count, as->type, as->op, root, comm, raw());
       });
     });
-    for (const at::Tensor& tensor : work)
-      if (!native(tensor.scalar_type(), op)) reduce_gathered(tensor, rank_ == root ? tensor : at::Tensor(), op);
+    reduce_gathered(work, rank_ == root ? work : std::vector<at::Tensor>(work.size()), rows, op);
   }
 
   void enqueue_reduce_scatter(const at::Tensor& input, const at::Tensor& output, ReduceOp op) {
     const auto as = native(input.scalar_type(), op);
-    if (!as) {
-      const at::Tensor reduced = at::empty_like(input);
-      reduce_gathered(input, reduced, op);
-      output.copy_(reduced.narrow(0, rank_ * output.size(0), output.size(0)));
-      return;
-    }
     issue("ncclReduceScatter", [&](Api& api, Comm comm) {
       const auto count = static_cast<std::size_t>(output.numel() * as->parts);
       return api.reduce_scatter(data_of(input), output.mutable_data_ptr(), count, as->type, as->op, comm, raw());
@@ -368,19 +384,19 @@ class RankCommunicator final : public NcclCommunicator {
     });
   }
 
-  // In rank order, by Tandem's own kernel. Where `to` is undefined the result is not wanted here.
-  void reduce_gathered(at::TensorList from, at::TensorList to, ReduceOp op) {
-    std::vector<at::Tensor> gathered;
-    for (const at::Tensor& tensor : from)
-      gathered.push_back(at::empty({world_size(), tensor.numel()}, tensor.options()));
+  // Those that have rows, by Tandem's own kernel. Where `to` is undefined the result is not wanted here.
+  void reduce_gathered(at::TensorList from, at::TensorList to, at::TensorList rows, ReduceOp op) {
+    if (std::none_of(rows.begin(), rows.end(), [](const at::Tensor& tensor) { return tensor.defined(); })) return;
     issue("ncclAllGather", [&](Api& api, Comm comm) {
-      auto next = gathered.begin();
+      auto next = rows.begin();
       return for_each(api, from, [&](const at::Tensor& tensor) {
-        return api.all_gather(data_of(tensor), (next++)->mutable_data_ptr(), tensor.nbytes(), Type::u8, comm, raw());
+        const at::Tensor& gathered = *next++;
+        if (!gathered.defined()) return Result::success;
+        return api.all_gather(data_of(tensor), gathered.mutable_data_ptr(), tensor.nbytes(), Type::u8, comm, raw());
       });
     });
     for (std::size_t i = 0; i < from.size(); ++i)
-      if (to[i].defined() && from[i].numel() > 0) reduce_rows(gathered[i], to[i], op);
+      if (rows[i].defined() && to[i].defined() && from[i].numel() > 0) reduce_rows(rows[i], to[i], op);
   }
 
   void reduce_rows(const at::Tensor& rows, const at::Tensor& to, ReduceOp op) {
@@ -422,9 +438,10 @@ class RankCommunicator final : public NcclCommunicator {
 
   // The first use of each algorithm connects and allocates, which must not happen while another rank's kernel waits.
   void warm_up() {
+    kernel_.prepare();
     const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device_));
     all_reduce({one}, {one}, ReduceOp::sum);
-    call({.operation = Operation::connect}, [&] { reduce_natively(one, one, ReduceOp::sum); });
+    call({.operation = Operation::connect}, [&] { enqueue_all_reduce(one, one, at::Tensor(), ReduceOp::sum); });
     reduce({one}, ReduceOp::sum, 0);
     broadcast({one}, 0);
     all_gather(one);
