@@ -32,7 +32,7 @@ timeout "$(left 120)" "$build/tests/tandem_gpu_tests" >"$build/logs/tests-gpu.lo
 gpu_tests=$?
 grep -v '^ok' "$build/logs/tests-gpu.log" >&2
 if ((gpu_tests == 77)); then
-  kill $rest
+  kill $rest 2>/dev/null
   exit 77
 fi
 

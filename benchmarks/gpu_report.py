@@ -26,8 +26,8 @@ def run(command, seconds):
         return ""
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        print(f"gpu_report: {' '.join(command)} took too long", file=sys.stderr)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"gpu_report: {error}", file=sys.stderr)
         return ""
     if result.returncode != 0:
         print(f"gpu_report: {' '.join(command)} ended with {result.returncode}", file=sys.stderr)
