@@ -21,6 +21,15 @@ def parse():
     return a.parse_args()
 
 
+def batches_on_gpu(x, y, batch):
+    import torch
+
+    while True:
+        order = torch.randperm(len(x), device=x.device)
+        for i in range(0, len(x) - batch + 1, batch):
+            yield x.index_select(0, order[i:i + batch]), y.index_select(0, order[i:i + batch])
+
+
 def main():
     a = parse()
     import torch
@@ -36,7 +45,7 @@ def main():
         loader = DataLoader(TensorDataset(x, y), batch_size=a.batch, shuffle=True, drop_last=True, pin_memory=True)
         batches = train_peer.endless(accelerator.prepare(loader))
     else:
-        batches = train_peer.tensor_batches(x.to(accelerator.device), y.to(accelerator.device), a.batch, 0, 1)
+        batches = batches_on_gpu(x.to(accelerator.device), y.to(accelerator.device), a.batch)
     for step in range(a.warmup + a.steps):
         if step == a.warmup:
             torch.cuda.synchronize()

@@ -1,5 +1,6 @@
 // Whole launches on GPU ranks, with a fake CUDA and a fake NCCL, beside the same on CPU ranks.
 #include <cstdlib>
+#include <limits>
 #include <map>
 
 #include <torch/torch.h>
@@ -251,4 +252,82 @@ TEST_CASE("GPUs that are not there, and settings that would hang, are errors bef
   CHECK(machine.error_of(machine.config({0, 0})) == "");
   unsetenv("CUDA_LAUNCH_BLOCKING");
   CHECK(machine.error_of(machine.config({0, 1})) == "");
+}
+
+TEST_CASE("a GPU rank without memory ends all, and says what holds it") {
+  fake::reset();
+  const Machine machine;
+  const auto train_until_full = [](Accelerator& a) {
+    torch::nn::Linear net(100, 100);
+    torch::optim::AdamW inner(net->parameters());
+    auto model = a.prepare(net);
+    auto optimizer = a.prepare(inner);
+    a.backward(model(at::ones({4, 100}, a.device())).sum());
+    optimizer.step();
+    if (a.rank() == 1) at::empty({1000, 1000, 1000}, a.device());
+    a.wait_for_everyone();
+  };
+  fake::set_largest_tensor(1'000'000'000);
+  const std::string error = machine.error_of(machine.config({0, 3}), train_until_full);
+  CHECK_THAT(error, ContainsSubstring("rank 1: CUDA out of memory. Tried to allocate 4000000000 bytes.") &&
+                        ContainsSubstring("rank 1 holds parameters of 0.0 MB, gradients of 0.0 MB, optimizer state of "
+                                          "0.1 MB; its largest parameters: weight 0.0 MB, bias 0.0 MB"));
+  // What was said of memory is not said of another failure.
+  const std::string other = machine.error_of(machine.config({0, 3}), [&](Accelerator& a) {
+    try {
+      train_until_full(a);
+    } catch (const c10::OutOfMemoryError&) {
+    }
+    throw std::runtime_error("disk on fire");
+  });
+  CHECK_THAT(other, ContainsSubstring("disk on fire") && !ContainsSubstring("holds"));
+  std::int64_t size = 0;
+  launch(machine.config({0, 3}), [&](Accelerator& a) {
+    const auto mine = a.find_executable_batch_size(
+        64, [&](std::int64_t batch) { at::empty({batch * (a.is_main() ? 10'000'000 : 1)}, a.device()); });
+    if (a.is_main()) size = mine;
+  });
+  CHECK(size == 16);
+  fake::set_largest_tensor(std::size_t{1} << 40);
+  machine.check_clean();
+}
+
+TEST_CASE("NaN in a GPU rank's gradients is found without waiting, and at the latest when the body ends") {
+  fake::reset();
+  const Machine machine;
+  const int bad = GENERATE(1, 3, 6);  // of 6 passes
+  LaunchConfig config = machine.config({0, 1});
+  config.gradient_reducer.check_finite = true;
+  const auto train_with = [bad](bool nan) {
+    return [bad, nan](Accelerator& a) {
+      torch::nn::Linear net(4, 4);
+      auto model = a.prepare(net);
+      for (int pass = 1; pass <= 6; ++pass)
+        a.backward(model(at::ones({2, 4}, a.device())).sum() *
+                   (nan && pass == bad && a.is_last() ? std::numeric_limits<double>::infinity() : 1.0));
+    };
+  };
+  CHECK(machine.error_of(config, train_with(false)) == "");
+  CHECK_THAT(
+      machine.error_of(config, train_with(true)),
+      ContainsSubstring("a gradient of reduction " + std::to_string(bad) + " (counted from 1) is infinite or NaN") &&
+          ContainsSubstring("that of weight still is"));
+  machine.check_clean();
+}
+
+TEST_CASE("TF32 is allowed for a launch, and is as it was afterwards") {
+  const Machine machine;
+  auto& context = at::globalContext();
+  const bool products = context.allowTF32CuBLAS(), convolutions = context.allowTF32CuDNN();
+  for (const bool allowed : {true, false}) {
+    LaunchConfig config = machine.config({0});
+    config.tf32 = allowed;
+    bool as_asked = false;
+    launch(config, [&](Accelerator&) {
+      as_asked = context.allowTF32CuBLAS() == allowed && context.allowTF32CuDNN() == allowed;
+    });
+    CHECK(as_asked);
+    CHECK(context.allowTF32CuBLAS() == products);
+    CHECK(context.allowTF32CuDNN() == convolutions);
+  }
 }

@@ -1,4 +1,5 @@
 // The reducer's options, errors and order.
+#include <limits>
 #include <random>
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -268,5 +269,28 @@ TEST_CASE("the same bits over 20 runs, whatever the ranks' delays") {
     const auto seen = gradients_on_ranks(4, trial);
     if (!first) first = seen[0];
     for (const auto& rank : seen) REQUIRE(difference(rank, *first, 0) == "");
+  }
+}
+
+TEST_CASE("check_finite finds infinite and NaN values in dense and sparse gradients of CPU ranks") {
+  const bool sparse = GENERATE(false, true);
+  const int ranks = GENERATE(1, 2);
+  const auto train_with = [&](double factor) {
+    return [=](Accelerator& accelerator) {
+      torch::nn::Embedding table(torch::nn::EmbeddingOptions(10, 4).sparse(sparse));
+      auto model = accelerator.prepare(table);
+      for (int pass = 1; pass <= 3; ++pass) {
+        const double mine = pass == 2 && accelerator.is_last() ? factor : 1.0;
+        accelerator.backward(model(at::arange(3)).sum() * mine);
+        table->weight.mutable_grad().reset();
+      }
+    };
+  };
+  const LaunchConfig config{.gradient_reducer = {.check_finite = true}};
+  run_ranks(ranks, train_with(1.0), config);
+  run_ranks(ranks, train_with(std::numeric_limits<double>::quiet_NaN()));  // is off by default
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    const auto error = run_ranks_expecting_error(ranks, train_with(bad), config);
+    CHECK_THAT(error.what(), ContainsSubstring("a gradient of reduction 2 (counted from 1) is infinite or NaN"));
   }
 }

@@ -230,7 +230,11 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void block(void* event, const c10::Stream& stream) const override {
     order().block(key_of(stream), *static_cast<Clock*>(event));
   }
-  bool queryEvent(void*) const override { return true; }
+  // Every other time not yet.
+  bool queryEvent(void*) const override {
+    static std::atomic<int> queries{0};
+    return queries++ % 2 != 0;
+  }
   void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock*>(event); }
   void synchronizeEvent(void* event) const override {
     must_not_be_recorded();

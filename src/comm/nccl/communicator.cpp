@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -129,16 +130,16 @@ class RankCommunicator final : public NcclCommunicator {
     CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
     record.reduce = op;
     const at::NoGradGuard no_grad;
-    auto rows = rows_for(inputs, op, false);
+    const auto rows = rows_for(inputs, op, false);
     stream_.follow_compute();
     {
       const c10::StreamGuard on(stream_.stream());
       enqueue_all_reduce(inputs, outputs, rows, op);
     }
     Started& started = started_.emplace_back(last_started_ + 1, stream_.mark());
-    started.tensors = std::move(rows);
-    for (const at::TensorList list : {inputs, outputs})
-      started.tensors.insert(started.tensors.end(), list.begin(), list.end());
+    for (const at::TensorList list : {inputs, outputs, at::TensorList(rows)})
+      std::copy_if(list.begin(), list.end(), std::back_inserter(started.tensors),
+                   [](const at::Tensor& tensor) { return tensor.defined(); });
     // After NCCL has it: then who sees that all ranks have posted it knows that no device waits for a host any more.
     return last_started_ = group_.posted().post(rank_, record, nullptr);
   }
