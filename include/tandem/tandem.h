@@ -8,6 +8,8 @@
 #include "tandem/data/mnist.h"
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
+#include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/model_files.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/nn/channels_last.h"
 #include "tandem/nn/communication_hooks.h"

@@ -8,7 +8,6 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -17,6 +16,7 @@
 #include <ATen/Functions.h>
 #include <nlohmann/json.hpp>
 
+#include "io/file_writer.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -54,8 +54,6 @@ constexpr std::array kTypeNames{TypeName{at::kDouble, "F64"},
   throw CheckpointError(path + ": " + problem);
 }
 
-std::string system_error() { return std::strerror(errno); }
-
 // A file descriptor that closes itself.
 class File {
  public:
@@ -70,17 +68,6 @@ class File {
  private:
   int fd_;
 };
-
-void write_all(int fd, const std::string& path, const void* data, std::size_t size) {
-  const char* at = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t done = ::write(fd, at, size);
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) fail(path, "cannot be written: " + system_error());
-    at += done;
-    size -= static_cast<std::size_t>(done);
-  }
-}
 
 const char* name_of(const std::string& path, const std::string& tensor, at::ScalarType type) {
   const auto* found = std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return t.type == type; });
@@ -106,19 +93,6 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begins at a multiple of 8
   return text;
-}
-
-void write_file(const std::string& path, const std::string& header, const NamedTensors& tensors) {
-  const File file(path, O_WRONLY | O_CREAT | O_TRUNC);
-  if (file.get() < 0) fail(path, "cannot be created: " + system_error());
-  const std::uint64_t length = header.size();
-  write_all(file.get(), path, &length, sizeof length);
-  write_all(file.get(), path, header.data(), header.size());
-  for (const auto& [name, tensor] : tensors) {
-    const at::Tensor bytes = tensor.detach().cpu().contiguous();
-    write_all(file.get(), path, bytes.const_data_ptr(), bytes.nbytes());
-  }
-  if (::fsync(file.get()) != 0) fail(path, "cannot be written: " + system_error());
 }
 
 struct Entry {
@@ -198,17 +172,33 @@ void check_no_gaps(const std::string& path, std::vector<Entry> entries, std::uin
 
 }  // namespace
 
+void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  const std::string header = make_header(shown, tensors, metadata);
+  const std::uint64_t length = header.size();
+  write(&length, sizeof length);
+  write(header.data(), header.size());
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor bytes = tensor.detach().cpu().contiguous();
+    write(bytes.const_data_ptr(), bytes.nbytes());
+  }
+}
+
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  const std::string header = make_header(path, tensors, metadata);
   const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
+  ::unlink(temporary.c_str());  // of an earlier process of this number, which was killed
   try {
-    write_file(temporary, header, tensors);
+    FileWriter file(temporary, path);
+    write_safetensors([&](const void* data, std::size_t bytes) { file.write(data, bytes); }, path, tensors, metadata);
+    file.finish();
     if (::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot be written: " + system_error());
   } catch (...) {
     ::unlink(temporary.c_str());
     throw;
   }
+  const fs::path parent = fs::path(path).parent_path();
+  sync_directory(parent.empty() ? "." : parent.string());
 }
 
 NamedTensors load_safetensors(const std::string& path) {

@@ -7,6 +7,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "tandem/io/write_bytes.h"
+
 /// The safetensors file format (github.com/huggingface/safetensors): an 8-byte little-endian header length, a JSON
 /// header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
 namespace tandem::io {
@@ -19,6 +21,10 @@ using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 /// be written.
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata = {});
+
+/// The same bytes, given to `write` in their order. `shown` names the file in errors.
+void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
 
 /// Reads all tensors of `path` into CPU memory of their own. Throws CheckpointError that names the file and the field
 /// when it is missing, damaged or no such file.

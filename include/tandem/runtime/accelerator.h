@@ -19,6 +19,7 @@
 
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
+#include "tandem/io/model_files.h"
 #include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
 #include "tandem/nn/precision.h"
@@ -359,6 +360,25 @@ class Accelerator {
                              [&](const at::Tensor& tensor) { return pad_tensor(tensor, dim, value, pad_first); });
   }
 
+  // ---- files
+
+  /// Writes the weights of a prepared model as the directory `directory`, in Hugging Face's layout: see io::save_model.
+  /// Rank 0 writes, and the others wait. Collective. Throws on all ranks what io::save_model throws; training can go
+  /// on.
+  template <class Impl>
+  void save_model(const nn::Model<Impl>& model, const std::string& directory,
+                  const io::ModelFileOptions& options = {}) {
+    save_module(*model.module(), directory, options);
+  }
+
+  /// Gives a prepared model, on all ranks, the weights of `directory`, Tandem's or Python's: see io::load_model. Rank 0
+  /// reads. Optimizers keep what they know. Collective. Throws on all ranks what io::load_model throws; the model is as
+  /// it was then.
+  template <class Impl>
+  void load_model(const nn::Model<Impl>& model, const std::string& directory) {
+    load_module(model.module(), directory);
+  }
+
   // ---- random numbers
 
   /// Gives all ranks rank 0's state of these generators. (Loaders' own generators, RngType::generator, always agree.)
@@ -532,6 +552,9 @@ class Accelerator {
   bool clips_together(const nn::ReducedGradient& first) const;
   std::function<void()> undo_point();  // what it returns sets this rank back to now
   void scale_window(double factor);
+  void save_module(const torch::nn::Module& module, const std::string& directory, const io::ModelFileOptions& options);
+  void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
+  void on_main_for_all(const std::function<void()>& work);
   std::unique_ptr<StepGraph> make_step_graph();
   std::optional<std::string> obstacle_to_recording() const;
   void record_reduction(nn::Recording& recording);

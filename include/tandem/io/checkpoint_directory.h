@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tandem/io/write_bytes.h"
+
+/// Directories that appear whole or not at all, and are known to be whole when they are read: files, and a
+/// `manifest.json` with the size and CRC-32 of each and its own:
+///
+///     {"format": "tandem checkpoint", "version": 1, "info": {…}, "files": {"model.safetensors": {"bytes": …,
+///      "crc32": "89abcdef"}, …}, "crc32": "01234567"}
+namespace tandem::io {
+
+/// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
+/// full disk or an error at any moment before leaves what was there. Belongs to one thread.
+class CheckpointWriter {
+ public:
+  /// Begins. `path` is a new directory, an empty one, or a checkpoint that will be replaced; its parent exists. What
+  /// killed writers left beside it is removed. Throws CheckpointError, also when something else is there.
+  explicit CheckpointWriter(std::string path);
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  /// Writes the file `name`: letters, digits, '.', '_' and '-', no '.' first. `produce` gives the bytes. Throws what it
+  /// throws, and CheckpointError.
+  void add(const std::string& name, const std::function<void(const WriteBytes&)>& produce);
+  void add(const std::string& name, const std::string& bytes);
+
+  /// Puts the directory into place, with `info` in its manifest. Nothing can be added afterwards. Throws
+  /// CheckpointError; what was there before is there then, but for an error that says otherwise.
+  void commit(const std::map<std::string, std::string>& info = {});
+
+ private:
+  struct File {
+    std::uint64_t bytes;
+    std::uint32_t crc32;
+  };
+
+  void write_manifest(const std::map<std::string, std::string>& info);
+  void put_into_place();
+
+  const std::string path_, parent_;
+  std::string temporary_;  // empty: committed
+  int lock_ = -1;          // of the temporary directory: its writer is alive
+  std::map<std::string, File> files_;
+};
+
+/// Reads such a directory, which may come from a stranger: names lead nowhere else, and sizes are those of the files.
+/// Belongs to one thread.
+class CheckpointReader {
+ public:
+  /// Reads the manifest and looks for the files. Throws CheckpointError that names the file and the field when there is
+  /// none, or it is damaged, of a later version, or a file is missing or of another size.
+  explicit CheckpointReader(std::string path);
+
+  const std::map<std::string, std::string>& info() const { return info_; }
+  std::vector<std::string> names() const;
+  bool has(const std::string& name) const { return files_.contains(name); }
+  std::uint64_t bytes_of(const std::string& name) const;
+
+  /// What is in the file `name`. Throws CheckpointError when there is no such file or it is damaged.
+  std::string read(const std::string& name) const;
+
+  /// Reads all files. Throws CheckpointError that names the first that is damaged.
+  void verify() const;
+
+ private:
+  struct File {
+    std::uint64_t bytes;
+    std::uint32_t crc32;
+  };
+
+  const File& find(const std::string& name) const;
+  void read_in_parts(const std::string& name, const std::function<void(const char*, std::size_t)>& take) const;
+
+  const std::string path_;
+  std::map<std::string, std::string> info_;
+  std::map<std::string, File> files_;
+};
+
+}  // namespace tandem::io

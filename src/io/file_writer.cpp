@@ -1,0 +1,70 @@
+#include "io/file_writer.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "tandem/core/error.h"
+
+namespace tandem::io {
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const char* what) {
+  throw CheckpointError(path + ": " + what + ": " + system_error());
+}
+
+// A signal may interrupt it.
+template <class Call>
+auto again(const Call& call) {
+  for (;;)
+    if (const auto result = call(); result >= 0 || errno != EINTR) return result;
+}
+
+}  // namespace
+
+std::string system_error() { return std::strerror(errno); }
+
+FileWriter::FileWriter(std::string path, std::string shown)
+    : path_(std::move(path)), shown_(shown.empty() ? path_ : std::move(shown)) {
+  fd_ = again([&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644); });
+  if (fd_ < 0) fail(shown_, "cannot be created");
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!finished_) ::unlink(path_.c_str());
+}
+
+void FileWriter::write(const void* data, std::size_t bytes) {
+  const auto* at = static_cast<const unsigned char*>(data);
+  crc32_ = static_cast<std::uint32_t>(::crc32_z(crc32_, at, bytes));
+  bytes_ += bytes;
+  while (bytes > 0) {
+    const ssize_t done = again([&] { return ::write(fd_, at, bytes); });
+    if (done < 0) fail(shown_, "cannot be written");
+    at += done;
+    bytes -= static_cast<std::size_t>(done);
+  }
+}
+
+void FileWriter::finish() {
+  if (again([&] { return ::fsync(fd_); }) != 0) fail(shown_, "cannot be written");
+  // Its descriptor is gone even where close fails, which file systems on a network use to tell of lost writes.
+  if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail(shown_, "cannot be written");
+  finished_ = true;
+}
+
+void sync_directory(const std::string& directory) {
+  const int fd = again([&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  const bool synced = fd >= 0 && again([&] { return ::fsync(fd); }) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  errno = error;
+  if (!synced) fail(directory, "cannot be synced");
+}
+
+}  // namespace tandem::io

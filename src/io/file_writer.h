@@ -1,0 +1,41 @@
+// A file that is written from beginning to end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace tandem::io {
+
+/// Creates `path`, which must not exist, and removes it again unless it is finished. Throws CheckpointError that names
+/// the file as `shown` (empty: its path) and what the system says.
+class FileWriter {
+ public:
+  explicit FileWriter(std::string path, std::string shown = {});
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+
+  void write(const void* data, std::size_t bytes);
+
+  /// Returns when everything is on the disk.
+  void finish();
+
+  std::uint64_t bytes() const { return bytes_; }
+  std::uint32_t crc32() const { return crc32_; }  ///< of what was written; zlib's
+
+ private:
+  const std::string path_, shown_;
+  int fd_;
+  std::uint64_t bytes_ = 0;
+  std::uint32_t crc32_ = 0;
+  bool finished_ = false;
+};
+
+/// Makes sure that the names in `directory` are on the disk. Throws CheckpointError.
+void sync_directory(const std::string& directory);
+
+/// The system's text for errno.
+std::string system_error();
+
+}  // namespace tandem::io

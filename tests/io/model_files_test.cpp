@@ -1,0 +1,241 @@
+// Models' weights as directories, in the layout of Hugging Face and Accelerate.
+#include "tandem/io/model_files.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include <torch/torch.h>
+#include <nlohmann/json.hpp>
+
+#include "support/catch.h"
+#include "support/ranks.h"
+#include "support/temp_dir.h"
+#include "tandem/core/error.h"
+
+using namespace tandem;
+using namespace tandem::test;
+namespace fs = std::filesystem;
+namespace F = torch::nn::functional;
+
+namespace {
+
+torch::nn::Sequential make_net() {
+  return torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::BatchNorm1d(8), torch::nn::Linear(8, 3));
+}
+
+bool same_tensors(const torch::nn::Module& a, const torch::nn::Module& b) {
+  const auto parts = [](const torch::nn::Module& module) {
+    auto tensors = module.parameters();
+    for (const auto& buffer : module.buffers()) tensors.push_back(buffer);
+    return tensors;
+  };
+  const auto left = parts(a), right = parts(b);
+  return std::equal(left.begin(), left.end(), right.begin(), right.end(),
+                    [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
+}
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const CheckpointError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+std::vector<std::string> files_in(const std::string& directory) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(directory)) names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+nlohmann::json json_of(const std::string& path) {
+  std::ifstream file(path);
+  return nlohmann::json::parse(file);
+}
+
+}  // namespace
+
+TEST_CASE("a model's weights come back, from one file or from several") {
+  struct Case {
+    std::uint64_t most;
+    std::vector<std::string> files;
+  };
+  // 0.weight 192 bytes, 0.bias 32, 1.weight 32, 1.bias 32, 2.weight 96, 2.bias 12, buffers 32, 32 and 8
+  const Case c = GENERATE(values<Case>(
+      {{10'000, {"manifest.json", "model.safetensors"}},
+       {224,
+        {"manifest.json", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+         "model-00003-of-00003.safetensors", "model.safetensors.index.json"}},
+       {100,
+        {"manifest.json", "model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors",
+         "model-00003-of-00004.safetensors", "model-00004-of-00004.safetensors", "model.safetensors.index.json"}}}));
+  CAPTURE(c.most);
+  const TempDir directory;
+  auto net = make_net(), other = make_net();
+  net->forward(at::randn({4, 6}));  // moves the buffers
+  io::save_model(directory / "model", *net, {.max_shard_bytes = c.most});
+  CHECK(files_in(directory / "model") == c.files);
+  REQUIRE_FALSE(same_tensors(*net, *other));
+  io::load_model(directory / "model", *other);
+  CHECK(same_tensors(*net, *other));
+  if (c.files.size() > 2) {
+    const auto index = json_of(directory / "model/model.safetensors.index.json");
+    CHECK(index["metadata"]["total_size"] == 192 + 32 * 3 + 96 + 12 + 32 + 32 + 8);
+    CHECK(index["weight_map"].size() == 9);
+    CHECK(index["weight_map"]["0.weight"] == c.files[1]);
+  }
+  // As Python leaves it, without a manifest.
+  fs::remove(directory / "model/manifest.json");
+  auto third = make_net();
+  io::load_model(directory / "model", *third);
+  CHECK(same_tensors(*net, *third));
+}
+
+TEST_CASE("tied weights are stored once, and types are converted") {
+  struct Tied : torch::nn::Module {
+    Tied() : weight(register_parameter("first", at::randn({4, 4}))) { register_parameter("second", weight); }
+    at::Tensor weight;
+  };
+  const TempDir directory;
+  Tied tied, other;
+  io::save_model(directory / "model", tied);
+  const auto stored = io::load_safetensors(directory / "model/model.safetensors");
+  REQUIRE(stored.size() == 1);
+  CHECK(stored[0].first == "first");
+  {
+    const torch::NoGradGuard no_grad;
+    other.weight.set_data(other.weight.to(at::kBFloat16));
+  }
+  io::load_model(directory / "model", other);
+  CHECK(at::equal(other.weight, tied.weight.to(at::kBFloat16)));
+}
+
+TEST_CASE("weights that are not the model's are errors that name them, and change nothing") {
+  const TempDir directory;
+  const std::string path = directory / "model";
+  auto net = make_net();
+  const auto before = at::clone(net->parameters()[0].detach());
+  const auto said = [&](const io::NamedTensors& tensors) {
+    fs::remove_all(path);
+    fs::create_directory(path);
+    io::save_safetensors(path + "/model.safetensors", tensors);
+    return error_of([&] { io::load_model(path, *net); });
+  };
+  io::NamedTensors good;
+  for (const auto& item : net->named_parameters()) good.emplace_back(item.key(), at::zeros_like(item.value()));
+  for (const auto& item : net->named_buffers()) good.emplace_back(item.key(), at::zeros_like(item.value()));
+  auto bad = good;
+  bad.pop_back();
+  CHECK_THAT(said(bad), ContainsSubstring("has no tensor '1.num_batches_tracked', which the model needs"));
+  bad = good;
+  bad.emplace_back("3.weight", at::zeros({2}));
+  CHECK_THAT(said(bad), ContainsSubstring("model.safetensors: tensor '3.weight' is none of the model's"));
+  bad = good;
+  bad[0].second = at::zeros({2, 3});
+  CHECK_THAT(said(bad), ContainsSubstring("tensor '0.weight' has sizes [2, 3], the model needs [8, 6]"));
+  CHECK(at::equal(net->parameters()[0].detach(), before));
+  CHECK(said(good) == "");
+  CHECK(at::equal(net->parameters()[0].detach(), at::zeros({8, 6})));
+  CHECK_THAT(error_of([&] { io::load_model(directory / "none", *net); }), ContainsSubstring("does not exist"));
+  fs::remove(path + "/model.safetensors");
+  CHECK_THAT(error_of([&] { io::load_model(path, *net); }), ContainsSubstring("model.safetensors: does not exist"));
+  CHECK_THROWS_AS(io::save_model(path, *net, {.max_shard_bytes = 0}), ConfigError);
+}
+
+TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
+  const TempDir directory;
+  const std::string path = directory / "model", index = path + "/model.safetensors.index.json";
+  auto net = make_net();
+  io::save_model(path, *net, {.max_shard_bytes = 224});
+  {
+    std::fstream file(path + "/model-00002-of-00003.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('\x7f');
+  }
+  CHECK_THAT(error_of([&] { io::load_model(path, *net); }),
+             ContainsSubstring("model-00002-of-00003.safetensors: is damaged"));
+  fs::remove(path + "/manifest.json");
+  const auto good = json_of(index);
+  const auto said = [&](const std::function<void(nlohmann::json&)>& change) {
+    auto other = good;
+    change(other);
+    std::ofstream(index) << other;
+    return error_of([&] { io::load_model(path, *net); });
+  };
+  CHECK(said([](auto&) {}) == "");
+  CHECK_THAT(said([](auto& i) { i["weight_map"]["0.weight"] = "../other.safetensors"; }),
+             ContainsSubstring("no file's name for '0.weight'"));
+  CHECK_THAT(said([](auto& i) { i["weight_map"]["0.weight"] = 3; }), ContainsSubstring("no file's name"));
+  CHECK_THAT(said([](auto& i) { i["weight_map"]["0.weight"] = "model-00003-of-00003.safetensors"; }),
+             ContainsSubstring("tensor '0.weight' is not in model-00003-of-00003.safetensors"));
+  CHECK_THAT(said([](auto& i) { i.erase("weight_map"); }), ContainsSubstring("has no weight_map"));
+  std::ofstream(index) << "{";
+  CHECK_THAT(error_of([&] { io::load_model(path, *net); }), ContainsSubstring("has no weight_map"));
+}
+
+TEST_CASE("ranks save and load a prepared model together, and train on") {
+  const TempDir directory;
+  const int before = GENERATE(1, 2), after = GENERATE(1, 3);
+  const auto inputs = at::randn({8, 6}), targets = at::randint(0, 3, {8}, at::kLong);
+  const auto run = [&](int ranks, bool loads) {
+    return on_ranks<std::vector<double>>(ranks, [&](Accelerator& a) {
+      auto net = make_net();
+      torch::optim::SGD inner(net->parameters(), torch::optim::SGDOptions(0.1));
+      auto [model, optimizer] = a.prepare(net, inner);
+      std::vector<double> losses;
+      const auto train = [&](int steps) {
+        for (int step = 0; step < steps; ++step) {
+          const auto window = a.accumulate(model);
+          const auto loss = F::cross_entropy(model(inputs), targets);
+          a.backward(loss);
+          optimizer.step();
+          optimizer.zero_grad();
+          losses.push_back(loss.item<double>());
+        }
+      };
+      train(4);
+      if (loads)
+        a.load_model(model, directory / "model");
+      else
+        a.save_model(model, directory / "model");
+      losses.clear();
+      train(4);
+      return losses;
+    });
+  };
+  const auto saved = run(before, false), loaded = run(after, true);
+  for (const auto& losses : loaded)
+    for (std::size_t i = 0; i < losses.size(); ++i) CHECK(losses[i] == Approx(saved[0][i]).epsilon(1e-5));
+}
+
+TEST_CASE("a failed save or load is the same error on all ranks, and training can go on") {
+  const TempDir directory;
+  std::ofstream(directory / "file") << "text";
+  const auto errors = on_ranks<std::string>(2, [&](Accelerator& a) {
+    auto net = make_net();
+    auto model = a.prepare(net);
+    std::string all;
+    try {
+      a.save_model(model, directory / "file");
+    } catch (const CheckpointError& error) {
+      all += error.what();
+    }
+    try {
+      a.load_model(model, directory / "none");
+    } catch (const CheckpointError& error) {
+      all += error.what();
+    }
+    try {
+      a.save_model(model, directory / "model", {.max_shard_bytes = 0});
+    } catch (const ConfigError& error) {
+      all += error.what();
+    }
+    a.backward(model(at::ones({2, 6})).sum());
+    return all;
+  });
+  CHECK(errors[0] == errors[1]);
+  CHECK_THAT(errors[0], ContainsSubstring("no directory") && ContainsSubstring("does not exist") &&
+                            ContainsSubstring("max_shard_bytes is 0"));
+}
