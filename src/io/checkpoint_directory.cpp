@@ -18,18 +18,18 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file_writer.h"
+#include "io/read_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;  // its keys are sorted: one text for each manifest
 
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kFormat = "tandem checkpoint";
 constexpr int kVersion = 1;
-constexpr std::string_view kTemporary = ".tandem-saving-";
 constexpr std::uint64_t kMostManifestBytes = 16 << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
@@ -58,6 +58,28 @@ std::string text_of(Json manifest) {
   return manifest.dump(1) + "\n";
 }
 
+Json parse_manifest(const std::string& path, const std::string& shown) {
+  const std::string text = read_text(path, shown, kMostManifestBytes);
+  const Json manifest = parse_json(text);
+  if (!manifest.is_object() || !manifest.contains("format") || manifest["format"] != kFormat)
+    fail(shown, "is no manifest of a checkpoint of Tandem's, or damaged");
+  const auto version = manifest.find("version");
+  if (version == manifest.end() || !version->is_number_integer()) fail(shown, "has no whole number as version");
+  if (*version != kVersion)
+    fail(shown, "is of version " + version->dump() + ", and this Tandem reads version " + std::to_string(kVersion));
+  const auto damaged = [&] {
+    try {
+      return text_of(manifest) != text;
+    } catch (const Json::exception&) {
+      return true;
+    }
+  };
+  if (damaged()) fail(shown, "is damaged: its crc32 is not that of its text");
+  for (const char* field : {"info", "files"})
+    if (!manifest.contains(field) || !manifest[field].is_object()) fail(shown, std::string(field) + " is no object");
+  return manifest;
+}
+
 std::string parent_of(const std::string& path) {
   const fs::path parent = fs::path(path).parent_path();
   return parent.empty() ? "." : parent.string();
@@ -69,25 +91,47 @@ std::string without_slashes(std::string path) {
   return path;
 }
 
+// Nothing, an empty directory, or a checkpoint and nothing else: everything in it will be gone.
 void check_can_be_replaced(const std::string& path) {
   std::error_code error;
   const auto status = fs::symlink_status(path, error);
   if (!fs::exists(status)) return;
   if (!fs::is_directory(status)) fail(path, "cannot be a checkpoint: it is there already, and no directory");
-  if (fs::is_empty(path, error) || fs::exists(path + "/" + kManifest, error)) return;
-  fail(path, "is a directory of other files; a checkpoint would replace them");
+  if (fs::is_empty(path, error)) return;
+  const std::string manifest = path + "/" + kManifest;
+  if (!fs::exists(manifest, error)) fail(path, "is a directory of other files; a checkpoint would replace them");
+  const Json known = parse_manifest(manifest, manifest)["files"];
+  for (auto entry = fs::directory_iterator(path, error); !error && entry != fs::directory_iterator();
+       entry.increment(error))
+    if (const std::string name = entry->path().filename().string(); name != kManifest && !known.contains(name))
+      fail(path, "has the file '" + name + "', which is not the checkpoint's and would be gone with it; move it away");
+}
+
+// Of the writers of this directory.
+std::string temporary_prefix(const std::string& path) {
+  return ".tandem-saving-" + fs::path(path).filename().string() + "-";
 }
 
 // Directories of writers that do not live any more.
-void remove_left_over(const std::string& parent) {
+void remove_left_over(const std::string& parent, const std::string& prefix) {
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(parent, error)) {
-    if (!entry.path().filename().string().starts_with(kTemporary)) continue;
-    const int fd = ::open(entry.path().c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  for (auto entry = fs::directory_iterator(parent, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.starts_with(prefix) || name.size() != prefix.size() + 6) continue;
+    const int fd = ::open(entry->path().c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) continue;
-    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) fs::remove_all(entry.path(), error);
+    std::error_code ignored;
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) fs::remove_all(entry->path(), ignored);
     ::close(fd);
   }
+}
+
+// Another writer may have taken it for left over before it was locked.
+bool is_still(const std::string& path, int fd) {
+  struct stat here {
+  }, there{};
+  return ::stat(path.c_str(), &there) == 0 && ::fstat(fd, &here) == 0 && here.st_ino == there.st_ino;
 }
 
 }  // namespace
@@ -95,13 +139,22 @@ void remove_left_over(const std::string& parent) {
 CheckpointWriter::CheckpointWriter(std::string path)
     : path_(without_slashes(std::move(path))), parent_(parent_of(path_)) {
   check_can_be_replaced(path_);
-  remove_left_over(parent_);
-  std::string pattern = parent_ + "/" + std::string(kTemporary) + "XXXXXX";
-  if (!::mkdtemp(pattern.data())) fail(path_, "cannot be written: " + parent_ + ": " + system_error());
-  temporary_ = pattern;
+  const std::string prefix = temporary_prefix(path_);
+  remove_left_over(parent_, prefix);
+  for (int tries = 0; temporary_.empty(); ++tries) {
+    std::string pattern = parent_ + "/" + prefix + "XXXXXX";
+    if (!::mkdtemp(pattern.data())) fail(path_, "cannot be written: " + parent_ + ": " + system_error());
+    lock_ = ::open(pattern.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const bool taken = lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (lock_ >= 0 && !taken && is_still(pattern, lock_)) {
+      temporary_ = pattern;
+      break;
+    }
+    ::rmdir(pattern.c_str());
+    if (lock_ >= 0) ::close(std::exchange(lock_, -1));
+    if (tries == 10) fail(path_, "cannot be written: the temporary directory beside it does not stay");
+  }
   ::chmod(temporary_.c_str(), 0755);  // as any directory
-  lock_ = ::open(temporary_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ >= 0) ::flock(lock_, LOCK_EX | LOCK_NB);  // where that fails, another writer may take it for left over
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -111,6 +164,7 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 void CheckpointWriter::add(const std::string& name, const std::function<void(const WriteBytes&)>& produce) {
+  check_not_committed();
   if (!is_name(name) || name == kManifest) fail(path_, "a checkpoint's file cannot be named '" + name + "'");
   if (files_.contains(name)) fail(path_, "the file '" + name + "' comes twice");
   FileWriter file(temporary_ + "/" + name);
@@ -138,26 +192,39 @@ void CheckpointWriter::write_manifest(const std::map<std::string, std::string>& 
   file.finish();
 }
 
+void CheckpointWriter::check_not_committed() const {
+  if (committed_) fail(path_, "this checkpoint has been committed already");
+}
+
+// Nobody has removed any of them.
+void CheckpointWriter::check_complete() const {
+  for (const auto& [name, file] : files_)
+    if (const std::string path = temporary_ + "/" + name; ReadFile(path, path).bytes() != file.bytes)
+      fail(path, "has changed since it was written");
+}
+
 void CheckpointWriter::put_into_place() {
-  if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE) == 0) {
-    temporary_.clear();
-    return;
-  }
-  if (errno == EINVAL && ::rename(temporary_.c_str(), path_.c_str()) == 0) {  // a file system without flags
-    temporary_.clear();
-    return;
-  }
-  // Both are there at each moment; the old one is then removed as what is temporary.
+  const auto rename_with = [&](unsigned flags) {
+    return ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0;
+  };
+  if (rename_with(RENAME_NOREPLACE)) return temporary_.clear();
+  const bool knows_no_flags = errno == EINVAL || errno == ENOSYS;
+  if (knows_no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
   if (errno != EEXIST && errno != ENOTEMPTY) fail(path_, "cannot be written: " + system_error());
+  if (knows_no_flags)
+    fail(path_, "cannot be replaced on this file system, which exchanges no directories; save under another name");
   check_can_be_replaced(path_);
-  if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) != 0)
-    fail(path_, "cannot be replaced: " + system_error());
+  // Both are there at each moment; the old one is then removed as what is temporary.
+  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error());
 }
 
 void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {
+  check_not_committed();
   write_manifest(info);
+  check_complete();
   sync_directory(temporary_);
   put_into_place();
+  committed_ = true;
   try {
     sync_directory(parent_);
   } catch (const CheckpointError& error) {
@@ -169,104 +236,42 @@ void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {
 
 namespace {
 
-class ReadFile {
- public:
-  explicit ReadFile(std::string path) : path_(std::move(path)) {
-    fd_ = ::open(path_.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    if (fd_ < 0) fail(path_, errno == ELOOP ? "is a link" : "cannot be opened: " + system_error());
-    struct stat status {};
-    if (::fstat(fd_, &status) != 0 || !S_ISREG(status.st_mode)) {
-      ::close(fd_);
-      fail(path_, "is no file");
-    }
-    bytes_ = static_cast<std::uint64_t>(status.st_size);
-  }
-  ~ReadFile() { ::close(fd_); }
-  ReadFile(const ReadFile&) = delete;
-  ReadFile& operator=(const ReadFile&) = delete;
-
-  std::uint64_t bytes() const { return bytes_; }
-
-  // Fewer only at the end.
-  std::size_t read(char* to, std::size_t most) const {
-    std::size_t all = 0;
-    while (all < most) {
-      const ssize_t done = ::read(fd_, to + all, most - all);
-      if (done < 0 && errno == EINTR) continue;
-      if (done < 0) fail(path_, "cannot be read: " + system_error());
-      if (done == 0) break;
-      all += static_cast<std::size_t>(done);
-    }
-    return all;
-  }
-
- private:
-  const std::string path_;
-  int fd_;
-  std::uint64_t bytes_ = 0;
-};
-
-Json parse_manifest(const std::string& path) {
-  const ReadFile file(path);
-  if (file.bytes() > kMostManifestBytes) fail(path, "is too long for a manifest");
-  std::string text(file.bytes(), '\0');
-  text.resize(file.read(text.data(), text.size()));
-  Json manifest = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!manifest.is_object() || !manifest.contains("format") || manifest["format"] != kFormat)
-    fail(path, "is no manifest of a checkpoint of Tandem's, or damaged");
-  const auto version = manifest.find("version");
-  if (version == manifest.end() || !version->is_number_integer()) fail(path, "has no whole number as version");
-  if (*version != kVersion)
-    fail(path, "is of version " + version->dump() + ", and this Tandem reads version " + std::to_string(kVersion));
-  const auto damaged = [&] {
-    try {
-      return text_of(manifest) != text;
-    } catch (const Json::exception&) {
-      return true;
-    }
-  };
-  if (damaged()) fail(path, "is damaged: its crc32 is not that of its text");
-  return manifest;
-}
-
-std::uint32_t parse_crc32(const std::string& path, const std::string& name, const Json& value) {
+std::uint32_t parse_crc32(const std::string& shown, const std::string& name, const Json& value) {
   std::uint32_t number = 0;
   const std::string text = value.is_string() ? value.get<std::string>() : "";
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, 16);
   if (text.size() != 8 || error != std::errc() || end != text.data() + text.size())
-    fail(path, "the crc32 of '" + name + "' is not eight hexadecimal digits");
+    fail(shown, "the crc32 of '" + name + "' is not eight hexadecimal digits");
   return number;
 }
 
 }  // namespace
 
-CheckpointReader::CheckpointReader(std::string path) : path_(without_slashes(std::move(path))) {
-  std::error_code error;
-  if (!fs::is_directory(path_, error)) fail(path_, fs::exists(path_, error) ? "is no directory" : "does not exist");
-  const std::string manifest_path = path_ + "/" + kManifest;
-  const Json manifest = parse_manifest(manifest_path);
-  const auto part = [&](const char* field) {
-    const auto found = manifest.find(field);
-    if (found == manifest.end() || !found->is_object()) fail(manifest_path, std::string(field) + " is no object");
-    return *found;
-  };
-  const Json info = part("info"), files = part("files");
-  for (const auto& [key, value] : info.items()) {
-    if (!value.is_string()) fail(manifest_path, "info '" + key + "' is no text");
+CheckpointReader::CheckpointReader(std::string path)
+    : path_(without_slashes(std::move(path))), directory_(std::make_shared<OpenDirectory>(path_)) {
+  const std::string shown = path_ + "/" + kManifest;
+  const Json manifest = parse_manifest(*directory_ / kManifest, shown);
+  for (const auto& [key, value] : manifest["info"].items()) {
+    if (!value.is_string()) fail(shown, "info '" + key + "' is no text");
     info_[key] = value.get<std::string>();
   }
-  for (const auto& [name, value] : files.items()) {
-    if (!is_name(name)) fail(manifest_path, "'" + name + "' is no name of a checkpoint's file");
+  for (const auto& [name, value] : manifest["files"].items()) {
+    if (!is_name(name)) fail(shown, "'" + name + "' is no name of a checkpoint's file");
     if (!value.is_object() || !value.contains("bytes") || !value["bytes"].is_number_unsigned() ||
         !value.contains("crc32"))
-      fail(manifest_path, "'" + name + "' lacks bytes or crc32");
-    const File file{value["bytes"].get<std::uint64_t>(), parse_crc32(manifest_path, name, value["crc32"])};
-    const std::uint64_t there = ReadFile(path_ + "/" + name).bytes();
+      fail(shown, "'" + name + "' lacks bytes or crc32");
+    const File file{value["bytes"].get<std::uint64_t>(), parse_crc32(shown, name, value["crc32"])};
+    const std::uint64_t there = ReadFile(*directory_ / name, path_ + "/" + name).bytes();
     if (there != file.bytes)
       fail(path_ + "/" + name,
            "is cut off or too long: it has " + std::to_string(there) + " bytes of " + std::to_string(file.bytes));
     files_[name] = file;
   }
+}
+
+std::string CheckpointReader::path_of(const std::string& name) const {
+  find(name);
+  return *directory_ / name;
 }
 
 std::vector<std::string> CheckpointReader::names() const {
@@ -288,7 +293,7 @@ void CheckpointReader::read_in_parts(const std::string& name,
   constexpr std::size_t kPart = 4 << 20;
   const File& file = find(name);
   const std::string file_path = path_ + "/" + name;
-  const ReadFile source(file_path);
+  const ReadFile source(*directory_ / name, file_path);
   std::string part(static_cast<std::size_t>(std::min<std::uint64_t>(file.bytes, kPart)), '\0');
   uLong crc = 0;
   std::uint64_t all = 0;

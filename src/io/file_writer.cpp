@@ -17,13 +17,6 @@ namespace {
   throw CheckpointError(path + ": " + what + ": " + system_error());
 }
 
-// A signal may interrupt it.
-template <class Call>
-auto again(const Call& call) {
-  for (;;)
-    if (const auto result = call(); result >= 0 || errno != EINTR) return result;
-}
-
 }  // namespace
 
 std::string system_error() { return std::strerror(errno); }

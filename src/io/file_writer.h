@@ -1,6 +1,7 @@
 // A file that is written from beginning to end.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -37,5 +38,12 @@ void sync_directory(const std::string& directory);
 
 /// The system's text for errno.
 std::string system_error();
+
+/// The result of a system call that a signal may interrupt.
+template <class Call>
+auto again(const Call& call) {
+  for (;;)
+    if (const auto result = call(); result >= 0 || errno != EINTR) return result;
+}
 
 }  // namespace tandem::io

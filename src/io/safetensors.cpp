@@ -24,6 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
+using ParsedJson = nlohmann::json;  // finds names quickly, however many a stranger's file has
 
 static_assert(std::endian::native == std::endian::little, "the format is little-endian");
 
@@ -102,12 +103,12 @@ struct Entry {
   std::uint64_t begin, end;  // in the data
 };
 
-std::uint64_t unsigned_number(const std::string& path, const std::string& field, const Json& value) {
+std::uint64_t unsigned_number(const std::string& path, const std::string& field, const ParsedJson& value) {
   if (!value.is_number_unsigned()) fail(path, field + " is no whole number of 0 or more");
   return value.get<std::uint64_t>();
 }
 
-Entry parse_entry(const std::string& path, const std::string& name, const Json& value) {
+Entry parse_entry(const std::string& path, const std::string& name, const ParsedJson& value) {
   const std::string where = "tensor '" + name + "'";
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") || !value.contains("data_offsets"))
     fail(path, where + " lacks dtype, shape or data_offsets");
@@ -121,7 +122,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
   Entry entry{.name = name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
   std::uint64_t bytes = c10::elementSize(type->type);
   bool empty = false;
-  for (const Json& dim : value["shape"]) {
+  for (const ParsedJson& dim : value["shape"]) {
     const std::uint64_t size = unsigned_number(path, where + " shape", dim);
     entry.shape.push_back(static_cast<std::int64_t>(size));
     empty = empty || size == 0;
@@ -138,18 +139,18 @@ Entry parse_entry(const std::string& path, const std::string& name, const Json& 
 }
 
 // nlohmann-json lets the last of equal keys win; here they are an error.
-Json parse_header(const std::string& path, const std::string& text) {
+ParsedJson parse_header(const std::string& path, const std::string& text) {
   std::set<std::string> names;
   std::string repeated;
-  const auto watch_names = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::key && depth == 1 && !names.insert(parsed.get<std::string>()).second)
+  const auto watch_names = [&](int depth, ParsedJson::parse_event_t event, ParsedJson& parsed) {
+    if (event == ParsedJson::parse_event_t::key && depth == 1 && !names.insert(parsed.get<std::string>()).second)
       repeated = parsed.get<std::string>();
     return true;
   };
-  Json header;
+  ParsedJson header;
   try {
-    header = Json::parse(text, watch_names);
-  } catch (const Json::exception& error) {
+    header = ParsedJson::parse(text, watch_names);
+  } catch (const ParsedJson::exception& error) {
     fail(path, std::string("has a header that is no JSON: ") + error.what());
   }
   if (!header.is_object()) fail(path, "has a header that is no JSON object");
@@ -157,9 +158,12 @@ Json parse_header(const std::string& path, const std::string& text) {
   return header;
 }
 
-void check_no_gaps(const std::string& path, std::vector<Entry> entries, std::uint64_t data_bytes) {
+void sort_by_place(std::vector<Entry>& entries) {
   std::sort(entries.begin(), entries.end(),
             [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+}
+
+void check_no_gaps(const std::string& path, const std::vector<Entry>& entries, std::uint64_t data_bytes) {
   std::uint64_t at = 0;
   for (const Entry& entry : entries) {
     if (entry.begin != at) fail(path, "tensor '" + entry.name + "' overlaps another, or there is a gap before it");
@@ -201,12 +205,13 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
   sync_directory(parent.empty() ? "." : parent.string());
 }
 
-NamedTensors load_safetensors(const std::string& path) {
+NamedTensors load_safetensors(const std::string& location, const std::string& shown) {
+  const std::string& path = shown.empty() ? location : shown;
   std::error_code error;
-  if (!fs::is_regular_file(path, error)) fail(path, fs::exists(path, error) ? "is no file" : "does not exist");
-  std::ifstream file(path, std::ios::binary);
+  if (!fs::is_regular_file(location, error)) fail(path, fs::exists(location, error) ? "is no file" : "does not exist");
+  std::ifstream file(location, std::ios::binary);
   if (!file) fail(path, "cannot be opened: " + system_error());
-  const std::uint64_t file_bytes = fs::file_size(path, error);
+  const std::uint64_t file_bytes = fs::file_size(location, error);
   std::uint64_t header_bytes = 0;
   if (!file.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes))
     fail(path, "is too short for safetensors");
@@ -214,11 +219,12 @@ NamedTensors load_safetensors(const std::string& path) {
     fail(path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
   std::string text(header_bytes, '\0');
   if (!file.read(text.data(), static_cast<std::streamsize>(text.size()))) fail(path, "cannot be read");
-  const Json header = parse_header(path, text);
+  const ParsedJson header = parse_header(path, text);
 
   std::vector<Entry> entries;
   for (const auto& [name, value] : header.items())
     if (name != "__metadata__") entries.push_back(parse_entry(path, name, value));
+  sort_by_place(entries);
   check_no_gaps(path, entries, file_bytes - 8 - header_bytes);
 
   NamedTensors tensors;

@@ -4,7 +4,7 @@
 
 namespace tandem {
 
-// Runs `work` on rank 0 while the others wait. A CheckpointError or ConfigError of it is thrown on all ranks.
+// Runs `work` on rank 0 while the others wait. What it throws is a CheckpointError, or ConfigError, on all ranks.
 void Accelerator::on_main_for_all(const std::function<void()>& work) {
   const trace::Range range(trace::Event::checkpoint);
   struct Failure {
@@ -14,10 +14,12 @@ void Accelerator::on_main_for_all(const std::function<void()>& work) {
   if (is_main()) {
     try {
       work();
-    } catch (const CheckpointError& error) {
-      failure.text = error.what();
+    } catch (const Cancelled&) {
+      throw;
     } catch (const ConfigError& error) {
       failure = {true, error.what()};
+    } catch (const std::exception& error) {
+      failure.text = error.what();
     }
   }
   failure = broadcast_object(failure);
@@ -34,6 +36,7 @@ void Accelerator::save_module(const torch::nn::Module& module, const std::string
 void Accelerator::load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory) {
   const auto reducer = reducers_.find(*module);
   if (!reducer) throw ConfigError("load_model takes a model that this accelerator has prepared");
+  reducer->weights().unshare();  // another rank may still compute with them
   on_main_for_all([&] { io::load_model(directory, *module); });
   reducer->update();  // all get rank 0's weights
 }

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
@@ -243,6 +244,7 @@ void StepGraph::forget() {
 
 void StepGraph::run_pieces(const std::vector<at::Tensor>& inputs) {
   const trace::Range range(trace::Event::replay);
+  const at::NoGradGuard no_grad;  // the copies are no part of anybody's graph
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (!inputs[i].is_same(inputs_[i])) inputs_[i].copy_(inputs[i], /*non_blocking=*/true);
   for (const Piece& piece : pieces_) {

@@ -110,6 +110,27 @@ TEST_CASE("tied weights are stored once, and types are converted") {
   }
   io::load_model(directory / "model", other);
   CHECK(at::equal(other.weight, tied.weight.to(at::kBFloat16)));
+  // Python may have kept another of the names, or several.
+  fs::create_directory(directory / "python");
+  const auto ones = at::ones({4, 4});
+  io::save_safetensors(directory / "python/model.safetensors", {{"second", ones}});
+  io::load_model(directory / "python", tied);
+  CHECK(at::equal(tied.weight, ones));
+  io::save_safetensors(directory / "python/model.safetensors", {{"first", ones}, {"second", ones * 2}});
+  CHECK_THAT(error_of([&] { io::load_model(directory / "python", tied); }),
+             ContainsSubstring("is not equal to 'first'"));
+}
+
+TEST_CASE("files that the manifest does not list are not read") {
+  const TempDir directory;
+  auto net = make_net(), old = make_net();
+  io::save_model(directory / "model", *net);
+  io::save_model(directory / "old", *old, {.max_shard_bytes = 224});
+  for (const auto& entry : fs::directory_iterator(directory / "old"))
+    if (entry.path().filename() != "manifest.json") fs::copy(entry.path(), directory / "model");
+  auto loaded = make_net();
+  io::load_model(directory / "model", *loaded);
+  CHECK(same_tensors(*loaded, *net));
 }
 
 TEST_CASE("weights that are not the model's are errors that name them, and change nothing") {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -16,12 +17,15 @@
 ///      "crc32": "89abcdef"}, …}, "crc32": "01234567"}
 namespace tandem::io {
 
+class OpenDirectory;
+
 /// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
 /// full disk or an error at any moment before leaves what was there. Belongs to one thread.
 class CheckpointWriter {
  public:
   /// Begins. `path` is a new directory, an empty one, or a checkpoint that will be replaced; its parent exists. What
-  /// killed writers left beside it is removed. Throws CheckpointError, also when something else is there.
+  /// killed writers of `path` left beside it is removed. Throws CheckpointError, also when something else is there or
+  /// in it.
   explicit CheckpointWriter(std::string path);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
@@ -42,12 +46,15 @@ class CheckpointWriter {
     std::uint32_t crc32;
   };
 
+  void check_not_committed() const;
+  void check_complete() const;
   void write_manifest(const std::map<std::string, std::string>& info);
   void put_into_place();
 
   const std::string path_, parent_;
-  std::string temporary_;  // empty: committed
+  std::string temporary_;  // empty: none is left
   int lock_ = -1;          // of the temporary directory: its writer is alive
+  bool committed_ = false;
   std::map<std::string, File> files_;
 };
 
@@ -67,6 +74,10 @@ class CheckpointReader {
   /// What is in the file `name`. Throws CheckpointError when there is no such file or it is damaged.
   std::string read(const std::string& name) const;
 
+  /// A path to the file `name` of the directory that was opened, also when another takes its place. As long as this
+  /// object lives. Throws CheckpointError when there is no such file.
+  std::string path_of(const std::string& name) const;
+
   /// Reads all files. Throws CheckpointError that names the first that is damaged.
   void verify() const;
 
@@ -80,6 +91,7 @@ class CheckpointReader {
   void read_in_parts(const std::string& name, const std::function<void(const char*, std::size_t)>& take) const;
 
   const std::string path_;
+  const std::shared_ptr<const OpenDirectory> directory_;
   std::map<std::string, std::string> info_;
   std::map<std::string, File> files_;
 };

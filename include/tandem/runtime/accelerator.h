@@ -363,8 +363,8 @@ class Accelerator {
   // ---- files
 
   /// Writes the weights of a prepared model as the directory `directory`, in Hugging Face's layout: see io::save_model.
-  /// Rank 0 writes, and the others wait. Collective. Throws on all ranks what io::save_model throws; training can go
-  /// on.
+  /// Rank 0 writes, and the others wait (no longer than LaunchConfig::timeout). Collective. Throws on all ranks what
+  /// io::save_model throws; training can go on.
   template <class Impl>
   void save_model(const nn::Model<Impl>& model, const std::string& directory,
                   const io::ModelFileOptions& options = {}) {

@@ -1,0 +1,52 @@
+// Files and directories that are read, perhaps a stranger's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+namespace tandem::io {
+
+/// A file that is open: no link, no pipe. Throws CheckpointError that names it as `shown`.
+class ReadFile {
+ public:
+  ReadFile(const std::string& path, std::string shown);
+  ~ReadFile();
+  ReadFile(const ReadFile&) = delete;
+  ReadFile& operator=(const ReadFile&) = delete;
+
+  std::uint64_t bytes() const { return bytes_; }
+
+  /// Reads on; fewer than `most` bytes only at the end.
+  std::size_t read(char* to, std::size_t most) const;
+
+ private:
+  const std::string shown_;
+  int fd_;
+  std::uint64_t bytes_ = 0;
+};
+
+/// A directory that stays the same one while another takes its place. Throws CheckpointError.
+class OpenDirectory {
+ public:
+  explicit OpenDirectory(const std::string& path);
+  ~OpenDirectory();
+  OpenDirectory(const OpenDirectory&) = delete;
+  OpenDirectory& operator=(const OpenDirectory&) = delete;
+
+  /// A path to the entry `name` of this very directory.
+  std::string operator/(const std::string& name) const;
+
+ private:
+  int fd_;
+};
+
+/// The text of a small file. Throws CheckpointError, also when it has more than `most` bytes.
+std::string read_text(const std::string& path, const std::string& shown, std::uint64_t most);
+
+/// The JSON in `text`; a discarded value when it is none, or is nested more deeply than any of ours.
+nlohmann::json parse_json(const std::string& text);
+
+}  // namespace tandem::io
