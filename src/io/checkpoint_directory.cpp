@@ -129,8 +129,7 @@ void remove_left_over(const std::string& parent, const std::string& prefix) {
 
 // Another writer may have taken it for left over before it was locked.
 bool is_still(const std::string& path, int fd) {
-  struct stat here {
-  }, there{};
+  struct stat here = {}, there = {};
   return ::stat(path.c_str(), &there) == 0 && ::fstat(fd, &here) == 0 && here.st_ino == there.st_ino;
 }
 
@@ -141,18 +140,19 @@ CheckpointWriter::CheckpointWriter(std::string path)
   check_can_be_replaced(path_);
   const std::string prefix = temporary_prefix(path_);
   remove_left_over(parent_, prefix);
+  constexpr int kTries = 10;
   for (int tries = 0; temporary_.empty(); ++tries) {
+    if (tries == kTries) fail(path_, "cannot be written: the temporary directory beside it does not stay");
     std::string pattern = parent_ + "/" + prefix + "XXXXXX";
     if (!::mkdtemp(pattern.data())) fail(path_, "cannot be written: " + parent_ + ": " + system_error());
     lock_ = ::open(pattern.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const bool taken = lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     if (lock_ >= 0 && !taken && is_still(pattern, lock_)) {
       temporary_ = pattern;
-      break;
+    } else {
+      ::rmdir(pattern.c_str());
+      if (lock_ >= 0) ::close(std::exchange(lock_, -1));
     }
-    ::rmdir(pattern.c_str());
-    if (lock_ >= 0) ::close(std::exchange(lock_, -1));
-    if (tries == 10) fail(path_, "cannot be written: the temporary directory beside it does not stay");
   }
   ::chmod(temporary_.c_str(), 0755);  // as any directory
 }
@@ -260,7 +260,7 @@ CheckpointReader::CheckpointReader(std::string path)
     if (!value.is_object() || !value.contains("bytes") || !value["bytes"].is_number_unsigned() ||
         !value.contains("crc32"))
       fail(shown, "'" + name + "' lacks bytes or crc32");
-    const File file{value["bytes"].get<std::uint64_t>(), parse_crc32(shown, name, value["crc32"])};
+    const CheckpointFile file{value["bytes"].get<std::uint64_t>(), parse_crc32(shown, name, value["crc32"])};
     const std::uint64_t there = ReadFile(*directory_ / name, path_ + "/" + name).bytes();
     if (there != file.bytes)
       fail(path_ + "/" + name,
@@ -280,7 +280,7 @@ std::vector<std::string> CheckpointReader::names() const {
   return names;
 }
 
-const CheckpointReader::File& CheckpointReader::find(const std::string& name) const {
+const CheckpointFile& CheckpointReader::find(const std::string& name) const {
   const auto found = files_.find(name);
   if (found == files_.end()) fail(path_, "the checkpoint has no file '" + name + "'");
   return found->second;
@@ -291,7 +291,7 @@ std::uint64_t CheckpointReader::bytes_of(const std::string& name) const { return
 void CheckpointReader::read_in_parts(const std::string& name,
                                      const std::function<void(const char*, std::size_t)>& take) const {
   constexpr std::size_t kPart = 4 << 20;
-  const File& file = find(name);
+  const CheckpointFile& file = find(name);
   const std::string file_path = path_ + "/" + name;
   const ReadFile source(*directory_ / name, file_path);
   std::string part(static_cast<std::size_t>(std::min<std::uint64_t>(file.bytes, kPart)), '\0');

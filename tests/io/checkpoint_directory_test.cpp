@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/failing_calls.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
@@ -50,15 +51,6 @@ int load(const std::string& path) {
   for (const std::string& name : reader.names()) all[name] = reader.read(name);
   if (all != contents(version)) throw std::logic_error("a mixture of versions");
   return version;
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const CheckpointError& error) {
-    return error.what();
-  }
-  return "";
 }
 
 std::size_t entries_in(const std::string& directory) {
@@ -107,7 +99,8 @@ TEST_CASE("a checkpoint's directory is read as it was written, and replaced as a
   CHECK(entries_in(directory.path()) == 1);
   CHECK(CheckpointReader(path).bytes_of("model.safetensors") == 100'000);
   CHECK_FALSE(CheckpointReader(path).has("other"));
-  CHECK_THAT(error_of([&] { CheckpointReader(path).read("other"); }), ContainsSubstring("has no file 'other'"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointReader(path).read("other"); }),
+             ContainsSubstring("has no file 'other'"));
 }
 
 TEST_CASE("a writer that is not committed leaves what was there") {
@@ -131,24 +124,30 @@ TEST_CASE("names that lead elsewhere, files that come twice, and places of somet
     CheckpointWriter writer(path);
     writer.add("a", "1");
     for (const char* name : {"", ".", "..", "../a", "/tmp/a", "a/b", ".hidden", "manifest.json", "a b", "ü"})
-      CHECK_THAT(error_of([&] { writer.add(name, "2"); }), ContainsSubstring("cannot be named"));
-    CHECK_THAT(error_of([&] { writer.add("a", "2"); }), ContainsSubstring("'a' comes twice"));
-    CHECK_THAT(error_of([&] { writer.commit({{"text", "\xff"}}); }), ContainsSubstring("info cannot be written"));
+      CHECK_THAT(error_of<CheckpointError>([&] { writer.add(name, "2"); }), ContainsSubstring("cannot be named"));
+    CHECK_THAT(error_of<CheckpointError>([&] { writer.add("a", "2"); }), ContainsSubstring("'a' comes twice"));
+    CHECK_THAT(error_of<CheckpointError>([&] {
+                 writer.commit({{"text", "\xff"}});
+               }),
+               ContainsSubstring("info cannot be written"));
   }
   put_bytes(directory / "file", "text");
-  CHECK_THAT(error_of([&] { CheckpointWriter(directory / "file"); }), ContainsSubstring("no directory"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "file"); }),
+             ContainsSubstring("no directory"));
   fs::create_directory(directory / "photos");
   put_bytes(directory / "photos/cat.jpg", "cat");
-  CHECK_THAT(error_of([&] { CheckpointWriter(directory / "photos"); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "photos"); }),
              ContainsSubstring("is a directory of other files"));
   CHECK(bytes_of(directory / "photos/cat.jpg") == "cat");
   put_bytes(directory / "photos/manifest.json", "{\"name\": \"an album\"}");
-  CHECK_THAT(error_of([&] { CheckpointWriter(directory / "photos"); }), ContainsSubstring("is no manifest"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "photos"); }),
+             ContainsSubstring("is no manifest"));
   save(directory / "mine", 1);
   put_bytes(directory / "mine/tokenizer.json", "{}");
-  CHECK_THAT(error_of([&] { save(directory / "mine", 2); }), ContainsSubstring("has the file 'tokenizer.json'"));
+  CHECK_THAT(error_of<CheckpointError>([&] { save(directory / "mine", 2); }),
+             ContainsSubstring("has the file 'tokenizer.json'"));
   CHECK(load(directory / "mine") == 1);
-  CHECK_THAT(error_of([&] { CheckpointWriter(directory / "none/checkpoint"); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "none/checkpoint"); }),
              ContainsSubstring("No such file or directory"));
 }
 
@@ -166,7 +165,7 @@ TEST_CASE("each system call of a save that fails leaves the checkpoint before, o
     std::string said;
     {
       const FailingCall failing(call, nth, error);
-      said = error_of([&] { save(path, 2); });
+      said = error_of<CheckpointError>([&] { save(path, 2); });
       came = failing.came();
     }
     CAPTURE(nth, said);
@@ -227,8 +226,8 @@ TEST_CASE("a writer that has committed writes nothing more") {
   CheckpointWriter writer(directory / "checkpoint");
   writer.add("a", "1");
   writer.commit();
-  CHECK_THAT(error_of([&] { writer.add("b", "2"); }), ContainsSubstring("has been committed already"));
-  CHECK_THAT(error_of([&] { writer.commit(); }), ContainsSubstring("has been committed already"));
+  CHECK_THAT(error_of<CheckpointError>([&] { writer.add("b", "2"); }), ContainsSubstring("has been committed already"));
+  CHECK_THAT(error_of<CheckpointError>([&] { writer.commit(); }), ContainsSubstring("has been committed already"));
   CHECK(CheckpointReader(directory / "checkpoint").names() == std::vector<std::string>{"a"});
 }
 
@@ -240,7 +239,7 @@ TEST_CASE("a file that is removed under a writer keeps the checkpoint before in 
     writer.add("a", "1");
     for (const auto& entry : fs::directory_iterator(directory.path()))
       if (entry.path().filename().string().starts_with(".")) fs::remove(entry.path() / "a");
-    CHECK_THAT(error_of([&] { writer.commit(); }), ContainsSubstring("a: does not exist"));
+    CHECK_THAT(error_of<CheckpointError>([&] { writer.commit(); }), ContainsSubstring("a: does not exist"));
   }
   CHECK(load(directory / "checkpoint") == 1);
 }
@@ -251,7 +250,7 @@ TEST_CASE("a reader goes on with the directory that it has opened when another t
   save(path, 1);
   const CheckpointReader reader(path);
   save(path, 2);
-  CHECK_THAT(error_of([&] { reader.read("model.safetensors"); }), ContainsSubstring("does not exist"));
+  CHECK_THAT(error_of<CheckpointError>([&] { reader.read("model.safetensors"); }), ContainsSubstring("does not exist"));
   CHECK(load(path) == 2);
 }
 
@@ -303,7 +302,7 @@ TEST_CASE("every byte of a checkpoint that is another one is found, and so is ev
     writer.add("optimizer.bin", "and a state");
     writer.commit({{"step", "12"}});
   }
-  const auto check = [&] { return error_of([&] { CheckpointReader(path).verify(); }); };
+  const auto check = [&] { return error_of<CheckpointError>([&] { CheckpointReader(path).verify(); }); };
   REQUIRE(check() == "");
   for (const char* name : {"manifest.json", "model.safetensors", "optimizer.bin"}) {
     const std::string file = path + "/" + name, good = bytes_of(file);
@@ -338,7 +337,7 @@ TEST_CASE("a manifest of a stranger leads nowhere else, and says what is wrong w
     auto manifest = good;
     change(manifest);
     put_manifest(path, manifest);
-    return error_of([&] { CheckpointReader(path).verify(); });
+    return error_of<CheckpointError>([&] { CheckpointReader(path).verify(); });
   };
   const nlohmann::json file{{"bytes", 6}, {"crc32", "00000000"}};
   for (const char* name : {"../secret", "/etc/passwd", "..", "", "a/b"})
@@ -362,9 +361,9 @@ TEST_CASE("a manifest of a stranger leads nowhere else, and says what is wrong w
              ContainsSubstring("is no manifest"));
   const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
   put_bytes(path + "/manifest.json", "{\"format\": \"tandem checkpoint\", \"version\": 1, \"x\": " + deep + "}");
-  CHECK_THAT(error_of([&] { CheckpointReader reader(path); }), ContainsSubstring("is no manifest"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointReader reader(path); }), ContainsSubstring("is no manifest"));
   put_bytes(path + "/manifest.json", std::string(100'000, '['));
-  CHECK_THAT(error_of([&] { CheckpointReader reader(path); }), ContainsSubstring("is no manifest"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointReader reader(path); }), ContainsSubstring("is no manifest"));
 }
 
 TEST_CASE("manifests of noise are errors") {
@@ -386,6 +385,7 @@ TEST_CASE("manifests of noise are errors") {
     }
     if (bad == good) continue;
     put_bytes(path + "/manifest.json", bad);
-    REQUIRE_THAT(error_of([&] { CheckpointReader(path).verify(); }), ContainsSubstring("manifest.json"));
+    REQUIRE_THAT(error_of<CheckpointError>([&] { CheckpointReader(path).verify(); }),
+                 ContainsSubstring("manifest.json"));
   }
 }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/ranks.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
@@ -32,15 +33,6 @@ bool same_tensors(const torch::nn::Module& a, const torch::nn::Module& b) {
   const auto left = parts(a), right = parts(b);
   return std::equal(left.begin(), left.end(), right.begin(), right.end(),
                     [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const CheckpointError& error) {
-    return error.what();
-  }
-  return "";
 }
 
 std::vector<std::string> files_in(const std::string& directory) {
@@ -117,7 +109,7 @@ TEST_CASE("tied weights are stored once, and types are converted") {
   io::load_model(directory / "python", tied);
   CHECK(at::equal(tied.weight, ones));
   io::save_safetensors(directory / "python/model.safetensors", {{"first", ones}, {"second", ones * 2}});
-  CHECK_THAT(error_of([&] { io::load_model(directory / "python", tied); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(directory / "python", tied); }),
              ContainsSubstring("is not equal to 'first'"));
 }
 
@@ -142,7 +134,7 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
     fs::remove_all(path);
     fs::create_directory(path);
     io::save_safetensors(path + "/model.safetensors", tensors);
-    return error_of([&] { io::load_model(path, *net); });
+    return error_of<CheckpointError>([&] { io::load_model(path, *net); });
   };
   io::NamedTensors good;
   for (const auto& item : net->named_parameters()) good.emplace_back(item.key(), at::zeros_like(item.value()));
@@ -159,9 +151,11 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
   CHECK(at::equal(net->parameters()[0].detach(), before));
   CHECK(said(good) == "");
   CHECK(at::equal(net->parameters()[0].detach(), at::zeros({8, 6})));
-  CHECK_THAT(error_of([&] { io::load_model(directory / "none", *net); }), ContainsSubstring("does not exist"));
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(directory / "none", *net); }),
+             ContainsSubstring("does not exist"));
   fs::remove(path + "/model.safetensors");
-  CHECK_THAT(error_of([&] { io::load_model(path, *net); }), ContainsSubstring("model.safetensors: does not exist"));
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }),
+             ContainsSubstring("model.safetensors: does not exist"));
   CHECK_THROWS_AS(io::save_model(path, *net, {.max_shard_bytes = 0}), ConfigError);
 }
 
@@ -175,7 +169,7 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
     file.seekp(-1, std::ios::end);
     file.put('\x7f');
   }
-  CHECK_THAT(error_of([&] { io::load_model(path, *net); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }),
              ContainsSubstring("model-00002-of-00003.safetensors: is damaged"));
   fs::remove(path + "/manifest.json");
   const auto good = json_of(index);
@@ -183,7 +177,7 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
     auto other = good;
     change(other);
     std::ofstream(index) << other;
-    return error_of([&] { io::load_model(path, *net); });
+    return error_of<CheckpointError>([&] { io::load_model(path, *net); });
   };
   CHECK(said([](auto&) {}) == "");
   CHECK_THAT(said([](auto& i) { i["weight_map"]["0.weight"] = "../other.safetensors"; }),
@@ -193,7 +187,7 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
              ContainsSubstring("tensor '0.weight' is not in model-00003-of-00003.safetensors"));
   CHECK_THAT(said([](auto& i) { i.erase("weight_map"); }), ContainsSubstring("has no weight_map"));
   std::ofstream(index) << "{";
-  CHECK_THAT(error_of([&] { io::load_model(path, *net); }), ContainsSubstring("has no weight_map"));
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }), ContainsSubstring("has no weight_map"));
 }
 
 TEST_CASE("ranks save and load a prepared model together, and train on") {

@@ -19,6 +19,12 @@ namespace tandem::io {
 
 class OpenDirectory;
 
+/// What the manifest says of a file.
+struct CheckpointFile {
+  std::uint64_t bytes = 0;
+  std::uint32_t crc32 = 0;
+};
+
 /// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
 /// full disk or an error at any moment before leaves what was there. Belongs to one thread.
 class CheckpointWriter {
@@ -41,11 +47,6 @@ class CheckpointWriter {
   void commit(const std::map<std::string, std::string>& info = {});
 
  private:
-  struct File {
-    std::uint64_t bytes;
-    std::uint32_t crc32;
-  };
-
   void check_not_committed() const;
   void check_complete() const;
   void write_manifest(const std::map<std::string, std::string>& info);
@@ -55,7 +56,7 @@ class CheckpointWriter {
   std::string temporary_;  // empty: none is left
   int lock_ = -1;          // of the temporary directory: its writer is alive
   bool committed_ = false;
-  std::map<std::string, File> files_;
+  std::map<std::string, CheckpointFile> files_;
 };
 
 /// Reads such a directory, which may come from a stranger: names lead nowhere else, and sizes are those of the files.
@@ -82,18 +83,13 @@ class CheckpointReader {
   void verify() const;
 
  private:
-  struct File {
-    std::uint64_t bytes;
-    std::uint32_t crc32;
-  };
-
-  const File& find(const std::string& name) const;
+  const CheckpointFile& find(const std::string& name) const;
   void read_in_parts(const std::string& name, const std::function<void(const char*, std::size_t)>& take) const;
 
   const std::string path_;
   const std::shared_ptr<const OpenDirectory> directory_;
   std::map<std::string, std::string> info_;
-  std::map<std::string, File> files_;
+  std::map<std::string, CheckpointFile> files_;
 };
 
 }  // namespace tandem::io
