@@ -31,9 +31,13 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
 
 void report(const train::Options& options, const train::Outcome& outcome) {
   if (options.quiet) return;
+  if (!outcome.resumed_from.empty())
+    std::printf("went on from step %lld of %s\n", static_cast<long long>(outcome.resumed_steps),
+                outcome.resumed_from.c_str());
   if (outcome.interrupted) {
     std::printf("interrupted after step %lld in epoch %lld\n", static_cast<long long>(outcome.steps),
                 static_cast<long long>(outcome.epoch + 1));
+    if (!outcome.saved_to.empty()) std::printf("saved to %s; go on with --resume auto\n", outcome.saved_to.c_str());
     return;
   }
   const auto& metrics = outcome.metrics;

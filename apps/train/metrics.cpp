@@ -8,9 +8,27 @@ namespace train {
 
 using Json = nlohmann::ordered_json;
 
-MetricsLog::MetricsLog(const std::string& path) : path_(path) {
+namespace {
+
+// The lines of the first `steps` updates.
+std::string first_lines(const std::string& path, std::int64_t steps) {
+  std::ifstream file(path);
+  std::string lines;
+  for (std::string line; steps > 0 && std::getline(file, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_object() && json.contains("step") && json["step"].is_number_integer() && json["step"] <= steps)
+      lines += line + '\n';
+  }
+  return lines;
+}
+
+}  // namespace
+
+MetricsLog::MetricsLog(const std::string& path, std::int64_t steps) : path_(path) {
   if (path_.empty()) return;
+  const std::string kept = first_lines(path_, steps);
   file_.open(path_, std::ios::trunc);
+  file_ << kept;
   if (!file_) throw tandem::ConfigError("--log-json '" + path_ + "' cannot be written");
 }
 

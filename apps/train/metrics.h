@@ -39,10 +39,14 @@ struct FinalMetrics {
 /// Writes the metrics as JSON Lines: one object an update, {"final": …} last.
 class MetricsLog {
  public:
-  /// Opens `path`; an empty path writes nothing. Throws tandem::ConfigError.
-  explicit MetricsLog(const std::string& path);
+  /// Opens `path`, and keeps what it has of the first `steps` updates; an empty path writes nothing. Throws
+  /// tandem::ConfigError.
+  explicit MetricsLog(const std::string& path, std::int64_t steps = 0);
 
   void write(const UpdateMetrics& metrics);
+
+  /// What was written so far outlives the process.
+  void flush() { file_.flush(); }
 
   /// Throws tandem::Error when anything could not be written.
   void finish(const FinalMetrics& metrics);

@@ -174,6 +174,18 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file");
   app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file");
   app.add_option("--log-json", options.log_json, "write one JSON object an update to this file");
+  auto& checkpoints = options.launch.checkpoints;
+  auto* directory =
+      app.add_option("--checkpoint-dir", checkpoints.directory,
+                     "folder for checkpoints of the whole training; one is written at the end and at Ctrl-C");
+  app.add_option("--save-every", options.save_every, "write a checkpoint every N optimizer updates")
+      ->check(CLI::Range(std::int64_t{1}, kMany))
+      ->needs(directory);
+  app.add_option("--total-limit", checkpoints.total_limit, "how many checkpoints to keep (default: all)")
+      ->check(CLI::Range(std::int64_t{1}, kMany))
+      ->needs(directory);
+  app.add_option("--resume", options.resume,
+                 "go on from this checkpoint; auto: from the newest of --checkpoint-dir, if there is one");
   auto* profile = app.add_option("--profile", options.profile.directory,
                                  "write a trace of all ranks, for ui.perfetto.dev, to this folder, and print where the "
                                  "time goes");
@@ -289,6 +301,10 @@ Options finish(Raw raw) {
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
   check_output("--save-weights", options.save_weights);
   check_output("--log-json", options.log_json);
+  if (options.resume == "auto" && options.launch.checkpoints.directory.empty())
+    throw tandem::ConfigError("--resume auto needs --checkpoint-dir, where the checkpoints are");
+  if (!options.resume.empty() && !options.init_weights.empty())
+    throw tandem::ConfigError("--init-weights does not go with --resume, which has weights of its own");
   const auto profiled = read_steps("--profile-steps", raw.profile_steps);
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;

@@ -66,6 +66,8 @@ struct Options {
   std::int64_t warmup_steps = 0;  // updates of linear growth before it
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
+  std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next
+  std::string resume;                                // a checkpoint, or auto; empty: begin anew
   tandem::ProfileOptions profile;                    // without a directory: none
   bool cuda_graphs = false;
   bool quiet = false;

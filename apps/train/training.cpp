@@ -1,6 +1,7 @@
 #include "training.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -12,6 +13,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "checkpoints.h"
 #include "interrupt.h"
 #include "progress.h"
 #include "schedule.h"
@@ -72,7 +74,6 @@ class Trainer {
             inputs.task->train_set(),
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
-        log_(accelerator.is_main() ? options.log_json : ""),
         progress_(accelerator.is_main() && options.progress, inputs.total_steps) {
     if (options.cuda_graphs)
       compiled_.emplace(accelerator.compile_step(std::function<Losses(const at::Tensor&, const at::Tensor&)>(
@@ -80,6 +81,8 @@ class Trainer {
   }
 
   Outcome run() {
+    resume();
+    log_.emplace(accelerator_.is_main() ? options_.log_json : "", outcome_.steps);
     throughput_.start();
     model_->train();
     if (options_.profile.directory.empty())
@@ -117,12 +120,16 @@ class Trainer {
         auto step = accelerator_.accumulate(model_);
         train_step(samples, targets);
       }
+      save_if_due();
       if (done()) return;
     }
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
-      auto step = accelerator_.accumulate_and_close(model_);
       const auto nothing = on_device(inputs_.task->train_set().get_batch({}));
-      train_step(nothing.data, nothing.target);
+      {
+        auto step = accelerator_.accumulate_and_close(model_);
+        train_step(nothing.data, nothing.target);
+      }
+      save_if_due();
     }
     if (done()) return;  // as ranks did above whose last step had a batch
     if (schedule_.wants_loss())
@@ -144,6 +151,47 @@ class Trainer {
     if (accelerator_.sync_gradients()) end_update(norm);
     schedule_.step();  // after the log, which has the rate of the update just made
   }
+
+  // ---- checkpoints
+
+  // A checkpoint is due after the last update too. Collective.
+  void save_if_due() {
+    if (options_.launch.checkpoints.directory.empty() || outcome_.steps == saved_at_) return;
+    const bool last = outcome_.interrupted || outcome_.steps >= inputs_.total_steps;
+    if (!last && !(options_.save_every && outcome_.steps % *options_.save_every == 0)) return;
+    throughput_.pause();
+    saved_at_ = outcome_.steps;
+    log_->flush();
+    state_.steps = outcome_.steps;
+    state_.epoch = epoch_;
+    state_.epoch_losses = accelerator_.gather_objects(epoch_loss_.defined() ? epoch_loss_.item<double>() : 0.0);
+    state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
+    try {
+      outcome_.saved_to = accelerator_.save_state({}, {.background = true});
+    } catch (const tandem::CheckpointError& error) {
+      if (last) throw;
+      if (accelerator_.is_main()) std::fprintf(stderr, "train: warning: %s; training goes on\n", error.what());
+    }
+    throughput_.resume();
+  }
+
+  void resume() {
+    accelerator_.register_for_checkpointing(state_);
+    if (!inputs_.checkpoint) return;
+    outcome_.resumed_from = accelerator_.load_state(*inputs_.checkpoint);
+    outcome_.steps = outcome_.resumed_steps = saved_at_ = state_.steps;
+    outcome_.epoch = epoch_ = state_.epoch;
+    // Ranks that there are not any more leave their sums to the others.
+    double loss = 0;
+    const auto ranks = static_cast<std::size_t>(accelerator_.world_size());
+    for (auto r = static_cast<std::size_t>(accelerator_.rank()); r < state_.epoch_losses.size(); r += ranks) {
+      loss += state_.epoch_losses[r];
+      epoch_batches_ += state_.epoch_batches[r];
+    }
+    if (epoch_batches_ > 0) epoch_loss_ = at::scalar_tensor(loss, at::dtype(at::kFloat).device(accelerator_.device()));
+  }
+
+  // ---- a step
 
   // What of a step the device does.
   Losses compute_step(const at::Tensor& inputs, const at::Tensor& targets) {
@@ -184,12 +232,12 @@ class Trainer {
   void log_update(double norm, double rate) {
     const double loss = mean_over_ranks(window_loss_, window_batches_);
     if (!accelerator_.is_main()) return;
-    log_.write({.step = outcome_.steps,
-                .epoch = epoch_,
-                .loss = loss,
-                .grad_norm = norm,
-                .lr = inner_->param_groups().front().options().get_lr(),
-                .samples_per_second = rate});
+    log_->write({.step = outcome_.steps,
+                 .epoch = epoch_,
+                 .loss = loss,
+                 .grad_norm = norm,
+                 .lr = inner_->param_groups().front().options().get_lr(),
+                 .samples_per_second = rate});
   }
 
   // The mean of the losses of all ranks' batches, of which this rank has the sum and the number. Collective.
@@ -200,6 +248,7 @@ class Trainer {
   }
 
   void finish() {
+    accelerator_.wait_for_saves();
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
     const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
@@ -209,7 +258,7 @@ class Trainer {
     outcome_.metrics.samples_per_second = throughput_.samples_per_second();
     outcome_.metrics.peak_rss_mb = peak_rss_mb();
     if (wants_sample()) outcome_.metrics.sample = sample();
-    log_.finish(outcome_.metrics);
+    log_->finish(outcome_.metrics);
   }
 
   bool wants_sample() const { return !outcome_.interrupted && !(options_.quiet && options_.log_json.empty()); }
@@ -251,7 +300,9 @@ class Trainer {
   std::optional<tandem::CompiledStep<std::function<Losses(const at::Tensor&, const at::Tensor&)>>> compiled_;
   Loader loader_;
   Schedule schedule_;
-  MetricsLog log_;
+  TrainingState state_;
+  std::int64_t saved_at_ = 0;      // updates that the last checkpoint has
+  std::optional<MetricsLog> log_;  // from where the training begins
   Progress progress_;
   Throughput throughput_;
   Outcome outcome_;
@@ -315,7 +366,7 @@ Inputs read_inputs(const Options& options) {
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
   check_profile(options, total_steps);
-  return {std::move(task), std::move(weights), total_steps};
+  return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {

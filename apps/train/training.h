@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "metrics.h"
@@ -14,9 +15,11 @@ namespace train {
 /// How training ended, the same on all ranks.
 struct Outcome {
   bool interrupted = false;
-  std::int64_t steps = 0;  ///< optimizer updates made, those that fp16 skipped included
-  std::int64_t epoch = 0;  ///< of the last one, from 0
-  FinalMetrics metrics;    ///< filled in on rank 0
+  std::int64_t steps = 0;              ///< optimizer updates made, those that fp16 skipped included
+  std::int64_t epoch = 0;              ///< of the last one, from 0
+  std::string resumed_from, saved_to;  ///< checkpoints; empty: none
+  std::int64_t resumed_steps = 0;      ///< updates that were made before
+  FinalMetrics metrics;                ///< filled in on rank 0
   tandem::Profile profile;
   std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
   std::string not_replayed;         ///< why the last step was not, if it was not
@@ -26,6 +29,7 @@ struct Outcome {
 struct Inputs {
   std::unique_ptr<const Task> task;
   tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
+  std::optional<std::string> checkpoint;     ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;              ///< optimizer updates of the whole training
 };
 

@@ -9,6 +9,7 @@
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
 #include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/checkpoint_series.h"
 #include "tandem/io/model_files.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/nn/channels_last.h"

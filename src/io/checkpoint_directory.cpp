@@ -18,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file_writer.h"
+#include "io/in_threads.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 
@@ -163,18 +164,26 @@ CheckpointWriter::~CheckpointWriter() {
   if (lock_ >= 0) ::close(lock_);
 }
 
-void CheckpointWriter::add(const std::string& name, const std::function<void(const WriteBytes&)>& produce) {
+void CheckpointWriter::add(const std::vector<NewFile>& files) {
   check_not_committed();
-  if (!is_name(name) || name == kManifest) fail(path_, "a checkpoint's file cannot be named '" + name + "'");
-  if (files_.contains(name)) fail(path_, "the file '" + name + "' comes twice");
-  FileWriter file(temporary_ + "/" + name);
-  produce([&file](const void* data, std::size_t bytes) { file.write(data, bytes); });
-  file.finish();
-  files_[name] = {file.bytes(), file.crc32()};
+  auto known = files_;
+  for (const NewFile& file : files) {
+    if (!is_name(file.name) || file.name == kManifest)
+      fail(path_, "a checkpoint's file cannot be named '" + file.name + "'");
+    if (!known.try_emplace(file.name).second) fail(path_, "the file '" + file.name + "' comes twice");
+  }
+  std::vector<CheckpointFile> written(files.size());
+  in_threads(files.size(), [&](std::size_t i) {
+    FileWriter file(temporary_ + "/" + files[i].name);
+    files[i].produce([&file](const void* data, std::size_t bytes) { file.write(data, bytes); });
+    file.finish();
+    written[i] = {file.bytes(), file.crc32()};
+  });
+  for (std::size_t i = 0; i < files.size(); ++i) files_[files[i].name] = written[i];
 }
 
 void CheckpointWriter::add(const std::string& name, const std::string& bytes) {
-  add(name, [&](const WriteBytes& write) { write(bytes.data(), bytes.size()); });
+  add({{name, [&](const WriteBytes& write) { write(bytes.data(), bytes.size()); }}});
 }
 
 void CheckpointWriter::write_manifest(const std::map<std::string, std::string>& info) {
@@ -316,7 +325,8 @@ std::string CheckpointReader::read(const std::string& name) const {
 }
 
 void CheckpointReader::verify() const {
-  for (const auto& [name, file] : files_) read_in_parts(name, [](const char*, std::size_t) {});
+  const auto all = names();
+  in_threads(all.size(), [&](std::size_t i) { read_in_parts(all[i], [](const char*, std::size_t) {}); });
 }
 
 }  // namespace tandem::io

@@ -26,6 +26,8 @@ class FileWriter {
   std::uint32_t crc32() const { return crc32_; }  ///< of what was written; zlib's
 
  private:
+  void write_part(const unsigned char* at, std::size_t bytes);
+
   const std::string path_, shown_;
   int fd_;
   std::uint64_t bytes_ = 0;

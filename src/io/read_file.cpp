@@ -36,15 +36,27 @@ ReadFile::ReadFile(const std::string& path, std::string shown) : shown_(std::mov
 
 ReadFile::~ReadFile() { ::close(fd_); }
 
-std::size_t ReadFile::read(char* to, std::size_t most) const {
+// As many bytes as there are, by calls of `read_some(to, most)`.
+template <class ReadSome>
+std::size_t ReadFile::read_all(char* to, std::size_t most, const ReadSome& read_some) const {
   std::size_t all = 0;
   while (all < most) {
-    const ssize_t done = again([&] { return ::read(fd_, to + all, most - all); });
+    const ssize_t done = again([&] { return read_some(to + all, most - all); });
     if (done < 0) fail(shown_, "cannot be read: " + system_error());
     if (done == 0) break;
     all += static_cast<std::size_t>(done);
   }
   return all;
+}
+
+std::size_t ReadFile::read(char* to, std::size_t most) const {
+  return read_all(to, most, [this](char* at, std::size_t bytes) { return ::read(fd_, at, bytes); });
+}
+
+std::size_t ReadFile::read_at(std::uint64_t position, char* to, std::size_t most) const {
+  return read_all(to, most, [&, start = to](char* at, std::size_t bytes) {
+    return ::pread(fd_, at, bytes, static_cast<off_t>(position) + (at - start));
+  });
 }
 
 OpenDirectory::OpenDirectory(const std::string& path) {

@@ -22,7 +22,13 @@ class ReadFile {
   /// Reads on; fewer than `most` bytes only at the end.
   std::size_t read(char* to, std::size_t most) const;
 
+  /// The same from `position` on; `read` goes on where it was.
+  std::size_t read_at(std::uint64_t position, char* to, std::size_t most) const;
+
  private:
+  template <class ReadSome>
+  std::size_t read_all(char* to, std::size_t most, const ReadSome& read_some) const;
+
   const std::string shown_;
   int fd_;
   std::uint64_t bytes_ = 0;

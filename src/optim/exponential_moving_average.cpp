@@ -85,6 +85,31 @@ void ExponentialMovingAverage::load(const NamedTensors& averages, std::int64_t u
   updates_ = updates;
 }
 
+c10::IValue ExponentialMovingAverage::state_dict() const {
+  c10::impl::GenericDict tensors(c10::AnyType::get(), c10::AnyType::get());
+  for (const auto& [name, average] : averages()) tensors.insert(name, average);
+  c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
+  state.insert("updates", updates_);
+  state.insert("averages", tensors);
+  return state;
+}
+
+void ExponentialMovingAverage::load_state_dict(const c10::IValue& state) {
+  const auto of = [&](const char* name) {
+    if (!state.isGenericDict() || !state.toGenericDict().contains(name))
+      throw CheckpointError(std::string("the state of an ExponentialMovingAverage has no '") + name + "'");
+    return state.toGenericDict().at(name);
+  };
+  const c10::IValue tensors = of("averages"), updates = of("updates");
+  if (!tensors.isGenericDict() || !updates.isInt())
+    throw CheckpointError("the state of an ExponentialMovingAverage has averages or updates of another kind");
+  NamedTensors averages;
+  for (const auto& item : tensors.toGenericDict())
+    if (item.key().isString() && item.value().isTensor())
+      averages.emplace_back(item.key().toStringRef(), item.value().toTensor());
+  load(averages, updates.toInt());
+}
+
 void ExponentialMovingAverage::check_not_swapped(const char* call) const {
   if (swapped_)
     throw ConfigError(std::string(call) +

@@ -74,6 +74,16 @@ double OneCycleLR::momentum_of(std::size_t group) const {
   return anneal(ends[phase], ends[phase + 1], done);
 }
 
+std::map<std::string, double> OneCycleLR::group_values(std::size_t group) const {
+  auto values = LRScheduler::group_values(group);
+  values["max_lr"] = of_group(options_.max_lr, group);
+  values["min_lr"] = base_lrs_.at(group) / options_.final_div_factor;
+  if (!options_.cycle_momentum) return values;
+  values["base_momentum"] = of_group(options_.base_momentum, group);
+  values["max_momentum"] = of_group(options_.max_momentum, group);
+  return values;
+}
+
 void OneCycleLR::advance() {
   if (last_epoch() > options_.total_steps)
     throw ConfigError("OneCycleLR of " + std::to_string(options_.total_steps) + " total_steps was stepped " +

@@ -55,6 +55,8 @@ void Scheduler::load_state(const SchedulerState& state) {
   last_epoch_ = last_epoch;
 }
 
+std::map<std::string, double> Scheduler::group_values(std::size_t) const { return {}; }
+
 void LRScheduler::step() {
   last_epoch_ += 1;
   apply();
@@ -71,6 +73,10 @@ SchedulerState LRScheduler::state() const {
   SchedulerState state = Scheduler::state();
   state.values["base_lrs"] = base_lrs_;
   return state;
+}
+
+std::map<std::string, double> LRScheduler::group_values(std::size_t group) const {
+  return {{"initial_lr", base_lrs_.at(group)}};
 }
 
 void LRScheduler::load_state(const SchedulerState& state) {

@@ -61,6 +61,12 @@ SchedulerState SequentialLR::state() const {
   return state;
 }
 
+std::map<std::string, double> SequentialLR::group_values(std::size_t group) const {
+  auto values = LRScheduler::group_values(group);
+  for (const auto& scheduler : schedulers_) values.merge(scheduler->group_values(group));
+  return values;
+}
+
 void SequentialLR::load_state(const SchedulerState& state) {
   if (state.schedulers.size() != schedulers_.size())
     throw CheckpointError("the scheduler's state is of a SequentialLR of " + std::to_string(state.schedulers.size()) +

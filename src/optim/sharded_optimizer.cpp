@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <typeinfo>
+#include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
@@ -90,11 +91,16 @@ void ShardedOptimizer::step(const std::function<void()>& update) {
   for (nn::GradientReducer* model : with_models_) model->weights().accept();
 }
 
-bool ShardedOptimizer::owns(const at::Tensor& parameter) const {
+// The calling rank for what nobody owns.
+int ShardedOptimizer::owner_of(const at::Tensor& parameter) const {
   const auto found = std::find_if(parameters_.begin(), parameters_.end(),
                                   [&](const at::Tensor& known) { return known.is_same(parameter); });
-  return mode_ != Mode::divided || found == parameters_.end() ||
-         owners_[static_cast<std::size_t>(found - parameters_.begin())] == communicator_.rank();
+  return found == parameters_.end() ? communicator_.rank()
+                                    : owners_[static_cast<std::size_t>(found - parameters_.begin())];
+}
+
+bool ShardedOptimizer::owns(const at::Tensor& parameter) const {
+  return mode_ != Mode::divided || owner_of(parameter) == communicator_.rank();
 }
 
 bool ShardedOptimizer::classes_may_be_divided() const {
@@ -222,10 +228,18 @@ void ShardedOptimizer::refer_to_state() {
   }
   for (std::size_t i = 0; i < parameters_.size(); ++i)
     if (states[i]) inner_.state()[parameters_[i].unsafeGetTensorImpl()] = std::move(states[i]);
+  refers_ = true;
+}
+
+void ShardedOptimizer::load(const std::function<void(const std::function<bool(const at::Tensor&)>&)>& load) {
+  if (mode_ == Mode::paused || mode_ == Mode::whole) return load({});
+  partition();
+  load([this](const at::Tensor& parameter) { return owner_of(parameter) == communicator_.rank(); });
+  refer_to_state();
 }
 
 void ShardedOptimizer::pause() {
-  if (mode_ == Mode::divided) make_whole(Mode::paused);
+  if (mode_ == Mode::divided || refers_) make_whole(Mode::paused);
   if (mode_ == Mode::unknown) mode_ = Mode::paused;
 }
 
@@ -238,7 +252,7 @@ void ShardedOptimizer::make_whole(Mode mode) {
     model->weights().unshare();
     if (mode == Mode::whole) model->weights().forbid();
   }
-  if (mode_ == Mode::divided)
+  if (std::exchange(refers_, false))
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       const auto found = inner_.state().find(parameters_[i].unsafeGetTensorImpl());
       if (owners_[i] != communicator_.rank() && found != inner_.state().end()) copy_tensors(*found->second);

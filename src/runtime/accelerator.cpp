@@ -6,30 +6,10 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/serialize/archive.h>
 
 #include "tandem/core/error.h"
 
 namespace tandem {
-namespace {
-
-std::string save_state(const torch::optim::Optimizer& optimizer) {
-  torch::serialize::OutputArchive archive;
-  optimizer.save(archive);
-  std::ostringstream stream;
-  archive.save_to(stream);
-  return stream.str();
-}
-
-void load_state(torch::optim::Optimizer& optimizer, const std::string& state) {
-  std::istringstream stream(state);
-  torch::serialize::InputArchive archive;
-  archive.load_from(stream);
-  optimizer.load(archive);
-}
-
-}  // namespace
-
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
   auto reducer = reducers_.find(*module);
   if (reducer && !reducer->added_parameter()) return reducer;
@@ -227,8 +207,10 @@ void Accelerator::take_over_from_last() {
   for (const auto& observer : optimizers_) {
     auto optimizer = observer.lock();
     if (!optimizer) continue;
-    const std::string state = broadcast_object(rank() == last ? save_state(optimizer->inner()) : std::string(), last);
-    if (rank() != last) load_state(optimizer->inner(), state);
+    // Copied before the next call, in which the last rank may go on.
+    const c10::IValue state =
+        broadcast_object(rank() == last ? optim::state_dict(optimizer->inner()) : c10::IValue(), last);
+    if (rank() != last) optim::prepare_load(optimizer->inner(), state)();
     const auto [updates, skipped] =
         broadcast_object(std::pair(optimizer->updates(), optimizer->step_was_skipped()), last);
     optimizer->set_updates(updates, skipped);

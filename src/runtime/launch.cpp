@@ -91,6 +91,7 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
     const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = accelerator.memory_summary(); });
     body(accelerator);
     accelerator.throw_if_not_finite();
+    accelerator.finish_saving();
     scope.finish_work();
   } catch (...) {
     // Before the context goes, whose end would have other things to say.

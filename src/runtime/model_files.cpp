@@ -4,28 +4,33 @@
 
 namespace tandem {
 
-// Runs `work` on rank 0 while the others wait. What it throws is a CheckpointError, or ConfigError, on all ranks.
-void Accelerator::on_main_for_all(const std::function<void()>& work) {
-  const trace::Range range(trace::Event::checkpoint);
+// Throws on all ranks what `check` throws on any, as a CheckpointError or ConfigError. Collective.
+void Accelerator::check_on_all(const std::function<void()>& check) {
   struct Failure {
     bool of_configuration = false;
     std::string text;  // empty: none
-  } failure;
-  if (is_main()) {
-    try {
-      work();
-    } catch (const Cancelled&) {
-      throw;
-    } catch (const ConfigError& error) {
-      failure = {true, error.what()};
-    } catch (const std::exception& error) {
-      failure.text = error.what();
-    }
+  } mine;
+  try {
+    check();
+  } catch (const Cancelled&) {
+    throw;
+  } catch (const ConfigError& error) {
+    mine = {true, error.what()};
+  } catch (const std::exception& error) {
+    mine.text = error.what();
   }
-  failure = broadcast_object(failure);
-  if (failure.text.empty()) return;
-  if (failure.of_configuration) throw ConfigError(failure.text);
-  throw CheckpointError(failure.text);
+  for (const Failure& failure : gather_objects(mine)) {
+    if (failure.of_configuration) throw ConfigError(failure.text);
+    if (!failure.text.empty()) throw CheckpointError(failure.text);
+  }
+}
+
+// Runs `work` on rank 0 while the others wait.
+void Accelerator::on_main_for_all(const std::function<void()>& work) {
+  const trace::Range range(trace::Event::checkpoint);
+  check_on_all([&] {
+    if (is_main()) work();
+  });
 }
 
 void Accelerator::save_module(const torch::nn::Module& module, const std::string& directory,

@@ -110,7 +110,7 @@ TEST_CASE("a writer that is not committed leaves what was there") {
   {
     CheckpointWriter writer(path);
     writer.add("model.safetensors", "half of it");
-    CHECK_THROWS_AS(writer.add("optimizer.bin", [](const WriteBytes&) { throw std::runtime_error("on fire"); }),
+    CHECK_THROWS_AS(writer.add({{"optimizer.bin", [](const WriteBytes&) { throw std::runtime_error("on fire"); }}}),
                     std::runtime_error);
   }
   CHECK(load(path) == 1);

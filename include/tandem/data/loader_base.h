@@ -51,6 +51,15 @@ T share_from_main(const LoaderContext& context, const T& value) {
 /// Throws ConfigError when `state` is not one of a loader with this global batch size.
 void check_loader_state(const LoaderState& state, std::int64_t global_batch_size);
 
+/// What of a prepared loader does not depend on its batches: where it stands. See LoaderBase.
+class LoaderPosition {
+ public:
+  virtual ~LoaderPosition() = default;
+  virtual LoaderState state() const = 0;
+  virtual void load_state(const LoaderState& state) = 0;
+  virtual std::int64_t global_batch_size() const = 0;
+};
+
 /// A loader that `Accelerator::prepare` made: one rank's part of every epoch, as a range of batches.
 ///
 ///     for (auto& [images, labels] : loader) …
@@ -58,9 +67,9 @@ void check_loader_state(const LoaderState& state, std::int64_t global_batch_size
 /// An epoch begins with `start` and ends when the range is exhausted, or early with `leave`; only in the first case the
 /// epoch counter advances. One epoch at a time. Belongs to its rank's thread.
 template <class Batch>
-class LoaderBase {
+class LoaderBase : public LoaderPosition {
  public:
-  virtual ~LoaderBase() = default;  // an implementation leaves a running epoch in its own
+  ~LoaderBase() override = default;  // an implementation leaves a running epoch in its own
   LoaderBase(const LoaderBase&) = delete;
   LoaderBase& operator=(const LoaderBase&) = delete;
 
@@ -71,7 +80,8 @@ class LoaderBase {
     if (context_.on_epoch) context_.on_epoch();
     leave();
     counter_->begun += 1;
-    handed_out_ = std::exchange(resume_at_, std::nullopt).value_or(skip_);
+    first_step_ = std::exchange(resume_at_, std::nullopt).value_or(skip_);
+    handed_out_ = first_step_;
     number_ = counter_->begun;
     generator_before_ = planner_ && reads() ? planner_->state_before(number_) : at::Tensor();
     begin_epoch({.number = number_, .epoch = counter_->epoch, .first_step = handed_out_});
@@ -112,7 +122,7 @@ class LoaderBase {
 
   /// Where the loader stands. The same on all ranks that have taken as many steps, but that in dispatch mode only rank
   /// 0's holds the sampler's generator: keep that one.
-  LoaderState state() const {
+  LoaderState state() const override {
     if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
     const bool has_generator = planner_ && reads();
     return {counter_->epoch, resume_at_.value_or(0), global_batch_size(),
@@ -121,7 +131,7 @@ class LoaderBase {
 
   /// Makes the next epoch to begin the rest of the one in which `state` was taken. All ranks do so, between epochs.
   /// Throws ConfigError when `state` comes from a loader with another global batch size.
-  void load_state(const LoaderState& state) {
+  void load_state(const LoaderState& state) override {
     check_loader_state(state, global_batch_size());
     leave();
     counter_->epoch = state.epoch;
@@ -132,7 +142,9 @@ class LoaderBase {
   /// See EpochPlan::len, less what is skipped. Throws DataError for an iterable, which has no length.
   std::int64_t len() const { return std::max<std::int64_t>(planner().len(context_.rank) - skip_, 0); }
 
-  std::int64_t global_batch_size() const { return planner_ ? planner_->global_batch_size() : stream_global_batch_; }
+  std::int64_t global_batch_size() const override {
+    return planner_ ? planner_->global_batch_size() : stream_global_batch_;
+  }
   std::int64_t epoch() const { return counter_->epoch; }
   void set_epoch(std::int64_t epoch) { counter_->epoch = epoch; }
 
@@ -141,6 +153,12 @@ class LoaderBase {
   std::int64_t remainder() const {
     return planner_ && planner_->global_batch_size() > 0 ? EpochPlan(planner_->options()).remainder()
                                                          : status_.remainder;
+  }
+
+  /// Steps that other ranks have after this rank's last, in the epoch that was begun last.
+  std::int64_t steps_without_batch() const {
+    const EpochPlan plan(planner().options());
+    return std::max<std::int64_t>(plan.steps(0) - std::max(plan.steps(context_.rank), first_step_), 0);
   }
 
   /// The step that was handed out last.
@@ -216,7 +234,7 @@ class LoaderBase {
   // Of the epoch that runs, or ran last.
   bool running_ = false;
   std::uint64_t number_ = 0;
-  std::int64_t handed_out_ = 0;
+  std::int64_t first_step_ = 0, handed_out_ = 0;
   at::Tensor generator_before_;
   StepInfo status_;
 };
@@ -275,11 +293,9 @@ class PreparedDataLoader {
 
   /// Steps of an epoch for this rank, as Accelerate counts them. Throws DataError for an iterable dataset.
   std::int64_t len() const { return loader_->len(); }
-  /// Steps that other ranks have after this rank's last; 1 at most, and only without even_batches.
-  std::int64_t steps_without_batch() const {
-    const EpochPlan plan(loader_->planner().options());
-    return plan.steps(0) - plan.steps(loader_->context().rank);
-  }
+  /// Steps that other ranks have after this rank's last, in the epoch that was begun last; 1 at most, and only without
+  /// even_batches. Throws DataError for an iterable dataset.
+  std::int64_t steps_without_batch() const { return loader_->steps_without_batch(); }
   /// Real samples in the last step of all ranks; see EpochPlan::remainder. For an iterable -1 until the last step.
   std::int64_t remainder() const { return loader_->remainder(); }
   /// True from just before the last step of an epoch is handed out until the next epoch begins.
@@ -307,6 +323,9 @@ class PreparedDataLoader {
 
   /// The DataLoaderShard or DataLoaderDispatcher behind it.
   LoaderBase<Batch>& loader() const { return *loader_; }
+
+  /// The same for those who do not know what its batches are.
+  std::weak_ptr<LoaderPosition> position() const { return loader_; }
 
  private:
   std::shared_ptr<LoaderBase<Batch>> loader_;

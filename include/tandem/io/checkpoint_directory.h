@@ -25,6 +25,12 @@ struct CheckpointFile {
   std::uint32_t crc32 = 0;
 };
 
+/// A file to be written: its name, of letters, digits, '.', '_' and '-', no '.' first, and what gives its bytes.
+struct NewFile {
+  std::string name;
+  std::function<void(const WriteBytes&)> produce;
+};
+
 /// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
 /// full disk or an error at any moment before leaves what was there. Belongs to one thread.
 class CheckpointWriter {
@@ -37,9 +43,9 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  /// Writes the file `name`: letters, digits, '.', '_' and '-', no '.' first. `produce` gives the bytes. Throws what it
-  /// throws, and CheckpointError.
-  void add(const std::string& name, const std::function<void(const WriteBytes&)>& produce);
+  /// Writes files, several at once, by threads that have ended when it returns. Throws what their `produce` throws, and
+  /// CheckpointError.
+  void add(const std::vector<NewFile>& files);
   void add(const std::string& name, const std::string& bytes);
 
   /// Puts the directory into place, with `info` in its manifest. Nothing can be added afterwards. Throws
@@ -79,7 +85,7 @@ class CheckpointReader {
   /// object lives. Throws CheckpointError when there is no such file.
   std::string path_of(const std::string& name) const;
 
-  /// Reads all files. Throws CheckpointError that names the first that is damaged.
+  /// Reads all files, several at once. Throws CheckpointError that names one that is damaged.
   void verify() const;
 
  private:

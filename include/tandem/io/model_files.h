@@ -22,9 +22,9 @@ struct ModelFileOptions {
 /// CheckpointError; ConfigError when `max_shard_bytes` is 0.
 void save_model(const std::string& directory, const torch::nn::Module& module, const ModelFileOptions& options = {});
 
-/// Copies the weights of `directory`, Tandem's or Python's, into the parameters and buffers of `module`, converting
-/// types. Everything is read and compared before anything is copied. Throws CheckpointError that names the file and the
-/// tensor when something is missing, not the module's, of another shape, or damaged.
+/// Copies the weights of `directory`, Tandem's or Python's (`pytorch_model.bin` too), into the parameters and buffers
+/// of `module`, converting types. Everything is read and compared before anything is copied. Throws CheckpointError
+/// that names the file and the tensor when something is missing, not the module's, of another shape, or damaged.
 void load_model(const std::string& directory, torch::nn::Module& module);
 
 }  // namespace tandem::io

@@ -150,13 +150,17 @@ class AcceleratedScheduler {
   AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update,
                        std::function<bool()> skipped = {})
       : shared_(std::make_shared<Shared>(
-            Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0, std::move(skipped)})) {}
+            Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0, std::move(skipped), ours(inner)})) {}
 
   /// `inner` is stepped once a metric, whatever `steps_per_update`.
   template <MetricScheduler Inner>
   AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
-      : shared_(std::make_shared<Shared>(
-            Shared{MetricStep([&inner](double metric) { inner.step(metric); }), state, steps_per_update, 0, {}})) {}
+      : shared_(std::make_shared<Shared>(Shared{MetricStep([&inner](double metric) { inner.step(metric); }),
+                                                state,
+                                                steps_per_update,
+                                                0,
+                                                {},
+                                                ours(inner)})) {}
 
   /// Advances the schedule, when gradients are in sync and its optimizer has not skipped the step. Throws ConfigError
   /// when it goes by a metric.
@@ -182,6 +186,17 @@ class AcceleratedScheduler {
   /// Updates, or metrics, that the schedule has advanced by.
   std::int64_t updates() const { return shared_->updates; }
 
+  /// The inner scheduler; null when it is LibTorch's, whose state cannot be had.
+  Scheduler* inner() const { return shared_->inner; }
+
+  /// Takes over the number of updates, when the inner scheduler got another one's state, which had `inner_steps`.
+  void set_inner_steps(std::int64_t inner_steps) {
+    shared_->updates = goes_by_metric() ? inner_steps : inner_steps / shared_->steps_per_update;
+  }
+
+  /// Whether it goes by a metric.
+  bool goes_by_metric() const { return std::holds_alternative<MetricStep>(shared_->step); }
+
   /// Advances the schedule to `updates`. Throws ConfigError when it would need metrics for that.
   void catch_up(std::int64_t updates) {
     if (shared_->updates >= updates) return;
@@ -201,7 +216,16 @@ class AcceleratedScheduler {
     int steps_per_update;
     std::int64_t updates;
     std::function<bool()> skipped;
+    Scheduler* inner;
   };
+
+  template <class Inner>
+  static Scheduler* ours(Inner& inner) {
+    if constexpr (std::derived_from<Inner, Scheduler>)
+      return &inner;
+    else
+      return nullptr;
+  }
 
   friend class Observer<AcceleratedScheduler>;
   explicit AcceleratedScheduler(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/core/ivalue.h>
 #include <torch/nn/module.h>
 
 #include "tandem/nn/model.h"
@@ -72,6 +73,11 @@ class ExponentialMovingAverage {
   /// Takes over averages that were saved after `updates` updates. Throws CheckpointError that names the first tensor
   /// that is missing or has another shape, and ConfigError while swapped.
   void load(const NamedTensors& averages, std::int64_t updates);
+
+  /// The averages and updates() as one value, for Accelerator::register_for_checkpointing. Throw what averages() and
+  /// load() throw.
+  c10::IValue state_dict() const;
+  void load_state_dict(const c10::IValue& state);
 
  private:
   // Values of the model and what is kept of them, in the same order.

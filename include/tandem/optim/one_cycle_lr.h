@@ -36,6 +36,9 @@ class OneCycleLR final : public LRScheduler {
   /// cycle. step() throws ConfigError after more than total_steps calls.
   OneCycleLR(torch::optim::Optimizer& optimizer, Options options);
 
+  /// Adds `max_lr`, `min_lr`, `base_momentum` and `max_momentum`.
+  std::map<std::string, double> group_values(std::size_t group) const override;
+
  private:
   // Where an update lies: in which phase (from 0), and how much of that is behind it (from 0 to 1).
   struct Position {

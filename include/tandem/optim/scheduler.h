@@ -51,6 +51,10 @@ class Scheduler {
   /// well. Throws CheckpointError when a name is missing, of another kind, or made for other parameter groups.
   virtual void load_state(const SchedulerState& state);
 
+  /// What PyTorch's scheduler of this kind keeps in the optimizer's parameter group `group`, for files that PyTorch
+  /// reads.
+  virtual std::map<std::string, double> group_values(std::size_t group) const;
+
  protected:
   /// `optimizer` outlives the scheduler.
   explicit Scheduler(torch::optim::Optimizer& optimizer)
@@ -80,6 +84,9 @@ class LRScheduler : public Scheduler {
   /// Adds `base_lrs`.
   SchedulerState state() const override;
   void load_state(const SchedulerState& state) override;
+
+  /// `initial_lr`.
+  std::map<std::string, double> group_values(std::size_t group) const override;
 
  protected:
   explicit LRScheduler(torch::optim::Optimizer& optimizer) : Scheduler(optimizer), base_lrs_(last_lr()) {}

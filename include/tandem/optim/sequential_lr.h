@@ -43,6 +43,9 @@ class SequentialLR final : public LRScheduler {
   SchedulerState state() const override;
   void load_state(const SchedulerState& state) override;
 
+  /// Those of all its schedulers.
+  std::map<std::string, double> group_values(std::size_t group) const override;
+
  private:
   std::size_t current() const;
   double lr_of(std::size_t group, double lr) const override;

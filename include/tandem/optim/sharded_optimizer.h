@@ -50,6 +50,10 @@ class ShardedOptimizer {
   /// The next step begins anew to find out what is exact. To be called on all ranks.
   void resume();
 
+  /// Has every rank load the state that it needs: calls `load` with what tells whether a parameter's state is wanted
+  /// here; that of the others is referred to. Collective.
+  void load(const std::function<void(const std::function<bool(const at::Tensor&)>& wanted)>& load);
+
   /// Whether the last step was divided over the ranks.
   bool divided() const { return mode_ == Mode::divided; }
 
@@ -69,6 +73,7 @@ class ShardedOptimizer {
   void refer_to_state();
   void make_whole(Mode mode);
   bool any_rank(bool mine) const;
+  int owner_of(const at::Tensor& parameter) const;
 
   torch::optim::Optimizer& inner_;
   comm::Communicator& communicator_;
@@ -76,6 +81,7 @@ class ShardedOptimizer {
   nn::GradientReducers& models_;
   Weights weights_;
   Mode mode_ = Mode::unknown;
+  bool refers_ = false;                            // to the state of other ranks
   std::vector<at::Tensor> parameters_;             // of all groups, in their order
   std::vector<int> owners_;                        // of parameters_
   std::vector<std::vector<at::Tensor>> own_;       // by group

@@ -19,12 +19,15 @@
 
 #include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
+#include "tandem/io/checkpoint_directory.h"
 #include "tandem/io/model_files.h"
 #include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
 #include "tandem/nn/precision.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/grad_scaler.h"
+#include "tandem/optim/state_dict.h"
+#include "tandem/runtime/checkpoint_options.h"
 #include "tandem/runtime/compiled_step.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
@@ -37,6 +40,9 @@ struct ReducedGradient;
 namespace tandem {
 
 class RankProfiler;
+class StateSaver;
+struct GeneratorStates;
+struct StateFile;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {
@@ -379,6 +385,45 @@ class Accelerator {
     load_module(model.module(), directory);
   }
 
+  /// Writes the state of the training as a checkpoint, from which `load_state` goes on to the bit: the prepared models,
+  /// optimizers, schedulers and loaders (those that still exist), the scaler, each rank's default generators, what was
+  /// registered below. `directory` is one of its own, that appears or is replaced as a whole; without one it is the
+  /// next of LaunchConfig::checkpoints. Files are those of Accelerate, which Python opens, and tandem_state.json.
+  /// Returns the directory; an empty text when the save was left out (WhenBusy::skip).
+  ///
+  /// To be called between two updates: in or after the micro-batch that closes a window. Rank 0 writes, and the others
+  /// wait, but for saves in the background, whose errors come out of the next save_state, load_state or wait_for_saves,
+  /// or of the launch. Collective. Throws on all ranks CheckpointError, after which training can go on and the
+  /// checkpoints before are as they were, and ConfigError where a state cannot be saved.
+  std::string save_state(const std::string& directory = {}, const SaveStateOptions& options = {});
+
+  /// Goes on from the checkpoint `directory`, Tandem's or Accelerate's (which has no loaders' positions and generators
+  /// for Tandem), also one of another number of ranks, with the same global batch: what was prepared and registered
+  /// when it was saved is prepared and registered again, in the same order. Without a directory, from the newest one of
+  /// LaunchConfig::checkpoints that is not damaged. Loaders go on in the middle of their epoch: the next loop over one
+  /// has the rest of it. Gradients are dropped. Returns the directory.
+  ///
+  /// Rank 0 reads. Collective. Throws on all ranks CheckpointError that names file and field, and ConfigError for
+  /// another global batch; files are checked before anything is changed.
+  std::string load_state(const std::string& directory = {});
+
+  /// Returns when what save_state began in the background is written. Collective. Throws CheckpointError.
+  void wait_for_saves();
+
+  /// Makes `object` a part of the state: an ExponentialMovingAverage, or anything with state_dict(), which gives a
+  /// c10::IValue of None, numbers, texts, tensors and lists, tuples and dicts of them, and load_state_dict(state),
+  /// which takes it. Rank 0's is saved, and all ranks load it. `object` outlives the last save or load.
+  template <class Object>
+  void register_for_checkpointing(Object& object) {
+    register_state_object({.save = [&object]() -> c10::IValue { return object.state_dict(); },
+                           .load = [&object](const c10::IValue& state) { object.load_state_dict(state); }});
+  }
+  void register_state_object(StateObject object);
+
+  /// Functions that give a checkpoint files of the program's own, called on rank 0, and take them back, called on all
+  /// ranks. Either may be empty.
+  void register_state_hooks(StateHooks hooks);
+
   // ---- random numbers
 
   /// Gives all ranks rank 0's state of these generators. (Loaders' own generators, RngType::generator, always agree.)
@@ -392,6 +437,10 @@ class Accelerator {
   void throw_if_not_finite() {
     for (const auto& reducer : reducers_) reducer->throw_if_not_finite(true);
   }
+
+  /// Returns when what this rank writes in the background is written; the launch calls it when the body has ended.
+  /// Throws CheckpointError. Not collective.
+  void finish_saving();
 
   /// Where this rank's memory is, as a sentence: bytes of the prepared models' parameters and gradients and of their
   /// optimizers' state, the largest parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's
@@ -514,8 +563,10 @@ class Accelerator {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
                     "schedulers and tandem::data::DataLoader");
-      return data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
-                                  loader_context());
+      auto loader = data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
+                                         loader_context());
+      loaders_.push_back(loader.position());
+      return loader;
     }
   }
 
@@ -555,6 +606,28 @@ class Accelerator {
   void save_module(const torch::nn::Module& module, const std::string& directory, const io::ModelFileOptions& options);
   void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
   void on_main_for_all(const std::function<void()>& work);
+  void check_on_all(const std::function<void()>& check);
+
+  // ---- checkpoints
+  struct LoadedState;
+  template <class Wrapper>
+  static std::vector<Wrapper> alive(const std::vector<optim::Observer<Wrapper>>& observers);
+  std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
+  StateSaver& saver();
+  void check_between_updates() const;
+  void finish_device_work() const;
+  GeneratorStates generator_states();
+  StateFile describe_state(const std::vector<GeneratorStates>& generators) const;
+  optim::GroupValues group_values(const torch::optim::Optimizer& optimizer) const;
+  std::vector<io::NewFile> state_files(const std::string& directory, StateFile state, std::uint64_t max_shard_bytes,
+                                       const std::function<at::Tensor(const at::Tensor&)>& keep) const;
+  std::shared_ptr<LoadedState> read_state(const std::string& directory) const;
+  std::shared_ptr<LoadedState> read_latest() const;
+  void check_counts(const LoadedState& loaded) const;
+  std::vector<std::function<void()>> prepare_state(const LoadedState& loaded);
+  void load_optimizers(const LoadedState& loaded);
+  void load_generators(const StateFile& state);
+
   std::unique_ptr<StepGraph> make_step_graph();
   std::optional<std::string> obstacle_to_recording() const;
   void record_reduction(nn::Recording& recording);
@@ -584,6 +657,10 @@ class Accelerator {
   std::optional<optim::GradScaler> scaler_;         // under fp16
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
+  std::vector<std::weak_ptr<data::LoaderPosition>> loaders_;
+  std::vector<StateObject> state_objects_;
+  std::vector<StateHooks> state_hooks_;
+  std::shared_ptr<StateSaver> saver_;  // of rank 0
   bool trigger_ = false;
   RankProfiler* profiler_ = nullptr;  // within profile
 };

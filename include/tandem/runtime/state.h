@@ -19,6 +19,7 @@
 #include "tandem/nn/precision.h"
 #include "tandem/optim/grad_scaler.h"
 #include "tandem/rng/generators.h"
+#include "tandem/runtime/checkpoint_options.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {
@@ -61,6 +62,7 @@ struct LaunchConfig {
   trace::Steps nvtx_capture{};         ///< updates that tools shall capture, see profiles/
   int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
   data::DataLoaderConfiguration data_loader{};
+  CheckpointConfiguration checkpoints{};
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
   /// Hears what is worth knowing and no error, such as a link between GPUs that does not work and is gone around.
   /// Called on ranks' threads, one at a time.

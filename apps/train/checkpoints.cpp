@@ -1,0 +1,51 @@
+#include "checkpoints.h"
+
+#include <filesystem>
+#include <system_error>
+
+namespace train {
+
+c10::IValue TrainingState::state_dict() const {
+  c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
+  c10::impl::GenericList losses(c10::AnyType::get()), batches(c10::AnyType::get());
+  for (const double loss : epoch_losses) losses.push_back(loss);
+  for (const std::int64_t number : epoch_batches) batches.push_back(number);
+  state.insert("steps", steps);
+  state.insert("epoch", epoch);
+  state.insert("epoch_losses", losses);
+  state.insert("epoch_batches", batches);
+  return state;
+}
+
+void TrainingState::load_state_dict(const c10::IValue& state) {
+  const auto of = [&](const char* name) {
+    if (!state.isGenericDict() || !state.toGenericDict().contains(name))
+      throw tandem::CheckpointError(std::string("it is no checkpoint of train: it has no '") + name + "'");
+    return state.toGenericDict().at(name);
+  };
+  const c10::IValue losses = of("epoch_losses"), batches = of("epoch_batches");
+  if (!of("steps").isInt() || !of("epoch").isInt() || !losses.isList() || !batches.isList() ||
+      losses.toListRef().size() != batches.toListRef().size())
+    throw tandem::CheckpointError("its state of the training is damaged");
+  steps = of("steps").toInt();
+  epoch = of("epoch").toInt();
+  epoch_losses.clear();
+  epoch_batches.clear();
+  for (const c10::IValue& loss : losses.toListRef()) epoch_losses.push_back(loss.toDouble());
+  for (const c10::IValue& number : batches.toListRef()) epoch_batches.push_back(number.toInt());
+}
+
+std::optional<std::string> checkpoint_to_resume(const Options& options) {
+  const std::string& directory = options.launch.checkpoints.directory;
+  if (options.resume.empty()) return std::nullopt;
+  if (options.resume == "auto") {
+    if (tandem::io::list_checkpoints(directory).empty()) return std::nullopt;
+    return "";  // the newest that is not damaged
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(options.resume, error))
+    throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
+  return options.resume;
+}
+
+}  // namespace train

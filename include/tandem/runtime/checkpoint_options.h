@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+
+#include <ATen/core/ivalue.h>
+
+namespace tandem {
+
+/// Where a launch's checkpoints go when save_state and load_state name no directory.
+struct CheckpointConfiguration {
+  std::string directory{};                    ///< holds `checkpoint_0` and so on; see io/checkpoint_series.h
+  std::optional<std::int64_t> total_limit{};  ///< of checkpoints there: the oldest go; at least 1
+};
+
+/// What a save in the background does while the one before is still being written.
+enum class WhenBusy {
+  wait,  ///< waits for it
+  skip   ///< leaves this one out
+};
+
+struct SaveStateOptions {
+  /// The ranks stop only while the state is copied; threads of rank 0 write the copy. Memory for the copy is kept for
+  /// the next.
+  bool background = false;
+  WhenBusy when_busy = WhenBusy::wait;
+  std::uint64_t max_shard_bytes = 10'000'000'000;  ///< as io::ModelFileOptions
+};
+
+/// An object of the program's that is part of the state. See Accelerator::register_for_checkpointing.
+struct StateObject {
+  std::function<c10::IValue()> save;
+  std::function<void(const c10::IValue& state)> load;
+};
+
+/// Files of the program's own in a checkpoint, by name.
+using StateFiles = std::map<std::string, std::string>;
+
+/// Gives files to a checkpoint, and takes them back. See Accelerator::register_state_hooks.
+struct StateHooks {
+  std::function<StateFiles()> save;
+  std::function<void(const StateFiles& files)> load;
+};
+
+}  // namespace tandem

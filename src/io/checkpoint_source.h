@@ -1,0 +1,39 @@
+// Where the files of a checkpoint are read.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "io/read_file.h"
+#include "tandem/io/checkpoint_directory.h"
+
+namespace tandem::io {
+
+/// A directory of Tandem's, whose files are verified and cannot be replaced by others meanwhile, or one of Python's,
+/// which has no manifest.
+class CheckpointSource {
+ public:
+  /// Throws CheckpointError when there is none, or it is damaged.
+  explicit CheckpointSource(const std::string& directory);
+
+  bool has(const std::string& name) const;
+
+  /// As long as this object lives.
+  std::string path_of(const std::string& name) const;
+
+  /// The file's name for people.
+  std::string shown(const std::string& name) const { return directory_ + "/" + name; }
+
+  const std::string& directory() const { return directory_; }
+
+  /// Null: it is Python's.
+  const CheckpointReader* reader() const { return reader_ ? &*reader_ : nullptr; }
+
+ private:
+  const std::string directory_;
+  const OpenDirectory open_;
+  std::optional<CheckpointReader> reader_;
+};
+
+}  // namespace tandem::io

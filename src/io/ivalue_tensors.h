@@ -1,0 +1,13 @@
+// The tensors in a value of Python's.
+#pragma once
+
+#include <functional>
+
+#include <ATen/core/ivalue.h>
+
+namespace tandem::io {
+
+/// The same nesting of tuples, lists and dicts, with `change` called on every tensor.
+c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& change);
+
+}  // namespace tandem::io

@@ -1,0 +1,211 @@
+#include "io/model_weights.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include <ATen/core/grad_mode.h>
+#include <nlohmann/json.hpp>
+
+#include "io/in_threads.h"
+#include "tandem/core/error.h"
+#include "tandem/io/pickle_file.h"
+
+namespace tandem::io {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+[[noreturn]] void fail(const std::string& path, const std::string& problem) {
+  throw CheckpointError(path + ": " + problem);
+}
+
+// With every name; tied weights have several.
+NamedTensors all_tensors(const torch::nn::Module& module) {
+  NamedTensors tensors;
+  for (const auto& item : module.named_parameters()) tensors.emplace_back(item.key(), item.value());
+  for (const auto& item : module.named_buffers()) tensors.emplace_back(item.key(), item.value());
+  std::erase_if(tensors, [](const auto& named) { return !named.second.defined(); });
+  return tensors;
+}
+
+// A tensor with its names, the first one first.
+struct Named {
+  at::Tensor tensor;
+  std::vector<std::string> names;
+};
+
+std::vector<Named> by_tensor(const NamedTensors& tensors) {
+  std::vector<Named> all;
+  for (const auto& [name, tensor] : tensors) {
+    const auto known =
+        std::find_if(all.begin(), all.end(), [&its = tensor](const Named& named) { return named.tensor.is_same(its); });
+    if (known == all.end())
+      all.push_back({tensor, {name}});
+    else
+      known->names.push_back(name);
+  }
+  return all;
+}
+
+// In their order, each part as large as it may be.
+std::vector<NamedTensors> split(const NamedTensors& tensors, std::uint64_t most_bytes) {
+  std::vector<NamedTensors> shards(1);
+  std::uint64_t bytes = 0;
+  for (const auto& named : tensors) {
+    const std::uint64_t more = named.second.nbytes();
+    if (!shards.back().empty() && bytes + more > most_bytes) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    shards.back().push_back(named);
+    bytes += more;
+  }
+  return shards;
+}
+
+std::string shard_name(const std::string& stem, std::size_t number, std::size_t count) {
+  char numbers[48];
+  std::snprintf(numbers, sizeof numbers, "-%05zu-of-%05zu.safetensors", number, count);
+  return stem + numbers;
+}
+
+nlohmann::json parse_index(const std::string& path, const std::string& shown) {
+  constexpr std::uint64_t kMostBytes = 100'000'000;
+  const auto index = parse_json(read_text(path, shown, kMostBytes));
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+    fail(shown, "has no weight_map");
+  for (const auto& [name, value] : index["weight_map"].items())
+    if (!value.is_string() || value.get<std::string>().find('/') != std::string::npos)
+      fail(shown, "weight_map has no file's name for '" + name + "'");
+  return index["weight_map"];
+}
+
+}  // namespace
+
+NamedTensors weights_of(const torch::nn::Module& module) {
+  NamedTensors once;
+  for (const Named& named : by_tensor(all_tensors(module))) once.emplace_back(named.names.front(), named.tensor);
+  return once;
+}
+
+std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& weights, std::uint64_t max_shard_bytes,
+                                  const std::string& directory) {
+  if (max_shard_bytes == 0) throw ConfigError("max_shard_bytes is 0; use the size that a file may have");
+  const auto shards = split(weights, max_shard_bytes);
+  std::vector<NewFile> files;
+  Json weight_map = Json::object();
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = shards.size() == 1 ? stem + ".safetensors" : shard_name(stem, i + 1, shards.size());
+    for (const auto& [tensor_name, tensor] : shards[i]) {
+      weight_map[tensor_name] = name;
+      bytes += tensor.nbytes();
+    }
+    files.push_back({name, [shard = shards[i], shown = directory + "/" + name](const WriteBytes& write) {
+                       write_safetensors(write, shown, shard, {{"format", "pt"}});
+                     }});
+  }
+  if (shards.size() == 1) return files;
+  const Json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}};
+  files.push_back({stem + ".safetensors.index.json",
+                   [text = index.dump(2) + "\n"](const WriteBytes& write) { write(text.data(), text.size()); }});
+  return files;
+}
+
+// ---- reading
+
+namespace {
+
+NamedTensors load_torch_save(const std::string& path, const std::string& shown) {
+  const c10::IValue value = read_pickle(path, shown);
+  if (!value.isGenericDict()) fail(shown, "is no dict of tensors");
+  NamedTensors tensors;
+  for (const auto& item : value.toGenericDict()) {
+    if (!item.key().isString() || !item.value().isTensor()) fail(shown, "is no dict of tensors by name");
+    tensors.emplace_back(item.key().toStringRef(), item.value().toTensor());
+  }
+  return tensors;
+}
+
+void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors) {
+  for (auto& [name, tensor] : tensors) {
+    if (!stored.tensors.emplace(name, std::move(tensor)).second)
+      fail(file, "tensor '" + name + "' is in another file too");
+    stored.files[name] = file;
+  }
+}
+
+using Load = NamedTensors (*)(const std::string& path, const std::string& shown);
+
+// One file, or several with an index; nothing when there are neither.
+std::optional<StoredWeights> read_layout(const CheckpointSource& source, const std::string& single, Load load) {
+  StoredWeights stored{.directory = source.directory(), .tensors = {}, .files = {}};
+  if (source.has(single)) {
+    add_to(stored, source.shown(single), load(source.path_of(single), source.shown(single)));
+    return stored;
+  }
+  const std::string index = single + ".index.json";
+  if (!source.has(index)) return std::nullopt;
+  const auto weight_map = parse_index(source.path_of(index), source.shown(index));
+  std::set<std::string> names;
+  for (const auto& [name, file] : weight_map.items()) names.insert(file.get<std::string>());
+  const std::vector<std::string> files(names.begin(), names.end());
+  std::vector<NamedTensors> parts(files.size());
+  in_threads(files.size(), [&](std::size_t i) { parts[i] = load(source.path_of(files[i]), source.shown(files[i])); });
+  for (std::size_t i = 0; i < files.size(); ++i) add_to(stored, source.shown(files[i]), std::move(parts[i]));
+  for (const auto& [name, file] : weight_map.items())
+    if (const auto found = stored.files.find(name);
+        found == stored.files.end() || found->second != source.shown(file.get<std::string>()))
+      fail(source.shown(index), "tensor '" + name + "' is not in " + file.get<std::string>());
+  return stored;
+}
+
+// What is stored of a tensor, under any of its names; with several they must be equal.
+at::Tensor find(const StoredWeights& stored, const Named& wanted) {
+  at::Tensor tensor;
+  for (const std::string& name : wanted.names) {
+    const auto found = stored.tensors.find(name);
+    if (found == stored.tensors.end()) continue;
+    if (found->second.sizes() != wanted.tensor.sizes())
+      fail(stored.files.at(name), "tensor '" + name + "' has sizes " + c10::str(found->second.sizes()) +
+                                      ", the model needs " + c10::str(wanted.tensor.sizes()));
+    if (tensor.defined() && !at::equal(tensor, found->second))
+      fail(stored.files.at(name),
+           "tensor '" + name + "' is not equal to '" + wanted.names.front() + "', which it is tied to in the model");
+    tensor = found->second;
+  }
+  if (!tensor.defined()) fail(stored.directory, "has no tensor '" + wanted.names.front() + "', which the model needs");
+  return tensor;
+}
+
+void check_no_others(const StoredWeights& stored, const NamedTensors& wanted) {
+  std::set<std::string> names;
+  for (const auto& named : wanted) names.insert(named.first);
+  for (const auto& [name, file] : stored.files)
+    if (!names.contains(name)) fail(file, "tensor '" + name + "' is none of the model's");
+}
+
+}  // namespace
+
+StoredWeights read_weights(const CheckpointSource& source, const std::string& stem) {
+  const std::string single = stem + ".safetensors";
+  if (auto stored = read_layout(source, single, load_safetensors)) return std::move(*stored);
+  if (auto stored = read_layout(source, "pytorch_" + stem + ".bin", load_torch_save)) return std::move(*stored);
+  fail(source.shown(single), "does not exist");
+}
+
+std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module) {
+  const NamedTensors wanted = all_tensors(module);
+  check_no_others(stored, wanted);
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
+  for (const Named& named : by_tensor(wanted)) copies.emplace_back(named.tensor, find(stored, named));
+  return [copies = std::move(copies)] {
+    const at::NoGradGuard no_grad;
+    for (auto [to, from] : copies) to.copy_(from);
+  };
+}
+
+}  // namespace tandem::io

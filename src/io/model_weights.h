@@ -1,0 +1,40 @@
+// A model's weights among the files of a checkpoint. `stem` is "model", or "model_1" and so on for further models.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <torch/nn/module.h>
+
+#include "io/checkpoint_source.h"
+#include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/safetensors.h"
+
+namespace tandem::io {
+
+/// Parameters and buffers of `module`, each once: tied weights under their first name.
+NamedTensors weights_of(const torch::nn::Module& module);
+
+/// The files that hold `weights`, in the layout of Hugging Face. They refer to the tensors. `directory` is for errors.
+/// Throws ConfigError when `max_shard_bytes` is 0.
+std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& weights, std::uint64_t max_shard_bytes,
+                                  const std::string& directory);
+
+/// Tensors by name, and the file that each is in, as it is shown.
+struct StoredWeights {
+  std::string directory;
+  std::map<std::string, at::Tensor> tensors;
+  std::map<std::string, std::string> files;
+};
+
+/// Reads them: `model.safetensors`, its shards, or Python's `pytorch_model.bin`. Throws CheckpointError.
+StoredWeights read_weights(const CheckpointSource& source, const std::string& stem);
+
+/// Checks that `stored` is all that `module` needs, and nothing else, and returns what copies it there. Throws
+/// CheckpointError that names the file and the tensor otherwise.
+std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module);
+
+}  // namespace tandem::io

@@ -1,0 +1,218 @@
+// What an Accelerator does to go on from a saved state.
+#include <algorithm>
+
+#include "io/checkpoint_source.h"
+#include "io/in_threads.h"
+#include "io/model_weights.h"
+#include "runtime/state_file.h"
+#include "runtime/state_saver.h"
+#include "tandem/core/error.h"
+#include "tandem/io/checkpoint_series.h"
+#include "tandem/io/pickle_file.h"
+#include "tandem/optim/state_dict.h"
+#include "tandem/runtime/accelerator.h"
+
+namespace tandem {
+
+// What the files of a checkpoint hold, read once for all ranks.
+struct Accelerator::LoadedState {
+  std::string directory;
+  std::optional<StateFile> state;  // nothing: Python's checkpoint, which has the other files only
+  std::vector<io::StoredWeights> models;
+  std::vector<c10::IValue> optimizers, schedulers, objects;
+  std::optional<c10::IValue> scaler;
+  StateFiles hook_files;
+};
+
+namespace {
+
+void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
+  if (stored == prepared) return;
+  throw CheckpointError(directory + ": is of " + std::to_string(stored) + " prepared " + what + ", and there are " +
+                        std::to_string(prepared) + "; prepare what was prepared when it was saved");
+}
+
+}  // namespace
+
+// Reads all files that the prepared objects need, several at once.
+std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::string& directory) const {
+  const io::CheckpointSource source(directory);
+  auto loaded = std::make_shared<LoadedState>();
+  loaded->directory = directory;
+  if (const io::CheckpointReader* reader = source.reader(); reader && reader->has("tandem_state.json"))
+    loaded->state = parse_state_file(reader->read("tandem_state.json"), source.shown("tandem_state.json"));
+  loaded->models.resize(reducers_.size());
+  loaded->optimizers.resize(alive(optimizers_).size());
+  loaded->schedulers.resize(alive(schedulers_).size());
+  loaded->objects.resize(loaded->state ? state_objects_.size() : 0);
+  if (loaded->state) check_counts(*loaded);
+
+  std::vector<std::function<void()>> reads;
+  const auto add_pickle = [&](const std::string& name, c10::IValue& value) {
+    reads.emplace_back([&source, &value, name] { value = io::read_pickle(source.path_of(name), source.shown(name)); });
+  };
+  for (std::size_t i = 0; i < loaded->optimizers.size(); ++i)  // first, because they take longest
+    add_pickle(numbered("optimizer", i) + ".bin", loaded->optimizers[i]);
+  for (std::size_t i = 0; i < loaded->models.size(); ++i)
+    reads.emplace_back([&, i] { loaded->models[i] = io::read_weights(source, numbered("model", i)); });
+  for (std::size_t i = 0; i < loaded->schedulers.size(); ++i)
+    if (!loaded->state || loaded->state->scheduler_steps[i] < 0)
+      add_pickle(numbered("scheduler", i) + ".bin", loaded->schedulers[i]);
+  if (scaler_ && (source.has("scaler.pt") || loaded->state)) add_pickle("scaler.pt", loaded->scaler.emplace());
+  for (std::size_t i = 0; i < loaded->objects.size(); ++i)
+    add_pickle("custom_checkpoint_" + std::to_string(i) + ".pkl", loaded->objects[i]);
+  io::in_threads(reads.size(), [&](std::size_t i) { reads[i](); });
+  if (loaded->state)
+    for (const std::string& name : loaded->state->hook_files) loaded->hook_files[name] = source.reader()->read(name);
+  return loaded;
+}
+
+void Accelerator::check_counts(const LoadedState& loaded) const {
+  const StateFile& state = *loaded.state;
+  const auto check = [&](const char* what, auto stored, std::size_t prepared) {
+    check_count(loaded.directory, what, static_cast<std::size_t>(stored), prepared);
+  };
+  check("models", state.models, reducers_.size());
+  check("optimizers", state.optimizers.size(), loaded.optimizers.size());
+  check("schedulers", state.scheduler_steps.size(), loaded.schedulers.size());
+  check("loaders", state.loaders.size(), alive_loaders().size());
+  if (static_cast<std::size_t>(state.objects) != state_objects_.size())
+    throw CheckpointError(loaded.directory + ": is of " + std::to_string(state.objects) +
+                          " objects registered for checkpointing, and there are " +
+                          std::to_string(state_objects_.size()) + "; register what was registered when it was saved");
+  if (state.scaler && !scaler_)
+    throw CheckpointError(loaded.directory + ": is of a training in fp16, and this one has no scaler");
+  if (!state.scaler && scaler_)
+    throw CheckpointError(loaded.directory +
+                          ": is of a training without a scaler, and this one, in fp16, needs its state");
+}
+
+// Rank 0 reads; when the newest checkpoint of the series is damaged, the one before.
+std::shared_ptr<Accelerator::LoadedState> Accelerator::read_latest() const {
+  const LaunchConfig& config = context_.state->config;
+  auto paths = io::list_checkpoints(config.checkpoints.directory);
+  if (paths.empty()) throw CheckpointError(config.checkpoints.directory + ": has no checkpoint");
+  std::optional<CheckpointError> newest;
+  for (; !paths.empty(); paths.pop_back()) {
+    try {
+      return read_state(paths.back());
+    } catch (const CheckpointError& error) {
+      if (config.on_warning) config.on_warning(std::string(error.what()) + "; the checkpoint before is tried");
+      if (!newest) newest = error;
+    }
+  }
+  throw *newest;
+}
+
+namespace {
+
+// Calls what was prepared, in its order.
+using Steps = std::vector<std::function<void()>>;
+
+}  // namespace
+
+// What gives this rank's models, schedulers, scaler and loaders their state, checked.
+std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState& loaded) {
+  Steps steps;
+  std::size_t index = 0;
+  for (const auto& reducer : reducers_) steps.push_back(io::prepare_load(loaded.models[index++], *reducer->module()));
+  index = 0;
+  for (auto scheduler : alive(schedulers_)) {
+    if (!scheduler.inner()) {
+      const std::int64_t updates = loaded.state ? loaded.state->scheduler_steps[index] : 0;
+      if (scheduler.updates() > updates)
+        throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
+                          " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
+      steps.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
+    } else {
+      const auto state = optim::scheduler_state_of(loaded.schedulers[index]);
+      const auto last = state.get<std::int64_t>("last_epoch");
+      steps.emplace_back([scheduler, state, last]() mutable {
+        scheduler.inner()->load_state(state);
+        scheduler.set_inner_steps(last);
+      });
+    }
+    index += 1;
+  }
+  if (loaded.scaler)
+    steps.emplace_back([this, state = optim::grad_scaler_state_of(*loaded.scaler)] { scaler_->load_state(state); });
+  if (!loaded.state) return steps;
+  index = 0;
+  for (const auto& loader : alive_loaders()) {
+    const data::LoaderState& state = loaded.state->loaders[index++];
+    data::check_loader_state(state, loader->global_batch_size());
+    steps.emplace_back([loader, state] { loader->load_state(state); });
+  }
+  return steps;
+}
+
+void Accelerator::load_optimizers(const LoadedState& loaded) {
+  std::size_t index = 0;
+  for (auto optimizer : alive(optimizers_)) {
+    const c10::IValue& state = loaded.optimizers[index];
+    const auto load = [&](const std::function<bool(const at::Tensor&)>& wanted) {
+      // A tensor that one rank alone wants may become that rank's.
+      const bool may_take = static_cast<bool>(wanted) || world_size() == 1;
+      std::function<void()> apply;
+      check_on_all([&] { apply = optim::prepare_load(optimizer.inner(), state, {wanted, may_take}); });
+      apply();
+    };
+    if (optimizer.sharded())
+      optimizer.sharded()->load(load);
+    else
+      load({});
+    const OptimizerCounts counts = loaded.state ? loaded.state->optimizers[index] : OptimizerCounts();
+    optimizer.set_updates(counts.updates, counts.last_step_was_skipped);
+    index += 1;
+  }
+}
+
+// A rank that was not there before begins a stream of its own, which none has had.
+void Accelerator::load_generators(const StateFile& state) {
+  const auto index = static_cast<std::size_t>(rank());
+  if (index >= state.generators.size()) {
+    const auto updates = state.optimizers.empty() ? 0 : state.optimizers[0].updates;
+    rng::manual_seed(rng::rank_seed(context_.state->config.seed + static_cast<std::uint64_t>(updates), rank()));
+    return;
+  }
+  const GeneratorStates& states = state.generators[index];
+  context_.generators.cpu.set_state(generator_state_of(states.cpu));
+  at::Generator* const cuda = cuda_generator();
+  if (cuda && cuda->defined() && !states.cuda.empty()) cuda->set_state(generator_state_of(states.cuda));
+}
+
+std::string Accelerator::load_state(const std::string& directory) {
+  const trace::Range range(trace::Event::checkpoint);
+  if (directory.empty() && context_.state->config.checkpoints.directory.empty())
+    throw ConfigError("load_state without a directory needs LaunchConfig::checkpoints.directory");
+  check_between_updates();
+  std::shared_ptr<LoadedState> loaded;
+  on_main_for_all([&] {
+    finish_saving();
+    loaded = directory.empty() ? read_latest() : read_state(directory);
+  });
+  loaded = broadcast_object(loaded);
+  for (const auto& reducer : reducers_) reducer->weights().unshare();  // another rank may still compute with them
+  Steps steps;
+  check_on_all([&] { steps = prepare_state(*loaded); });
+  check_on_all([&] {
+    for (const auto& step : steps) step();
+  });
+  for (const auto& reducer : reducers_) {
+    reducer->clear_gradients();
+    reducer->weights().accept();
+  }
+  load_optimizers(*loaded);  // after the schedulers: the rates are those of the state
+  if (loaded->state) {
+    context_.gradients.step = loaded->state->micro_batches;
+    load_generators(*loaded->state);
+  }
+  check_on_all([&] {
+    for (std::size_t i = 0; i < loaded->objects.size(); ++i) state_objects_[i].load(loaded->objects[i]);
+    for (const StateHooks& hooks : state_hooks_)
+      if (hooks.load && loaded->state) hooks.load(loaded->hook_files);
+  });
+  return loaded->directory;
+}
+
+}  // namespace tandem

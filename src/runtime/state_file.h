@@ -1,0 +1,45 @@
+// tandem_state.json: what of a training's state is in none of the other files.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tandem/data/loader_base.h"
+
+namespace tandem {
+
+/// States of one rank's default generators, as their bytes.
+struct GeneratorStates {
+  std::string cpu, cuda;  ///< empty: it has none
+};
+
+struct OptimizerCounts {
+  std::int64_t updates = 0;
+  bool last_step_was_skipped = false;
+};
+
+struct StateFile {
+  std::int64_t models = 0, schedulers = 0, objects = 0;  ///< how many there are in files of their own
+  bool scaler = false;
+  std::vector<OptimizerCounts> optimizers;
+  std::vector<std::int64_t> scheduler_steps;  ///< of LibTorch's: updates; of others -1, because their files say it
+  std::vector<data::LoaderState> loaders;
+  std::vector<GeneratorStates> generators;  ///< by rank
+  std::int64_t micro_batches = 0;           ///< GradientState::step
+  std::vector<std::string> hook_files;
+};
+
+std::string to_text(const StateFile& state);
+
+/// Throws CheckpointError that names the file as `shown` and the field.
+StateFile parse_state_file(const std::string& text, const std::string& shown);
+
+/// Name without its ending of the file number `index` of its kind, as Accelerate has it: model, model_1, model_2, …
+std::string numbered(const std::string& kind, std::size_t index);
+
+/// The bytes of a generator's state, and back.
+std::string bytes_of(const at::Tensor& generator_state);
+at::Tensor generator_state_of(const std::string& bytes);
+
+}  // namespace tandem

@@ -1,0 +1,47 @@
+// Writes states as checkpoints, in the background if asked.
+#pragma once
+
+#include <cstdint>
+#include <future>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/snapshot.h"
+#include "tandem/io/checkpoint_directory.h"
+
+namespace tandem {
+
+/// One at a time. Belongs to rank 0. Destroyed when the last one is written.
+class StateSaver {
+ public:
+  struct Job {
+    std::string directory;
+    std::vector<io::NewFile> files;
+    std::map<std::string, std::string> info;
+    bool in_series = false;  ///< one of a series (io/checkpoint_series.h), of which `total_limit` stay
+    std::optional<std::int64_t> total_limit;
+  };
+
+  /// Whether one is being written.
+  bool busy() const;
+
+  /// Waits until the last one is written. Throws what went wrong with it, once.
+  void wait();
+
+  /// Throws CheckpointError.
+  static void write(const Job& job);
+
+  /// The same in the background, after `wait`.
+  void start(Job job);
+
+  /// Of what is written in the background.
+  Snapshot& snapshot() { return snapshot_; }
+
+ private:
+  Snapshot snapshot_;
+  std::future<void> writing_;
+};
+
+}  // namespace tandem
