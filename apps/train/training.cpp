@@ -210,7 +210,7 @@ class Trainer {
   void end_update(const at::Tensor& norm) {
     outcome_.steps += 1;
     outcome_.epoch = epoch_;
-    if (outcome_.steps == 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
+    if (outcome_.steps == outcome_.resumed_steps + 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
     const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
     if (!options_.log_json.empty()) log_update(norm.item<double>(), rate);
     if (progress_.due())
