@@ -16,7 +16,7 @@ function(tandem_add_tests layer)
   add_executable(${target} ${sources})
   target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/tests ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(${target} PRIVATE ${arg_LIBRARIES} tandem_warnings tandem_catch_main)
-  if(NOT layer STREQUAL core)
+  if(tandem IN_LIST arg_LIBRARIES)
     target_precompile_headers(${target} REUSE_FROM tandem)
   endif()
   catch_discover_tests(${target} TEST_PREFIX "${layer}: " DISCOVERY_MODE PRE_TEST

@@ -8,13 +8,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.11.0
 packages=(g++ cmake ninja-build git python3-venv zlib1g-dev libjpeg-dev libpng-dev libcli11-dev catch2
-  nlohmann-json3-dev)
+  nlohmann-json3-dev libsimdjson-dev libjs-dygraphs)
 # A file that each package brings, so that looking costs no time.
 package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/python3*/ensurepip/__init__.py
   /usr/include/zlib.h /usr/include/jpeglib.h /usr/include/png.h /usr/include/CLI/CLI.hpp
-  /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp)
+  /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp
+  /usr/include/simdjson.h /usr/share/javascript/dygraphs/dygraph.min.js)
 # Another version formats differently, so only CI insists.
 [[ -z ${CI:-} ]] || { packages+=(clang-format) && package_files+=(/usr/bin/clang-format); }
+# To look at reports in, of which the test is skipped without. Ubuntu has none that runs in a container.
+[[ -z ${CI:-} || ! -e /etc/debian_version || -e /etc/lsb-release ]] || { packages+=(chromium) && package_files+=(/usr/bin/chromium); }
 light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-nvtx==13.0.85)
 libtorch=.deps/libtorch-$torch_version
 toolkit_packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85

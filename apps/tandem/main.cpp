@@ -12,6 +12,7 @@
 
 #include "bench.h"
 #include "plan.h"
+#include "report.h"
 #include "tandem/core/error.h"
 
 namespace {
@@ -144,11 +145,14 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   add_plan(app, plan);
   const CLI::App* bench_command = add_bench(app, bench);
+  tandem_tool::ReportOptions report;
+  const CLI::App* report_command = tandem_tool::add_report(app, report);
   const auto complain_as_asked = [&](const std::string& what, int code) {
     return complain(plan.json || bench.json, what, code);
   };
   try {
     app.parse(argc, argv);
+    if (report_command->parsed()) return tandem_tool::run_report(report);
     return bench_command->parsed() ? run_bench(bench) : run_plan(plan);
   } catch (const CLI::CallForHelp&) {
     std::printf("%s", help(app).c_str());

@@ -1,0 +1,17 @@
+# cmake -DOUTPUT=FILE -DTEXTS=NAME=PATH;... -P embed.cmake: files as constants of page_texts.h; those of one name are joined.
+set(names)
+foreach(text IN LISTS TEXTS)
+  string(REGEX MATCH "^([a-z]+)=(.*)$" matched "${text}")
+  set(name ${CMAKE_MATCH_1})
+  file(READ "${CMAKE_MATCH_2}" content)
+  # A page has no such file beside it.
+  string(REGEX REPLACE "(//|/\\*)# sourceMappingURL=[^\n]*" "" content "${content}")
+  list(APPEND names ${name})
+  string(APPEND text_of_${name} "${content}\n")
+endforeach()
+list(REMOVE_DUPLICATES names)
+set(code "#include \"page_texts.h\"\n\nnamespace tandem_report::texts {\n\n")
+foreach(name IN LISTS names)
+  string(APPEND code "const std::string_view ${name} = R\"embedded(${text_of_${name}})embedded\";\n")
+endforeach()
+file(WRITE "${OUTPUT}" "${code}\n}  // namespace tandem_report::texts\n")

@@ -1,0 +1,275 @@
+// Curves over the steps: what a plot holds, and drawing it with dygraphs.
+
+const titles = new Map([
+  ['loss', 'Loss'], ['accuracy', 'Accuracy'], ['lr', 'Learning rate'], ['grad_norm', 'Gradient norm'],
+  ['samples_per_second', 'Throughput (samples/s)'], ['step_ms', 'Time of a step (ms)'], ['memory', 'Memory (MB)'],
+]);
+// What is noise from step to step; a learning rate is not.
+const noisy = new Set(['loss', 'grad_norm', 'samples_per_second', 'step_ms']);
+const partName = /^perf\/rank(\d+)\/(.+)_ms$/s;
+const isPart = (name) => partName.test(name);
+const plotOf = (name) => name.startsWith('memory/') ? 'memory' : afterSlash(name);
+
+// Names of one plot: train/loss and eval/loss are in the same. Known plots first, the others by name.
+function plotsOf(allRuns) {
+  const plots = new Map([...titles.keys()].map((key) => [key, new Set()]));
+  const names = new Set(allRuns.flatMap((run) => seriesOf(run).map(([name]) => name)).filter((name) => !isPart(name)));
+  // Training before evaluation: the first of a plot is drawn solid.
+  const isTraining = (name) => name.startsWith('train/');
+  for (const name of [...names].sort((a, b) => isTraining(b) - isTraining(a) || (a < b ? -1 : 1))) {
+    const key = plotOf(name);
+    if (!plots.has(key)) plots.set(key, new Set());
+    plots.get(key).add(name);
+  }
+  return [...plots].filter(([, members]) => members.size > 0).map(([key, members]) => ({
+    title: titles.get(key) || key, names: [...members], isKnown: titles.has(key), isNoisy: noisy.has(key),
+    isTime: key === 'step_ms',
+  }));
+}
+
+// Where to cut the top of a plot of times off, so that a slow first step does not flatten all others; null: nowhere.
+function ceiling(values) {
+  const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
+  const usual = sorted[Math.floor(0.98 * (sorted.length - 1))];
+  return sorted.length >= 50 && sorted[sorted.length - 1] > 2 * usual ? 1.5 * usual : null;
+}
+function tellCut(element, top) {
+  element.textContent = top === null ? '' : `cut at ${top.toPrecision(2)}`;
+  element.title = 'A few steps took longer: the plot leaves their peaks out';
+}
+
+const nameDashes = [null, [6, 3], [2, 2], [10, 3, 2, 3]];
+const marker = (values) => values.length <= 60;  // few points are shown as such
+
+// Averages with those before, weighted less the longer ago; unbiased at the start.
+function smoothed(values, weight) {
+  let sum = 0, weights = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum = weight * sum + (1 - weight) * value;
+    weights = weight * weights + (1 - weight);
+    return sum / weights;
+  });
+}
+
+// The curves of a plot: one for each run that is shown and each name that it has.
+function curvesOf(plot) {
+  const curves = [];
+  runs.forEach((run, index) => {
+    plot.names.forEach((name, position) => {
+      if (!view.shown[index] || !Object.hasOwn(run.series, name)) return;
+      const series = run.series[name], steps = stepsOf(run, series);
+      const xs = view.byTime ? steps.map((step) => secondsAt(run, step)) : steps;
+      const dash = nameDashes[position % 4] || runDash(index);
+      const curve = {index, name, steps, xs, dash, values: series.mean, low: series.low, high: series.high,
+                     raw: series.mean, colour: runColour(index)};
+      // Smoothing five evaluations would only hide them.
+      if (plot.isNoisy && view.smoothing > 0 && !marker(series.mean)) curve.values = smoothed(series.mean, view.smoothing);
+      curves.push(curve);
+    });
+  });
+  return curves;
+}
+
+// Columns for dygraphs, [low, value, high] each: all curves in one table by x. What was smoothed gets its own values as a
+// faint column of its own.
+function tableOf(curves) {
+  const columns = curves.flatMap((curve) => curve.values === curve.raw ? [{curve, values: curve.raw, faint: false}] :
+      [{curve, values: curve.raw, faint: true}, {curve, values: curve.values, faint: false}]);
+  const rows = new Map();
+  columns.forEach(({curve, values, faint}, column) => {
+    const band = curve.low && (faint || values === curve.raw);
+    curve.xs.forEach((x, at) => {
+      if (!rows.has(x)) rows.set(x, new Array(columns.length).fill(null));
+      const value = values[at] === null ? NaN : values[at];
+      rows.get(x)[column] = band && values[at] !== null ? [curve.low[at], value, curve.high[at]] : [value, value, value];
+    });
+  });
+  const table = [...rows].sort(([a], [b]) => a - b).map(([x, row]) => [x, ...row]);
+  const series = {};
+  columns.forEach(({curve, faint}, column) => {
+    series[`y${column}`] = {
+      color: rgba(curve.colour, faint ? 0.3 : 1), strokeWidth: faint ? 1 : 1.8, strokePattern: faint ? null : curve.dash,
+      drawPoints: marker(curve.raw), pointSize: 2.5, highlightCircleSize: faint ? 0 : 3.5,
+    };
+  });
+  return {table, labels: ['x', ...columns.map((_, column) => `y${column}`)], series};
+}
+
+// Vertical lines where something happened.
+function marksOf() {
+  if (!view.marks) return [];
+  return runs.flatMap((run, index) => view.shown[index] ? run.events.map((event) => (
+      {...event, index, x: view.byTime ? secondsAt(run, event.step) : event.step})) : []);
+}
+
+function drawMarks(canvas, area, graph) {
+  canvas.save();
+  for (const mark of marksOf()) {
+    const x = Math.round(graph.toDomXCoord(mark.x)) + 0.5;
+    if (x < area.x || x > area.x + area.w) continue;
+    canvas.strokeStyle = canvas.fillStyle = runColour(mark.index);
+    canvas.globalAlpha = mark.name === 'checkpoint' ? 0.45 : 0.9;
+    canvas.lineWidth = mark.name === 'checkpoint' ? 1 : 1.5;
+    canvas.setLineDash(mark.name === 'checkpoint' ? [2, 4] : [6, 3]);
+    canvas.beginPath();
+    canvas.moveTo(x, area.y);
+    canvas.lineTo(x, area.y + area.h);
+    canvas.stroke();
+    canvas.beginPath();
+    canvas.moveTo(x - 4, area.y);
+    canvas.lineTo(x + 4, area.y);
+    canvas.lineTo(x, area.y + 6);
+    canvas.fill();
+  }
+  canvas.restore();
+}
+
+// The place in xs, which ascend, that is nearest to x.
+function nearest(xs, x) {
+  let low = 0, high = xs.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && x - xs[low - 1] < xs[low] - x ? low - 1 : low;
+}
+
+// One finger scrolls the page, two zoom.
+const interaction = {
+  ...Dygraph.defaultInteractionModel,
+  touchstart: (event, graph, context) => {
+    if (event.touches.length > 1) Dygraph.defaultInteractionModel.touchstart(event, graph, context);
+  },
+  touchmove: (event, graph, context) => {
+    if (event.touches.length > 1) Dygraph.defaultInteractionModel.touchmove(event, graph, context);
+  },
+};
+
+const commonOptions = () => ({
+  legend: 'never', animatedZooms: false, interactionModel: interaction, gridLineColor: palette().grid,
+  axisLineColor: palette().axis, axisLabelFontSize: 12, rightGap: 12, xRangePad: 4, yRangePad: 6, hideOverlayOnMouseOut: true,
+  connectSeparatedPoints: true,
+});
+const xAxis = () => ({axisLabelFormatter: (x) => view.byTime ? duration(x) : shortNumber(x), pixelsPerLabel: 56});
+
+// Shows beside the pointer what is there: lines as [colour, text].
+function hoverText(box, graph, event, heading, lines) {
+  box.replaceChildren(make('strong', {}, heading), ...lines.map(([colour, text]) => make('div', {},
+      make('span', {class: 'swatch', style: {background: colour}}), text)));
+  box.hidden = false;
+  const frame = box.parentElement.getBoundingClientRect();
+  const x = event.clientX - frame.left;
+  box.style.left = x > frame.width / 2 ? 'auto' : `${x + 14}px`;
+  box.style.right = x > frame.width / 2 ? `${frame.width - x + 14}px` : 'auto';
+}
+
+function valueText(curve, at) {
+  const value = number(curve.raw[at]);
+  const band = curve.low && curve.low[at] !== curve.high[at] ? ` (${number(curve.low[at])} to ${number(curve.high[at])})` : '';
+  return curve.values === curve.raw ? value + band : `${number(curve.values[at])}, unsmoothed ${value}${band}`;
+}
+
+function describe(plot, curves) {
+  const last = curves.map((curve) => `${runs[curve.index].label} ${curve.name}: ` +
+      `${number(curve.raw[curve.raw.length - 1])} at step ${whole(curve.steps[curve.steps.length - 1])}`);
+  return `${plot.title}. ${last.slice(0, 12).join('; ') || 'No run is shown'}`;
+}
+
+// A plot with its frame, drawn again with `draw` whenever the view changes.
+class CurvePlot {
+  constructor(plot) {
+    this.plot = plot;
+    this.logarithmic = false;
+    this.canvas = make('div', {class: 'plot', role: 'img'});
+    this.hover = make('div', {class: 'hover', hidden: true});
+    this.cut = make('span', {class: 'aside cut'});
+    const log = make('button', {type: 'button', class: 'small', 'aria-pressed': 'false',
+                                title: 'logarithmic scale', onclick: () => {
+      this.logarithmic = !this.logarithmic;
+      log.setAttribute('aria-pressed', String(this.logarithmic));
+      this.draw();
+    }}, 'log');
+    this.element = make('figure', {class: 'curve'},
+        make('figcaption', {}, make('b', {}, plot.title), this.names(), this.cut, log),
+        make('div', {class: 'frame'}, this.canvas, this.hover));
+  }
+
+  names() {
+    const {names} = this.plot;
+    if (names.length === 1) return make('span', {class: 'names only', title: names[0]}, names[0]);
+    return make('span', {class: 'names'},
+        ...names.map((name, position) => make('span', {}, lineSample(nameDashes[position % 4]), name)));
+  }
+
+  draw() {
+    if (this.graph) this.graph.destroy();
+    this.curves = curvesOf(this.plot);
+    const {table, labels, series} = tableOf(this.curves);
+    this.points = table.length;
+    this.canvas.setAttribute('aria-label', describe(this.plot, this.curves));
+    if (table.length === 0) {
+      this.graph = null;
+      this.canvas.replaceChildren(make('p', {class: 'empty'}, 'nothing to show'));
+      return;
+    }
+    const top = this.plot.isTime && !this.logarithmic ? ceiling(this.curves.flatMap((curve) => curve.high || curve.raw)) : null;
+    tellCut(this.cut, top);
+    this.graph = new Dygraph(this.canvas, table, {
+      ...commonOptions(), labels, series, customBars: true, fillAlpha: 0.18, logscale: this.logarithmic,
+      valueRange: top && [0, top], dateWindow: view.window, underlayCallback: drawMarks,
+      axes: {x: xAxis(), y: {axisLabelFormatter: shortNumber, axisLabelWidth: 54}},
+      zoomCallback: (from, to) => zoomAll(this.graph.isZoomed('x') ? [from, to] : null),
+      highlightCallback: (event, x) => this.showValues(event, x),
+      unhighlightCallback: () => { this.hover.hidden = true; },
+    });
+  }
+
+  showValues(event, x) {
+    const lines = this.curves.map((curve) => [curve, nearest(curve.xs, x)]).filter(([curve, at]) => {
+      const gap = Math.abs(curve.xs[at] - x);
+      return gap === 0 || gap <= (curve.xs[curve.xs.length - 1] - curve.xs[0]) / curve.xs.length;
+    }).map(([curve, at]) => [curve.colour, (runs.length > 1 ? `${runs[curve.index].label} ` : '') +
+        (this.plot.names.length > 1 ? `${curve.name} ` : '') + valueText(curve, at)]);
+    const here = this.graph.toDomXCoord(x);
+    for (const mark of marksOf())
+      if (Math.abs(this.graph.toDomXCoord(mark.x) - here) < 5)
+        lines.push([runColour(mark.index), `${mark.name} at step ${whole(mark.step)} ${mark.detail}`]);
+    hoverText(this.hover, this.graph, event, view.byTime ? duration(x) : `step ${whole(x)}`, lines);
+  }
+
+  zoom() {
+    if (this.graph) this.graph.updateOptions({dateWindow: view.window});
+  }
+}
+
+function lineSample(dash) {
+  const line = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  line.setAttribute('class', 'line');
+  line.setAttribute('viewBox', '0 0 24 4');
+  line.setAttribute('aria-hidden', 'true');
+  const path = line.appendChild(document.createElementNS('http://www.w3.org/2000/svg', 'path'));
+  path.setAttribute('d', 'M0 2H24');
+  if (dash) path.setAttribute('stroke-dasharray', dash.join(' '));
+  return line;
+}
+
+const plots = [];
+
+function zoomAll(window) {
+  view.window = window;
+  plots.forEach((plot) => plot.zoom());
+  document.getElementById('unzoom').hidden = window === null;
+}
+
+function addCurves() {
+  const all = plotsOf(runs).map((plot) => new CurvePlot(plot));
+  plots.push(...all);
+  const grid = (some) => make('div', {class: 'curves'}, ...some.map((plot) => plot.element));
+  const known = all.filter((plot) => plot.plot.isKnown), others = all.filter((plot) => !plot.plot.isKnown);
+  if (all.length === 0) return section('Curves', make('p', {class: 'empty'}, 'No values have been logged yet.'));
+  if (others.length <= 3) return section('Curves', grid(all));
+  if (known.length > 0) section('Curves', grid(known));
+  section('Other values', grid(others));
+}
