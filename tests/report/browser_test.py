@@ -48,6 +48,11 @@ const look = (act) => ({
   labelled: frames().filter((frame) => frame.getAttribute('aria-label')).length,
   wide: document.documentElement.scrollWidth > innerWidth,
 });
+const pointAt = (plot, step) => {
+  const canvas = [...plot.canvas.querySelectorAll('canvas')].pop(), at = canvas.getBoundingClientRect();
+  canvas.dispatchEvent(new MouseEvent('mousemove',
+      {clientX: at.left + plot.graph.toDomXCoord(step), clientY: at.top + 80, bubbles: true}));
+};
 const looks = [look('')];
 ACTS
 document.documentElement.dataset.probe = JSON.stringify({
@@ -57,6 +62,7 @@ document.documentElement.dataset.probe = JSON.stringify({
   images: [...document.images].filter((image) => image.complete && image.naturalWidth > 0).length,
   differing: [...document.querySelectorAll('.differs th')].map((each) => each.firstChild.textContent),
   notes: [...document.querySelectorAll('.notes li')].map((each) => each.textContent),
+  hovers: plots.filter((plot) => !plot.hover.hidden).map((plot) => plot.hover.textContent),
   hacked: document.documentElement.dataset.hacked || null,
   fetched: performance.getEntriesByType('resource').map((entry) => entry.name).filter((name) => !name.startsWith('data:')),
 });
@@ -128,10 +134,14 @@ class Report(unittest.TestCase):
         runs = [make_run(self.at / "adamw"), make_run(self.at / "sgd", "--optimizer", "sgd", "--lr", 0.1, "--resumed"),
                 make_run(self.at / "cnn", "--model", "cnn", "--unfinished", "--ranks", 4, "--seed", 3)]
         page = self.report(*runs)
-        seen = probe(page)
+        seen = probe(page, ["pointAt(plots[1], 1876); pointAt(plots[8], 3000);"])
         self.check_sound(seen)
         self.assertEqual(seen["looks"][0]["plots"], 9)
         self.assertEqual(seen["images"], 48)
+        curves, parts = seen["hovers"]
+        for text in ["step 1,876", "adamw", "sgd", "0.975", "checkpoint", "checkpoints/checkpoint_1", "resumed"]:
+            self.assertIn(text, curves)
+        self.assertRegex(parts, r"communication[0-9.]+ ms")
         self.assertEqual(seen["title"], "adamw, sgd, cnn – Tandem report")
         self.assertEqual(seen["differing"], ["lr", "model", "optimizer", "seed"])
         self.assertIn("is cut off", " ".join(seen["notes"]))

@@ -154,22 +154,19 @@ const commonOptions = () => ({
 });
 const xAxis = () => ({axisLabelFormatter: (x) => view.byTime ? duration(x) : shortNumber(x), pixelsPerLabel: 56});
 
-// Shows beside the pointer what is there: lines as [colour, text].
-function hoverText(box, graph, event, heading, lines) {
-  box.replaceChildren(make('strong', {}, heading), ...lines.map(([colour, text]) => make('div', {},
-      make('span', {class: 'swatch', style: {background: colour}}), text)));
+// Shows beside the pointer what is there: lines of a colour and texts, which form columns.
+function hoverText(box, event, heading, lines) {
+  box.replaceChildren(make('strong', {}, heading), make('div', {class: 'lines'}, ...lines.map(([colour, ...texts]) => make('div', {},
+      make('span', {class: 'swatch', style: {background: colour}}), ...texts.map((text) => make('span', {}, text))))));
   box.hidden = false;
-  const frame = box.parentElement.getBoundingClientRect();
-  const x = event.clientX - frame.left;
-  box.style.left = x > frame.width / 2 ? 'auto' : `${x + 14}px`;
-  box.style.right = x > frame.width / 2 ? `${frame.width - x + 14}px` : 'auto';
+  const size = box.getBoundingClientRect(), isRight = event.clientX + 16 + size.width > innerWidth;
+  box.style.left = `${Math.max(4, isRight ? event.clientX - 16 - size.width : event.clientX + 16)}px`;
+  box.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - size.height - 4))}px`;
 }
 
-function valueText(curve, at) {
-  const value = number(curve.raw[at]);
-  const band = curve.low && curve.low[at] !== curve.high[at] ? ` (${number(curve.low[at])} to ${number(curve.high[at])})` : '';
-  return curve.values === curve.raw ? value + band : `${number(curve.values[at])}, unsmoothed ${value}${band}`;
-}
+const few = (value) => value === null ? '–' : number(Number(value.toPrecision(4)));
+const bandText = (curve, at) => curve.low && curve.low[at] !== curve.high[at] ?
+    `${few(curve.low[at])} to ${few(curve.high[at])}` : curve.values === curve.raw ? '' : few(curve.raw[at]);
 
 function describe(plot, curves) {
   const last = curves.map((curve) => `${runs[curve.index].label} ${curve.name}: ` +
@@ -227,16 +224,16 @@ class CurvePlot {
   }
 
   showValues(event, x) {
-    const lines = this.curves.map((curve) => [curve, nearest(curve.xs, x)]).filter(([curve, at]) => {
-      const gap = Math.abs(curve.xs[at] - x);
-      return gap === 0 || gap <= (curve.xs[curve.xs.length - 1] - curve.xs[0]) / curve.xs.length;
-    }).map(([curve, at]) => [curve.colour, (runs.length > 1 ? `${runs[curve.index].label} ` : '') +
-        (this.plot.names.length > 1 ? `${curve.name} ` : '') + valueText(curve, at)]);
+    const [from, to] = this.graph.xAxisRange();
+    const lines = this.curves.map((curve) => [curve, nearest(curve.xs, x)])
+        .filter(([curve, at]) => Math.abs(curve.xs[at] - x) <= 0.015 * (to - from))
+        .map(([curve, at]) => [curve.colour, runs.length > 1 ? runs[curve.index].label : '',
+                               this.plot.names.length > 1 ? curve.name : '', few(curve.values[at]), bandText(curve, at)]);
     const here = this.graph.toDomXCoord(x);
     for (const mark of marksOf())
       if (Math.abs(this.graph.toDomXCoord(mark.x) - here) < 5)
-        lines.push([runColour(mark.index), `${mark.name} at step ${whole(mark.step)} ${mark.detail}`]);
-    hoverText(this.hover, this.graph, event, view.byTime ? duration(x) : `step ${whole(x)}`, lines);
+        lines.push([runColour(mark.index), mark.name, mark.detail, `step ${whole(mark.step)}`, '']);
+    hoverText(this.hover, event, view.byTime ? duration(x) : `step ${whole(x)}`, lines);
   }
 
   zoom() {

@@ -6,6 +6,7 @@ function redraw() {
   });
   document.querySelectorAll('article[data-run]').forEach((element) => {
     element.hidden = !view.shown[Number(element.dataset.run)];
+    element.style.setProperty('--run', runColour(Number(element.dataset.run)));
   });
   plots.forEach((plot) => plot.draw());
   // For whoever checks the page: plots, and places on the x axes that hold a value.

@@ -86,9 +86,9 @@ class PartsPlot {
       stackedGraph: true, fillAlpha: 0.9, strokeWidth: 0.5, valueRange: [0, top], dateWindow: view.window,
       axes: {x: xAxis(), y: {axisLabelFormatter: shortNumber, axisLabelWidth: 54}},
       zoomCallback: (from, to) => zoomAll(this.graph.isZoomed('x') ? [from, to] : null),
-      highlightCallback: (event, x, points, row) => hoverText(this.hover, this.graph, event,
+      highlightCallback: (event, x, points, row) => hoverText(this.hover, event,
           view.byTime ? duration(x) : `step ${whole(x)}`, parts.map((part, column) =>
-              [partColour(this.parts, part), `${partTitle(part)} ${number(table[row][column + 1])} ms`]).reverse()),
+              [partColour(this.parts, part), partTitle(part), `${few(table[row][column + 1])} ms`]).reverse()),
       unhighlightCallback: () => { this.hover.hidden = true; },
     });
   }
