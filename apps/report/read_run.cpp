@@ -174,7 +174,8 @@ class RunReader {
     dom::object values;
     if (line["values"].get(values)) throw Unusable{"has no values"};
     if (resumed_) forget_from(step);
-    run_.elapsed.add(step, time_ - begin_.value_or(run_.started));
+    elapsed_ = std::max(elapsed_, time_ - begin_.value_or(run_.started));  // clocks are put back
+    run_.elapsed.add(step, elapsed_);
     for (const auto [name, value] : values)
       if (const auto entry = number(value)) add_scalar(name, step, *entry);
   }
@@ -194,7 +195,8 @@ class RunReader {
   void forget_from(std::int64_t step) {
     for (auto& [name, series] : series_) series.cut(step);
     run_.elapsed.cut(step);
-    begin_ = time_of_begin_ - (run_.elapsed.points().empty() ? 0.0 : run_.elapsed.points().back().value);
+    elapsed_ = run_.elapsed.points().empty() ? 0.0 : run_.elapsed.points().back().value;
+    begin_ = time_of_begin_ - elapsed_;
     const auto is_later = [&](const auto& entry) { return entry.step >= step; };
     std::erase_if(run_.texts, is_later);
     std::erase_if(run_.events, [&](const Event& event) { return event.step >= step && event.name != "resumed"; });
@@ -283,6 +285,7 @@ class RunReader {
   std::unordered_map<std::string, Series> series_;
   std::string key_;
   double time_ = 0, time_of_begin_ = 0;  // of the last line, and of the last that began or resumed the run
+  double elapsed_ = 0;                   // seconds of training so far
   std::optional<double> begin_;          // when the run would have begun without pauses
   bool resumed_ = false;                 // and its first step is still to come
   bool left_out_ = false;

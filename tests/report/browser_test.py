@@ -173,7 +173,7 @@ class Report(unittest.TestCase):
                   {HOSTILE: HOSTILE}, "ranks": 2, "device": HOSTILE},
                  {"type": "scalars", "step": 1, "time": 2.0, "values": {HOSTILE: 1, "__proto__": 2, "perf/rank0/" + HOSTILE + "_ms": 1,
                   "constructor": 3, "perf/rank0/__proto___ms": 2, "train/loss": None}},
-                 {"type": "scalars", "step": 2, "time": 2.0, "values": {HOSTILE: 1e308, "__proto__": -1e308, "train/loss": 1}},
+                 {"type": "scalars", "step": 2, "time": 1.5, "values": {"nothing": None, "negative": -1, HOSTILE: 1e308, "__proto__": -1e308, "train/loss": 1}},
                  {"type": "text", "step": 1, "time": 2.0, "name": HOSTILE, "text": HOSTILE},
                  {"type": "event", "step": 1, "time": 2.0, "name": HOSTILE, "detail": HOSTILE},
                  {"type": "matrix", "step": 1, "time": 2.0, "name": HOSTILE, "labels": [HOSTILE, "1"], "values": [[1, 2], [3, None]]},
@@ -181,7 +181,9 @@ class Report(unittest.TestCase):
                  {"type": "histogram", "step": 1, "time": 2.0, "name": HOSTILE, "edges": [0, 0, None], "counts": [0, None]},
                  {"type": "end", "time": 3.0, "status": HOSTILE, "values": {HOSTILE: 1, "__proto__": 2}}]
         (run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        seen = probe(self.report(run, run))
+        seen = probe(self.report(run, run), [
+            "document.querySelectorAll('.curve button').forEach((button) => button.click());",
+            "change(control('Along'), 'time');"])
         self.check_sound(seen)
         self.assertEqual(seen["captions"], [HOSTILE, HOSTILE])
         self.assertIn("train/loss are infinite or NaN", " ".join(seen["notes"]))

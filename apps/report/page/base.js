@@ -68,11 +68,24 @@ const afterSlash = (name) => name.slice(name.lastIndexOf('/') + 1);
 const swatch = (index) => make('span', {class: 'swatch', 'aria-hidden': 'true', 'data-run': index,
                                         style: {background: runColour(index)}});
 
+// The first place in xs, which ascend, that is not before x; their number when there is none.
+function firstFrom(xs, x) {
+  let low = 0, high = xs.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 // The seconds of training after which a run was at a step.
 function secondsAt(run, step) {
   const steps = stepsOf(run, run.elapsed), seconds = run.elapsed.mean;
-  const after = steps.findIndex((other) => other >= step);
-  if (after <= 0) return after === 0 ? seconds[0] : seconds[seconds.length - 1];
+  if (steps.length === 0) return 0;
+  const after = firstFrom(steps, step);
+  if (after === 0) return seconds[0];
+  if (after === steps.length) return seconds[after - 1];
   const part = (step - steps[after - 1]) / (steps[after] - steps[after - 1]);
   return seconds[after - 1] + part * (seconds[after] - seconds[after - 1]);
 }

@@ -71,6 +71,9 @@ function curvesOf(plot) {
   return curves;
 }
 
+// What is larger overflows in dygraphs.
+const canShow = (value) => value !== null && Math.abs(value) < 1e100;
+
 // Columns for dygraphs, [low, value, high] each: all curves in one table by x. What was smoothed gets its own values as a
 // faint column of its own.
 function tableOf(curves) {
@@ -81,8 +84,8 @@ function tableOf(curves) {
     const band = curve.low && (faint || values === curve.raw);
     curve.xs.forEach((x, at) => {
       if (!rows.has(x)) rows.set(x, new Array(columns.length).fill(null));
-      const value = values[at] === null ? NaN : values[at];
-      rows.get(x)[column] = band && values[at] !== null ? [curve.low[at], value, curve.high[at]] : [value, value, value];
+      const value = canShow(values[at]) ? values[at] : NaN;
+      rows.get(x)[column] = band && canShow(values[at]) ? [curve.low[at], value, curve.high[at]] : [value, value, value];
     });
   });
   const table = [...rows].sort(([a], [b]) => a - b).map(([x, row]) => [x, ...row]);
@@ -105,9 +108,11 @@ function marksOf() {
 
 function drawMarks(canvas, area, graph) {
   canvas.save();
+  const drawn = new Map();  // the x of the last line of a run and a name: many would be a haze
   for (const mark of marksOf()) {
-    const x = Math.round(graph.toDomXCoord(mark.x)) + 0.5;
-    if (x < area.x || x > area.x + area.w) continue;
+    const x = Math.round(graph.toDomXCoord(mark.x)) + 0.5, kind = `${mark.index} ${mark.name}`;
+    if (x < area.x || x > area.x + area.w || Math.abs(x - drawn.get(kind)) < 5) continue;
+    drawn.set(kind, x);
     canvas.strokeStyle = canvas.fillStyle = runColour(mark.index);
     canvas.globalAlpha = mark.name === 'checkpoint' ? 0.45 : 0.9;
     canvas.lineWidth = mark.name === 'checkpoint' ? 1 : 1.5;
@@ -127,13 +132,8 @@ function drawMarks(canvas, area, graph) {
 
 // The place in xs, which ascend, that is nearest to x.
 function nearest(xs, x) {
-  let low = 0, high = xs.length - 1;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (xs[middle] < x) low = middle + 1;
-    else high = middle;
-  }
-  return low > 0 && x - xs[low - 1] < xs[low] - x ? low - 1 : low;
+  const after = Math.min(firstFrom(xs, x), xs.length - 1);
+  return after > 0 && x - xs[after - 1] < xs[after] - x ? after - 1 : after;
 }
 
 // One finger scrolls the page, two zoom.
@@ -182,14 +182,13 @@ class CurvePlot {
     this.canvas = make('div', {class: 'plot', role: 'img'});
     this.hover = make('div', {class: 'hover', hidden: true});
     this.cut = make('span', {class: 'aside cut'});
-    const log = make('button', {type: 'button', class: 'small', 'aria-pressed': 'false',
+    this.log = make('button', {type: 'button', class: 'small', 'aria-pressed': 'false',
                                 title: 'logarithmic scale', onclick: () => {
       this.logarithmic = !this.logarithmic;
-      log.setAttribute('aria-pressed', String(this.logarithmic));
       this.draw();
     }}, 'log');
     this.element = make('figure', {class: 'curve'},
-        make('figcaption', {}, make('b', {}, plot.title), this.names(), this.cut, log),
+        make('figcaption', {}, make('b', {}, plot.title), this.names(), this.cut, this.log),
         make('div', {class: 'frame'}, this.canvas, this.hover));
   }
 
@@ -211,6 +210,10 @@ class CurvePlot {
       this.canvas.replaceChildren(make('p', {class: 'empty'}, 'nothing to show'));
       return;
     }
+    const hasLogarithms = table.some(([, ...points]) => points.some((point) => point !== null && point[1] > 0));
+    this.log.disabled = !hasLogarithms;
+    this.logarithmic = this.logarithmic && hasLogarithms;
+    this.log.setAttribute('aria-pressed', String(this.logarithmic));
     const top = this.plot.isTime && !this.logarithmic ? ceiling(this.curves.flatMap((curve) => curve.high || curve.raw)) : null;
     tellCut(this.cut, top);
     this.graph = new Dygraph(this.canvas, table, {
