@@ -46,12 +46,21 @@ const look = (act) => ({
   act, plots: Number(document.documentElement.dataset.plots), points: Number(document.documentElement.dataset.points),
   drawn: frames().filter((frame) => [...frame.querySelectorAll('canvas')].some(isDrawn)).length,
   labelled: frames().filter((frame) => frame.getAttribute('aria-label')).length,
+  ranges: plots.map((plot) => plot.graph ? plot.graph.xAxisRange().map(Math.round) : null),
   wide: document.documentElement.scrollWidth > innerWidth,
 });
 const pointAt = (plot, step) => {
   const canvas = [...plot.canvas.querySelectorAll('canvas')].pop(), at = canvas.getBoundingClientRect();
   canvas.dispatchEvent(new MouseEvent('mousemove',
       {clientX: at.left + plot.graph.toDomXCoord(step), clientY: at.top + 80, bubbles: true}));
+};
+const drag = (plot, from, to) => {
+  const canvas = [...plot.canvas.querySelectorAll('canvas')].pop(), at = canvas.getBoundingClientRect();
+  const send = (target, kind, step) => target.dispatchEvent(new MouseEvent(kind, {bubbles: true, cancelable: true,
+      view: window, button: 0, clientX: at.left + plot.graph.toDomXCoord(step), clientY: at.top + 80}));
+  send(canvas, 'mousedown', from);
+  send(document, 'mousemove', to);
+  send(document, 'mouseup', to);
 };
 const looks = [look('')];
 ACTS
@@ -158,6 +167,22 @@ class Report(unittest.TestCase):
         self.assertLess(looks[-1]["points"], looks[0]["points"] + 1)
         self.assertEqual({look["plots"] for look in looks}, {9})
         self.assertEqual(probe(page, ["control('a').click(); control('b').click();"])["problems"], [])
+
+    def test_dragging_over_a_plot_zooms_all(self):
+        page = self.report(make_run(self.at / "a", "--steps", 400))
+        seen = probe(page, ["drag(plots[0], 100, 200);", "document.getElementById('unzoom').click();",
+                            "drag(plots[8], 50, 60);",
+                            "plots[1].canvas.querySelector('canvas:last-of-type').dispatchEvent("
+                            "new MouseEvent('dblclick', {bubbles: true, view: window}));"])
+        self.check_sound(seen)
+        ranges = [look["ranges"] for look in seen["looks"]]
+        whole, zoomed, unzoomed, again, reset = ranges
+        self.assertEqual(len(set(map(tuple, whole))), 1)
+        for some, first, last in [(zoomed, 100, 200), (again, 50, 60)]:
+            for range in some:
+                self.assertLessEqual(abs(range[0] - first) + abs(range[1] - last), 4)
+        self.assertEqual(unzoomed, whole)
+        self.assertEqual(reset, whole)
 
     def test_it_fits_a_phone(self):
         run = make_run(self.at / "adamw", "--steps", 400)

@@ -99,6 +99,16 @@ function tableOf(curves) {
   return {table, labels: ['x', ...columns.map((_, column) => `y${column}`)], series};
 }
 
+// The same stretch for all plots: what is zoomed to, else all that the shown runs have.
+function windowOfX() {
+  if (view.window) return view.window;
+  const ends = runs.filter((_, index) => view.shown[index]).flatMap((run) => run.axes.flatMap((steps) =>
+      steps.length === 0 ? [] : [steps[0], steps[steps.length - 1]].map((step) => view.byTime ? secondsAt(run, step) : step)));
+  if (ends.length === 0) return [0, 1];
+  const first = Math.min(...ends), last = Math.max(...ends), margin = 0.012 * (last - first) || 1;
+  return [first - margin, last + margin];
+}
+
 // Vertical lines where something happened.
 function marksOf() {
   if (!view.marks) return [];
@@ -149,7 +159,7 @@ const interaction = {
 
 const commonOptions = () => ({
   legend: 'never', animatedZooms: false, interactionModel: interaction, gridLineColor: palette().grid,
-  axisLineColor: palette().axis, axisLabelFontSize: 12, rightGap: 12, xRangePad: 4, yRangePad: 6, hideOverlayOnMouseOut: true,
+  axisLineColor: palette().axis, axisLabelFontSize: 12, rightGap: 12, yRangePad: 6, hideOverlayOnMouseOut: true,
   connectSeparatedPoints: true,
 });
 const xAxis = () => ({axisLabelFormatter: (x) => view.byTime ? duration(x) : shortNumber(x), pixelsPerLabel: 56});
@@ -218,7 +228,7 @@ class CurvePlot {
     tellCut(this.cut, top);
     this.graph = new Dygraph(this.canvas, table, {
       ...commonOptions(), labels, series, customBars: true, fillAlpha: 0.18, logscale: this.logarithmic,
-      valueRange: top && [0, top], dateWindow: view.window, underlayCallback: drawMarks,
+      valueRange: top && [0, top], dateWindow: windowOfX(), underlayCallback: drawMarks,
       axes: {x: xAxis(), y: {axisLabelFormatter: shortNumber, axisLabelWidth: 54}},
       zoomCallback: (from, to) => zoomAll(this.graph.isZoomed('x') ? [from, to] : null),
       highlightCallback: (event, x) => this.showValues(event, x),
@@ -240,7 +250,7 @@ class CurvePlot {
   }
 
   zoom() {
-    if (this.graph) this.graph.updateOptions({dateWindow: view.window});
+    if (this.graph) this.graph.updateOptions({dateWindow: windowOfX()});
   }
 }
 

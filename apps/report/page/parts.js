@@ -83,7 +83,7 @@ class PartsPlot {
     const stacked = [...parts].reverse();
     this.graph = new Dygraph(this.canvas, table.map(([x, ...row]) => [x, ...row.reverse()]), {
       ...commonOptions(), labels: ['x', ...stacked.map((_, at) => `y${at}`)], colors: stacked.map((part) => partColour(this.parts, part)),
-      stackedGraph: true, fillAlpha: 0.9, strokeWidth: 0.5, valueRange: [0, top], dateWindow: view.window,
+      stackedGraph: true, fillAlpha: 0.9, strokeWidth: 0.5, valueRange: [0, top], dateWindow: windowOfX(),
       axes: {x: xAxis(), y: {axisLabelFormatter: shortNumber, axisLabelWidth: 54}},
       zoomCallback: (from, to) => zoomAll(this.graph.isZoomed('x') ? [from, to] : null),
       highlightCallback: (event, x, points, row) => hoverText(this.hover, event,
@@ -94,7 +94,7 @@ class PartsPlot {
   }
 
   zoom() {
-    this.graph.updateOptions({dateWindow: view.window});
+    this.graph.updateOptions({dateWindow: windowOfX()});
   }
 }
 

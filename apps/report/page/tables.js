@@ -9,21 +9,26 @@ function figures() {
     ['time of training', (run) => run.elapsed.points > 0 ? duration(run.elapsed.greatest) : '–'],
     ['ranks', (run) => run.ranks > 0 ? `${run.ranks}${run.device ? ` on ${run.device}` : ''}` : run.device || '–'],
   ];
-  const ends = new Set(runs.flatMap((run) => Object.keys(run.final)));
-  for (const name of [...ends].sort())
-    rows.push([name, (run) => Object.hasOwn(run.final, name) ? number(run.final[name]) : '–', 'at the end']);
-  const values = new Set(runs.flatMap((run) => seriesOf(run).map(([name]) => name)));
-  for (const name of [...values].sort().filter((each) => /(^|\/)(loss|accuracy)$/.test(each))) {
-    const best = afterSlash(name) === 'loss' ? 'least' : 'greatest';
-    for (const figure of ['last', best])
-      rows.push([name, (run) => Object.hasOwn(run.series, name) ? number(run.series[name][figure]) : '–', figure]);
-  }
-  for (const [name, note] of [['perf/samples_per_second', 'mean'], ['perf/step_ms', 'mean']])
-    if (values.has(name))
-      rows.push([name, (run) => Object.hasOwn(run.series, name) ? number(run.series[name].average) : '–', note]);
-  for (const name of [...values].filter((each) => each.startsWith('memory/')).sort())
-    rows.push([name, (run) => Object.hasOwn(run.series, name) ? number(run.series[name].greatest) : '–', 'greatest']);
-  return rows;
+  return rows.concat([...finalFigures(), ...seriesFigures()].sort(([a], [b]) => groupOrder(a) - groupOrder(b)));
+}
+
+const groupOrder = (name) => {
+  const order = ['test', 'eval', 'train', 'perf', 'memory'];
+  return (order.indexOf(name.slice(0, name.indexOf('/'))) + order.length + 1) % (order.length + 1);
+};
+
+function finalFigures() {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.final)))].sort();
+  return names.map((name) => [name, (run) => Object.hasOwn(run.final, name) ? number(run.final[name]) : '–', 'at the end']);
+}
+
+// Of values that are logged over and over: those of their figures that tell something.
+function seriesFigures() {
+  const told = (name) => /(^|\/)loss$/.test(name) ? ['last', 'least'] : /(^|\/)accuracy$/.test(name) ? ['last', 'greatest'] :
+      ['perf/samples_per_second', 'perf/step_ms'].includes(name) ? ['average'] : name.startsWith('memory/') ? ['greatest'] : [];
+  const names = [...new Set(runs.flatMap((run) => seriesOf(run).map(([name]) => name)))].sort();
+  return names.flatMap((name) => told(name).map((figure) => [name, (run) =>
+      Object.hasOwn(run.series, name) ? number(run.series[name][figure]) : '–', figure]));
 }
 
 const settings = (key) => [...new Set(runs.flatMap((run) => Object.keys(run[key])))].sort()
