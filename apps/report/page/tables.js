@@ -1,6 +1,6 @@
 // Figures and configuration of the runs side by side.
 
-const statusText = (run) => run.status || 'no end in the log: killed, or still going on';
+const statusText = (run) => run.status || 'without an end: killed, or going on';
 
 function figures() {
   const rows = [
@@ -45,7 +45,7 @@ function comparison(caption, rows, mark) {
         ...texts.map((value) => make('td', {}, value)));
   });
   const head = make('tr', {}, make('th', {scope: 'col'}, caption),
-      ...runs.map((run, index) => make('th', {scope: 'col', title: run.directory}, swatch(index), run.label)));
+      ...runs.map((run, index) => make('th', {scope: 'col', title: run.directory}, make('span', {class: 'run'}, swatch(index), run.label))));
   return make('div', {class: 'scroll'}, make('table', {class: 'comparison'}, make('thead', {}, head), make('tbody', {}, ...body)));
 }
 
