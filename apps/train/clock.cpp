@@ -25,6 +25,13 @@ double seconds_since_process_start() {
   return since_boot - ticks / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
+double rss_mb() {
+  std::ifstream file("/proc/self/statm");
+  double pages = 0;
+  file >> pages >> pages;  // the second number
+  return pages * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1e6;
+}
+
 double peak_rss_mb() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

@@ -43,6 +43,8 @@ class ImageTask : public Task {
     return {sentence.data(), {{"accuracy", accuracy}}};
   }
 
+  std::vector<std::string> classes() const override { return {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}; }
+
  private:
   const Options options_;
   MnistDataset train_set_, test_set_;

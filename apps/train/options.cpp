@@ -169,6 +169,22 @@ void add_training(CLI::App& app, Raw& raw) {
   app.add_flag("--dispatch-batches", raw.dispatch, "rank 0 reads for all");
 }
 
+void add_tracking(CLI::App& app, Options& options) {
+  auto* with =
+      app.add_option("--log-with", options.log_with,
+                     "record losses, times, memory and results with jsonl, csv or tensorboard, or several, such "
+                     "as jsonl,tensorboard")
+          ->delimiter(',')
+          ->check(CLI::IsMember({"jsonl", "csv", "tensorboard"}));
+  auto* directory = app.add_option("--project-dir", options.project_dir, "folder that --log-with writes into");
+  with->needs(directory);
+  directory->needs(with);
+  app.add_option("--log-every", options.log_every, "record the means of every N updates")
+      ->needs(with)
+      ->check(CLI::Range(std::int64_t{1}, kMany))
+      ->capture_default_str();
+}
+
 void add_files(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
   app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file");
@@ -194,6 +210,7 @@ void add_files(CLI::App& app, Raw& raw) {
       ->capture_default_str();
   app.add_option("--nvtx-steps", raw.nvtx_steps, "updates that the scripts in profiles/ capture, FIRST:LAST")
       ->envname("TANDEM_NVTX_STEPS");
+  add_tracking(app, options);
   app.add_flag("--quiet", options.quiet, "print nothing but errors");
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
@@ -263,9 +280,15 @@ SchedulerKind scheduler_of(const Raw& raw) {
   return kind;
 }
 
+bool goes_with(const std::string& flag, ModelKind model) {
+  const auto known = kFlagsOfModels.find(flag);
+  if (known == kFlagsOfModels.end()) return true;
+  return std::find(known->second.begin(), known->second.end(), model) != known->second.end();
+}
+
 void check_flags_of_models(const CLI::App& app, ModelKind model) {
   for (const auto& [flag, models] : kFlagsOfModels)
-    if (app.count(flag) > 0 && std::find(models.begin(), models.end(), model) == models.end())
+    if (app.count(flag) > 0 && !goes_with(flag, model))
       throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
                                 name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
 }
@@ -312,6 +335,39 @@ Options finish(Raw raw) {
   return options;
 }
 
+// A flag's text as what it means.
+tandem::io::ConfigValue value_of(const std::string& text) {
+  const auto as = [&text]<class Number>(Number number) -> std::optional<tandem::io::ConfigValue> {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error != std::errc() || end != text.data() + text.size()) return {};
+    return number;
+  };
+  if (text == "true" || text == "false") return text == "true";
+  if (const auto integer = as(std::int64_t{})) return *integer;
+  if (const auto number = as(double{})) return *number;
+  return text;
+}
+
+// As given on the command line, or their defaults; those that depend on others as they came out.
+tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
+  tandem::io::Config flags;
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string name = option->get_single_name();
+    if (name == "help" || !goes_with("--" + name, options.model)) continue;
+    if (name == "lr")
+      flags.emplace_back(name, options.lr);
+    else if (name == "weight-decay")
+      flags.emplace_back(name, options.weight_decay);
+    else if (name == "batch-size")
+      flags.emplace_back(name, options.batch_size);
+    else if (option->count() > 0)
+      flags.emplace_back(name, value_of(CLI::detail::join(option->reduced_results(), ",")));
+    else if (!option->get_default_str().empty())
+      flags.emplace_back(name, value_of(option->get_default_str()));
+  }
+  return flags;
+}
+
 }  // namespace
 
 const std::string& name_of(ModelKind model) {
@@ -340,7 +396,9 @@ ParseResult parse_options(int argc, char** argv) {
     return {std::nullopt, 2};
   }
   check_flags_of_models(app, kModels.at(raw.model));
-  return {finish(std::move(raw)), 0};
+  Options options = finish(std::move(raw));
+  options.flags = flags_of(app, options);
+  return {std::move(options), 0};
 }
 
 }  // namespace train

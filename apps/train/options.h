@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tandem/data/mnist.h"
+#include "tandem/io/tracker.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
 
@@ -69,6 +70,12 @@ struct Options {
   std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next
   std::string resume;                                // a checkpoint, or auto; empty: begin anew
   tandem::ProfileOptions profile;                    // without a directory: none
+
+  std::vector<std::string> log_with;  // names of trackers; empty: none
+  std::string project_dir;            // what they write into
+  std::int64_t log_every = 10;        // updates
+  tandem::io::Config flags;           // all of them, as they act
+
   bool cuda_graphs = false;
   bool quiet = false;
   bool progress = true;

@@ -62,6 +62,9 @@ class Task {
   /// What the mean of these numbers over the test set says; NaN when the training was interrupted.
   virtual Verdict verdict(double mean) const = 0;
 
+  /// Names of the classes, where samples have labels of one; otherwise empty.
+  virtual std::vector<std::string> classes() const { return {}; }
+
   /// What the trained network makes by itself, to be printed; empty for networks that make nothing. Leaves `net` in
   /// evaluation mode.
   virtual std::string sample(Net&) const { return {}; }

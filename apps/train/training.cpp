@@ -14,9 +14,11 @@
 #include <torch/optim/sgd.h>
 
 #include "checkpoints.h"
+#include "class_report.h"
 #include "interrupt.h"
 #include "progress.h"
 #include "schedule.h"
+#include "tracking.h"
 
 namespace train {
 namespace {
@@ -74,7 +76,9 @@ class Trainer {
             inputs.task->train_set(),
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
-        progress_(accelerator.is_main() && options.progress, inputs.total_steps) {
+        progress_(accelerator.is_main() && options.progress, inputs.total_steps),
+        recorder_(wants_times(options) ? std::make_unique<tandem::trace::Recorder>() : nullptr),
+        tracking_(accelerator, options, recorder_.get()) {
     if (options.cuda_graphs)
       compiled_.emplace(accelerator.compile_step(std::function<Losses(const at::Tensor&, const at::Tensor&)>(
           [this](const at::Tensor& in, const at::Tensor& out) { return compute_step(in, out); })));
@@ -104,6 +108,11 @@ class Trainer {
     auto net = inputs.task->make_net();
     if (!options.init_weights.empty()) set_weights(*net, inputs.initial_weights, options.init_weights);
     return net;
+  }
+
+  // A profile has a recorder of its own, and a thread has one only.
+  static bool wants_times(const Options& options) {
+    return !options.log_with.empty() && options.profile.directory.empty();
   }
 
   bool done() const {
@@ -199,12 +208,18 @@ class Trainer {
     const at::Tensor loss = inputs.size(0) > 0 ? F::cross_entropy(scores, targets.view(-1)) : scores.sum();
     accelerator_.backward(loss);
     at::Tensor norm;
-    if (options_.clip_grad_norm || !options_.log_json.empty())
+    if (wants_norm())
       norm = accelerator_.clip_grad_norm_(model_,
                                           options_.clip_grad_norm.value_or(std::numeric_limits<double>::infinity()));
     optimizer_.step();
     optimizer_.zero_grad();
     return {loss.detach(), norm};
+  }
+
+  bool wants_norm() const {
+    // A recorded step goes on as it was recorded.
+    return options_.clip_grad_norm || !options_.log_json.empty() || (compiled_ && tracking_.enabled()) ||
+           tracking_.wants(outcome_.steps + 1);
   }
 
   void end_update(const at::Tensor& norm) {
@@ -213,6 +228,13 @@ class Trainer {
     if (outcome_.steps == outcome_.resumed_steps + 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
     const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
     if (!options_.log_json.empty()) log_update(norm.item<double>(), rate);
+    tracking_.end_update({.step = outcome_.steps,
+                          .epoch = epoch_,
+                          .loss_sum = window_loss_,
+                          .batches = window_batches_,
+                          .samples = window_samples_,
+                          .grad_norm = norm,
+                          .lr = learning_rate()});
     if (progress_.due())
       progress_.show(epoch_, outcome_.steps,
                      window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),
@@ -236,9 +258,11 @@ class Trainer {
                  .epoch = epoch_,
                  .loss = loss,
                  .grad_norm = norm,
-                 .lr = inner_->param_groups().front().options().get_lr(),
+                 .lr = learning_rate(),
                  .samples_per_second = rate});
   }
+
+  double learning_rate() const { return inner_->param_groups().front().options().get_lr(); }
 
   // The mean of the losses of all ranks' batches, of which this rank has the sum and the number. Collective.
   double mean_over_ranks(const at::Tensor& loss_sum, std::int64_t batches) {
@@ -249,19 +273,24 @@ class Trainer {
 
   void finish() {
     accelerator_.wait_for_saves();
+    tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
     const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
     outcome_.metrics.verdict = inputs_.task->verdict(mean);
     if (!accelerator_.is_main()) return;
+    if (tracking_.enabled() && !outcome_.interrupted) tracking_.log_verdict(outcome_.metrics.verdict);
     outcome_.metrics.train_seconds = throughput_.train_seconds();
     outcome_.metrics.samples_per_second = throughput_.samples_per_second();
     outcome_.metrics.peak_rss_mb = peak_rss_mb();
     if (wants_sample()) outcome_.metrics.sample = sample();
     log_->finish(outcome_.metrics);
+    tracking_.finish(outcome_.interrupted, outcome_.metrics);
   }
 
-  bool wants_sample() const { return !outcome_.interrupted && !(options_.quiet && options_.log_json.empty()); }
+  bool wants_sample() const {
+    return !outcome_.interrupted && !(options_.quiet && options_.log_json.empty() && !tracking_.enabled());
+  }
 
   std::string sample() const {
     const auto precision = accelerator_.autocast();
@@ -276,10 +305,15 @@ class Trainer {
     auto loader = accelerator_.prepare(
         tandem::data::DataLoader(inputs_.task->test_set(),
                                  {.batch_size = inputs_.task->test_batch() * (split ? accelerator_.world_size() : 1)}));
+    const auto classes = inputs_.task->classes();
+    std::optional<ClassReport> report;
+    if (tracking_.enabled() && !classes.empty()) report.emplace();
     double sum = 0;
     std::int64_t seen = 0;
     const auto take = [&](const at::Tensor& inputs, const at::Tensor& targets) {
-      const at::Tensor all = accelerator_.gather_for_metrics(inputs_.task->judge(model_(inputs), targets));
+      const at::Tensor scores = model_(inputs);
+      const at::Tensor all = accelerator_.gather_for_metrics(inputs_.task->judge(scores, targets));
+      if (report) report->add(accelerator_.gather_for_metrics(scores), accelerator_.gather_for_metrics(targets));
       sum += all.sum(at::kDouble).item<double>();
       seen += all.size(0);
     };
@@ -287,6 +321,8 @@ class Trainer {
     // The other ranks' last step, of which they keep all when this rank has no batch.
     const auto nothing = on_device(inputs_.task->test_set().get_batch({}));
     for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) take(nothing.data, nothing.target);
+    if (report && tracking_.trackers().recording())
+      report->log(tracking_.trackers(), inputs_.task->test_set(), classes, tracking_.step());
     return sum / static_cast<double>(seen);
   }
 
@@ -304,6 +340,8 @@ class Trainer {
   std::int64_t saved_at_ = 0;      // updates that the last checkpoint has
   std::optional<MetricsLog> log_;  // from where the training begins
   Progress progress_;
+  std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
+  Tracking tracking_;
   Throughput throughput_;
   Outcome outcome_;
   std::int64_t epoch_ = 0;
@@ -338,6 +376,19 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   return total;
 }
 
+void check_project(const Options& options) {
+  const std::string& directory = options.project_dir;
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw tandem::ConfigError("--project-dir '" + directory + "' cannot be made: " + error.message());
+  try {
+    tandem::io::check_writable(directory + "/log.jsonl");
+  } catch (const tandem::ConfigError& problem) {
+    throw tandem::ConfigError("--project-dir: " + std::string(problem.what()));
+  }
+}
+
 void check_profile(const Options& options, std::int64_t total_steps) {
   const std::string& directory = options.profile.directory;
   if (directory.empty()) return;
@@ -366,6 +417,7 @@ Inputs read_inputs(const Options& options) {
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
   check_profile(options, total_steps);
+  check_project(options);
   return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
 }
 

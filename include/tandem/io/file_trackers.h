@@ -21,7 +21,7 @@ namespace tandem::io {
 ///     {"type":"text","step":1,"time":…,"name":"sample","text":"…"}
 ///     {"type":"histogram","step":1,"time":…,"name":"weights","min":…,"max":…,"sum":…,"sum_squares":…,"count":…,
 ///      "edges":[…],"counts":[…]}
-///     {"type":"images","step":1,"time":…,"name":"eval/worst","files":["images/eval_worst-000001-0.png"],"captions":[…]}
+///     {"type":"images","step":1,"time":…,"name":"worst","files":["images/worst-000001-0.png"],"captions":["a seven"]}
 ///     {"type":"matrix","step":1,"time":…,"name":"eval/confusion","labels":[…],"values":[[…]]}
 ///     {"type":"event","step":1,"time":…,"name":"checkpoint","detail":"checkpoints/checkpoint_3"}
 ///     {"type":"end","time":…,"status":"finished","values":{"test/accuracy":0.97}}

@@ -1,0 +1,143 @@
+#include "tracking.h"
+
+#include <algorithm>
+#include <array>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include <c10/core/CachingDeviceAllocator.h>
+
+namespace train {
+namespace {
+
+namespace io = tandem::io;
+
+constexpr std::size_t kTotals = 3;  // sums that come before those of the times: losses, batches, samples
+constexpr std::array<const char*, tandem::trace::kKinds> kParts{"data_wait",     "forward",   "backward",
+                                                                "communication", "optimizer", "other"};
+
+std::unique_ptr<io::Tracker> make_tracker(const std::string& kind, const std::string& directory) {
+  if (kind == "jsonl") return io::json_lines_tracker(directory);
+  if (kind == "csv") return io::csv_tracker(directory);
+  return io::tensorboard_tracker(directory);
+}
+
+// MB that are allocated on a GPU; nothing for the CPU, and for allocators that do not count.
+std::optional<double> allocated_mb(c10::Device device) {
+  if (device.is_cpu()) return {};
+  auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
+  if (!allocator) return {};
+  constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return static_cast<double>(allocator->getDeviceStats(device.index()).allocated_bytes[kAll].current) / 1e6;
+}
+
+std::vector<std::string> names_of_parts(int ranks) {
+  std::vector<std::string> names;
+  for (int rank = 0; rank < ranks; ++rank)
+    for (const char* part : kParts) names.push_back("perf/rank" + std::to_string(rank) + "/" + part + "_ms");
+  return names;
+}
+
+using Figures = std::vector<std::pair<std::string, double>>;
+
+// The figures of a verdict with "eval/accuracy" for "accuracy", and "eval/loss" for "validation_loss".
+Figures in_group(const std::string& group, Figures figures) {
+  constexpr std::string_view kSame = "validation_";
+  for (auto& [name, value] : figures) name = group + (name.starts_with(kSame) ? name.substr(kSame.size()) : name);
+  return figures;
+}
+
+std::vector<io::Scalar> borrowed(const Figures& figures) {
+  std::vector<io::Scalar> scalars;
+  for (const auto& [name, value] : figures) scalars.push_back({name, value});
+  return scalars;
+}
+
+}  // namespace
+
+Tracking::Tracking(tandem::Accelerator& accelerator, const Options& options, const tandem::trace::Recorder* recorder)
+    : accelerator_(accelerator),
+      every_(options.log_with.empty() ? 0 : options.log_every),
+      trackers_(accelerator.is_main(), accelerator.state().config.on_warning) {
+  if (!enabled()) return;
+  if (recorder) {
+    parts_.emplace(*recorder);
+    part_names_ = names_of_parts(accelerator.world_size());
+  }
+  for (const std::string& kind : std::set<std::string>(options.log_with.begin(), options.log_with.end()))
+    trackers_.add(make_tracker(kind, options.project_dir));
+  trackers_.begin({.name = name_of(options.model),
+                   .config = options.flags,
+                   .ranks = accelerator.world_size(),
+                   .device = c10::DeviceTypeName(accelerator.device().type(), true)});
+}
+
+void Tracking::end_update(const TrackedUpdate& update) {
+  if (!enabled()) return;
+  last_ = update;
+  loss_sum_ = loss_sum_.defined() ? loss_sum_ + update.loss_sum : update.loss_sum;
+  batches_ += update.batches;
+  samples_ += update.samples;
+  updates_ += 1;
+  if (wants(update.step)) record();
+}
+
+void Tracking::end_training() {
+  if (updates_ > 0) record();
+}
+
+void Tracking::record() {
+  std::vector<double> mine(kTotals + part_names_.size());
+  mine[0] = loss_sum_.item<double>();
+  mine[1] = static_cast<double>(batches_);
+  mine[2] = static_cast<double>(samples_);
+  if (parts_) {
+    const TimeParts parts = parts_->take();
+    std::copy(parts.begin(), parts.end(),
+              mine.begin() +
+                  static_cast<std::ptrdiff_t>(kTotals + parts.size() * static_cast<std::size_t>(accelerator_.rank())));
+  }
+  const auto now = Clock::now();
+  const double seconds = std::chrono::duration<double>(now - std::exchange(recorded_, now)).count();
+  // One call for everything: each rank has its times in a place of their own.
+  const at::Tensor sums = accelerator_.reduce(at::tensor(mine, at::kDouble).to(accelerator_.device()));
+  if (trackers_.recording()) log_means(sums.cpu(), seconds);
+  loss_sum_.reset();
+  batches_ = samples_ = updates_ = 0;
+}
+
+void Tracking::log_means(const at::Tensor& sums, double seconds) {
+  const double* sum = sums.const_data_ptr<double>();
+  const double updates = static_cast<double>(updates_);
+  std::vector<io::Scalar> values{{"train/loss", sum[0] / sum[1]},
+                                 {"train/lr", last_.lr},
+                                 {"train/epoch", static_cast<double>(last_.epoch)},
+                                 {"perf/samples_per_second", sum[2] / seconds},
+                                 {"perf/step_ms", 1e3 * seconds / updates}};
+  if (last_.grad_norm.defined()) values.push_back({"train/grad_norm", last_.grad_norm.item<double>()});
+  for (std::size_t i = 0; i < part_names_.size(); ++i)
+    values.push_back({part_names_[i], 1e3 * sum[kTotals + i] / updates});
+  values.push_back({"memory/rss_mb", rss_mb()});
+  if (const auto gpu = allocated_mb(accelerator_.device())) values.push_back({"memory/gpu_mb", *gpu});
+  trackers_.log(values, last_.step);
+}
+
+void Tracking::log_verdict(const Verdict& verdict) {
+  trackers_.log(borrowed(in_group("eval/", verdict.figures)), step());
+}
+
+void Tracking::finish(bool interrupted, const FinalMetrics& metrics) {
+  if (!trackers_.recording()) return;
+  if (!metrics.sample.empty()) trackers_.log_text("sample", metrics.sample, step());
+  Figures results;
+  if (!interrupted) results = in_group("test/", metrics.verdict.figures);
+  results.emplace_back("train/steps", static_cast<double>(step()));
+  results.emplace_back("train/seconds", metrics.train_seconds);
+  results.emplace_back("perf/samples_per_second", metrics.samples_per_second);
+  results.emplace_back("perf/startup_seconds", metrics.startup_seconds);
+  results.emplace_back("memory/peak_rss_mb", metrics.peak_rss_mb);
+  trackers_.finish(interrupted ? io::RunStatus::interrupted : io::RunStatus::finished, borrowed(results));
+}
+
+}  // namespace train

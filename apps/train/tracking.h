@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "metrics.h"
+#include "options.h"
+#include "tandem/tandem.h"
+#include "time_parts.h"
+
+namespace train {
+
+/// What is known of an update on one rank.
+struct TrackedUpdate {
+  std::int64_t step = 0;  ///< from 1, over all epochs
+  std::int64_t epoch = 0;
+  at::Tensor loss_sum;       ///< of this rank's batches
+  std::int64_t batches = 0;  ///< of this rank that had samples
+  std::int64_t samples = 0;  ///< of this rank
+  at::Tensor grad_norm;      ///< undefined: not known
+  double lr = 0;
+};
+
+/// What --log-with records of the training: every --log-every updates their means, and where the ranks' time went.
+/// Without --log-with it does nothing. One a rank; rank 0 writes.
+class Tracking {
+ public:
+  /// `recorder` hears of this thread's ranges; without it the times' parts are left out. It outlives the object.
+  Tracking(tandem::Accelerator& accelerator, const Options& options, const tandem::trace::Recorder* recorder);
+
+  bool enabled() const { return every_ > 0; }
+
+  /// Whether this update will be recorded, and its norm be asked for.
+  bool wants(std::int64_t step) const { return enabled() && (step == 1 || step % every_ == 0); }
+
+  /// An update has ended. Collective for those that are wanted.
+  void end_update(const TrackedUpdate& update);
+
+  /// Training has ended: records the last updates. Collective.
+  void end_training();
+
+  /// How the trained network was judged, on rank 0.
+  void log_verdict(const Verdict& verdict);
+
+  /// For what else there is to record.
+  tandem::io::TrackerSet& trackers() { return trackers_; }
+
+  /// Number of the last update.
+  std::int64_t step() const { return last_.step; }
+
+  /// Closes the record.
+  void finish(bool interrupted, const FinalMetrics& metrics);
+
+ private:
+  void record();
+  void log_means(const at::Tensor& sums, double seconds);
+
+  tandem::Accelerator& accelerator_;
+  const std::int64_t every_;  // 0: nothing is recorded
+  tandem::io::TrackerSet trackers_;
+  std::optional<TimePartsSince> parts_;
+  std::vector<std::string> part_names_;  // of all ranks, in the order of the sums
+  Clock::time_point recorded_ = Clock::now();
+  TrackedUpdate last_;
+  at::Tensor loss_sum_;  // of the updates since the last record, as the next three
+  std::int64_t batches_ = 0, samples_ = 0, updates_ = 0;
+};
+
+}  // namespace train
