@@ -1,5 +1,7 @@
 // train: trains a network on MNIST or on a text with every rank of one process.
 // Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -75,7 +77,10 @@ int run(int argc, char** argv) {
   prepare_profile(options);
   train::Outcome outcome;
   tandem::LaunchConfig config = options.launch;
-  config.on_warning = [](const std::string& text) { std::fprintf(stderr, "train: warning: %s\n", text.c_str()); };
+  config.on_warning = [](const std::string& text) {
+    const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
+    std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());
+  };
   tandem::launch(config, [&](tandem::Accelerator& accelerator) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs);
     if (accelerator.is_main()) outcome = mine;

@@ -76,8 +76,8 @@ class Trainer {
             inputs.task->train_set(),
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
-        progress_(accelerator.is_main() && options.progress, inputs.total_steps),
-        recorder_(wants_times(options) ? std::make_unique<tandem::trace::Recorder>() : nullptr),
+        recorder_(wants_times() ? std::make_unique<tandem::trace::Recorder>() : nullptr),
+        progress_(shows_progress(), inputs.total_steps, recorder_.get()),
         tracking_(accelerator, options, recorder_.get()) {
     if (options.cuda_graphs)
       compiled_.emplace(accelerator.compile_step(std::function<Losses(const at::Tensor&, const at::Tensor&)>(
@@ -110,9 +110,11 @@ class Trainer {
     return net;
   }
 
+  bool shows_progress() const { return accelerator_.is_main() && options_.progress; }
+
   // A profile has a recorder of its own, and a thread has one only.
-  static bool wants_times(const Options& options) {
-    return !options.log_with.empty() && options.profile.directory.empty();
+  bool wants_times() const {
+    return (shows_progress() || !options_.log_with.empty()) && options_.profile.directory.empty();
   }
 
   bool done() const {
@@ -235,10 +237,10 @@ class Trainer {
                           .samples = window_samples_,
                           .grad_norm = norm,
                           .lr = learning_rate()});
+    progress_.count(window_samples_ * accelerator_.world_size());
     if (progress_.due())
       progress_.show(epoch_, outcome_.steps,
-                     window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)),
-                     rate);
+                     window_loss_.item<double>() / static_cast<double>(std::max<std::int64_t>(window_batches_, 1)));
     if (schedule_.wants_loss()) {
       epoch_loss_ = epoch_loss_.defined() ? epoch_loss_ + window_loss_ : window_loss_;
       epoch_batches_ += window_batches_;
@@ -337,10 +339,10 @@ class Trainer {
   Loader loader_;
   Schedule schedule_;
   TrainingState state_;
-  std::int64_t saved_at_ = 0;      // updates that the last checkpoint has
-  std::optional<MetricsLog> log_;  // from where the training begins
-  Progress progress_;
+  std::int64_t saved_at_ = 0;                          // updates that the last checkpoint has
+  std::optional<MetricsLog> log_;                      // from where the training begins
   std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
+  Progress progress_;
   Tracking tracking_;
   Throughput throughput_;
   Outcome outcome_;

@@ -25,5 +25,6 @@
 #include "tandem/optim/sequential_lr.h"
 #include "tandem/runtime/accelerator.h"
 #include "tandem/runtime/launch.h"
+#include "tandem/runtime/logger.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/trace/range.h"
