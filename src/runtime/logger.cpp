@@ -4,6 +4,8 @@
 #include <string_view>
 #include <utility>
 
+#include "tandem/runtime/accelerator.h"
+
 namespace tandem {
 namespace {
 

@@ -6,9 +6,9 @@
 #include <set>
 #include <string>
 
-#include "tandem/runtime/accelerator.h"
-
 namespace tandem {
+
+class Accelerator;
 
 enum class LogLevel : std::uint8_t { debug, info, warning, error };
 
