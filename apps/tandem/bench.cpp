@@ -1,112 +1,53 @@
-#include "bench.h"
+// tandem bench: measures Tandem on this machine.
+#include <cstdio>
+#include <memory>
+#include <string>
 
-#include <algorithm>
-#include <charconv>
-#include <chrono>
-#include <cstring>
-#include <sstream>
-
-#include <ATen/Functions.h>
-
-#include "tandem/core/error.h"
-#include "tandem/runtime/accelerator.h"
-#include "tandem/runtime/launch.h"
-#include "tandem/runtime/state.h"
+#include "bench_all_reduce.h"
+#include "command.h"
 
 namespace tandem_tool {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+struct AllReduceOptions {
+  AllReduceRequest request;
+  std::string sizes = "1K,64K,4M,64M";
+  bool json = false;
+};
 
-constexpr int kWarmUp = 5, kFewest = 11, kMost = 20'000;
-constexpr double kSecondsPerSize = 0.3;
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = Clock::now();
-  work();
-  return std::chrono::duration<double>(Clock::now() - start).count();
+int bench_all_reduce(AllReduceOptions options) {
+  options.request.bytes = parse_sizes(options.sizes);
+  options.request.cancel = stop_when_interrupted();
+  if (!options.json) std::printf("%12s %12s %10s %12s %8s\n", "bytes", "time us", "GB/s", "memcpy us", "ratio");
+  measure_all_reduces(options.request, [&](const AllReduceTime& result) {
+    const double bytes = static_cast<double>(result.bytes);
+    if (options.json)
+      std::printf("%s\n", to_json(result).dump().c_str());
+    else
+      std::printf("%12lld %12.2f %10.2f %12.2f %8.2f\n", static_cast<long long>(result.bytes), result.seconds * 1e6,
+                  bytes / result.seconds * 1e-9, result.memcpy_seconds * 1e6, result.seconds / result.memcpy_seconds);
+    std::fflush(stdout);
+  });
+  return apps::kDone;
 }
 
-double median_of(int calls, const std::function<void()>& work) {
-  std::vector<double> seconds;
-  for (int i = 0; i < calls; ++i) seconds.push_back(seconds_of(work));
-  std::nth_element(seconds.begin(), seconds.begin() + calls / 2, seconds.end());
-  return seconds[static_cast<std::size_t>(calls / 2)];
-}
-
-int calls_in(double seconds_each) {
-  return static_cast<int>(std::clamp(kSecondsPerSize / std::max(seconds_each, 1e-9), double{kFewest}, double{kMost}));
-}
-
-// Collective.
-void check_sum(tandem::Accelerator& accelerator, at::Tensor& tensor) {
-  tensor.fill_(accelerator.rank() + 1);
-  tandem::current_rank()->communicator->all_reduce(tensor, tandem::comm::ReduceOp::sum);
-  const int ranks = accelerator.world_size();
-  if (!tensor.eq(ranks * (ranks + 1) / 2).all().item<bool>())
-    throw tandem::CollectiveError("an all-reduce of " + std::to_string(tensor.nbytes()) + " bytes gave a wrong sum");
-  tensor.zero_();  // sums of zeros neither overflow nor become denormal
-}
-
-// Collective. The figures are rank 0's to use.
-BenchResult measure(tandem::Accelerator& accelerator, std::int64_t bytes) {
-  at::Tensor tensor = at::empty({bytes / 4}, at::kFloat);
-  check_sum(accelerator, tensor);
-  auto& communicator = *tandem::current_rank()->communicator;
-  const auto reduce = [&] { communicator.all_reduce(tensor, tandem::comm::ReduceOp::sum); };
-  for (int i = 0; i < kWarmUp; ++i) reduce();
-  at::Tensor each = at::scalar_tensor(seconds_of(reduce), at::kDouble);
-  communicator.all_reduce(each, tandem::comm::ReduceOp::max);
-  at::Tensor seconds = at::scalar_tensor(median_of(calls_in(each.item<double>()), reduce), at::kDouble);
-  communicator.all_reduce(seconds, tandem::comm::ReduceOp::max);
-
-  double copying = 0;
-  if (accelerator.is_main()) {
-    const at::Tensor copy = at::zeros_like(tensor);
-    const auto run = [&] { std::memcpy(copy.mutable_data_ptr(), tensor.const_data_ptr(), tensor.nbytes()); };
-    run();
-    copying = median_of(calls_in(seconds_of(run)), run);
-  }
-  accelerator.wait_for_everyone();
-  return {accelerator.world_size(), bytes, seconds.item<double>(), copying};
+void add_all_reduce(CLI::App& bench, Commands& commands) {
+  const auto options = std::make_shared<AllReduceOptions>();
+  auto* reduce = bench.add_subcommand("allreduce", "All-reduces between CPU ranks, beside a memcpy of the same size.");
+  reduce->add_option("--ranks", options->request.ranks, "ranks")->check(CLI::Range(1, 256))->capture_default_str();
+  reduce->add_option("--sizes", options->sizes, "bytes of the float32 tensor")->capture_default_str();
+  reduce->add_flag("--json", options->json, "a JSON object a size");
+  reduce->footer("Examples:\n  tandem bench allreduce\n  tandem bench allreduce --ranks 8 --sizes 1K,1M --json");
+  commands.push_back({reduce, [options] { return bench_all_reduce(*options); }});
 }
 
 }  // namespace
 
-void bench_allreduce(const BenchRequest& request, const std::function<void(const BenchResult&)>& on_result) {
-  tandem::launch({.cpu = request.ranks, .threads_per_rank = 1}, [&](tandem::Accelerator& accelerator) {
-    for (const std::int64_t bytes : request.bytes) {
-      const BenchResult result = measure(accelerator, bytes);
-      if (accelerator.is_main()) on_result(result);
-    }
-  });
-}
-
-std::vector<std::int64_t> parse_sizes(const std::string& text) {
-  std::vector<std::int64_t> sizes;
-  std::istringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) {
-    std::int64_t value = 0;
-    const char* const end = part.data() + part.size();
-    const auto [rest, error] = std::from_chars(part.data(), end, value);
-    const std::string unit(rest, end);
-    const int shift = unit.empty() ? 0 : unit == "K" ? 10 : unit == "M" ? 20 : unit == "G" ? 30 : -1;
-    constexpr std::int64_t kLargest = std::int64_t{1} << 36;
-    if (error != std::errc() || shift < 0 || value < 1 || value > (kLargest >> shift) || (value << shift) % 4 != 0)
-      throw tandem::ConfigError("size '" + part +
-                                "' in --sizes is none; use numbers of bytes that 4 divides, up to 64G, "
-                                "such as 1024, 64K, 4M");
-    sizes.push_back(value << shift);
-  }
-  if (sizes.empty()) throw tandem::ConfigError("--sizes is empty; use for example 1K,64K,4M,64M");
-  return sizes;
-}
-
-nlohmann::ordered_json to_json(const BenchResult& result) {
-  return {{"ranks", result.ranks},
-          {"bytes", result.bytes},
-          {"seconds", result.seconds},
-          {"memcpy_seconds", result.memcpy_seconds}};
+void add_bench(CLI::App& tandem, Commands& commands) {
+  auto* bench = tandem.add_subcommand("bench", "Measures Tandem on this machine.");
+  bench->require_subcommand(1);
+  bench->footer("Examples:\n  tandem bench allreduce --ranks 4");
+  add_all_reduce(*bench, commands);
 }
 
 }  // namespace tandem_tool

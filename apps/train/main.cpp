@@ -4,18 +4,14 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <string>
 
-#include <c10/util/Exception.h>
-
+#include "common/program.h"
 #include "interrupt.h"
 #include "options.h"
 #include "training.h"
 
 namespace {
-
-constexpr int kDone = 0, kFailed = 1, kWrongUsage = 2, kInterrupted = 130;
 
 void announce(const train::Options& options, const tandem::AcceleratorState& state) {
   if (options.quiet) return;
@@ -87,32 +83,12 @@ int run(int argc, char** argv) {
   });
   report_profile(options, outcome.profile);
   report(options, outcome);
-  return outcome.interrupted ? kInterrupted : kDone;
-}
-
-int complain(const char* what, int code) {
-  std::fprintf(stderr, "train: %s\n", what);
-  return code;
+  return outcome.interrupted ? apps::kInterrupted : apps::kDone;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const tandem::RankError& error) {
-    try {
-      error.rethrow_cause();
-    } catch (const tandem::ConfigError& cause) {
-      return complain(cause.what(), kWrongUsage);
-    } catch (...) {
-      return complain(error.what(), kFailed);
-    }
-  } catch (const tandem::ConfigError& error) {
-    return complain(error.what(), kWrongUsage);
-  } catch (const c10::Error& error) {
-    return complain(error.what_without_backtrace(), kFailed);
-  } catch (const std::exception& error) {
-    return complain(error.what(), kFailed);
-  }
+  return apps::exit_code_of([&] { return run(argc, argv); },
+                            [](const std::string& what) { std::fprintf(stderr, "train: %s\n", what.c_str()); });
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <string_view>
 
+#include "common/program.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -215,6 +216,25 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
 
+struct CommandLine {
+  Raw raw;
+  CLI::App app{"Trains a network on MNIST, or a language model on a text, with every rank of one process.", "train"};
+
+  CommandLine() {
+    app.option_defaults()->always_capture_default(false);
+    add_ranks(app, raw);
+    add_model_and_data(app, raw);
+    add_gpt(app, raw.options);
+    add_training(app, raw);
+    add_files(app, raw);
+    app.footer(
+        "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
+        "  ./train --model gpt --data-file FILE");
+  }
+  CommandLine(const CommandLine&) = delete;  // the app writes into `raw`
+  CommandLine& operator=(const CommandLine&) = delete;
+};
+
 // The loader's batch size for `ranks` ranks.
 std::int64_t loader_batch_size(const Raw& raw, int ranks) {
   const bool split = raw.options.launch.data_loader.split_batches;
@@ -374,31 +394,27 @@ const std::string& name_of(ModelKind model) {
   return std::find_if(kModels.begin(), kModels.end(), [&](const auto& entry) { return entry.second == model; })->first;
 }
 
+std::shared_ptr<CLI::App> describe_command_line() {
+  const auto line = std::make_shared<CommandLine>();
+  return {line, &line->app};
+}
+
 ParseResult parse_options(int argc, char** argv) {
-  Raw raw;
-  CLI::App app("Trains a network on MNIST, or a language model on a text, with every rank of one process.", "train");
-  app.option_defaults()->always_capture_default(false);
-  add_ranks(app, raw);
-  add_model_and_data(app, raw);
-  add_gpt(app, raw.options);
-  add_training(app, raw);
-  add_files(app, raw);
-  app.footer(
-      "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
-      "  ./train --model gpt --data-file FILE");
+  CommandLine line;
+  CLI::App& app = line.app;
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     std::printf("%s", app.help().c_str());
-    return {std::nullopt, 0};
+    return {std::nullopt, apps::kDone};
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "train: %s; see --help\n", error.what());
-    return {std::nullopt, 2};
+    return {std::nullopt, apps::kWrongUsage};
   }
-  check_flags_of_models(app, kModels.at(raw.model));
-  Options options = finish(std::move(raw));
+  check_flags_of_models(app, kModels.at(line.raw.model));
+  Options options = finish(std::move(line.raw));
   options.flags = flags_of(app, options);
-  return {std::move(options), 0};
+  return {std::move(options), apps::kDone};
 }
 
 }  // namespace train

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +10,10 @@
 #include "tandem/io/tracker.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/state.h"
+
+namespace CLI {
+class App;
+}
 
 namespace train {
 
@@ -89,6 +94,9 @@ struct ParseResult {
   std::optional<Options> options;  // empty: exit with this code
   int exit_code = 0;
 };
+
+/// The definition of the command line, from which completions and pages of the manual are made.
+std::shared_ptr<CLI::App> describe_command_line();
 
 /// Reads the command line. Prints help or one sentence about what is wrong. Throws tandem::ConfigError for what only
 /// the library can tell.

@@ -1,0 +1,18 @@
+// What all programs have in common: how they end.
+#pragma once
+
+#include <functional>
+#include <string>
+
+namespace apps {
+
+inline constexpr int kDone = 0;
+inline constexpr int kFailed = 1;
+inline constexpr int kWrongUsage = 2;  ///< or a configuration that does not fit
+inline constexpr int kInterrupted = 130;
+
+/// Calls `body` and returns the exit code that it returns. What it throws is given to `complain` as a sentence, and
+/// becomes a code: tandem::ConfigError, on whatever rank, is wrong usage, tandem::Cancelled an interrupt.
+int exit_code_of(const std::function<int()>& body, const std::function<void(const std::string&)>& complain);
+
+}  // namespace apps
