@@ -10,7 +10,7 @@
 
 #include <ATen/Functions.h>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 
@@ -64,6 +64,6 @@ int main() {
     difference.push_back(with.back() - without.back());
   }
   std::printf("checked call %.3f us   bare wait %.3f us   checking %.3f us (at most 0.2)\n",
-              benchmarks::spread_of(with).median * 1e6, benchmarks::spread_of(without).median * 1e6,
-              benchmarks::spread_of(difference).median * 1e6);
+              measure::spread_of(with).median * 1e6, measure::spread_of(without).median * 1e6,
+              measure::spread_of(difference).median * 1e6);
 }

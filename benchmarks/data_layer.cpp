@@ -16,7 +16,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "statistics.h"
+#include "measure/dispatch.h"
+#include "measure/statistics.h"
 #include "support/image_files.h"
 #include "support/temp_dir.h"
 #include "tandem/tandem.h"
@@ -38,7 +39,7 @@ double seconds_of(const std::function<void()>& work) {
 double median_of(const std::function<double()>& measure) {
   std::vector<double> values;
   for (int run = 0; run < kRuns; ++run) values.push_back(measure());
-  return benchmarks::spread_of(values).median;
+  return measure::spread_of(values).median;
 }
 
 // User and system time of this process.
@@ -62,41 +63,10 @@ void print(const char* what, double value, const char* unit, const char* goal) {
   std::fflush(stdout);
 }
 
-// Batches that are there already: views of one tensor.
-struct Ready : torch::data::datasets::BatchDataset<Ready, at::Tensor> {
-  at::Tensor rows;
-  std::int64_t length;
-  Ready(std::vector<std::int64_t> shape, std::int64_t length) : length(length) {
-    shape.insert(shape.begin(), 256);
-    rows = at::ones(shape);
-  }
-  at::Tensor get_batch(c10::ArrayRef<std::size_t> indices) override {
-    const auto begin = static_cast<std::int64_t>(indices.front() % 256);
-    return rows.slice(0, begin, begin + static_cast<std::int64_t>(indices.size()));
-  }
-  std::optional<std::size_t> size() const override { return static_cast<std::size_t>(length); }
-};
-
-// Batches a second that 2 ranks get together, and whether all of them were views of the dataset's memory.
 double dispatched_batches_per_second(const std::vector<std::int64_t>& shape) {
-  constexpr std::int64_t kBatch = 64, kBatches = 50'000;  // of a rank
-  const Ready dataset(shape, 2 * kBatch * kBatches);
-  double seconds = 0;
-  std::atomic<bool> copied{false};
-  tandem::LaunchConfig config{.cpu = 2, .threads_per_rank = 1};
-  config.data_loader.dispatch_batches = true;
-  tandem::launch(config, [&](Accelerator& accelerator) {
-    auto loader = accelerator.prepare(data::DataLoader(dataset, {.batch_size = kBatch}));
-    accelerator.wait_for_everyone();
-    const double mine = seconds_of([&] {
-      for (auto& batch : loader)
-        if (!batch.is_alias_of(dataset.rows)) copied = true;
-      accelerator.wait_for_everyone();
-    });
-    if (accelerator.is_main()) seconds = mine;
-  });
-  if (copied) std::printf("a batch was COPIED\n");
-  return 2 * kBatches / seconds;
+  const measure::DispatchRate rate = measure::measure_dispatch({.shape = shape});
+  if (rate.copied) std::printf("a batch was COPIED\n");
+  return rate.batches_per_second;
 }
 
 // Time of an epoch of a TensorDataset through a prepared loader, to that of the bare index_select calls.
@@ -121,7 +91,7 @@ double shard_to_index_select() {
       });
       if (run > 0 && sum != 0) ratios.push_back(loaded / bare);  // the first run warms up
     }
-    ratio = benchmarks::spread_of(ratios).median;
+    ratio = measure::spread_of(ratios).median;
   });
   return ratio;
 }
@@ -262,10 +232,10 @@ void measure_decoding() {
     busy.push_back(100 * together.busy);
   }
   const std::string as_many = std::to_string(cores);
-  print("decoding JPEG, 1 worker", benchmarks::spread_of(one).median, "pictures/s", "");
-  print(("decoding JPEG, workers: " + as_many).c_str(), benchmarks::spread_of(all).median, "pictures/s", "");
-  print("decoding JPEG, all workers to one", benchmarks::spread_of(ratio).median, "x", ("near " + as_many).c_str());
-  print("decoding JPEG, cores busy", benchmarks::spread_of(busy).median, "%", "above 90");
+  print("decoding JPEG, 1 worker", measure::spread_of(one).median, "pictures/s", "");
+  print(("decoding JPEG, workers: " + as_many).c_str(), measure::spread_of(all).median, "pictures/s", "");
+  print("decoding JPEG, all workers to one", measure::spread_of(ratio).median, "x", ("near " + as_many).c_str());
+  print("decoding JPEG, cores busy", measure::spread_of(busy).median, "%", "above 90");
 }
 
 void measure_memory() {

@@ -7,7 +7,7 @@
 
 #include <ATen/Functions.h>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/tandem.h"
 
 namespace {
@@ -57,7 +57,7 @@ double one_run(int ranks, bool loader, const std::function<void(Accelerator&)>& 
 void measure(const char* name, int ranks, bool loader, const std::function<void(Accelerator&)>& wait) {
   std::vector<double> times;
   for (int run = 0; run < kRuns; ++run) times.push_back(one_run(ranks, loader, wait));
-  const auto spread = benchmarks::spread_of(times);
+  const auto spread = measure::spread_of(times);
   std::printf("%-18s  %5d  %9.2f  %6.2f\n", name, ranks, spread.median, spread.max);
 }
 

@@ -16,7 +16,7 @@
 #include <torch/optim/adamw.h>
 #include <nlohmann/json.hpp>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/tandem.h"
 #include "train/gpt.h"
 #include "train/image_nets.h"
@@ -34,7 +34,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 void synchronize() { c10::impl::VirtualGuardImpl(c10::kCUDA).synchronizeDevice(0); }
 
-double median(std::vector<double> values) { return benchmarks::spread_of(std::move(values)).median; }
+double median(std::vector<double> values) { return measure::spread_of(std::move(values)).median; }
 
 tandem::LaunchConfig on_gpus(int ranks) {
   tandem::LaunchConfig config;
@@ -235,8 +235,7 @@ Json failure() {
         times.push_back(1e3 * seconds_since(thrown));
       }
     }
-    result[std::to_string(ranks) + " ranks"] = {{"ms", median(times)},
-                                                {"slowest_ms", benchmarks::spread_of(times).max}};
+    result[std::to_string(ranks) + " ranks"] = {{"ms", median(times)}, {"slowest_ms", measure::spread_of(times).max}};
   }
   return result;
 }

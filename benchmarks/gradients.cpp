@@ -12,7 +12,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/tandem.h"
 
 namespace {
@@ -91,9 +91,9 @@ void compare(const char* what, Clip clip) {
     own_mb.push_back(without.megabytes);
   }
   std::printf("%-26s one memory %7.2f ms %7.0f MB   a copy each %7.2f ms %7.0f MB   time ratio %5.2f\n", what,
-              benchmarks::spread_of(shared).median * 1e3, benchmarks::spread_of(shared_mb).median,
-              benchmarks::spread_of(own).median * 1e3, benchmarks::spread_of(own_mb).median,
-              benchmarks::spread_of(shared).median / benchmarks::spread_of(own).median);
+              measure::spread_of(shared).median * 1e3, measure::spread_of(shared_mb).median,
+              measure::spread_of(own).median * 1e3, measure::spread_of(own_mb).median,
+              measure::spread_of(shared).median / measure::spread_of(own).median);
 }
 
 void compare_memory() {

@@ -7,7 +7,7 @@
 
 #include <ATen/record_function.h>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/trace/range.h"
 
 namespace {
@@ -29,6 +29,6 @@ int main() {
     ours.push_back(nanoseconds_a_range([] { const tandem::trace::Range range(tandem::trace::Event::step); }));
     ratios.push_back(ours.back() / of_libtorch.back());
   }
-  std::printf("range %.1f ns   LibTorch's %.1f ns   ratio %.2f (at most 1.5)\n", benchmarks::spread_of(ours).median,
-              benchmarks::spread_of(of_libtorch).median, benchmarks::spread_of(ratios).median);
+  std::printf("range %.1f ns   LibTorch's %.1f ns   ratio %.2f (at most 1.5)\n", measure::spread_of(ours).median,
+              measure::spread_of(of_libtorch).median, measure::spread_of(ratios).median);
 }

@@ -5,7 +5,7 @@
 #include <thread>
 #include <vector>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 #include "tandem/core/spsc_ring.h"
 
 namespace {
@@ -98,8 +98,8 @@ void compare(const char* what, double (*ring)(), double (*bare)()) {
     ours.push_back(ring());
     theirs.push_back(bare());
   }
-  std::printf("%-24s %8.1f   bare ring %8.1f\n", what, benchmarks::spread_of(ours).median,
-              benchmarks::spread_of(theirs).median);
+  std::printf("%-24s %8.1f   bare ring %8.1f\n", what, measure::spread_of(ours).median,
+              measure::spread_of(theirs).median);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "statistics.h"
+#include "measure/statistics.h"
 
 namespace {
 
@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
   }
   std::filesystem::remove(log);
   const auto print = [](const char* name, const std::vector<double>& values) {
-    const auto spread = benchmarks::spread_of(values);
+    const auto spread = measure::spread_of(values);
     std::printf("%-44s  %7.3f  %6.3f  %6.3f\n", name, spread.median, spread.min, spread.max);
   };
   std::puts("                                               median     min     max");

@@ -21,8 +21,14 @@ using Commands = std::vector<Command>;
 
 // Each adds its subcommand to `tandem` and to `commands`.
 void add_bench(CLI::App& tandem, Commands& commands);
+void add_checkpoint(CLI::App& tandem, Commands& commands);
+void add_completion(CLI::App& tandem, Commands& commands);
+void add_config(CLI::App& tandem, Commands& commands);
 void add_env(CLI::App& tandem, Commands& commands);
+void add_estimate(CLI::App& tandem, Commands& commands);
+void add_man(CLI::App& tandem, Commands& commands);
 void add_plan(CLI::App& tandem, Commands& commands);
+void add_test(CLI::App& tandem, Commands& commands);
 
 /// From now on an interrupt (SIGINT, SIGTERM) requests a stop of this token, for LaunchConfig::cancel; the second one
 /// ends the process with 130, as the first one does before.

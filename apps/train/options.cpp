@@ -8,8 +8,10 @@
 #include <cstdlib>
 #include <map>
 #include <string_view>
+#include <utility>
 
 #include "common/program.h"
+#include "config_file.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -53,7 +55,8 @@ struct Raw {
   std::optional<int> gpus, cpu;
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
-  std::string model = "mlp", optimizer = "adamw", scheduler = "constant", normalize = "mnist";
+  ModelFlags model;
+  std::string optimizer = "adamw", scheduler = "constant", normalize = "mnist";
   std::optional<bool> tf32;
   std::string mixed_precision = "no", transport = "automatic", profile_steps = "10:20", nvtx_steps;
   bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
@@ -100,11 +103,10 @@ void add_ranks(CLI::App& app, Raw& raw) {
 
 void add_model_and_data(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--model", raw.model, "what to train")->check(CLI::IsMember(kModels))->capture_default_str();
-  app.add_option("--hidden", options.hidden, "widths of the mlp's hidden layers (default: 512,512)")
-      ->delimiter(',')
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
-  app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")->capture_default_str();
+  add_model_flags(app, raw.model);
+  app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")
+      ->type_name("DIR")
+      ->capture_default_str();
   app.add_option("--limit-train-samples", options.limit_train_samples, "train on the first N samples only")
       ->check(CLI::Range(std::int64_t{1}, kMany));
   app.add_flag("--no-shuffle", raw.no_shuffle, "take the samples in their order");
@@ -113,15 +115,9 @@ void add_model_and_data(CLI::App& app, Raw& raw) {
       ->capture_default_str();
 }
 
-void add_gpt(CLI::App& app, Options& options) {
-  const auto size = [&](const char* flag, std::int64_t& value, std::int64_t most, const char* what) {
-    app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most))->capture_default_str();
-  };
-  app.add_option("--data-file", options.data_file, "text that the gpt trains on; its last tenth is for validation");
-  size("--block-size", options.gpt.block_size, 1'000'000, "bytes that the gpt sees of the text");
-  size("--layers", options.gpt.layers, 10'000, "of the gpt");
-  size("--width", options.gpt.width, 65536, "of the gpt's layers, a multiple of --heads");
-  size("--heads", options.gpt.heads, 65536, "of the gpt's attention");
+void add_text(CLI::App& app, Options& options) {
+  app.add_option("--data-file", options.data_file, "text that the gpt trains on; its last tenth is for validation")
+      ->type_name("FILE");
   app.add_option("--dropout", options.gpt.dropout, "share of the gpt's activations to leave out in training")
       ->check(real_range(0.0, 1.0))
       ->check(refuse_one)
@@ -188,9 +184,11 @@ void add_tracking(CLI::App& app, Options& options) {
 
 void add_files(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file");
-  app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file");
-  app.add_option("--log-json", options.log_json, "write one JSON object an update to this file");
+  app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file")
+      ->type_name("FILE");
+  app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file")
+      ->type_name("FILE");
+  app.add_option("--log-json", options.log_json, "write one JSON object an update to this file")->type_name("FILE");
   auto& checkpoints = options.launch.checkpoints;
   auto* directory =
       app.add_option("--checkpoint-dir", checkpoints.directory,
@@ -205,7 +203,8 @@ void add_files(CLI::App& app, Raw& raw) {
                  "go on from this checkpoint; auto: from the newest of --checkpoint-dir, if there is one");
   auto* profile = app.add_option("--profile", options.profile.directory,
                                  "write a trace of all ranks, for ui.perfetto.dev, to this folder, and print where the "
-                                 "time goes");
+                                 "time goes")
+                      ->type_name("DIR");
   app.add_option("--profile-steps", raw.profile_steps, "updates that the profile is of, FIRST:LAST")
       ->needs(profile)
       ->capture_default_str();
@@ -224,12 +223,13 @@ struct CommandLine {
     app.option_defaults()->always_capture_default(false);
     add_ranks(app, raw);
     add_model_and_data(app, raw);
-    add_gpt(app, raw.options);
+    add_text(app, raw.options);
     add_training(app, raw);
     add_files(app, raw);
+    add_config_flag(app);
     app.footer(
         "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
-        "  ./train --model gpt --data-file FILE");
+        "  ./train --model gpt --data-file FILE\n  ./train --config train.json --epochs 1");
   }
   CommandLine(const CommandLine&) = delete;  // the app writes into `raw`
   CommandLine& operator=(const CommandLine&) = delete;
@@ -300,15 +300,13 @@ SchedulerKind scheduler_of(const Raw& raw) {
   return kind;
 }
 
-bool goes_with(const std::string& flag, ModelKind model) {
-  const auto known = kFlagsOfModels.find(flag);
-  if (known == kFlagsOfModels.end()) return true;
-  return std::find(known->second.begin(), known->second.end(), model) != known->second.end();
+bool goes_with(const std::vector<ModelKind>& models, ModelKind model) {
+  return std::find(models.begin(), models.end(), model) != models.end();
 }
 
 void check_flags_of_models(const CLI::App& app, ModelKind model) {
   for (const auto& [flag, models] : kFlagsOfModels)
-    if (app.count(flag) > 0 && !goes_with(flag, model))
+    if (app.count(flag) > 0 && !goes_with(models, model))
       throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
                                 name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
 }
@@ -328,8 +326,12 @@ Options finish(Raw raw) {
   options.launch.tf32 = raw.tf32;
   options.launch.data_loader.even_batches = !raw.no_even_batches;
   if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
-  options.model = kModels.at(raw.model);
-  check_heads(options.gpt);
+  const Options model = read_model_flags(raw.model);
+  options.model = model.model;
+  options.hidden = model.hidden;
+  const double dropout = options.gpt.dropout;
+  options.gpt = model.gpt;
+  options.gpt.dropout = dropout;
   options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
   options.normalize =
       raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
@@ -373,7 +375,7 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
   tandem::io::Config flags;
   for (const CLI::Option* option : app.get_options()) {
     const std::string name = option->get_single_name();
-    if (name == "help" || !goes_with("--" + name, options.model)) continue;
+    if (name == "help" || !flag_goes_with("--" + name, name_of(options.model))) continue;
     if (name == "lr")
       flags.emplace_back(name, options.lr);
     else if (name == "weight-decay")
@@ -389,6 +391,36 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
 }
 
 }  // namespace
+
+CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
+  auto* model =
+      app.add_option("--model", flags.model, "which network")->check(CLI::IsMember(kModels))->capture_default_str();
+  app.add_option("--hidden", flags.hidden, "widths of the mlp's hidden layers (default: 512,512)")
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
+  const auto size = [&](const char* flag, std::int64_t& value, std::int64_t most, const char* what) {
+    app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most))->capture_default_str();
+  };
+  size("--block-size", flags.gpt.block_size, 1'000'000, "bytes that the gpt sees of the text");
+  size("--layers", flags.gpt.layers, 10'000, "of the gpt");
+  size("--width", flags.gpt.width, 65536, "of the gpt's layers, a multiple of --heads");
+  size("--heads", flags.gpt.heads, 65536, "of the gpt's attention");
+  return model;
+}
+
+Options read_model_flags(const ModelFlags& flags) {
+  Options options;
+  options.model = kModels.at(flags.model);
+  options.hidden = flags.hidden;
+  options.gpt = flags.gpt;
+  check_heads(options.gpt);
+  return options;
+}
+
+bool flag_goes_with(const std::string& flag, const std::string& model) {
+  const auto found = kFlagsOfModels.find(flag);
+  return found == kFlagsOfModels.end() || goes_with(found->second, kModels.at(model));
+}
 
 const std::string& name_of(ModelKind model) {
   return std::find_if(kModels.begin(), kModels.end(), [&](const auto& entry) { return entry.second == model; })->first;
@@ -411,7 +443,7 @@ ParseResult parse_options(int argc, char** argv) {
     std::fprintf(stderr, "train: %s; see --help\n", error.what());
     return {std::nullopt, apps::kWrongUsage};
   }
-  check_flags_of_models(app, kModels.at(line.raw.model));
+  check_flags_of_models(app, kModels.at(line.raw.model.model));
   Options options = finish(std::move(line.raw));
   options.flags = flags_of(app, options);
   return {std::move(options), apps::kDone};

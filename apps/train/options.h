@@ -13,7 +13,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace train {
 
@@ -85,6 +86,22 @@ struct Options {
   bool quiet = false;
   bool progress = true;
 };
+
+/// What --model and the flags of the models' sizes say.
+struct ModelFlags {
+  std::string model = "mlp";
+  std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
+  GptOptions gpt;
+};
+
+/// Adds these flags, and returns that of --model.
+CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags);
+
+/// The same as options. Throws tandem::ConfigError for sizes that do not go together.
+Options read_model_flags(const ModelFlags& flags);
+
+/// Whether a flag, such as "--hidden", is of any use with this --model.
+bool flag_goes_with(const std::string& flag, const std::string& model);
 
 /// The name that --model has for it.
 const std::string& name_of(ModelKind model);

@@ -12,7 +12,10 @@ CheckpointSource::CheckpointSource(const std::string& directory) : directory_(di
   const auto status = fs::symlink_status(open_ / "manifest.json", error);
   if (status.type() == fs::file_type::not_found) return;
   reader_.emplace(directory);
-  reader_->verify();
+}
+
+void CheckpointSource::verify() const {
+  if (reader_) reader_->verify();
 }
 
 bool CheckpointSource::has(const std::string& name) const {

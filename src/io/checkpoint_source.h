@@ -10,12 +10,15 @@
 
 namespace tandem::io {
 
-/// A directory of Tandem's, whose files are verified and cannot be replaced by others meanwhile, or one of Python's,
-/// which has no manifest.
+/// A directory of Tandem's, or one of Python's, which has no manifest. It stays the same one while another takes its
+/// place.
 class CheckpointSource {
  public:
-  /// Throws CheckpointError when there is none, or it is damaged.
+  /// Throws CheckpointError when there is none, or its manifest is damaged.
   explicit CheckpointSource(const std::string& directory);
+
+  /// Compares all files with the manifest, where there is one. Throws CheckpointError.
+  void verify() const;
 
   bool has(const std::string& name) const;
 
@@ -27,7 +30,7 @@ class CheckpointSource {
 
   const std::string& directory() const { return directory_; }
 
-  /// Null: it is Python's.
+  /// The manifest's; null: there is none.
   const CheckpointReader* reader() const { return reader_ ? &*reader_ : nullptr; }
 
  private:

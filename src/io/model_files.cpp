@@ -14,7 +14,9 @@ void save_model(const std::string& directory, const torch::nn::Module& module, c
 }
 
 void load_model(const std::string& directory, torch::nn::Module& module) {
-  prepare_load(read_weights(CheckpointSource(directory), "model"), module)();
+  const CheckpointSource source(directory);
+  source.verify();
+  prepare_load(read_weights(source, "model"), module)();
 }
 
 }  // namespace tandem::io

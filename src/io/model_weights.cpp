@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <optional>
 #include <set>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/in_threads.h"
+#include "io/model_source.h"
 #include "tandem/core/error.h"
 #include "tandem/io/pickle_file.h"
 
@@ -66,24 +66,13 @@ std::vector<NamedTensors> split(const NamedTensors& tensors, std::uint64_t most_
   return shards;
 }
 
+}  // namespace
+
 std::string shard_name(const std::string& stem, std::size_t number, std::size_t count) {
   char numbers[48];
   std::snprintf(numbers, sizeof numbers, "-%05zu-of-%05zu.safetensors", number, count);
   return stem + numbers;
 }
-
-nlohmann::json parse_index(const std::string& path, const std::string& shown) {
-  constexpr std::uint64_t kMostBytes = 100'000'000;
-  const auto index = parse_json(read_text(path, shown, kMostBytes));
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-    fail(shown, "has no weight_map");
-  for (const auto& [name, value] : index["weight_map"].items())
-    if (!value.is_string() || value.get<std::string>().find('/') != std::string::npos)
-      fail(shown, "weight_map has no file's name for '" + name + "'");
-  return index["weight_map"];
-}
-
-}  // namespace
 
 NamedTensors weights_of(const torch::nn::Module& module) {
   NamedTensors once;
@@ -138,31 +127,6 @@ void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors
   }
 }
 
-using Load = NamedTensors (*)(const std::string& path, const std::string& shown);
-
-// One file, or several with an index; nothing when there are neither.
-std::optional<StoredWeights> read_layout(const CheckpointSource& source, const std::string& single, Load load) {
-  StoredWeights stored{.directory = source.directory(), .tensors = {}, .files = {}};
-  if (source.has(single)) {
-    add_to(stored, source.shown(single), load(source.path_of(single), source.shown(single)));
-    return stored;
-  }
-  const std::string index = single + ".index.json";
-  if (!source.has(index)) return std::nullopt;
-  const auto weight_map = parse_index(source.path_of(index), source.shown(index));
-  std::set<std::string> names;
-  for (const auto& [name, file] : weight_map.items()) names.insert(file.get<std::string>());
-  const std::vector<std::string> files(names.begin(), names.end());
-  std::vector<NamedTensors> parts(files.size());
-  in_threads(files.size(), [&](std::size_t i) { parts[i] = load(source.path_of(files[i]), source.shown(files[i])); });
-  for (std::size_t i = 0; i < files.size(); ++i) add_to(stored, source.shown(files[i]), std::move(parts[i]));
-  for (const auto& [name, file] : weight_map.items())
-    if (const auto found = stored.files.find(name);
-        found == stored.files.end() || found->second != source.shown(file.get<std::string>()))
-      fail(source.shown(index), "tensor '" + name + "' is not in " + file.get<std::string>());
-  return stored;
-}
-
 // What is stored of a tensor, under any of its names; with several they must be equal.
 at::Tensor find(const StoredWeights& stored, const Named& wanted) {
   at::Tensor tensor;
@@ -191,10 +155,20 @@ void check_no_others(const StoredWeights& stored, const NamedTensors& wanted) {
 }  // namespace
 
 StoredWeights read_weights(const CheckpointSource& source, const std::string& stem) {
-  const std::string single = stem + ".safetensors";
-  if (auto stored = read_layout(source, single, load_safetensors)) return std::move(*stored);
-  if (auto stored = read_layout(source, "pytorch_" + stem + ".bin", load_torch_save)) return std::move(*stored);
-  fail(source.shown(single), "does not exist");
+  const ModelSource model(source, stem);
+  const auto load = [&](const std::string& file) {
+    const std::string path = source.path_of(file), shown = source.shown(file);
+    return model.of_torch_save() ? load_torch_save(path, shown) : load_safetensors(path, shown);
+  };
+  std::vector<NamedTensors> parts(model.files().size());
+  in_threads(parts.size(), [&](std::size_t i) { parts[i] = load(model.files()[i]); });
+  StoredWeights stored{.directory = source.directory(), .tensors = {}, .files = {}};
+  for (std::size_t i = 0; i < parts.size(); ++i) add_to(stored, source.shown(model.files()[i]), std::move(parts[i]));
+  model.check_places([&](const std::string& name) {
+    const auto found = stored.files.find(name);
+    return found == stored.files.end() ? std::string() : found->second;
+  });
+  return stored;
 }
 
 std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module) {

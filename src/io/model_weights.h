@@ -15,6 +15,9 @@
 
 namespace tandem::io {
 
+/// "model-00001-of-00003.safetensors", counted from 1.
+std::string shard_name(const std::string& stem, std::size_t number, std::size_t count);
+
 /// Parameters and buffers of `module`, each once: tied weights under their first name.
 NamedTensors weights_of(const torch::nn::Module& module);
 

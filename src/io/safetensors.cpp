@@ -18,6 +18,7 @@
 
 #include "io/file_writer.h"
 #include "tandem/core/error.h"
+#include "tandem/io/safetensors_header.h"
 
 namespace tandem::io {
 namespace {
@@ -96,19 +97,12 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
   return text;
 }
 
-struct Entry {
-  std::string name;
-  at::ScalarType type;
-  std::vector<std::int64_t> shape;
-  std::uint64_t begin, end;  // in the data
-};
-
 std::uint64_t unsigned_number(const std::string& path, const std::string& field, const ParsedJson& value) {
   if (!value.is_number_unsigned()) fail(path, field + " is no whole number of 0 or more");
   return value.get<std::uint64_t>();
 }
 
-Entry parse_entry(const std::string& path, const std::string& name, const ParsedJson& value) {
+StoredTensor parse_entry(const std::string& path, const std::string& name, const ParsedJson& value) {
   const std::string where = "tensor '" + name + "'";
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") || !value.contains("data_offsets"))
     fail(path, where + " lacks dtype, shape or data_offsets");
@@ -119,7 +113,7 @@ Entry parse_entry(const std::string& path, const std::string& name, const Parsed
   const auto* type =
       std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return type_name == t.name; });
   if (type == kTypeNames.end()) fail(path, where + " has the unknown dtype '" + type_name + "'");
-  Entry entry{.name = name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
+  StoredTensor entry{.name = name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
   std::uint64_t bytes = c10::elementSize(type->type);
   bool empty = false;
   for (const ParsedJson& dim : value["shape"]) {
@@ -158,14 +152,15 @@ ParsedJson parse_header(const std::string& path, const std::string& text) {
   return header;
 }
 
-void sort_by_place(std::vector<Entry>& entries) {
-  std::sort(entries.begin(), entries.end(),
-            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
+void sort_by_place(std::vector<StoredTensor>& entries) {
+  std::sort(entries.begin(), entries.end(), [](const StoredTensor& a, const StoredTensor& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
 }
 
-void check_no_gaps(const std::string& path, const std::vector<Entry>& entries, std::uint64_t data_bytes) {
+void check_no_gaps(const std::string& path, const std::vector<StoredTensor>& entries, std::uint64_t data_bytes) {
   std::uint64_t at = 0;
-  for (const Entry& entry : entries) {
+  for (const StoredTensor& entry : entries) {
     if (entry.begin != at) fail(path, "tensor '" + entry.name + "' overlaps another, or there is a gap before it");
     at = entry.end;
   }
@@ -205,7 +200,7 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
   sync_directory(parent.empty() ? "." : parent.string());
 }
 
-NamedTensors load_safetensors(const std::string& location, const std::string& shown) {
+SafetensorsHeader read_safetensors_header(const std::string& location, const std::string& shown) {
   const std::string& path = shown.empty() ? location : shown;
   std::error_code error;
   if (!fs::is_regular_file(location, error)) fail(path, fs::exists(location, error) ? "is no file" : "does not exist");
@@ -219,19 +214,34 @@ NamedTensors load_safetensors(const std::string& location, const std::string& sh
     fail(path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
   std::string text(header_bytes, '\0');
   if (!file.read(text.data(), static_cast<std::streamsize>(text.size()))) fail(path, "cannot be read");
-  const ParsedJson header = parse_header(path, text);
+  const ParsedJson parsed = parse_header(path, text);
 
-  std::vector<Entry> entries;
-  for (const auto& [name, value] : header.items())
-    if (name != "__metadata__") entries.push_back(parse_entry(path, name, value));
-  sort_by_place(entries);
-  check_no_gaps(path, entries, file_bytes - 8 - header_bytes);
+  SafetensorsHeader header;
+  for (const auto& [name, value] : parsed.items())
+    if (name != "__metadata__") header.tensors.push_back(parse_entry(path, name, value));
+  sort_by_place(header.tensors);
+  check_no_gaps(path, header.tensors, file_bytes - 8 - header_bytes);
+  for (StoredTensor& tensor : header.tensors) {
+    tensor.begin += 8 + header_bytes;
+    tensor.end += 8 + header_bytes;
+  }
+  if (const auto metadata = parsed.find("__metadata__"); metadata != parsed.end() && metadata->is_object())
+    for (const auto& [key, value] : metadata->items())
+      header.metadata[key] = value.is_string() ? value.get<std::string>() : value.dump();
+  return header;
+}
 
+std::string safetensors_type(at::ScalarType type) { return name_of("safetensors", "", type); }
+
+NamedTensors load_safetensors(const std::string& location, const std::string& shown) {
+  const std::string& path = shown.empty() ? location : shown;
+  const auto header = read_safetensors_header(location, shown);
+  std::ifstream file(location, std::ios::binary);
   NamedTensors tensors;
-  for (const Entry& entry : entries) {
+  for (const StoredTensor& entry : header.tensors) {
     at::Tensor tensor = at::empty(entry.shape, entry.type);
-    file.seekg(static_cast<std::streamoff>(8 + header_bytes + entry.begin));
-    file.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.end - entry.begin));
+    file.seekg(static_cast<std::streamoff>(entry.begin));
+    file.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.bytes()));
     if (!file) fail(path, "tensor '" + entry.name + "' cannot be read");
     tensors.emplace_back(entry.name, tensor);
   }

@@ -37,6 +37,7 @@ void check_count(const std::string& directory, const char* what, std::size_t sto
 // Reads all files that the prepared objects need, several at once.
 std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::string& directory) const {
   const io::CheckpointSource source(directory);
+  source.verify();
   auto loaded = std::make_shared<LoadedState>();
   loaded->directory = directory;
   if (const io::CheckpointReader* reader = source.reader(); reader && reader->has("tandem_state.json"))

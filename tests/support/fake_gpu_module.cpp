@@ -1,9 +1,18 @@
 // The fake CUDA as the file that Tandem loads: with it and a fake driver, programs find eight GPUs.
+#include <cstdlib>
+
 #include "support/fake_module.h"
 
 extern "C" {
 extern const int tandem_cuda_module_version;
 const int tandem_cuda_module_version = tandem::cuda::kModuleVersion;
 
-std::unique_ptr<tandem::cuda::Module> tandem_make_cuda_module() { return std::make_unique<tandem::test::FakeModule>(); }
+// TANDEM_FAKE_GOOD_REDUCTIONS=N: after N of them, what is written to the last rank's memory does not arrive; with
+// TANDEM_FAKE_HANGS, the next one never ends.
+std::unique_ptr<tandem::cuda::Module> tandem_make_cuda_module() {
+  auto module = std::make_unique<tandem::test::FakeModule>();
+  if (const char* const good = std::getenv("TANDEM_FAKE_GOOD_REDUCTIONS")) module->good_reductions = std::atoll(good);
+  module->hangs = std::getenv("TANDEM_FAKE_HANGS") != nullptr;
+  return module;
+}
 }

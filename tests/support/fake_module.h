@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "backend/cuda/module.h"
@@ -28,7 +29,9 @@ class FakeModule final : public cuda::Module {
   std::atomic<bool> peer_access{true};      ///< between different devices
   std::atomic<bool> transport_works{true};  ///< or what is written to the last rank's memory does not arrive
   std::atomic<bool> graphs_work{true};
-  std::atomic<std::int64_t> reductions{0};  ///< so far
+  std::atomic<std::int64_t> good_reductions{INT64_MAX};  ///< after so many the transport works no more
+  std::atomic<bool> hangs{false};                        ///< from then on
+  std::atomic<std::int64_t> reductions{0};               ///< so far
 };
 
 }  // namespace tandem::test

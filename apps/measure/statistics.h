@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-namespace benchmarks {
+namespace measure {
 
 struct Spread {
   double min, median, max;
@@ -15,4 +15,4 @@ inline Spread spread_of(std::vector<double> values) {
   return {values.front(), values[values.size() / 2], values.back()};
 }
 
-}  // namespace benchmarks
+}  // namespace measure

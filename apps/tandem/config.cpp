@@ -1,0 +1,147 @@
+// tandem config: asks what to train and how, and writes it as a file for train --config.
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+#include "flag.h"
+#include "tandem/core/error.h"
+#include "train/config_file.h"
+#include "train/options.h"
+
+namespace tandem_tool {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// In the order in which they are asked. What they mean, their defaults and what is right is in train's command line.
+const std::vector<std::string> kAsked{"model",
+                                      "hidden",
+                                      "layers",
+                                      "width",
+                                      "heads",
+                                      "block-size",
+                                      "data-dir",
+                                      "data-file",
+                                      "cpu",
+                                      "batch-size",
+                                      "epochs",
+                                      "optimizer",
+                                      "lr",
+                                      "scheduler",
+                                      "weight-decay",
+                                      "clip-grad-norm",
+                                      "gradient-accumulation-steps",
+                                      "mixed-precision",
+                                      "seed",
+                                      "save-weights",
+                                      "log-json"};
+
+std::string question(const std::string& key, const CLI::Option& setting) {
+  std::string text = key + ": " + setting.get_description();
+  std::string choices;
+  for (const auto& choice : choices_of(setting)) choices += (choices.empty() ? "" : ", ") + choice;
+  if (!choices.empty()) text += " (" + choices + ")";
+  if (!setting.get_default_str().empty()) text += " [" + setting.get_default_str() + "]";
+  return text + ": ";
+}
+
+// Numbers as such, and lists of them.
+Json value_of(const std::string& answer) {
+  for (const std::string& text : {answer, "[" + answer + "]"}) {
+    const Json json = Json::parse(text, nullptr, false);
+    if (json.is_number() || (json.is_array() && json.size() > 1)) return json;
+  }
+  return answer;
+}
+
+std::string trimmed(const std::string& text) {
+  const std::size_t begin = text.find_first_not_of(" \t\r");
+  return begin == std::string::npos ? "" : text.substr(begin, text.find_last_not_of(" \t\r") - begin + 1);
+}
+
+// What is answered, or the default; nothing where there is none and nothing is answered.
+std::optional<std::string> ask(const std::string& key, const CLI::Option& setting) {
+  for (;;) {
+    std::printf("%s", question(key, setting).c_str());
+    std::fflush(stdout);
+    std::string line;
+    if (!std::getline(std::cin, line)) {
+      std::printf("\n");
+      std::fflush(stdout);
+      throw tandem::ConfigError("the input ended at the question for '" + key + "'; nothing was written");
+    }
+    const std::string answer = trimmed(line);
+    if (answer.empty()) {
+      if (setting.get_default_str().empty()) return std::nullopt;
+      return setting.get_default_str();
+    }
+    const std::string problem = train::problem_with(key, answer);
+    if (problem.empty()) return answer;
+    std::printf("  %s\n", problem.c_str());
+  }
+}
+
+void write(const std::string& path, const Json& settings) {
+  std::ofstream file(path);
+  file << settings.dump(1) << '\n';
+  file.close();
+  if (!file) throw tandem::Error("'" + path + "' cannot be written");
+}
+
+// What goes wrong only when several settings meet, or on this machine.
+void check(const std::string& path) {
+  std::vector<std::string> words{"train", "--config", path};
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  try {
+    train::parse_options(static_cast<int>(argv.size()), argv.data());
+  } catch (const tandem::ConfigError& error) {
+    throw tandem::ConfigError("'" + path + "' is written, but train would refuse it: " + error.what());
+  }
+}
+
+int ask_and_write(const std::string& path, bool force) {
+  std::error_code error;
+  if (!force && std::filesystem::exists(path, error))
+    throw tandem::ConfigError("'" + path + "' is there already; --force replaces it");
+  const auto flags = train::describe_command_line();
+  std::printf("Enter takes what is in brackets, or leaves a setting out.\n");
+  Json settings = Json::object();
+  std::string model = "mlp";
+  for (const std::string& key : kAsked) {
+    if (!train::flag_goes_with("--" + key, model)) continue;
+    const auto answer = ask(key, *train::find_setting(*flags, key));
+    if (answer) settings[key] = value_of(*answer);
+    if (key == "model") model = *answer;
+  }
+  write(path, settings);
+  check(path);
+  std::printf("written: %s; train with it: train --config %s\n", path.c_str(), path.c_str());
+  return apps::kDone;
+}
+
+}  // namespace
+
+void add_config(CLI::App& tandem, Commands& commands) {
+  struct Options {
+    std::string path = "train.json";
+    bool force = false;
+  };
+  const auto options = std::make_shared<Options>();
+  auto* config = tandem.add_subcommand("config", "Asks what to train and how, and writes it for train --config.");
+  config->add_option("file", options->path, "what to write")->type_name("FILE")->capture_default_str();
+  config->add_flag("--force", options->force, "replace the file if it is there");
+  config->footer("Examples:\n  tandem config\n  tandem config cnn.json && train --config cnn.json --epochs 1");
+  commands.push_back({config, [options] { return ask_and_write(options->path, options->force); }});
+}
+
+}  // namespace tandem_tool

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "io/checkpoint_source.h"
+#include "tandem/io/safetensors_header.h"
+
+namespace tandem_tool {
+
+/// The tensors of a safetensors file, or of a directory of them. Their bytes are read when a tensor is asked for.
+/// Throws tandem::CheckpointError.
+class StoredTensors {
+ public:
+  struct Entry {
+    std::string file;  ///< name in the directory; empty for a file alone
+    tandem::io::StoredTensor tensor;
+  };
+
+  /// Reads the headers, and compares them with the files' sizes and the index.
+  explicit StoredTensors(const std::string& path);
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  const Entry* find(const std::string& name) const;
+  std::uint64_t bytes() const;  ///< of all tensors
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  /// The directory; null for a file alone.
+  const tandem::io::CheckpointSource* source() const { return source_ ? &*source_ : nullptr; }
+
+  at::Tensor read(const Entry& entry) const;
+
+ private:
+  void add(const std::string& location, const std::string& shown, const std::string& file);
+  std::string location_of(const Entry& entry) const;
+
+  const std::string path_;
+  std::optional<tandem::io::CheckpointSource> source_;
+  std::vector<Entry> entries_;
+  std::map<std::string, std::size_t> by_name_;
+  std::map<std::string, std::string> metadata_;
+};
+
+}  // namespace tandem_tool

@@ -1,0 +1,153 @@
+// tandem test: self-test of this machine's ranks.
+#include <unistd.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include <nlohmann/json.hpp>
+
+#include "command.h"
+#include "self_test.h"
+#include "tandem/core/error.h"
+
+namespace tandem_tool {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
+
+struct TestOptions {
+  std::optional<int> cpu, gpus;
+  std::vector<int> devices;
+  std::string transport = "automatic";
+  int timeout = 120;  // seconds, of a part
+  bool json = false;
+};
+
+const std::map<std::string, tandem::Transport> kTransports{{"automatic", tandem::Transport::automatic},
+                                                           {"nccl", tandem::Transport::nccl},
+                                                           {"peer-memory", tandem::Transport::peer_memory}};
+
+// Collects what the parts say, and prints it.
+class Verdict {
+ public:
+  Verdict(bool as_json, std::string ranks) : as_json_(as_json), ranks_(std::move(ranks)) {
+    if (!as_json_) std::printf("testing %s\n", ranks_.c_str());
+  }
+
+  void add(const std::string& part, bool passed, const std::string& detail, double seconds) {
+    passed_ = passed_ && passed;
+    parts_.push_back({{"part", part}, {"passed", passed}, {"detail", detail}, {"seconds", seconds}});
+    if (!as_json_)
+      std::printf("%-12s %-7s %6.2f s  %s\n", part.c_str(), passed ? "passed" : "FAILED", seconds, detail.c_str());
+    std::fflush(stdout);
+  }
+
+  int finish() const {
+    if (as_json_)
+      std::printf("%s\n", Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}.dump().c_str());
+    else
+      std::printf("%s\n", passed_ ? "passed: this machine's ranks work" : "FAILED: see above");
+    std::fflush(stdout);
+    return passed_ ? apps::kDone : apps::kFailed;
+  }
+
+ private:
+  const bool as_json_;
+  const std::string ranks_;
+  Json parts_ = Json::array();
+  bool passed_ = true;
+};
+
+// Calls a function unless it is gone before `seconds` are over. What hangs in a driver cannot be ended in another way
+// than with the process.
+class Deadline {
+ public:
+  Deadline(double seconds, std::function<void()> too_late)
+      : thread_([this, seconds, too_late = std::move(too_late)](const std::stop_token& stop) {
+          std::unique_lock lock(mutex_);
+          const bool ended = condition_.wait_for(lock, stop, std::chrono::duration<double>(seconds),
+                                                 [&] { return stop.stop_requested(); });
+          if (!ended && !stop.stop_requested()) too_late();
+        }) {}
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable_any condition_;
+  std::jthread thread_;  // stops and joins
+};
+
+tandem::LaunchConfig config_of(const TestOptions& options) {
+  tandem::LaunchConfig config{.gpus = options.gpus,
+                              .devices = options.devices,
+                              .cpu = options.cpu,
+                              .transport = kTransports.at(options.transport),
+                              .timeout = std::chrono::seconds(std::max(1, options.timeout / 2))};
+  config.cancel = stop_when_interrupted();
+  return config;
+}
+
+std::string in_words(const tandem::AcceleratorState& state) {
+  const int ranks = state.world_size();
+  return std::to_string(ranks) + " " + state.backend->name() + " rank" + (ranks == 1 ? "" : "s");
+}
+
+void run_part(const SelfTestPart& part, const tandem::LaunchConfig& config, int timeout, Verdict& verdict) {
+  const auto start = Clock::now();
+  const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  auto deadline = std::make_unique<Deadline>(timeout, [&] {
+    verdict.add(part.name, false, "did not end within " + std::to_string(timeout) + " s", seconds());
+    _exit(verdict.finish());
+  });
+  std::string detail;
+  const int code = apps::exit_code_of(
+      [&] {
+        detail = part.run(config);
+        return apps::kDone;
+      },
+      [&](const std::string& what) { detail = what; });
+  deadline.reset();
+  if (code == apps::kInterrupted) throw tandem::Cancelled("interrupted");
+  verdict.add(part.name, code == apps::kDone, detail, seconds());
+}
+
+int run_self_test(const TestOptions& options) {
+  const tandem::LaunchConfig config = config_of(options);
+  Verdict verdict(options.json, in_words(tandem::examine(config)));
+  for (const SelfTestPart& part : {test_collectives(), test_training(), test_dispatch(), test_checkpoint()})
+    run_part(part, config, options.timeout, verdict);
+  return verdict.finish();
+}
+
+}  // namespace
+
+void add_test(CLI::App& tandem, Commands& commands) {
+  const auto options = std::make_shared<TestOptions>();
+  auto* test = tandem.add_subcommand("test", "Tests this machine's ranks; exit code 1 when something does not work.");
+  auto* ranks = test->add_option("--ranks", options->cpu, "N ranks on the CPU (default: as train: all GPUs, or cores)")
+                    ->check(CLI::Range(1, 256));
+  auto* gpus =
+      test->add_option("--gpus", options->gpus, "the first N GPUs")->check(CLI::Range(1, 256))->excludes(ranks);
+  test->add_option("--devices", options->devices, "these GPUs, such as 0,2,3; one named twice has two ranks")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1023))
+      ->excludes(ranks)
+      ->excludes(gpus);
+  test->add_option("--transport", options->transport, "how GPU ranks exchange data")
+      ->check(CLI::IsMember(kTransports))
+      ->capture_default_str();
+  test->add_option("--timeout", options->timeout, "seconds after which a part that has not ended counts as failed")
+      ->check(CLI::Range(1, 86'400))
+      ->capture_default_str();
+  test->add_flag("--json", options->json, "print JSON");
+  test->footer("Examples:\n  tandem test\n  tandem test --ranks 4\n  tandem test --gpus 2 --transport nccl --json");
+  commands.push_back({test, [options] { return run_self_test(*options); }});
+}
+
+}  // namespace tandem_tool
