@@ -180,7 +180,7 @@ std::string in_words(const Json& value) {
   if (!value.is_structured()) return value.dump();
   std::string text;
   for (const auto& [key, part] : value.items()) {
-    if (!text.empty()) text += value.is_object() ? ", " : " | ";
+    if (!text.empty()) text += ", ";
     text += (value.is_object() && !part.is_string() ? key + " " : "") + in_words(part);
   }
   return text.empty() ? "none" : text;

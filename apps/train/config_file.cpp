@@ -48,7 +48,8 @@ class JsonSettings : public CLI::Config {
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
     const auto file = app_.get_config_ptr()->as<std::string>();
     std::vector<CLI::ConfigItem> items;
-    for (const auto& [key, value] : read(file, input).items()) {
+    const Json settings = read(file, input);
+    for (const auto& [key, value] : settings.items()) {
       const CLI::Option* const setting = find_setting(app_, key);
       if (!setting) refuse(file, "the key '" + key + "' is none of train's flags; see train --help");
       if (value.is_null() || value.is_object())

@@ -24,7 +24,10 @@ std::string offered(const std::string& script, const std::string& words) {
   std::istringstream parts(words);
   std::string array;
   int count = 0;
-  for (std::string part; parts >> part; ++count) array += "'" + (part == "_" ? std::string() : part) + "' ";
+  for (std::string part; parts >> part; ++count) {
+    if (part == "_") part.clear();  // an empty word
+    array.append("'").append(part).append("' ");
+  }
   const std::string first = words.substr(0, words.find(' '));
   return run_program("bash -c \"source " + script + "; complete -p " + first.substr(first.rfind('/') + 1) +
                      " >/dev/null || exit 9; COMP_WORDS=(" + array + "); COMP_CWORD=" + std::to_string(count - 1) +
