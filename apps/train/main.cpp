@@ -9,6 +9,7 @@
 #include "common/program.h"
 #include "interrupt.h"
 #include "options.h"
+#include "report/report.h"
 #include "training.h"
 
 namespace {
@@ -63,6 +64,13 @@ void report_profile(const train::Options& options, const tandem::Profile& profil
     std::printf("%strace of all ranks, for ui.perfetto.dev: %s\n", profile.table().c_str(), profile.trace.c_str());
 }
 
+void write_report(const train::Options& options) {
+  if (!options.report) return;
+  const std::string path = options.project_dir + "/report.html";
+  tandem_report::write_report({options.project_dir}, path);
+  if (!options.quiet) std::printf("report: %s\n", path.c_str());
+}
+
 int run(int argc, char** argv) {
   const auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
@@ -83,6 +91,7 @@ int run(int argc, char** argv) {
   });
   report_profile(options, outcome.profile);
   report(options, outcome);
+  write_report(options);
   return outcome.interrupted ? apps::kInterrupted : apps::kDone;
 }
 

@@ -176,6 +176,9 @@ void add_tracking(CLI::App& app, Options& options) {
   auto* directory = app.add_option("--project-dir", options.project_dir, "folder that --log-with writes into");
   with->needs(directory);
   directory->needs(with);
+  app.add_flag("--report", options.report,
+               "write report.html there at the end: curves, times and results (needs jsonl)")
+      ->needs(with);
   app.add_option("--log-every", options.log_every, "record the means of every N updates")
       ->needs(with)
       ->check(CLI::Range(std::int64_t{1}, kMany))
@@ -346,6 +349,8 @@ Options finish(Raw raw) {
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
   check_output("--save-weights", options.save_weights);
   check_output("--log-json", options.log_json);
+  if (options.report && std::find(options.log_with.begin(), options.log_with.end(), "jsonl") == options.log_with.end())
+    throw tandem::ConfigError("--report needs --log-with jsonl, which it is made of");
   if (options.resume == "auto" && options.launch.checkpoints.directory.empty())
     throw tandem::ConfigError("--resume auto needs --checkpoint-dir, where the checkpoints are");
   if (!options.resume.empty() && !options.init_weights.empty())

@@ -78,6 +78,7 @@ struct Options {
   tandem::ProfileOptions profile;                    // without a directory: none
 
   std::vector<std::string> log_with;  // names of trackers; empty: none
+  bool report = false;                // report.html of it
   std::string project_dir;            // what they write into
   std::int64_t log_every = 10;        // updates
   tandem::io::Config flags;           // all of them, as they act

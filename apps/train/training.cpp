@@ -179,6 +179,7 @@ class Trainer {
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
     try {
       outcome_.saved_to = accelerator_.save_state({}, {.background = true});
+      log_event("checkpoint", outcome_.saved_to);
     } catch (const tandem::CheckpointError& error) {
       if (last) throw;
       if (accelerator_.is_main()) std::fprintf(stderr, "train: warning: %s; training goes on\n", error.what());
@@ -186,11 +187,16 @@ class Trainer {
     throughput_.resume();
   }
 
+  void log_event(const std::string& name, const std::string& detail) {
+    if (tracking_.enabled()) tracking_.trackers().log_event(name, detail, outcome_.steps);
+  }
+
   void resume() {
     accelerator_.register_for_checkpointing(state_);
     if (!inputs_.checkpoint) return;
     outcome_.resumed_from = accelerator_.load_state(*inputs_.checkpoint);
     outcome_.steps = outcome_.resumed_steps = saved_at_ = state_.steps;
+    log_event("resumed", outcome_.resumed_from);
     outcome_.epoch = epoch_ = state_.epoch;
     // Ranks that there are not any more leave their sums to the others.
     double loss = 0;

@@ -1,0 +1,42 @@
+// tandem report: shows tracked runs in one HTML file.
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "command.h"
+#include "report/report.h"
+
+namespace tandem_tool {
+namespace {
+
+struct ReportOptions {
+  std::vector<std::string> directories;
+  std::string output;  // empty: report.html in the first directory
+};
+
+int run(const ReportOptions& options) {
+  const std::vector<std::filesystem::path> directories(options.directories.begin(), options.directories.end());
+  const auto output =
+      options.output.empty() ? directories.front() / "report.html" : std::filesystem::path(options.output);
+  tandem_report::write_report(directories, output);
+  std::printf("%s\n", output.c_str());
+  return apps::kDone;
+}
+
+}  // namespace
+
+void add_report(CLI::App& tandem, Commands& commands) {
+  auto* app = tandem.add_subcommand("report", "Shows tracked runs in one HTML file.");
+  const auto options = std::make_shared<ReportOptions>();
+  app->add_option("directory", options->directories, "of a run, with its log.jsonl; several are shown over each other")
+      ->required();
+  app->add_option("-o,--output", options->output, "file to write (default: report.html in the first directory)");
+  app->footer(
+      "The file holds all it needs: it opens from a disk, without a network. A run may still be going on.\n\n"
+      "Examples:\n  tandem report runs/adamw\n  tandem report runs/adamw runs/sgd -o compare.html");
+  commands.push_back({app, [options] { return run(*options); }});
+}
+
+}  // namespace tandem_tool
