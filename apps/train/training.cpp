@@ -1,7 +1,6 @@
 #include "training.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -177,14 +176,24 @@ class Trainer {
     state_.epoch = epoch_;
     state_.epoch_losses = accelerator_.gather_objects(epoch_loss_.defined() ? epoch_loss_.item<double>() : 0.0);
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
-    try {
+    // The one before may have failed by now; this one is tried all the same.
+    warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
+    warn_of_failed_save([&] {
       outcome_.saved_to = accelerator_.save_state({}, {.background = true});
       log_event("checkpoint", outcome_.saved_to);
-    } catch (const tandem::CheckpointError& error) {
-      if (last) throw;
-      if (accelerator_.is_main()) std::fprintf(stderr, "train: warning: %s; training goes on\n", error.what());
-    }
+    });
     throughput_.resume();
+  }
+
+  // A training is worth more than a checkpoint of it. All ranks fail alike.
+  template <class Save>
+  void warn_of_failed_save(const Save& save) const {
+    try {
+      save();
+    } catch (const tandem::CheckpointError& error) {
+      const auto& warn = accelerator_.state().config.on_warning;
+      if (accelerator_.is_main() && warn) warn(std::string(error.what()) + "; training goes on");
+    }
   }
 
   void log_event(const std::string& name, const std::string& detail) {
@@ -280,10 +289,10 @@ class Trainer {
   }
 
   void finish() {
-    accelerator_.wait_for_saves();
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
+    accelerator_.wait_for_saves();
     const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
     outcome_.metrics.verdict = inputs_.task->verdict(mean);
     if (!accelerator_.is_main()) return;

@@ -1,4 +1,5 @@
 // Training that goes on from a checkpoint as if it had never stopped.
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -14,6 +15,7 @@
 #include <torch/optim/sgd.h>
 
 #include "support/error_of.h"
+#include "support/failing_calls.h"
 #include "support/ranks.h"
 #include "support/temp_dir.h"
 
@@ -362,6 +364,178 @@ TEST_CASE("a failed save is the same error on all ranks, and training goes on; i
     accelerator.save_state(dir / "file/below", {.background = true});
   });
   CHECK_THAT(error.what(), ContainsSubstring("a save in the background failed"));
+}
+
+TEST_CASE(
+    "whichever system call of a save fails, the checkpoint before is there, or the new one, and training goes on") {
+  struct Failing {
+    const char* call;
+    int error;
+  };
+  const bool background = GENERATE(false, true);
+  const auto failing =
+      GENERATE(Failing{"open", EMFILE}, Failing{"mkdtemp", EACCES}, Failing{"write", ENOSPC}, Failing{"write", EINTR},
+               Failing{"write", 0}, Failing{"fsync", EIO}, Failing{"close", EIO}, Failing{"renameat2", EIO},
+               Failing{"rename", EIO}, Failing{"symlink", EROFS});
+  CAPTURE(background, failing.call, failing.error);
+  int nth = 0, failures = 0;
+  for (bool came = true; came && nth < 200; ++nth) {
+    const TempDir dir;
+    LaunchConfig config;
+    config.checkpoints = {.directory = dir.path(), .total_limit = 1};
+    std::string said;
+    std::int64_t updates = 0;
+    std::vector<at::Tensor> saved(3);
+    run_ranks(
+        2,
+        [&](Accelerator& accelerator) {
+          Small small(accelerator);
+          const auto train_and_keep = [&] {
+            small.train(accelerator);
+            const auto index = static_cast<std::size_t>(small.optimizer.updates());
+            if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
+          };
+          train_and_keep();
+          accelerator.save_state();
+          train_and_keep();
+          std::optional<FailingCall> armed;
+          if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+          const std::string mine = error_of<CheckpointError>([&] {
+            accelerator.save_state({}, {.background = background});
+            accelerator.wait_for_saves();
+          });
+          if (accelerator.is_main()) said = mine, came = armed->came();
+          armed.reset();
+          accelerator.wait_for_everyone();
+          accelerator.load_state();
+          if (accelerator.is_main()) updates = small.optimizer.updates();
+          if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
+            throw std::logic_error("the weights are of another step than the optimizer");
+          small.train(accelerator);
+          accelerator.save_state();
+        },
+        config);
+    CAPTURE(nth, said);
+    REQUIRE(io::list_checkpoints(dir.path()).size() >= 1);
+    REQUIRE((updates == 1 || updates == 2));
+    if (said.empty()) REQUIRE(updates == 2);
+    failures += said.empty() ? 0 : 1;
+  }
+  CHECK(nth > 1);
+  const bool harmless = failing.error == 0 || (failing.error == EINTR && std::string(failing.call) == "write");
+  if (harmless)
+    CHECK(failures == 0);
+  else
+    CHECK(failures > 0);
+}
+
+TEST_CASE("whichever system call of a load fails or is short, it is an error or does not matter") {
+  struct Failing {
+    const char* call;
+    int error;
+  };
+  const auto failing =
+      GENERATE(Failing{"open", EMFILE}, Failing{"read", EIO}, Failing{"read", EINTR}, Failing{"read", 0},
+               Failing{"pread", EIO}, Failing{"pread", EINTR}, Failing{"pread", 0});
+  CAPTURE(failing.call, failing.error);
+  const TempDir dir;
+  at::Tensor saved;
+  run_ranks(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state(dir / "state");
+    if (accelerator.is_main()) saved = small.net->weight.detach().clone();
+  });
+  int nth = 0, failures = 0;
+  for (bool came = true; came && nth < 200; ++nth) {
+    std::string said;
+    at::Tensor loaded;
+    run_ranks(2, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      std::optional<FailingCall> armed;
+      if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+      const std::string mine = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+      if (accelerator.is_main()) said = mine, came = armed->came(), loaded = small.net->weight.detach().clone();
+      armed.reset();
+      small.train(accelerator);
+    });
+    CAPTURE(nth, said);
+    REQUIRE(at::equal(loaded, saved) == said.empty());
+    failures += said.empty() ? 0 : 1;
+  }
+  CHECK(nth > 1);
+  if (failing.error == 0 || (failing.error == EINTR && std::string(failing.call) == "pread"))
+    CHECK(failures == 0);
+  else if (failing.error != EINTR)
+    CHECK(failures > 0);
+}
+
+TEST_CASE("every byte of a checkpoint that is flipped is found, and names its file") {
+  const TempDir dir;
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state(dir / "state");
+  });
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    for (const auto& entry : fs::directory_iterator(dir / "state")) {
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      const auto size = static_cast<std::streamoff>(fs::file_size(entry));
+      const std::streamoff step = size > 3000 ? 37 : 1;  // of the generators' states, which are long
+      for (std::streamoff at = 0; at < size; at += step) {
+        const auto flip = [&] {
+          file.seekg(at);
+          const auto byte = static_cast<char>(file.get() ^ 0x10);
+          file.seekp(at);
+          file.put(byte).flush();
+        };
+        flip();
+        const auto said = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+        flip();
+        if (said.find(entry.path().filename().string()) == std::string::npos)
+          throw std::logic_error(entry.path().string() + ", byte " + std::to_string(at) + ": " + said);
+      }
+    }
+    accelerator.load_state(dir / "state");
+  });
+}
+
+TEST_CASE("a training saves while another one in the same process trains") {
+  const TempDir dir;
+  const auto run = [&](const std::string& name, std::uint64_t seed) {
+    std::vector<at::Tensor> weights;
+    LaunchConfig config;
+    config.seed = seed;
+    config.checkpoints.directory = dir / name;
+    run_ranks(
+        2,
+        [&](Accelerator& accelerator) {
+          torch::nn::Linear net(3, 2);
+          torch::optim::AdamW inner(net->parameters(), 0.1);
+          auto [model, optimizer] = accelerator.prepare(net, inner);
+          for (int i = 0; i < 30; ++i) {
+            accelerator.backward(model(at::rand({1, 3})).square().sum());
+            optimizer.step();
+            optimizer.zero_grad();
+            accelerator.save_state({}, {.background = i % 2 == 0});
+          }
+          if (accelerator.is_main()) weights.push_back(net->weight.detach().clone());
+        },
+        config);
+    return weights;
+  };
+  const auto alone = run("alone", 1);
+  std::vector<at::Tensor> beside;
+  std::thread other([&] { run("other", 2); });
+  beside = run("beside", 1);
+  other.join();
+  CHECK(same_bits(alone, beside));
+  for (const char* name : {"alone", "other", "beside"}) {
+    const auto all = io::list_checkpoints(dir / name);
+    CHECK(all.size() == 30);
+    for (const auto& path : all) io::CheckpointReader(path).verify();
+  }
 }
 
 TEST_CASE("a save in the background has the state of its moment, and one that comes too soon can be left out") {

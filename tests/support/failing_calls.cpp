@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstddef>
@@ -12,16 +13,16 @@ namespace tandem::test {
 namespace {
 
 struct Armed {
-  std::string call;
-  int left = 0;  // calls until it fails; 0: nothing is armed, or it has failed
+  std::string call;  // this and the error stay the same while it is armed
   int error = 0;
-  bool came = false;
+  std::atomic<int> left = 0;  // calls until it fails; 0 and less: nothing is armed, or it has failed
+  std::atomic<bool> came = false;
 };
 
-thread_local Armed armed;
+Armed armed;
 
 bool fails(const char* call) {
-  if (armed.left == 0 || armed.call != call || --armed.left > 0) return false;
+  if (armed.left <= 0 || armed.call != call || armed.left.fetch_sub(1) != 1) return false;
   armed.came = true;
   return true;
 }
@@ -54,8 +55,13 @@ const std::vector<std::string>& failing_calls() {
   return calls;
 }
 
-FailingCall::FailingCall(const std::string& call, int nth, int error) { armed = {call, nth, error, false}; }
-FailingCall::~FailingCall() { armed = {}; }
+FailingCall::FailingCall(const std::string& call, int nth, int error) {
+  armed.call = call;
+  armed.error = error;
+  armed.came = false;
+  armed.left = nth;
+}
+FailingCall::~FailingCall() { armed.left = 0; }
 bool FailingCall::came() const { return armed.came; }
 
 }  // namespace tandem::test
@@ -88,6 +94,21 @@ ssize_t write(int fd, const void* data, std::size_t bytes) {
 ssize_t read(int fd, void* data, std::size_t bytes) {
   static auto* const call = real<ssize_t(int, void*, std::size_t)>("read");
   return limit("read", bytes) ? call(fd, data, bytes) : -1;
+}
+
+ssize_t pread(int fd, void* data, std::size_t bytes, off_t position) {
+  static auto* const call = real<ssize_t(int, void*, std::size_t, off_t)>("pread");
+  return limit("pread", bytes) ? call(fd, data, bytes, position) : -1;
+}
+
+int rename(const char* from, const char* to) noexcept {
+  static auto* const call = real<int(const char*, const char*)>("rename");
+  return fails_with_error("rename") ? -1 : call(from, to);
+}
+
+int symlink(const char* to, const char* link) noexcept {
+  static auto* const call = real<int(const char*, const char*)>("symlink");
+  return fails_with_error("symlink") ? -1 : call(to, link);
 }
 
 int fsync(int fd) {

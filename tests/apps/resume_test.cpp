@@ -1,0 +1,168 @@
+// Trainings that are stopped in any way and go on.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "support/catch.h"
+#include "support/temp_dir.h"
+#include "support/train_program.h"
+#include "tandem/io/checkpoint_series.h"
+
+using namespace tandem;
+using tandem::test::read_log;
+using tandem::test::TempDir;
+using tandem::test::train;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The log without what depends on time.
+std::vector<nlohmann::json> untimed_log(const std::string& path) {
+  auto lines = read_log(path);
+  for (auto& line : lines) line.erase("samples_per_second");
+  if (!lines.empty() && lines.back().contains("final")) {
+    auto& final = lines.back()["final"];
+    for (const char* key : {"train_seconds", "samples_per_second", "startup_seconds", "peak_rss_mb"}) final.erase(key);
+  }
+  return lines;
+}
+
+// Runs train in a process group of its own, kills it after `after`, and says whether it had ended well before.
+bool ends_before_kill(const std::string& arguments, const std::string& output, std::chrono::milliseconds after) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const int file = open(output.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    dup2(file, STDOUT_FILENO);
+    dup2(file, STDERR_FILENO);
+    execl("/bin/sh", "sh", "-c", ("exec " + std::string(TANDEM_TRAIN) + " " + arguments).c_str(), nullptr);
+    _exit(99);
+  }
+  std::this_thread::sleep_for(after);
+  kill(child, SIGKILL);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) return false;
+  CAPTURE(bytes_of(output));
+  REQUIRE(WEXITSTATUS(status) == 0);
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("train goes on from a checkpoint to the same weights and log") {
+  const std::string how = GENERATE("--cpu 2", "--cpu 1 --optimizer sgd --momentum 0.9 --scheduler one-cycle",
+                                   "--cpu 2 --scheduler plateau --no-even-batches --batch-size 30",
+                                   "--cpu 2 --dispatch-batches --warmup-steps 5 --scheduler cosine",
+                                   "--cpu 2 --gradient-accumulation-steps 3 --mixed-precision fp16");
+  const TempDir dir;
+  const std::string flags = how + " --hidden 16 --limit-train-samples 1000 --epochs 3 --no-progress";
+  const auto files = [&](const std::string& name) {
+    return " --log-json " + (dir / (name + ".log")) + " --save-weights " + (dir / (name + ".weights"));
+  };
+  REQUIRE(train(flags + files("whole")).exit_code == 0);
+  REQUIRE(train(flags + files("part") + " --checkpoint-dir " + (dir / "c") + " --save-every 1").exit_code == 0);
+  const auto checkpoints = io::list_checkpoints(dir / "c");
+  REQUIRE(checkpoints.size() > 9);
+  CAPTURE(how);
+  for (const std::size_t index : {std::size_t{0}, checkpoints.size() / 3, checkpoints.size() / 2 + 1,
+                                  checkpoints.size() - 2, checkpoints.size() - 1}) {
+    const auto result = train(flags + files("part") + " --resume " + checkpoints[index]);
+    CAPTURE(index, result.output);
+    REQUIRE(result.exit_code == 0);
+    CHECK_THAT(result.output, ContainsSubstring("went on from step " + std::to_string(index + 1) + " of "));
+    CHECK(bytes_of(dir / "part.weights") == bytes_of(dir / "whole.weights"));
+    CHECK(untimed_log(dir / "part.log") == untimed_log(dir / "whole.log"));
+  }
+}
+
+TEST_CASE("another number of ranks goes on with the same global batch and samples") {
+  const TempDir dir;
+  const std::string flags = "--hidden 16 --limit-train-samples 1000 --epochs 2 --no-progress --global-batch-size 40";
+  const auto log = [&](const std::string& name) { return " --log-json " + (dir / name); };
+  REQUIRE(train("--cpu 1 " + flags + log("whole")).exit_code == 0);
+  const std::string c = " --checkpoint-dir " + (dir / "c") + " --save-every 7";
+  REQUIRE(train("--cpu 1 " + flags + log("part") + c + " --max-steps 14").exit_code == 0);
+  for (const char* ranks : {"2", "4", "1"}) {
+    const auto result = train("--cpu " + std::string(ranks) + " " + flags + log("part") + c + " --resume auto");
+    CAPTURE(ranks, result.output);
+    REQUIRE(result.exit_code == 0);
+    const auto whole = read_log(dir / "whole"), part = read_log(dir / "part");
+    REQUIRE(part.size() == whole.size());
+    for (std::size_t i = 0; i + 1 < whole.size(); ++i)
+      CHECK(part[i]["loss"].get<double>() == Approx(whole[i]["loss"].get<double>()).epsilon(1e-4));
+    fs::remove_all(io::list_checkpoints(dir / "c").back());  // so that the next has something to do
+  }
+  const auto wrong = train("--cpu 2 --batch-size 64 --hidden 16 --limit-train-samples 1000 --resume " +
+                           io::list_checkpoints(dir / "c").back());
+  CHECK(wrong.exit_code == 2);
+  CHECK_THAT(wrong.output, ContainsSubstring("global batch"));
+}
+
+TEST_CASE("train says what is wrong with checkpoints") {
+  const TempDir dir;
+  const std::string small = " --cpu 1 --hidden 4 --limit-train-samples 500 --epochs 1";
+  CHECK_THAT(train("--resume auto" + small).output, ContainsSubstring("--resume auto needs --checkpoint-dir"));
+  CHECK_THAT(train("--save-every 5" + small).output, ContainsSubstring("--save-every requires --checkpoint-dir"));
+  CHECK_THAT(train("--resume " + (dir / "nowhere") + small).output, ContainsSubstring("nowhere' is no directory"));
+  REQUIRE(train("--checkpoint-dir " + (dir / "c") + " --resume auto" + small).exit_code == 0);  // there is none yet
+  const auto other = train("--checkpoint-dir " + (dir / "c") + " --resume auto --cpu 1 --hidden 5 --limit-train-samples 500");
+  CHECK(other.exit_code == 1);
+  CHECK_THAT(other.output, ContainsSubstring("0.weight' has sizes [4, 784], the model needs [5, 784]"));
+  std::ofstream(dir / "file");
+  CHECK(train("--checkpoint-dir " + (dir / "file") + small).exit_code != 0);
+}
+
+TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
+  // Needs the right to mount.
+  const TempDir dir;
+  const std::string mounted = dir / "disk";
+  fs::create_directory(mounted);
+  if (std::system(("mount -t tmpfs -o size=1500k none " + mounted + " 2>/dev/null").c_str()) != 0) {
+    WARN("a disk of 1.5 MB cannot be mounted here: not tested");
+    return;
+  }
+  const auto result = train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --save-every 4 "
+                            "--checkpoint-dir " + mounted + " --save-weights " + (dir / "w"));
+  const auto checkpoints = io::list_checkpoints(mounted);
+  const auto resumed = train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --resume " +
+                             (checkpoints.empty() ? std::string("none") : checkpoints.back()));
+  const bool unmounted = std::system(("umount " + mounted).c_str()) == 0;
+  CAPTURE(result.output, resumed.output);
+  CHECK(unmounted);
+  CHECK(result.exit_code == 1);  // the last checkpoint is missing
+  CHECK_THAT(result.output, ContainsSubstring("No space left on device") && ContainsSubstring("training goes on"));
+  CHECK(checkpoints.size() >= 1);
+  CHECK(resumed.exit_code == 0);
+}
+
+TEST_CASE("killed at 200 random moments, training always goes on, and ends with the same weights and log") {
+  const TempDir dir;
+  const std::string flags = "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
+                            "--optimizer sgd --momentum 0.5";
+  REQUIRE(train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
+          0);
+  std::mt19937 random(5);
+  int kills = 0;
+  for (int training = 0; kills < 200; ++training) {
+    const std::string name = dir / std::to_string(training);
+    const std::string all = flags + " --log-json " + name + ".log --save-weights " + name + ".weights --save-every 5 " +
+                            "--checkpoint-dir " + name + " --total-limit 2 --resume auto";
+    const auto after = [&] { return std::chrono::milliseconds(std::uniform_int_distribution(150, 800)(random)); };
+    while (!ends_before_kill(all, dir / "output", after())) kills += 1;
+    CAPTURE(kills, training);
+    REQUIRE(bytes_of(name + ".weights") == bytes_of(dir / "whole.weights"));
+    REQUIRE(untimed_log(name + ".log") == untimed_log(dir / "whole.log"));
+  }
+}

@@ -1,0 +1,217 @@
+// Files of torch.save: written for Python, and read from anybody.
+#include "tandem/io/pickle_file.h"
+
+#include <caffe2/serialize/inline_container.h>
+
+#include <fstream>
+#include <random>
+
+#include <ATen/Functions.h>
+
+#include "support/catch.h"
+#include "support/error_of.h"
+#include "support/temp_dir.h"
+#include "tandem/core/error.h"
+
+using namespace tandem;
+using namespace tandem::io;
+using namespace tandem::test;
+using Dict = c10::impl::GenericDict;
+using List = c10::impl::GenericList;
+
+namespace {
+
+Dict new_dict() { return Dict(c10::AnyType::get(), c10::AnyType::get()); }
+
+void write(const std::string& path, const c10::IValue& value) {
+  std::ofstream file(path, std::ios::binary);
+  write_pickle([&](const void* data, std::size_t bytes) { file.write(static_cast<const char*>(data), bytes); }, path,
+               value);
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// An archive with this pickle, and a storage "0" of `bytes` bytes.
+void write_archive(const std::string& path, const std::string& pickle, std::size_t bytes = 16) {
+  std::ofstream file(path, std::ios::binary);
+  caffe2::serialize::PyTorchStreamWriter archive([&](const void* data, std::size_t size) {
+    file.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+    return size;
+  });
+  archive.writeRecord("data.pkl", pickle.data(), pickle.size());
+  archive.writeRecord("data/0", std::string(bytes, '\1').data(), bytes);
+  archive.writeEndOfFile();
+}
+
+std::string error_reading(const std::string& path) {
+  return error_of<CheckpointError>([&] { read_pickle(path, "shown"); });
+}
+
+std::string error_of_pickle(const std::string& pickle) {
+  const TempDir dir;
+  write_archive(dir / "file", pickle);
+  return error_reading(dir / "file");
+}
+
+// "\x80\x02" and a tensor of floats on storage 0 with these sizes, strides, offset and number of elements.
+std::string tensor_pickle(const std::string& sizes, const std::string& strides, char offset, char elements) {
+  return std::string(
+             "\x80\x02"
+             "ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+             "0X\x03\0\0\0cpuK",
+             88) +
+         elements + "tQK" + offset + sizes + strides + "\x89N}tR.";
+}
+
+// A state as an optimizer has it.
+c10::IValue some_state() {
+  Dict inner = new_dict(), all = new_dict();
+  List list(c10::AnyType::get());
+  inner.insert(std::int64_t{0}, at::arange(6, at::kFloat).view({2, 3}).t());
+  inner.insert(std::int64_t{1}, at::ones({3}, at::kBFloat16));
+  list.push_back(c10::IValue());
+  list.push_back(-0.5);
+  list.push_back(std::int64_t{1} << 40);
+  list.push_back(true);
+  all.insert("state", inner);
+  all.insert("list", list);
+  all.insert("pair", c10::ivalue::Tuple::create({0.9, 0.999}));
+  all.insert("text", "müsli");
+  all.insert("empty", at::empty({0, 3}, at::kLong));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("values come back as they were: nestings, types, strides, what tensors share no storage with") {
+  const TempDir dir;
+  write(dir / "file", some_state());
+  const c10::IValue back = read_pickle(dir / "file");
+  const Dict all = back.toGenericDict();
+  const Dict inner = all.at("state").toGenericDict();
+  CHECK(at::equal(inner.at(std::int64_t{0}).toTensor(), at::arange(6, at::kFloat).view({2, 3}).t()));
+  CHECK(inner.at(std::int64_t{0}).toTensor().strides() == c10::IntArrayRef{1, 3});
+  CHECK(inner.at(std::int64_t{1}).toTensor().scalar_type() == at::kBFloat16);
+  const auto list = all.at("list").toListRef();
+  REQUIRE(list.size() == 4);
+  CHECK(list[0].isNone());
+  CHECK(list[1].toDouble() == -0.5);
+  CHECK(list[2].toInt() == std::int64_t{1} << 40);
+  CHECK(list[3].toBool());
+  CHECK(all.at("pair").toTupleRef().elements()[1].toDouble() == 0.999);
+  CHECK(all.at("text").toStringRef() == "müsli");
+  CHECK(all.at("empty").toTensor().sizes() == c10::IntArrayRef{0, 3});
+}
+
+TEST_CASE("of a view only its own elements are written") {
+  const TempDir dir;
+  const at::Tensor large = at::arange(1'000'000, at::kFloat);
+  write(dir / "file", large.slice(0, 10, 20));
+  CHECK(bytes_of(dir / "file").size() < 10'000);
+  CHECK(at::equal(read_pickle(dir / "file").toTensor(), at::arange(10, 20, at::kFloat)));
+}
+
+TEST_CASE("what would run code in Python is an error that names it, and nothing is run") {
+  CHECK_THAT(error_of_pickle("\x80\x02"
+                             "cos\nsystem\nX\x04\0\0\0true\x85R."),
+             ContainsSubstring("cut off"));
+  CHECK_THAT(error_of_pickle(std::string("\x80\x02"
+                                         "cos\nsystem\nX\x04\0\0\0true\x85R.",
+                                         31)),
+             ContainsSubstring("shown: needs 'os.system' of Python's, which Tandem does not run"));
+  CHECK_THAT(error_of_pickle("\x80\x02"
+                             "cbuiltins\neval\n."),
+             ContainsSubstring("needs 'builtins.eval'"));
+  CHECK_THAT(error_of_pickle("\x80\x02}cbuiltins\neval\n)Rb."), ContainsSubstring("needs 'builtins.eval'"));
+}
+
+TEST_CASE("values that would take endless time, memory or stack are errors") {
+  std::string deep = "\x80\x02";
+  for (int i = 0; i < 1'000'000; ++i) deep += ']';
+  for (int i = 1; i < 1'000'000; ++i) deep += 'a';
+  CHECK_THAT(error_of_pickle(deep + "."), ContainsSubstring("nested too deeply"));
+  CHECK_THAT(error_of_pickle(std::string("\x80\x02]q\0h\0a.", 9)), ContainsSubstring("holds itself"));
+  // Each of 60 lists holds the one before twice: 2^60 elements, if one counts them.
+  std::string laughs("\x80\x02]q\0", 5);
+  for (int i = 1; i < 60; ++i) {
+    const char before = static_cast<char>(i - 1), now = static_cast<char>(i);
+    laughs += std::string("](h") + before + 'h' + before + "eq" + now;
+  }
+  CHECK(error_of_pickle(laughs + ".").empty());
+  CHECK_THAT(error_of_pickle(std::string("\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", 11)),
+             ContainsSubstring("cut off"));
+}
+
+TEST_CASE("tensors stay within their storages") {
+  const std::string one("K\x02\x85", 3), step("K\x01\x85", 3);
+  CHECK(error_of_pickle(tensor_pickle(one, step, '\0', '\4')).empty());
+  CHECK(error_of_pickle(tensor_pickle(one, step, '\2', '\4')).empty());
+  for (const char offset : {'\3', '\x7f'})
+    CHECK_THAT(error_of_pickle(tensor_pickle(one, step, offset, '\4')), ContainsSubstring("larger than its storage"));
+  CHECK_THAT(error_of_pickle(tensor_pickle(one, std::string("K\x04\x85", 3), '\0', '\4')),
+             ContainsSubstring("larger than its storage"));
+  CHECK_THAT(error_of_pickle(tensor_pickle(std::string("K\x64\x85", 3), std::string("K\0\x85", 3), '\0', '\4')),
+             ContainsSubstring("larger than its storage"));
+  CHECK_THAT(error_of_pickle(tensor_pickle(std::string("J\xff\xff\xff\xff\x85", 6), step, '\0', '\4')),
+             ContainsSubstring("below 0"));
+  CHECK_THAT(error_of_pickle(tensor_pickle(one, step, '\0', '\5')),
+             ContainsSubstring("has 16 bytes of data/0, and a tensor needs 20"));
+}
+
+TEST_CASE("files that are none of torch.save's are errors that say so") {
+  const TempDir dir;
+  CHECK_THAT(error_reading(dir / "nothing"), ContainsSubstring("shown: does not exist"));
+  CHECK_THAT(error_reading(dir.path()), ContainsSubstring("shown: is no file"));
+  for (const std::string& content : {std::string(), std::string("PK"), std::string(10'000, 'x')}) {
+    std::ofstream(dir / "file") << content;
+    CHECK_THAT(error_reading(dir / "file"), ContainsSubstring("is no file of torch.save, or damaged"));
+  }
+}
+
+TEST_CASE("a damaged file gives an error or another value, never a crash or endless memory") {
+  const TempDir dir;
+  write(dir / "whole", some_state());
+  const std::string whole = bytes_of(dir / "whole");
+  const auto read_bytes = [&](const std::string& bytes) {
+    std::ofstream(dir / "file", std::ios::binary) << bytes;
+    try {
+      read_pickle(dir / "file");
+    } catch (const CheckpointError&) {
+    }
+  };
+  for (std::size_t cut = 0; cut < whole.size(); cut += 7) read_bytes(whole.substr(0, cut));
+  std::mt19937 random(7);
+  const auto below = [&](std::size_t limit) {
+    return std::uniform_int_distribution<std::size_t>(0, limit - 1)(random);
+  };
+  for (int round = 0; round < 6000; ++round) {
+    std::string bytes = whole;
+    for (std::size_t changes = 1 + below(4); changes > 0; --changes) {
+      const std::size_t at = below(bytes.size());
+      switch (below(4)) {
+        case 0: bytes[at] = static_cast<char>(below(256)); break;
+        case 1: bytes.erase(at, 1 + below(8)); break;
+        case 2: bytes.insert(at, bytes.substr(below(bytes.size()), 1 + below(16))); break;
+        default: bytes[at] = static_cast<char>(static_cast<unsigned char>(bytes[at]) ^ (1u << below(8)));
+      }
+    }
+    read_bytes(bytes);
+  }
+  // The pickle alone, within a good archive: most of the changes above only reach the archive's checks.
+  const std::size_t begin = whole.find("\x80\x02"), end = whole.find('.', whole.find("text"));
+  REQUIRE(end != std::string::npos);
+  const std::string pickle = whole.substr(begin, end + 1 - begin);
+  for (int round = 0; round < 20000; ++round) {
+    std::string changed = pickle;
+    for (std::size_t changes = 1 + below(3); changes > 0; --changes)
+      changed[below(changed.size())] = static_cast<char>(below(256));
+    write_archive(dir / "file", changed, 24);
+    try {
+      read_pickle(dir / "file");
+    } catch (const CheckpointError&) {
+    }
+  }
+}
