@@ -19,7 +19,7 @@ ProgramResult checkpoint(const std::string& arguments) {
   return run_program(std::string(TANDEM_TOOL) + " checkpoint " + arguments);
 }
 
-torch::nn::Sequential make_net() { return {torch::nn::Linear(30, 20), torch::nn::Linear(20, 5)}; }
+torch::nn::Sequential make_net() { return torch::nn::Sequential(torch::nn::Linear(30, 20), torch::nn::Linear(20, 5)); }
 
 void flip_byte(const std::string& path, std::int64_t from_end) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
