@@ -117,7 +117,8 @@ TEST_CASE("train says what is wrong with checkpoints") {
   CHECK_THAT(train("--save-every 5" + small).output, ContainsSubstring("--save-every requires --checkpoint-dir"));
   CHECK_THAT(train("--resume " + (dir / "nowhere") + small).output, ContainsSubstring("nowhere' is no directory"));
   REQUIRE(train("--checkpoint-dir " + (dir / "c") + " --resume auto" + small).exit_code == 0);  // there is none yet
-  const auto other = train("--checkpoint-dir " + (dir / "c") + " --resume auto --cpu 1 --hidden 5 --limit-train-samples 500");
+  const auto other =
+      train("--checkpoint-dir " + (dir / "c") + " --resume auto --cpu 1 --hidden 5 --limit-train-samples 500");
   CHECK(other.exit_code == 1);
   CHECK_THAT(other.output, ContainsSubstring("0.weight' has sizes [4, 784], the model needs [5, 784]"));
   std::ofstream(dir / "file");
@@ -133,8 +134,10 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
     WARN("a disk of 1.5 MB cannot be mounted here: not tested");
     return;
   }
-  const auto result = train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --save-every 4 "
-                            "--checkpoint-dir " + mounted + " --save-weights " + (dir / "w"));
+  const auto result = train(
+      "--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --save-every 4 "
+      "--checkpoint-dir " +
+      mounted + " --save-weights " + (dir / "w"));
   const auto checkpoints = io::list_checkpoints(mounted);
   const auto resumed = train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --resume " +
                              (checkpoints.empty() ? std::string("none") : checkpoints.back()));
@@ -149,10 +152,12 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
 
 TEST_CASE("killed at 200 random moments, training always goes on, and ends with the same weights and log") {
   const TempDir dir;
-  const std::string flags = "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
-                            "--optimizer sgd --momentum 0.5";
-  REQUIRE(train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
-          0);
+  const std::string flags =
+      "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
+      "--optimizer sgd --momentum 0.5";
+  REQUIRE(
+      train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
+      0);
   std::mt19937 random(5);
   int kills = 0;
   for (int training = 0; kills < 200; ++training) {
