@@ -56,6 +56,12 @@ double number_of(const IValue& value, const std::string& what) {
   return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble();
 }
 
+std::int64_t count_of(const IValue& value, const std::string& what) {
+  const double number = number_of(value, what);
+  if (!(number >= 0 && number < 1e15)) fail(what + " is no count");
+  return static_cast<std::int64_t>(number);
+}
+
 // ---- the fields of each class, under PyTorch's names: `visit(name, value)`
 
 template <class Visit>
@@ -298,7 +304,7 @@ struct Getter {
     value = found.toBool();
   }
   void operator()(const char* name, std::int64_t& step) const {
-    step = static_cast<std::int64_t>(number_of(field(dict, name, where), where + ": '" + name + "'"));
+    step = count_of(field(dict, name, where), where + ": '" + name + "'");
   }
   void operator()(const char* name, std::tuple<double, double>& betas) const {
     const IValue found = field(dict, name, where);
@@ -334,48 +340,53 @@ void check_python_fields(const Dict& group, const std::vector<PythonField>& fiel
       fail(where + " has another '" + only.name + "' than this class of optimizer, so it is of another class");
 }
 
+// What is made of a dict, before the optimizer gets it.
+template <class Options>
+struct Prepared {
+  std::vector<Options> options;  // by group
+  std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
+};
+
+// The state of the parameters of group `g`, which `states` has under `ids`.
+template <class Class>
+void prepare_states(Prepared<typename Class::Options>& prepared, const std::vector<at::Tensor>& parameters,
+                    std::size_t g, const IValue& ids, const Dict& states, const LoadOptions& options) {
+  if (!ids.isList() || ids.toListRef().size() != parameters.size())
+    fail("parameter group " + std::to_string(g) + " is of another number of parameters than this optimizer's " +
+         std::to_string(parameters.size()));
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const IValue id = ids.toListRef()[i];
+    const auto found = id.isInt() ? states.find(id) : states.end();
+    if (found == states.end() || (options.wanted && !options.wanted(parameters[i]))) continue;
+    const std::string its = "the state of parameter " + std::to_string(i) + " of group " + std::to_string(g);
+    const Dict values = dict_of(found->value(), its);
+    auto state = std::make_unique<typename Class::State>();
+    visit_fields(*state, Getter{values, its, &parameters[i], options.may_take});
+    prepared.states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
+  }
+}
+
 template <class Class>
 std::function<void()> prepare_class(Optimizer& optimizer, const Dict& all, const LoadOptions& options) {
   using Options = typename Class::Options;
-  using State = typename Class::State;
-  const IValue groups = field(all, "param_groups", "the optimizer's state");
-  const Dict states = dict_of(field(all, "state", "the optimizer's state"), "the optimizer's 'state'");
+  const std::string whole = "the optimizer's state";
+  const IValue groups = field(all, "param_groups", whole);
+  const Dict states = dict_of(field(all, "state", whole), whole + "'s 'state'");
   auto& param_groups = optimizer.param_groups();
-  if (!groups.isList() || groups.toListRef().size() != param_groups.size())
-    fail("the optimizer's state is of " +
-         (groups.isList() ? std::to_string(groups.toListRef().size()) : std::string("no list of")) +
-         " parameter groups; this one has " + std::to_string(param_groups.size()));
-
+  if (!groups.isList()) fail(whole + "'s 'param_groups' is no list");
+  if (groups.toListRef().size() != param_groups.size())
+    fail(whole + " is of " + std::to_string(groups.toListRef().size()) + " parameter groups; this one has " +
+         std::to_string(param_groups.size()));
   const at::NoGradGuard no_grad;
-  std::vector<Options> new_options;
-  std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> new_states;
+  const auto prepared = std::make_shared<Prepared<Options>>();
   for (std::size_t g = 0; g < param_groups.size(); ++g) {
     const std::string where = "parameter group " + std::to_string(g);
     const Dict group = dict_of(groups.toListRef()[g], where);
     check_python_fields(group, Class::python_fields(), where);
-    new_options.push_back(static_cast<const Options&>(param_groups[g].options()));
-    visit_fields(new_options.back(), Getter{group, where});
-    const IValue ids = field(group, "params", where);
-    const auto& parameters = param_groups[g].params();
-    if (!ids.isList() || ids.toListRef().size() != parameters.size())
-      fail(where + " is of another number of parameters than this optimizer's " + std::to_string(parameters.size()));
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      if (options.wanted && !options.wanted(parameters[i])) continue;
-      const IValue id = ids.toListRef()[i];
-      const auto found = id.isInt() ? states.find(id) : states.end();
-      if (found == states.end()) continue;
-      const std::string its = "the state of parameter " + std::to_string(i) + " of group " + std::to_string(g);
-      const Dict values = dict_of(found->value(), its);
-      auto state = std::make_unique<State>();
-      visit_fields(*state, Getter{values, its, &parameters[i], options.may_take});
-      new_states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
-    }
+    prepared->options.push_back(static_cast<const Options&>(param_groups[g].options()));
+    visit_fields(prepared->options.back(), Getter{group, where});
+    prepare_states<Class>(*prepared, param_groups[g].params(), g, field(group, "params", where), states, options);
   }
-  struct Prepared {
-    std::vector<Options> options;
-    std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
-  };
-  const auto prepared = std::make_shared<Prepared>(Prepared{std::move(new_options), std::move(new_states)});
   return [&optimizer, prepared] {
     for (std::size_t g = 0; g < prepared->options.size(); ++g)
       static_cast<Options&>(optimizer.param_groups()[g].options()) = prepared->options[g];
@@ -473,11 +484,12 @@ GradScalerState grad_scaler_state_of(const IValue& state) {
   const std::string where = "the scaler's state";
   const Dict dict = dict_of(state, where);
   const auto number = [&](const char* name) { return number_of(field(dict, name, where), where + ": '" + name + "'"); };
+  const auto count = [&](const char* name) { return count_of(field(dict, name, where), where + ": '" + name + "'"); };
   return {.scale = number("scale"),
           .growth_factor = number("growth_factor"),
           .backoff_factor = number("backoff_factor"),
-          .growth_interval = static_cast<std::int64_t>(number("growth_interval")),
-          .growth_tracker = static_cast<std::int64_t>(number("_growth_tracker"))};
+          .growth_interval = count("growth_interval"),
+          .growth_tracker = count("_growth_tracker")};
 }
 
 }  // namespace tandem::optim

@@ -105,18 +105,15 @@ std::shared_ptr<Accelerator::LoadedState> Accelerator::read_latest() const {
   throw *newest;
 }
 
-namespace {
-
-// Calls what was prepared, in its order.
-using Steps = std::vector<std::function<void()>>;
-
-}  // namespace
-
 // What gives this rank's models, schedulers, scaler and loaders their state, checked.
 std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState& loaded) {
-  Steps steps;
+  std::vector<std::function<void()>> steps;
   std::size_t index = 0;
   for (const auto& reducer : reducers_) steps.push_back(io::prepare_load(loaded.models[index++], *reducer->module()));
+  index = 0;
+  // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
+  for (const auto& optimizer : alive(optimizers_))
+    optim::prepare_load(optimizer.inner(), loaded.optimizers[index++], {.may_take = true});
   index = 0;
   for (auto scheduler : alive(schedulers_)) {
     if (!scheduler.inner()) {
@@ -162,8 +159,10 @@ void Accelerator::load_optimizers(const LoadedState& loaded) {
       optimizer.sharded()->load(load);
     else
       load({});
-    const OptimizerCounts counts = loaded.state ? loaded.state->optimizers[index] : OptimizerCounts();
-    optimizer.set_updates(counts.updates, counts.last_step_was_skipped);
+    if (loaded.state) {
+      const OptimizerCounts& counts = loaded.state->optimizers[index];
+      optimizer.set_updates(counts.updates, counts.last_step_was_skipped);
+    }
     index += 1;
   }
 }
@@ -194,7 +193,7 @@ std::string Accelerator::load_state(const std::string& directory) {
   });
   loaded = broadcast_object(loaded);
   for (const auto& reducer : reducers_) reducer->weights().unshare();  // another rank may still compute with them
-  Steps steps;
+  std::vector<std::function<void()>> steps;
   check_on_all([&] { steps = prepare_state(*loaded); });
   check_on_all([&] {
     for (const auto& step : steps) step();

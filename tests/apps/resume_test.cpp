@@ -110,6 +110,20 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
   CHECK_THAT(wrong.output, ContainsSubstring("global batch"));
 }
 
+TEST_CASE("Ctrl-C writes a checkpoint, from which training goes on") {
+  const TempDir dir;
+  const std::string flags = "--cpu 2 --hidden 16 --epochs 100000 --no-progress --checkpoint-dir " + (dir / "c");
+  const auto result = test::run_program("timeout --signal=INT 1 " + std::string(TANDEM_TRAIN) + " " + flags +
+                                        " --log-json " + (dir / "log"));
+  CAPTURE(result.output);
+  CHECK_THAT(result.output, ContainsSubstring("saved to " + (dir / "c/checkpoint_0")));
+  const auto steps = read_log(dir / "log").size() - 1;  // the last line is no update
+  const auto resumed = train(flags + " --resume auto --max-steps " + std::to_string(steps + 3));
+  CAPTURE(resumed.output);
+  CHECK(resumed.exit_code == 0);
+  CHECK_THAT(resumed.output, ContainsSubstring("went on from step " + std::to_string(steps)));
+}
+
 TEST_CASE("train says what is wrong with checkpoints") {
   const TempDir dir;
   const std::string small = " --cpu 1 --hidden 4 --limit-train-samples 500 --epochs 1";
