@@ -54,7 +54,7 @@ double one_run(int ranks, bool loader, const std::function<void(Accelerator&)>& 
   return std::chrono::duration<double, std::milli>(Clock::now() - thrown).count();
 }
 
-void measure(const char* name, int ranks, bool loader, const std::function<void(Accelerator&)>& wait) {
+void show_latency(const char* name, int ranks, bool loader, const std::function<void(Accelerator&)>& wait) {
   std::vector<double> times;
   for (int run = 0; run < kRuns; ++run) times.push_back(one_run(ranks, loader, wait));
   const auto spread = measure::spread_of(times);
@@ -66,8 +66,8 @@ void measure(const char* name, int ranks, bool loader, const std::function<void(
 int main() {
   std::puts("others wait in      ranks  median ms  max ms");
   for (int ranks : {2, 8}) {
-    measure("all-reduce", ranks, false, [](Accelerator& a) { a.reduce(at::ones({1024})); });
-    measure("barrier", ranks, false, [](Accelerator& a) { a.wait_for_everyone(); });
-    measure("dispatching loader", ranks, true, {});
+    show_latency("all-reduce", ranks, false, [](Accelerator& a) { a.reduce(at::ones({1024})); });
+    show_latency("barrier", ranks, false, [](Accelerator& a) { a.wait_for_everyone(); });
+    show_latency("dispatching loader", ranks, true, {});
   }
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include <c10/util/StringUtil.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
@@ -63,7 +64,7 @@ CheckpointTimes time_checkpoints(const CheckpointRequest& request) {
     torch::optim::AdamW adamw(net->parameters());
     auto [model, optimizer] = accelerator.prepare(net, adamw);
     const at::Tensor input = at::randn({8, net->parameters()[0].size(1)});
-    const auto train = [&, model = model, optimizer = optimizer]() mutable {
+    auto train = [&, model = model, optimizer = optimizer]() mutable {
       accelerator.backward(model(input).square().mean());
       optimizer.step();
       optimizer.zero_grad();
@@ -72,7 +73,7 @@ CheckpointTimes time_checkpoints(const CheckpointRequest& request) {
     train();
     std::vector<double> save, stop, background, load, write;
     for (int run = 0; run < request.runs; ++run) {
-      const std::string state = directory / ("state" + std::to_string(run)), later = state + "-later";
+      const std::string state = directory / c10::str("state", run), later = directory / c10::str("later", run);
       const auto timed = [&](const std::function<void()>& work) {
         accelerator.wait_for_everyone();
         return seconds_of([&] {

@@ -73,7 +73,7 @@ class FileAdapter final : public caffe2::serialize::ReadAdapterInterface {
   explicit FileAdapter(const ReadFile& file) : file_(file) {}
   std::size_t size() const override { return static_cast<std::size_t>(file_.bytes()); }
   std::size_t read(std::uint64_t position, void* to, std::size_t bytes, const char*) const override {
-    return file_.read_at(position, static_cast<char*>(to), bytes);
+    return position < file_.bytes() ? file_.read_at(position, static_cast<char*>(to), bytes) : 0;
   }
 
  private:

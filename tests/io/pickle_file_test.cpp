@@ -17,6 +17,7 @@
 using namespace tandem;
 using namespace tandem::io;
 using namespace tandem::test;
+using namespace std::string_literals;
 using Dict = c10::impl::GenericDict;
 using List = c10::impl::GenericList;
 
@@ -59,11 +60,9 @@ std::string error_of_pickle(const std::string& pickle) {
 
 // "\x80\x02" and a tensor of floats on storage 0 with these sizes, strides, offset and number of elements.
 std::string tensor_pickle(const std::string& sizes, const std::string& strides, char offset, char elements) {
-  return std::string(
-             "\x80\x02"
-             "ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
-             "0X\x03\0\0\0cpuK",
-             88) +
+  return "\x80\x02"
+         "ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+         "0X\x03\0\0\0cpuK"s +
          elements + "tQK" + offset + sizes + strides + "\x89N}tR.";
 }
 
@@ -119,9 +118,8 @@ TEST_CASE("what would run code in Python is an error that names it, and nothing 
   CHECK_THAT(error_of_pickle("\x80\x02"
                              "cos\nsystem\nX\x04\0\0\0true\x85R."),
              ContainsSubstring("cut off"));
-  CHECK_THAT(error_of_pickle(std::string("\x80\x02"
-                                         "cos\nsystem\nX\x04\0\0\0true\x85R.",
-                                         31)),
+  CHECK_THAT(error_of_pickle("\x80\x02"
+                             "cos\nsystem\nX\x04\0\0\0true\x85R."s),
              ContainsSubstring("shown: needs 'os.system' of Python's, which Tandem does not run"));
   CHECK_THAT(error_of_pickle("\x80\x02"
                              "cbuiltins\neval\n."),
@@ -134,30 +132,28 @@ TEST_CASE("values that would take endless time, memory or stack are errors") {
   for (int i = 0; i < 1'000'000; ++i) deep += ']';
   for (int i = 1; i < 1'000'000; ++i) deep += 'a';
   CHECK_THAT(error_of_pickle(deep + "."), ContainsSubstring("nested too deeply"));
-  CHECK_THAT(error_of_pickle(std::string("\x80\x02]q\0h\0a.", 9)), ContainsSubstring("holds itself"));
+  CHECK_THAT(error_of_pickle("\x80\x02]q\0h\0a."s), ContainsSubstring("holds itself"));
   // Each of 60 lists holds the one before twice: 2^60 elements, if one counts them.
-  std::string laughs("\x80\x02]q\0", 5);
+  std::string laughs = "\x80\x02]q\0"s;
   for (int i = 1; i < 60; ++i) {
     const char before = static_cast<char>(i - 1), now = static_cast<char>(i);
     laughs += std::string("](h") + before + 'h' + before + "eq" + now;
   }
   CHECK(error_of_pickle(laughs + ".").empty());
-  CHECK_THAT(error_of_pickle(std::string("\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x7f", 11)),
-             ContainsSubstring("cut off"));
+  CHECK_THAT(error_of_pickle("\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"s), ContainsSubstring("cut off"));
 }
 
 TEST_CASE("tensors stay within their storages") {
-  const std::string one("K\x02\x85", 3), step("K\x01\x85", 3);
+  const std::string one = "K\x02\x85"s, step = "K\x01\x85"s;
   CHECK(error_of_pickle(tensor_pickle(one, step, '\0', '\4')).empty());
   CHECK(error_of_pickle(tensor_pickle(one, step, '\2', '\4')).empty());
   for (const char offset : {'\3', '\x7f'})
     CHECK_THAT(error_of_pickle(tensor_pickle(one, step, offset, '\4')), ContainsSubstring("larger than its storage"));
-  CHECK_THAT(error_of_pickle(tensor_pickle(one, std::string("K\x04\x85", 3), '\0', '\4')),
+  CHECK_THAT(error_of_pickle(tensor_pickle(one, "K\x04\x85"s, '\0', '\4')),
              ContainsSubstring("larger than its storage"));
-  CHECK_THAT(error_of_pickle(tensor_pickle(std::string("K\x64\x85", 3), std::string("K\0\x85", 3), '\0', '\4')),
+  CHECK_THAT(error_of_pickle(tensor_pickle("K\x64\x85"s, "K\0\x85"s, '\0', '\4')),
              ContainsSubstring("larger than its storage"));
-  CHECK_THAT(error_of_pickle(tensor_pickle(std::string("J\xff\xff\xff\xff\x85", 6), step, '\0', '\4')),
-             ContainsSubstring("below 0"));
+  CHECK_THAT(error_of_pickle(tensor_pickle("J\xff\xff\xff\xff\x85"s, step, '\0', '\4')), ContainsSubstring("below 0"));
   CHECK_THAT(error_of_pickle(tensor_pickle(one, step, '\0', '\5')),
              ContainsSubstring("has 16 bytes of data/0, and a tensor needs 20"));
 }
