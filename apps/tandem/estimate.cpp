@@ -35,6 +35,11 @@ Copies afterwards(const Training& training) {
   return copies;
 }
 
+// Of what ranks have freed when they began to share, as much stays with them: measured, a copy each.
+double kept_copies(const Training& training) {
+  return training.ranks > 1 && training.sharding == tandem::Sharding::automatic ? training.ranks : 0;
+}
+
 double activations_in_training(const Training& training) {
   const double lower = training.precision == tandem::Precision::no ? 1 : kLowerActivations;
   return lower * training.training_sample * static_cast<double>(training.batch);
@@ -70,6 +75,7 @@ std::vector<Part> parts_of(const Training& training, const Copies& peak, double 
           {"gradients", peak.gradients * weights, later.gradients * weights},
           {"optimizer state", peak.state * weights, later.state * weights},
           {"exchange of the first steps", peak.exchange * weights, 0},
+          {"kept for ranks' next tensors", 0, kept_copies(training) * weights},
           {"casts of the weights", ranks * casts(training), ranks * casts(training)},
           {"activations", peak_activations, ranks * activations_in_training(training)}};
 }
