@@ -67,10 +67,16 @@ Tracking::Tracking(tandem::Accelerator& accelerator, const Options& options, con
   }
   for (const std::string& kind : std::set<std::string>(options.log_with.begin(), options.log_with.end()))
     trackers_.add(make_tracker(kind, options.project_dir));
+}
+
+void Tracking::begin(const Options& options, std::int64_t steps) {
+  if (!enabled()) return;
+  recorded_ = Clock::now();
   trackers_.begin({.name = name_of(options.model),
                    .config = options.flags,
-                   .ranks = accelerator.world_size(),
-                   .device = c10::DeviceTypeName(accelerator.device().type(), true)});
+                   .ranks = accelerator_.world_size(),
+                   .device = c10::DeviceTypeName(accelerator_.device().type(), true),
+                   .first_step = steps > 0 ? steps + 1 : 0});
 }
 
 void Tracking::end_update(const TrackedUpdate& update) {

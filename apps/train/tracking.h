@@ -30,6 +30,9 @@ class Tracking {
   /// `recorder` hears of this thread's ranges; without it the times' parts are left out. It outlives the object.
   Tracking(tandem::Accelerator& accelerator, const Options& options, const tandem::trace::Recorder* recorder);
 
+  /// Begins the record, after `steps` updates that were made before. To be called once, before all below.
+  void begin(const Options& options, std::int64_t steps);
+
   bool enabled() const { return every_ > 0; }
 
   /// Whether this update will be recorded, and its norm be asked for.

@@ -86,6 +86,8 @@ class Trainer {
   Outcome run() {
     resume();
     log_.emplace(accelerator_.is_main() ? options_.log_json : "", outcome_.steps);
+    tracking_.begin(options_, outcome_.steps);
+    if (inputs_.checkpoint) log_event("resumed", outcome_.resumed_from);
     throughput_.start();
     model_->train();
     if (options_.profile.directory.empty())
@@ -99,6 +101,7 @@ class Trainer {
       outcome_.not_replayed = compiled_->reason();
     }
     finish();
+    if (!failed_save_.empty()) throw tandem::CheckpointError(failed_save_);
     return outcome_;
   }
 
@@ -178,6 +181,7 @@ class Trainer {
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
     // The one before may have failed by now; this one is tried all the same.
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
+    failed_save_.clear();
     warn_of_failed_save([&] {
       outcome_.saved_to = accelerator_.save_state({}, {.background = true});
       log_event("checkpoint", outcome_.saved_to);
@@ -187,12 +191,13 @@ class Trainer {
 
   // A training is worth more than a checkpoint of it. All ranks fail alike.
   template <class Save>
-  void warn_of_failed_save(const Save& save) const {
+  void warn_of_failed_save(const Save& save) {
     try {
       save();
     } catch (const tandem::CheckpointError& error) {
+      failed_save_ = error.what();
       const auto& warn = accelerator_.state().config.on_warning;
-      if (accelerator_.is_main() && warn) warn(std::string(error.what()) + "; training goes on");
+      if (accelerator_.is_main() && warn) warn(failed_save_ + "; training goes on");
     }
   }
 
@@ -205,7 +210,6 @@ class Trainer {
     if (!inputs_.checkpoint) return;
     outcome_.resumed_from = accelerator_.load_state(*inputs_.checkpoint);
     outcome_.steps = outcome_.resumed_steps = saved_at_ = state_.steps;
-    log_event("resumed", outcome_.resumed_from);
     outcome_.epoch = epoch_ = state_.epoch;
     // Ranks that there are not any more leave their sums to the others.
     double loss = 0;
@@ -292,7 +296,7 @@ class Trainer {
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
-    accelerator_.wait_for_saves();
+    warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
     const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
     outcome_.metrics.verdict = inputs_.task->verdict(mean);
     if (!accelerator_.is_main()) return;
@@ -354,6 +358,7 @@ class Trainer {
   Loader loader_;
   Schedule schedule_;
   TrainingState state_;
+  std::string failed_save_;                            // why the last checkpoint is missing; empty: it is not
   std::int64_t saved_at_ = 0;                          // updates that the last checkpoint has
   std::optional<MetricsLog> log_;                      // from where the training begins
   std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
@@ -406,6 +411,19 @@ void check_project(const Options& options) {
   }
 }
 
+void check_checkpoint_dir(const Options& options) {
+  const std::string& directory = options.launch.checkpoints.directory;
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw tandem::ConfigError("--checkpoint-dir '" + directory + "' cannot be made: " + error.message());
+  try {
+    tandem::io::check_writable(directory + "/checkpoint");
+  } catch (const tandem::ConfigError& problem) {
+    throw tandem::ConfigError("--checkpoint-dir: " + std::string(problem.what()));
+  }
+}
+
 void check_profile(const Options& options, std::int64_t total_steps) {
   const std::string& directory = options.profile.directory;
   if (directory.empty()) return;
@@ -435,6 +453,7 @@ Inputs read_inputs(const Options& options) {
   const std::int64_t total_steps = count_updates(options, samples);
   check_profile(options, total_steps);
   check_project(options);
+  check_checkpoint_dir(options);
   return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
 }
 

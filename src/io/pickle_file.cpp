@@ -1,6 +1,7 @@
 #include "tandem/io/pickle_file.h"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 #include <map>
 #include <memory>
@@ -49,15 +50,22 @@ void write_pickle(const WriteBytes& write, const std::string& shown, const c10::
     pickler.pushIValue(map_tensors(value, alone_in_storage));
     pickler.stop();
     tensors = pickler.tensorData();
+    // LibTorch's archive ends itself when it is destroyed, and so may never see an exception.
+    std::exception_ptr failure;
     caffe2::serialize::PyTorchStreamWriter archive([&](const void* data, std::size_t bytes) {
-      write(data, bytes);
+      try {
+        if (!failure) write(data, bytes);
+      } catch (...) {
+        failure = std::current_exception();
+      }
       return bytes;
     });
     archive.writeRecord("data.pkl", pickle.data(), pickle.size());
     archive.writeRecord("byteorder", "little", 6);
-    for (std::size_t i = 0; i < tensors.size(); ++i)
+    for (std::size_t i = 0; i < tensors.size() && !failure; ++i)
       archive.writeRecord("data/" + std::to_string(i), tensors[i].storage().data(), tensors[i].storage().nbytes());
     archive.writeEndOfFile();
+    if (failure) std::rethrow_exception(failure);
   } catch (const CheckpointError&) {
     throw;
   } catch (const std::exception& error) {

@@ -175,7 +175,7 @@ class ExchangeTest(unittest.TestCase):
     def test_shards_and_types(self):
         net = make_net()
         AcceleratorState._reset_state(True)
-        Accelerator(cpu=True).save_model(net, self.path("from-python"), max_shard_size="200B")
+        Accelerator(cpu=True).save_model(net, self.path("from-python"), max_shard_size=200)
         self.assertTrue(os.path.exists(self.path("from-python/model.safetensors.index.json")))
         tandem("weights", self.path("from-python"), self.path("sharded"), "fp32", 200)
         self.assertTrue(os.path.exists(self.path("sharded/model.safetensors.index.json")))
