@@ -1,5 +1,7 @@
 #include "metrics.h"
 
+#include <cstdio>
+
 #include <nlohmann/json.hpp>
 
 #include "tandem/core/error.h"
@@ -26,9 +28,12 @@ std::string first_lines(const std::string& path, std::int64_t steps) {
 
 MetricsLog::MetricsLog(const std::string& path, std::int64_t steps) : path_(path) {
   if (path_.empty()) return;
-  const std::string kept = first_lines(path_, steps);
-  file_.open(path_, std::ios::trunc);
-  file_ << kept;
+  if (steps > 0) {  // a kill at any moment leaves the lines that were there, or those that are kept
+    const std::string temporary = path_ + ".tmp";
+    std::ofstream(temporary, std::ios::trunc) << first_lines(path_, steps);
+    std::rename(temporary.c_str(), path_.c_str());
+  }
+  file_.open(path_, steps > 0 ? std::ios::app : std::ios::trunc);
   if (!file_) throw tandem::ConfigError("--log-json '" + path_ + "' cannot be written");
 }
 

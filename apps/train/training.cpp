@@ -218,7 +218,8 @@ class Trainer {
       loss += state_.epoch_losses[r];
       epoch_batches_ += state_.epoch_batches[r];
     }
-    if (epoch_batches_ > 0) epoch_loss_ = at::scalar_tensor(loss, at::dtype(at::kFloat).device(accelerator_.device()));
+    if (schedule_.wants_loss())
+      epoch_loss_ = at::scalar_tensor(loss, at::dtype(at::kFloat).device(accelerator_.device()));
   }
 
   // ---- a step

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
@@ -58,8 +59,9 @@ void point_latest(const std::string& directory, const std::string& name) {
   // Somebody's own file of that name stays.
   if (const auto status = fs::symlink_status(link, error); fs::exists(status) && !fs::is_symlink(status)) return;
   ::unlink(temporary.c_str());
-  if (::symlink(name.c_str(), temporary.c_str()) != 0 || ::rename(temporary.c_str(), link.c_str()) != 0)
-    fail(link, "cannot be made a link to " + name + ": " + system_error());
+  if (::symlink(name.c_str(), temporary.c_str()) == 0 && ::rename(temporary.c_str(), link.c_str()) == 0) return;
+  const bool knows_no_links = errno == EPERM || errno == EOPNOTSUPP || errno == ENOSYS;
+  if (!knows_no_links) fail(link, "cannot be made a link to " + name + ", which was written: " + system_error());
 }
 
 // A kill in the middle leaves no half of a checkpoint under its name.
@@ -100,13 +102,13 @@ std::string next_checkpoint(const std::string& directory) {
 
 void finish_checkpoint(const std::string& directory, const std::string& checkpoint,
                        std::optional<std::int64_t> total_limit) {
-  point_latest(directory, fs::path(checkpoint).filename().string());
+  const std::string name = fs::path(checkpoint).filename().string();
   remove_left_over(directory);
-  if (!total_limit) return;
-  auto all = list_checkpoints(directory);
-  std::erase(all, checkpoint);
-  const auto kept = static_cast<std::size_t>(std::max<std::int64_t>(*total_limit, 1)) - 1;
-  for (std::size_t i = 0; i + kept < all.size(); ++i) remove(directory, all[i]);
+  auto others = list_checkpoints(directory);
+  std::erase_if(others, [&](const std::string& path) { return fs::path(path).filename() == name; });
+  const auto kept = static_cast<std::size_t>(std::max<std::int64_t>(total_limit.value_or(0), 1)) - 1;
+  for (std::size_t i = 0; total_limit && i + kept < others.size(); ++i) remove(directory, others[i]);
+  point_latest(directory, name);
 }
 
 }  // namespace tandem::io

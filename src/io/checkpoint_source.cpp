@@ -24,7 +24,11 @@ bool CheckpointSource::has(const std::string& name) const {
 }
 
 std::string CheckpointSource::path_of(const std::string& name) const {
-  return reader_ ? reader_->path_of(name) : open_ / name;
+  if (reader_) return reader_->path_of(name);
+  // Hugging Face's cache has links to its files.
+  std::error_code error;
+  const fs::path followed = fs::canonical(open_ / name, error);
+  return error ? open_ / name : followed.string();
 }
 
 }  // namespace tandem::io

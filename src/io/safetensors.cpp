@@ -136,10 +136,13 @@ StoredTensor parse_entry(const std::string& path, const std::string& name, const
 ParsedJson parse_header(const std::string& path, const std::string& text) {
   std::set<std::string> names;
   std::string repeated;
+  constexpr int kDeepest = 4;
+  bool too_deep = false;
   const auto watch_names = [&](int depth, ParsedJson::parse_event_t event, ParsedJson& parsed) {
     if (event == ParsedJson::parse_event_t::key && depth == 1 && !names.insert(parsed.get<std::string>()).second)
       repeated = parsed.get<std::string>();
-    return true;
+    too_deep = too_deep || depth > kDeepest;
+    return !too_deep;  // what is discarded takes no memory
   };
   ParsedJson header;
   try {
@@ -147,6 +150,7 @@ ParsedJson parse_header(const std::string& path, const std::string& text) {
   } catch (const ParsedJson::exception& error) {
     fail(path, std::string("has a header that is no JSON: ") + error.what());
   }
+  if (too_deep) fail(path, "has a header that is nested too deeply");
   if (!header.is_object()) fail(path, "has a header that is no JSON object");
   if (!repeated.empty()) fail(path, "has the tensor '" + repeated + "' twice");
   return header;
@@ -227,7 +231,7 @@ SafetensorsHeader read_safetensors_header(const std::string& location, const std
   }
   if (const auto metadata = parsed.find("__metadata__"); metadata != parsed.end() && metadata->is_object())
     for (const auto& [key, value] : metadata->items())
-      header.metadata[key] = value.is_string() ? value.get<std::string>() : value.dump();
+      if (value.is_string()) header.metadata[key] = value.get<std::string>();
   return header;
 }
 

@@ -257,8 +257,10 @@ class Machine {
   }
 
   void push_global_of_stack() {
-    const std::string name = pop_as<std::string>("a name");
-    push(Global{pop_as<std::string>("a name") + "." + name});
+    const std::string& name = pop_as<std::string>("a name");
+    const std::string& module = pop_as<std::string>("a name");
+    if (name.size() + module.size() > 200) fail("names something of Python's with more than 200 letters");
+    push(Global{module + "." + name});
   }
 
   // ('storage', kind, key, device, number of elements)
@@ -291,9 +293,17 @@ class Machine {
     else if (dict && arguments.empty())
       push(Dict());
     else if (dict && arguments.size() == 1)
-      push(Dict(as<Dict>(*arguments[0], "a dict")));
+      push(copy_of(as<Dict>(*arguments[0], "a dict")));
     else
       fail_foreign(name);
+  }
+
+  // A dict can be named many times, but there are only so many bytes to name it with.
+  Dict copy_of(const Dict& dict) {
+    constexpr std::size_t kMostCopied = 10'000'000;
+    copied_ += dict.items.size();
+    if (copied_ > kMostCopied) fail("copies the same dict again and again");
+    return dict;
   }
 
   // (storage, offset, sizes, strides, requires_grad, backward_hooks, metadata)
@@ -301,6 +311,9 @@ class Machine {
     if (arguments.size() < 4) fail("has a tensor that lacks its sizes");
     const auto& storage = as<Storage>(*arguments[0], "a storage");
     const auto offset = as<std::int64_t>(*arguments[1], "an offset");
+    // Of more dimensions LibTorch's tensors are not made either; and a tuple can be named many times.
+    for (Node* numbers : {arguments[2], arguments[3]})
+      if (as<Tuple>(*numbers, "a tuple").items.size() > 64) fail("has a tensor of more than 64 dimensions");
     const auto sizes = whole_numbers(*arguments[2]), strides = whole_numbers(*arguments[3]);
     if (offset < 0 || sizes.size() != strides.size())
       fail("has a tensor whose offset, sizes and strides do not go together");
@@ -345,6 +358,7 @@ class Machine {
   std::deque<Node> nodes_;  // that stay where they are
   Nodes stack_;
   std::unordered_map<std::uint64_t, Node*> memo_;
+  std::size_t copied_ = 0;  // elements of dicts
 };
 
 // Makes IValues of nodes, each once.

@@ -232,7 +232,8 @@ void ShardedOptimizer::refer_to_state() {
 }
 
 void ShardedOptimizer::load(const std::function<void(const std::function<bool(const at::Tensor&)>&)>& load) {
-  if (mode_ == Mode::paused || mode_ == Mode::whole) return load({});
+  // Of other classes nobody knows which tensors a copy of the state would share.
+  if (mode_ == Mode::paused || mode_ == Mode::whole || !classes_may_be_divided()) return load({});
   partition();
   load([this](const at::Tensor& parameter) { return owner_of(parameter) == communicator_.rank(); });
   refer_to_state();

@@ -146,6 +146,40 @@ void visit_fields(torch::optim::AdagradParamState& state, const Visit& visit) {
   visit("sum", state.sum());
 }
 
+// The tensors without which a step would fail.
+void require(const at::Tensor& tensor, const char* name, const std::string& where) {
+  if (!tensor.defined()) fail(where + " has no '" + name + "'");
+}
+
+void check_complete(torch::optim::SGDParamState&, const torch::optim::SGDOptions&, const std::string&) {}
+
+template <class State, class Options>
+void check_adam(State& state, const Options& options, const std::string& where) {
+  require(state.exp_avg(), "exp_avg", where);
+  require(state.exp_avg_sq(), "exp_avg_sq", where);
+  if (options.amsgrad()) require(state.max_exp_avg_sq(), "max_exp_avg_sq", where);
+}
+void check_complete(torch::optim::AdamParamState& state, const torch::optim::AdamOptions& options,
+                    const std::string& where) {
+  check_adam(state, options, where);
+}
+void check_complete(torch::optim::AdamWParamState& state, const torch::optim::AdamWOptions& options,
+                    const std::string& where) {
+  check_adam(state, options, where);
+}
+
+void check_complete(torch::optim::RMSpropParamState& state, const torch::optim::RMSpropOptions& options,
+                    const std::string& where) {
+  require(state.square_avg(), "square_avg", where);
+  if (options.momentum() > 0) require(state.momentum_buffer(), "momentum_buffer", where);
+  if (options.centered()) require(state.grad_avg(), "grad_avg", where);
+}
+
+void check_complete(torch::optim::AdagradParamState& state, const torch::optim::AdagradOptions&,
+                    const std::string& where) {
+  require(state.sum(), "sum", where);
+}
+
 // ---- a class of optimizers: its options and states, and what only PyTorch's groups have
 
 struct PythonField {
@@ -362,6 +396,7 @@ void prepare_states(Prepared<typename Class::Options>& prepared, const std::vect
     const Dict values = dict_of(found->value(), its);
     auto state = std::make_unique<typename Class::State>();
     visit_fields(*state, Getter{values, its, &parameters[i], options.may_take});
+    check_complete(*state, prepared.options.back(), its);
     prepared.states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
   }
 }
@@ -399,13 +434,11 @@ std::function<void()> prepare_archive(Optimizer& optimizer, const Dict& all) {
   const IValue bytes = field(all, kArchive, "the optimizer's state, which is not PyTorch's for this class,");
   if (!bytes.isTensor()) fail("the optimizer's state is no tensor of bytes");
   const at::Tensor content = bytes.toTensor().contiguous();
-  return [&optimizer, content] {
-    std::istringstream stream(
-        std::string(static_cast<const char*>(content.const_data_ptr()), static_cast<std::size_t>(content.nbytes())));
-    torch::serialize::InputArchive archive;
-    archive.load_from(stream);
-    optimizer.load(archive);
-  };
+  std::istringstream stream(
+      std::string(static_cast<const char*>(content.const_data_ptr()), static_cast<std::size_t>(content.nbytes())));
+  const auto archive = std::make_shared<torch::serialize::InputArchive>();
+  archive->load_from(stream);
+  return [&optimizer, archive] { optimizer.load(*archive); };
 }
 
 }  // namespace
@@ -446,14 +479,19 @@ IValue state_dict(const SchedulerState& state) {
   return dict;
 }
 
-SchedulerState scheduler_state_of(const IValue& state) {
+namespace {
+
+// `left`: how many more schedulers the file may have. Values can share parts, so that a small file can have endlessly
+// many.
+SchedulerState scheduler_state_of(const IValue& state, int& left) {
+  if (left-- == 0) fail("the scheduler's state has more schedulers within schedulers than anybody needs");
   SchedulerState result;
   for (const auto& item : dict_of(state, "the scheduler's state")) {
     if (!item.key().isString()) continue;
     const std::string& name = item.key().toStringRef();
     const IValue& value = item.value();
     if (name == kSchedulers && value.isList()) {
-      for (const IValue& one : value.toListRef()) result.schedulers.push_back(scheduler_state_of(one));
+      for (const IValue& one : value.toListRef()) result.schedulers.push_back(scheduler_state_of(one, left));
     } else if (value.isInt()) {
       result.values[name] = value.toInt();
     } else if (is_number(value)) {
@@ -466,6 +504,13 @@ SchedulerState scheduler_state_of(const IValue& state) {
     }
   }
   return result;
+}
+
+}  // namespace
+
+SchedulerState scheduler_state_of(const IValue& state) {
+  int left = 1000;
+  return scheduler_state_of(state, left);
 }
 
 // ---- scaler

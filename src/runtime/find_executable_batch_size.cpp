@@ -84,13 +84,17 @@ std::function<void()> Accelerator::undo_point() {
   std::optional<optim::GradScalerState> scaler;
   if (scaler_) scaler = scaler_->state();
   return [this, generators, scaler, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
-          models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size()] {
+          models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size(),
+          loaders = loaders_.size(), objects = state_objects_.size(), hooks = state_hooks_.size()] {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
     reducers_.shorten(models);
     shorten(optimizers_, optimizers);
     shorten(schedulers_, schedulers);
+    shorten(loaders_, loaders);
+    shorten(state_objects_, objects);
+    shorten(state_hooks_, hooks);
     context_.gradients = gradients;
     reductions_in_join_ = join;
     trigger_ = trigger;

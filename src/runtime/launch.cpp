@@ -86,18 +86,26 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
   const RankScope scope(context);
   context.communicator = session.make_communicator(rank);
-  try {
+  const auto cancel_if_thrown = [&](const std::function<void()>& work) {
+    try {
+      work();
+    } catch (...) {
+      // Before anything goes whose end would have other things to say, or would wait.
+      group.token().cancel(std::current_exception(), rank);
+      throw;
+    }
+  };
+  cancel_if_thrown([&] {
     Accelerator accelerator(context);
     const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = accelerator.memory_summary(); });
-    body(accelerator);
-    accelerator.throw_if_not_finite();
-    accelerator.finish_saving();
-    scope.finish_work();
-  } catch (...) {
-    // Before the context goes, whose end would have other things to say.
-    group.token().cancel(std::current_exception(), rank);
-    throw;
-  }
+    // Within the accelerator's life, which ends when its last checkpoint in the background is written.
+    cancel_if_thrown([&] {
+      body(accelerator);
+      accelerator.throw_if_not_finite();
+      accelerator.finish_saving();
+      scope.finish_work();
+    });
+  });
   group.depart(rank);
 }
 

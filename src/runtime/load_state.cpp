@@ -3,6 +3,7 @@
 
 #include "io/checkpoint_source.h"
 #include "io/in_threads.h"
+#include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
 #include "runtime/state_file.h"
 #include "runtime/state_saver.h"
@@ -26,6 +27,12 @@ struct Accelerator::LoadedState {
 
 namespace {
 
+std::string read_small(const io::CheckpointReader& reader, const std::string& name) {
+  constexpr std::uint64_t kMostBytes = 64 << 20;  // generators of 1,000 ranks have 10 MB
+  if (reader.bytes_of(name) > kMostBytes) throw CheckpointError(name + " is too long for what it is");
+  return reader.read(name);
+}
+
 void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
   if (stored == prepared) return;
   throw CheckpointError(directory + ": is of " + std::to_string(stored) + " prepared " + what + ", and there are " +
@@ -41,7 +48,7 @@ std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::str
   auto loaded = std::make_shared<LoadedState>();
   loaded->directory = directory;
   if (const io::CheckpointReader* reader = source.reader(); reader && reader->has("tandem_state.json"))
-    loaded->state = parse_state_file(reader->read("tandem_state.json"), source.shown("tandem_state.json"));
+    loaded->state = parse_state_file(read_small(*reader, "tandem_state.json"), source.shown("tandem_state.json"));
   loaded->models.resize(reducers_.size());
   loaded->optimizers.resize(alive(optimizers_).size());
   loaded->schedulers.resize(alive(schedulers_).size());
@@ -105,11 +112,18 @@ std::shared_ptr<Accelerator::LoadedState> Accelerator::read_latest() const {
   throw *newest;
 }
 
+// Of a scheduler of PyTorch's in Accelerate, which says how often it was stepped.
+std::int64_t Accelerator::updates_in(const c10::IValue& scheduler) const {
+  const auto steps = optim::scheduler_state_of(scheduler).get<std::int64_t>("last_epoch");
+  return steps / context_.state->config.scheduler_steps_per_update;
+}
+
 // What gives this rank's models, schedulers, scaler and loaders their state, checked.
 std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState& loaded) {
   std::vector<std::function<void()>> steps;
   std::size_t index = 0;
-  for (const auto& reducer : reducers_) steps.push_back(io::prepare_load(loaded.models[index++], *reducer->module()));
+  std::vector<std::function<void()>> weights;
+  for (const auto& reducer : reducers_) weights.push_back(io::prepare_load(loaded.models[index++], *reducer->module()));
   index = 0;
   // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
   for (const auto& optimizer : alive(optimizers_))
@@ -117,7 +131,11 @@ std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState&
   index = 0;
   for (auto scheduler : alive(schedulers_)) {
     if (!scheduler.inner()) {
-      const std::int64_t updates = loaded.state ? loaded.state->scheduler_steps[index] : 0;
+      constexpr std::int64_t kMostUpdates = 1'000'000'000;  // each is a step of the scheduler's
+      const std::int64_t updates =
+          loaded.state ? loaded.state->scheduler_steps[index] : updates_in(loaded.schedulers[index]);
+      if (updates > kMostUpdates)
+        throw CheckpointError(loaded.directory + ": has an impossible number of a scheduler's updates");
       if (scheduler.updates() > updates)
         throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
                           " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
@@ -134,13 +152,14 @@ std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState&
   }
   if (loaded.scaler)
     steps.emplace_back([this, state = optim::grad_scaler_state_of(*loaded.scaler)] { scaler_->load_state(state); });
-  if (!loaded.state) return steps;
   index = 0;
-  for (const auto& loader : alive_loaders()) {
+  for (const auto& loader : loaded.state ? alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
     steps.emplace_back([loader, state] { loader->load_state(state); });
   }
+  // Last: they cannot fail any more, and the others may.
+  steps.insert(steps.end(), weights.begin(), weights.end());
   return steps;
 }
 
@@ -205,10 +224,13 @@ std::string Accelerator::load_state(const std::string& directory) {
   load_optimizers(*loaded);  // after the schedulers: the rates are those of the state
   if (loaded->state) {
     context_.gradients.step = loaded->state->micro_batches;
-    load_generators(*loaded->state);
+    check_on_all([&] { load_generators(*loaded->state); });
   }
   check_on_all([&] {
-    for (std::size_t i = 0; i < loaded->objects.size(); ++i) state_objects_[i].load(loaded->objects[i]);
+    // Each rank's own: objects may keep the tensors.
+    const auto mine = [](const at::Tensor& tensor) { return tensor.clone(); };
+    for (std::size_t i = 0; i < loaded->objects.size(); ++i)
+      state_objects_[i].load(io::map_tensors(loaded->objects[i], mine));
     for (const StateHooks& hooks : state_hooks_)
       if (hooks.load && loaded->state) hooks.load(loaded->hook_files);
   });

@@ -189,7 +189,9 @@ std::string Accelerator::save_state(const std::string& directory, const SaveStat
   broadcast_object(saver_)->snapshot().copy_part(rank(), context_.state->devices);
   finish_device_work();
   wait_for_everyone();
-  if (is_main()) saver().start(std::move(job));
+  if (!is_main()) return path;
+  saver().snapshot().release_originals();
+  saver().start(std::move(job));
   return path;
 }
 

@@ -10,6 +10,10 @@ namespace tandem {
 
 void Snapshot::begin() {
   used_ = 0;
+  release_originals();
+}
+
+void Snapshot::release_originals() {
   on_cpu_.clear();
   on_devices_.clear();
   cpu_bytes_ = 0;

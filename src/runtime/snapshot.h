@@ -21,6 +21,9 @@ class Snapshot {
   /// ranks do so, at the same time.
   void copy_part(int rank, const std::vector<c10::Device>& devices) const;
 
+  /// Lets go of what was copied, when all ranks have. One rank.
+  void release_originals();
+
  private:
   struct Copy {
     at::Tensor from, to;

@@ -63,7 +63,7 @@ bool ends_before_kill(const std::string& arguments, const std::string& output, s
 
 TEST_CASE("train goes on from a checkpoint to the same weights and log") {
   const std::string how = GENERATE("--cpu 2", "--cpu 1 --optimizer sgd --momentum 0.9 --scheduler one-cycle",
-                                   "--cpu 2 --scheduler plateau --no-even-batches --batch-size 30",
+                                   "--cpu 2 --scheduler plateau --no-even-batches --batch-size 45",
                                    "--cpu 2 --dispatch-batches --warmup-steps 5 --scheduler cosine",
                                    "--cpu 2 --gradient-accumulation-steps 3 --mixed-precision fp16");
   const TempDir dir;

@@ -140,6 +140,15 @@ TEST_CASE("values that would take endless time, memory or stack are errors") {
     laughs += std::string("](h") + before + 'h' + before + "eq" + now;
   }
   CHECK(error_of_pickle(laughs + ".").empty());
+  // A dict of 100,000 elements that is copied 1,000 times; a name of 100,000 letters.
+  std::string copies = "\x80\x02}q\0("s;
+  for (int i = 0; i < 100'000; ++i) copies += "K\1N"s;
+  copies += "u0](";
+  for (int i = 0; i < 1'000; ++i) copies += "ccollections\nOrderedDict\nh\0\x85R"s;
+  CHECK_THAT(error_of_pickle(copies + "e."), ContainsSubstring("copies the same dict again and again"));
+  const std::string letters(100'000, 'x'), length("\xa0\x86\x01\0", 4);
+  CHECK_THAT(error_of_pickle("\x80\x04X" + length + letters + "X" + length + letters + "\x93."),
+             ContainsSubstring("more than 200 letters"));
   CHECK_THAT(error_of_pickle("\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x7f"s), ContainsSubstring("cut off"));
 }
 

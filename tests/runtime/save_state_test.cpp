@@ -76,22 +76,33 @@ Ended train(Accelerator& accelerator, const Run& run) {
   if (!run.load_from.empty()) accelerator.load_state(run.load_from);
   Ended ended;
   int micro_batches = 0;
+  const auto step = [&, &optimizer = optimizer, &scheduler = scheduler](const at::Tensor& loss) {
+    accelerator.backward(loss);
+    optimizer.step();
+    scheduler.step();
+    optimizer.zero_grad();
+    if (accelerator.sync_gradients()) average.update();
+    ended.losses.push_back(loss.item<double>());
+  };
+  const auto stops = [&] {
+    const bool now = ++micro_batches == run.stop_after;
+    if (now) accelerator.save_state(run.save_to, {.background = run.background});
+    return now;
+  };
   while (loader.epoch() < run.epochs) {
     for (auto& [points, classes] : loader) {
       {
         auto window = accelerator.accumulate(model);
-        auto loss = torch::nn::functional::cross_entropy(model(points), classes);
-        accelerator.backward(loss);
-        optimizer.step();
-        scheduler.step();
-        optimizer.zero_grad();
-        if (accelerator.sync_gradients()) average.update();
-        ended.losses.push_back(loss.item<double>());
+        step(torch::nn::functional::cross_entropy(model(points), classes));
       }
-      if (++micro_batches == run.stop_after) {
-        accelerator.save_state(run.save_to, {.background = run.background});
-        return ended;
+      if (stops()) return ended;
+    }
+    for (auto i = loader.steps_without_batch(); i > 0; --i) {  // other ranks have a batch
+      {
+        auto window = accelerator.accumulate_and_close(model);
+        step(model(at::zeros({0, kFeatures})).sum());
       }
+      if (stops()) return ended;
     }
   }
   for (const auto& parameter : model.parameters()) ended.weights.push_back(parameter.detach().clone());
@@ -171,9 +182,9 @@ TEST_CASE("the same in dispatch mode, with a running generator and without share
 
 TEST_CASE("the same with uneven ranks, accumulation and saves in the background") {
   LaunchConfig uneven, accumulating;
-  uneven.data_loader.even_batches = true;
+  uneven.data_loader.even_batches = false;  // of 7 steps the second rank has 6
   accumulating.gradient_accumulation_steps = 2;
-  check_resumes(2, {.background = true}, uneven, 5);
+  for (const int stop_after : {5, 6, 7, 8}) check_resumes(2, {.background = true}, uneven, stop_after);
   check_resumes(2, {.background = true}, accumulating, 4);
   check_resumes(2, {.optimizer = Kind::sgd}, accumulating, 7);  // the shorter window at the end of the epoch
 }
@@ -208,6 +219,96 @@ TEST_CASE("1, 2, 4 and 1 ranks go on from each other, with the global batch and 
   }
   CHECK(largest_difference(last.weights, whole.weights) < 1e-5);
   CHECK(last.updates == whole.updates);
+}
+
+TEST_CASE("a loader that skips steps is where its loader stands") {
+  run_ranks(2, [](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Points(40), {.batch_size = 2, .shuffle = true}));
+    auto rest = loader.skip_first_batches(3);
+    int taken = 0;
+    for (auto& batch : rest) {
+      (void)batch;
+      if (loader.state_dict().step != 3 + ++taken) throw std::logic_error("it stands elsewhere");
+      if (taken == 2) break;
+    }
+    if (loader.state_dict().step != 0) throw std::logic_error("the next epoch does not begin with step 0");
+  });
+}
+
+TEST_CASE("the last of two loads before an epoch is the one that counts") {
+  LaunchConfig config;
+  config.data_loader.use_seedable_sampler = false;
+  const auto first = on_ranks<std::vector<at::Tensor>>(
+      2,
+      [](Accelerator& accelerator) {
+        auto loader = accelerator.prepare(data::DataLoader(Points(40), {.batch_size = 2, .shuffle = true}));
+        std::vector<data::LoaderState> states;
+        std::vector<at::Tensor> expected, got;
+        for (int epoch = 0; epoch < 2; ++epoch)
+          for (auto& [points, classes] : loader)
+            if (loader.loader().status().step == 1)
+              states.push_back(loader.state_dict());
+            else if (loader.loader().status().step == 2)
+              expected.push_back(points);
+        for (const int which : {0, 1, 0}) {
+          loader.load_state_dict(states[1 - static_cast<std::size_t>(which)]);
+          loader.load_state_dict(states[static_cast<std::size_t>(which)]);
+          for (auto& [points, classes] : loader) {
+            got.push_back(points);
+            break;
+          }
+          if (!at::equal(got.back(), expected[static_cast<std::size_t>(which)]))
+            throw std::logic_error("other samples");
+        }
+        return got;
+      },
+      config);
+  CHECK_FALSE(at::equal(first[0][0], first[0][1]));
+}
+
+TEST_CASE("checkpoints in a directory that is named with a slash are kept, and counted") {
+  const TempDir dir;
+  LaunchConfig config;
+  config.checkpoints = {.directory = dir.path() + "/", .total_limit = 1};
+  run_ranks(
+      1,
+      [](Accelerator& accelerator) {
+        Small small(accelerator);
+        for (int i = 0; i < 3; ++i) accelerator.save_state();
+        accelerator.load_state();
+      },
+      config);
+  CHECK(io::list_checkpoints(dir.path()) == std::vector<std::string>{dir / "checkpoint_2"});
+}
+
+TEST_CASE("the state of optimizers of other classes is each rank's own after a load") {
+  const TempDir dir;
+  const auto weights = [&](bool resume) {
+    return on_ranks<at::Tensor>(2, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(2, 1);
+      torch::optim::LBFGS inner(net->parameters(), torch::optim::LBFGSOptions(0.1).max_iter(2));
+      auto model = accelerator.prepare(net);
+      auto optimizer = accelerator.prepare(inner);
+      const auto train = [&] {
+        inner.step([&] {
+          inner.zero_grad();
+          auto loss = (model(at::ones({1, 2})) - 1).square().sum();
+          accelerator.backward(loss);
+          return loss;
+        });
+      };
+      if (resume)
+        accelerator.load_state(dir / "state");
+      else
+        train();
+      if (!resume) accelerator.save_state(dir / "state");
+      train();
+      return net->weight.detach().clone();
+    });
+  };
+  const auto whole = weights(false), resumed = weights(true);
+  CHECK(at::equal(whole[0], resumed[0]));
+  CHECK(at::equal(whole[1], resumed[1]));
 }
 
 TEST_CASE("another global batch is an error that names both") {

@@ -87,6 +87,7 @@ class LoaderBase : public LoaderPosition {
     begin_epoch({.number = number_, .epoch = counter_->epoch, .first_step = handed_out_});
     status_ = StepInfo{.step = -1, .remainder = known_remainder()};
     running_ = true;
+    counter_->running = this;
     context_.active->enter(&status_);
   }
 
@@ -111,6 +112,7 @@ class LoaderBase : public LoaderPosition {
   /// Ends an epoch early, or does nothing after its end.
   void leave() {
     if (!std::exchange(running_, false)) return;
+    counter_->running = nullptr;
     context_.active->leave(&status_);
     if (copies_) copies_->drop();
     end_epoch();
@@ -120,9 +122,10 @@ class LoaderBase : public LoaderPosition {
   /// advances this loader's epoch counter. Throws ConfigError when `steps` is negative.
   virtual std::unique_ptr<LoaderBase> skip_first_batches(std::int64_t steps) = 0;
 
-  /// Where the loader stands. The same on all ranks that have taken as many steps, but that in dispatch mode only rank
-  /// 0's holds the sampler's generator: keep that one.
+  /// Where the loader stands, or the one that skips some of its steps and is running. The same on all ranks that have
+  /// taken as many steps, but that in dispatch mode only rank 0's holds the sampler's generator: keep that one.
   LoaderState state() const override {
+    if (counter_->running && counter_->running != this) return counter_->running->state();
     if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
     const bool has_generator = planner_ && reads();
     return {counter_->epoch, resume_at_.value_or(0), global_batch_size(),
@@ -175,6 +178,7 @@ class LoaderBase : public LoaderPosition {
   struct Counter {  // between a loader and those that skip some of its steps
     std::int64_t epoch = 0;
     std::uint64_t begun = 0;
+    const LoaderBase* running = nullptr;  // which of them is
   };
 
   /// `planner` is null for an iterable, whose global batch size is given instead.

@@ -37,7 +37,7 @@ class StepPlanner {
   /// State of the sampler's generator before the `number`-th epoch is, or was, drawn; undefined when it has none.
   at::Tensor state_before(std::uint64_t number);
 
-  /// Gives the sampler's generator `state` before the `number`-th epoch is drawn. Only the first such call counts.
+  /// Gives the sampler's generator `state` before the `number`-th epoch is drawn; does nothing when it has been.
   void restore(std::uint64_t number, const at::Tensor& state);
 
  private:
@@ -56,7 +56,7 @@ class StepPlanner {
   const int readers_;
   std::mutex mutex_;  // guards the samplers and all below
   std::map<std::uint64_t, Begun> begun_;
-  std::uint64_t last_exhausted_ = 0, last_restored_ = 0;
+  std::uint64_t last_exhausted_ = 0;
 };
 
 }  // namespace tandem::data

@@ -625,6 +625,7 @@ class Accelerator {
   std::shared_ptr<LoadedState> read_latest() const;
   void check_counts(const LoadedState& loaded) const;
   std::vector<std::function<void()>> prepare_state(const LoadedState& loaded);
+  std::int64_t updates_in(const c10::IValue& scheduler) const;
   void load_optimizers(const LoadedState& loaded);
   void load_generators(const StateFile& state);
 
