@@ -59,6 +59,28 @@ bool ends_before_kill(const std::string& arguments, const std::string& output, s
   return true;
 }
 
+void goes_on_after_kills(int wanted, unsigned seed) {
+  const TempDir dir;
+  const std::string flags =
+      "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
+      "--optimizer sgd --momentum 0.5";
+  REQUIRE(
+      train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
+      0);
+  std::mt19937 random(seed);
+  int kills = 0;
+  for (int training = 0; kills < wanted; ++training) {
+    const std::string name = dir / std::to_string(training);
+    const std::string all = flags + " --log-json " + name + ".log --save-weights " + name + ".weights --save-every 5 " +
+                            "--checkpoint-dir " + name + " --total-limit 2 --resume auto";
+    const auto after = [&] { return std::chrono::milliseconds(std::uniform_int_distribution(150, 800)(random)); };
+    while (!ends_before_kill(all, dir / "output", after())) kills += 1;
+    CAPTURE(kills, training);
+    REQUIRE(bytes_of(name + ".weights") == bytes_of(dir / "whole.weights"));
+    REQUIRE(untimed_log(name + ".log") == untimed_log(dir / "whole.log"));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("train goes on from a checkpoint to the same weights and log") {
@@ -166,24 +188,10 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
   CHECK(resumed.exit_code == 0);
 }
 
-TEST_CASE("killed at 200 random moments, training always goes on, and ends with the same weights and log") {
-  const TempDir dir;
-  const std::string flags =
-      "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
-      "--optimizer sgd --momentum 0.5";
-  REQUIRE(
-      train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
-      0);
-  std::mt19937 random(5);
-  int kills = 0;
-  for (int training = 0; kills < 200; ++training) {
-    const std::string name = dir / std::to_string(training);
-    const std::string all = flags + " --log-json " + name + ".log --save-weights " + name + ".weights --save-every 5 " +
-                            "--checkpoint-dir " + name + " --total-limit 2 --resume auto";
-    const auto after = [&] { return std::chrono::milliseconds(std::uniform_int_distribution(150, 800)(random)); };
-    while (!ends_before_kill(all, dir / "output", after())) kills += 1;
-    CAPTURE(kills, training);
-    REQUIRE(bytes_of(name + ".weights") == bytes_of(dir / "whole.weights"));
-    REQUIRE(untimed_log(name + ".log") == untimed_log(dir / "whole.log"));
-  }
+// 200 kills in all, in parts that each stay within a test's time limit.
+TEST_CASE("killed at 50 random moments, training always goes on, and ends with the same weights and log") {
+  goes_on_after_kills(50, 5);
 }
+TEST_CASE("killed at 50 other moments, training goes on") { goes_on_after_kills(50, 6); }
+TEST_CASE("killed at 50 moments more, training goes on") { goes_on_after_kills(50, 7); }
+TEST_CASE("killed at the last 50 moments, training goes on") { goes_on_after_kills(50, 8); }
