@@ -196,7 +196,7 @@ TEST_CASE("killed at any moment of its saves, a program leaves a whole checkpoin
   save(path, 0);
   std::mt19937 random(7);
   int last = 0;
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < 60 || last <= 10; ++trial) {  // a busy machine saves less between two kills
     const pid_t child = fork();
     if (child == 0) {
       try {
@@ -214,7 +214,6 @@ TEST_CASE("killed at any moment of its saves, a program leaves a whole checkpoin
     REQUIRE(now >= last);
     last = now;
   }
-  CHECK(last > 10);
   save(path, last + 1);
   CHECK(entries_in(directory.path()) == 1);  // what the killed ones left is gone
 }
