@@ -135,8 +135,9 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
 TEST_CASE("Ctrl-C writes a checkpoint, from which training goes on") {
   const TempDir dir;
   const std::string flags = "--cpu 2 --hidden 16 --epochs 100000 --no-progress --checkpoint-dir " + (dir / "c");
-  const auto result = test::run_program("timeout --signal=INT 1 " + std::string(TANDEM_TRAIN) + " " + flags +
-                                        " --log-json " + (dir / "log"));
+  // In the foreground: otherwise timeout signals its group too, and a second Ctrl-C ends train at once.
+  const auto result = test::run_program("timeout --foreground --signal=INT 2 " + std::string(TANDEM_TRAIN) + " " +
+                                        flags + " --log-json " + (dir / "log"));
   CAPTURE(result.output);
   CHECK_THAT(result.output, ContainsSubstring("saved to " + (dir / "c/checkpoint_0")));
   const auto steps = read_log(dir / "log").size() - 1;  // the last line is no update
