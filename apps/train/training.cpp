@@ -399,29 +399,16 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   return total;
 }
 
-void check_project(const Options& options) {
-  const std::string& directory = options.project_dir;
+// Makes the folder of a flag, in which `file` will be written. An empty name is none.
+void make_folder(const std::string& flag, const std::string& directory, const std::string& file) {
   if (directory.empty()) return;
   std::error_code error;
   std::filesystem::create_directories(directory, error);
-  if (error) throw tandem::ConfigError("--project-dir '" + directory + "' cannot be made: " + error.message());
+  if (error) throw tandem::ConfigError(flag + " '" + directory + "' cannot be made: " + error.message());
   try {
-    tandem::io::check_writable(directory + "/log.jsonl");
+    tandem::io::check_writable(directory + "/" + file);
   } catch (const tandem::ConfigError& problem) {
-    throw tandem::ConfigError("--project-dir: " + std::string(problem.what()));
-  }
-}
-
-void check_checkpoint_dir(const Options& options) {
-  const std::string& directory = options.launch.checkpoints.directory;
-  if (directory.empty()) return;
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) throw tandem::ConfigError("--checkpoint-dir '" + directory + "' cannot be made: " + error.message());
-  try {
-    tandem::io::check_writable(directory + "/checkpoint");
-  } catch (const tandem::ConfigError& problem) {
-    throw tandem::ConfigError("--checkpoint-dir: " + std::string(problem.what()));
+    throw tandem::ConfigError(flag + ": " + problem.what());
   }
 }
 
@@ -453,8 +440,8 @@ Inputs read_inputs(const Options& options) {
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);
   check_profile(options, total_steps);
-  check_project(options);
-  check_checkpoint_dir(options);
+  make_folder("--project-dir", options.project_dir, "log.jsonl");
+  make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
 }
 
