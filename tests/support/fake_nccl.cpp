@@ -230,7 +230,10 @@ FakeNccl::Result FakeNccl::group_end() {
   bool waits = false;
   for (const auto& rank : ranks_) {
     if (rank->grouper != std::this_thread::get_id() || rank->ended) continue;
-    for (Operation& operation : std::exchange(rank->group, {})) issue(*rank, std::move(operation));
+    // A group that fails starts nothing, as NCCL's does: its caller lets go of the memory.
+    std::vector<Operation> group = std::exchange(rank->group, {});
+    if (result != Result::success) continue;
+    for (Operation& operation : group) issue(*rank, std::move(operation));
     waits = waits || rank->gathers();
   }
   return result == Result::success && waits ? Result::in_progress : result;
