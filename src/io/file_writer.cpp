@@ -1,8 +1,8 @@
 #include "io/file_writer.h"
 
 #include <fcntl.h>
+#include <libdeflate.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -40,7 +40,7 @@ void FileWriter::write(const void* data, std::size_t bytes) {
 }
 
 void FileWriter::write_part(const unsigned char* at, std::size_t bytes) {
-  crc32_ = static_cast<std::uint32_t>(::crc32_z(crc32_, at, bytes));
+  crc32_ = ::libdeflate_crc32(crc32_, at, bytes);
   bytes_ += bytes;
   while (bytes > 0) {
     const ssize_t done = again([&] { return ::write(fd_, at, bytes); });

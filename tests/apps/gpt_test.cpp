@@ -4,7 +4,8 @@
 #include <map>
 #include <numbers>
 
-#include <torch/torch.h>
+#include <torch/data/example.h>
+#include <torch/optim/adamw.h>
 
 #include "support/catch.h"
 #include "support/temp_dir.h"

@@ -6,7 +6,7 @@
 #include <map>
 #include <numeric>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "data/image_decoder.h"
 #include "support/catch.h"

@@ -11,7 +11,11 @@
 #include <numbers>
 #include <thread>
 
-#include <torch/torch.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
 
 #include "support/catch.h"
 #include "support/temp_dir.h"

@@ -1,6 +1,13 @@
 // Steps that are recorded and replayed, on a fake CUDA whose graphs do the recorded operators again, beside the same
 // steps called.
-#include <torch/torch.h>
+#include <torch/data/example.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/sgd.h>
 
 #include "support/fake_machine.h"
 

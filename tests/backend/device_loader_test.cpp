@@ -1,7 +1,9 @@
 // Loaders whose batches go to a (fake) GPU, beside the same on CPU ranks.
 #include <atomic>
 
-#include <torch/torch.h>
+#include <torch/data/datasets/base.h>
+#include <torch/data/example.h>
+#include <torch/nn/modules/linear.h>
 
 #include "backend/cuda/gpu_backend.h"
 #include "support/fake_module.h"

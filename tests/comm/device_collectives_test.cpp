@@ -6,7 +6,7 @@
 #include <thread>
 
 #include <c10/core/StreamGuard.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "comm/nccl/communicator.h"
 #include "comm/peer_memory.h"

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <thread>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "support/catch.h"
 #include "support/image_files.h"

@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "support/catch.h"
 #include "support/temp_dir.h"

@@ -4,7 +4,8 @@
 #include <string>
 #include <tuple>
 
-#include <torch/torch.h>
+#include <torch/data/example.h>
+#include <torch/types.h>
 
 #include "support/catch.h"
 #include "tandem/core/error.h"

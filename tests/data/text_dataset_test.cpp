@@ -4,7 +4,7 @@
 #include <fstream>
 #include <numeric>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include "support/catch.h"
 #include "support/temp_dir.h"

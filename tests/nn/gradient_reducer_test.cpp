@@ -1,6 +1,7 @@
 // Every kind of model and option beside one model that sees all ranks' data.
 #include <random>
 
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/parameterlist.h>

@@ -5,6 +5,7 @@
 #include <string>
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adagrad.h>

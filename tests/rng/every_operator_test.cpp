@@ -10,7 +10,7 @@
 #include "support/catch.h"
 #include "tandem/rng/generators.h"
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 using namespace tandem;
 

@@ -1,0 +1,1 @@
+// Empty: what owns a precompiled header needs a source.
