@@ -27,4 +27,5 @@
 #include "tandem/runtime/launch.h"
 #include "tandem/runtime/logger.h"
 #include "tandem/runtime/profile.h"
+#include "tandem/runtime/session.h"
 #include "tandem/trace/range.h"

@@ -245,6 +245,18 @@ std::optional<int> RankGroup::overdue(std::chrono::nanoseconds limit) const {
   return blamed.value_or(0);
 }
 
+bool RankGroup::waits(int rank) const noexcept {
+  return ranks_[rank].waiting_since.load(std::memory_order_relaxed) != 0;
+}
+
+void RankGroup::forgive_waits() noexcept {
+  for (int rank = 0; rank < world_size(); ++rank) {
+    std::int64_t since = ranks_[rank].waiting_since.load(std::memory_order_acquire);
+    // Not when it has ended its wait meanwhile.
+    if (since != 0) ranks_[rank].waiting_since.compare_exchange_strong(since, now_ns(), std::memory_order_acq_rel);
+  }
+}
+
 std::string RankGroup::report() const {
   std::ostringstream text;
   text << std::fixed << std::setprecision(1);

@@ -12,6 +12,7 @@
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/serialization/pickler.h>
 
+#include "io/huge_pages.h"
 #include "io/ivalue_tensors.h"
 #include "io/read_file.h"
 #include "io/unpickle.h"
@@ -123,6 +124,7 @@ class Archive {
       throw UnpickleError("has " + std::to_string(reader_.getRecordSize(name)) + " bytes of " + name +
                           ", and a tensor needs " + std::to_string(bytes));
     at::Tensor storage = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
+    prefer_huge_pages(storage);
     if (bytes > 0) reader_.getRecord(name, storage.mutable_data_ptr(), static_cast<std::size_t>(bytes));
     return storages_.emplace(name, storage).first->second;
   }

@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file_writer.h"
+#include "io/huge_pages.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors_header.h"
 
@@ -244,6 +245,7 @@ NamedTensors load_safetensors(const std::string& location, const std::string& sh
   NamedTensors tensors;
   for (const StoredTensor& entry : header.tensors) {
     at::Tensor tensor = at::empty(entry.shape, entry.type);
+    prefer_huge_pages(tensor);
     file.seekg(static_cast<std::streamoff>(entry.begin));
     file.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.bytes()));
     if (!file) fail(path, "tensor '" + entry.name + "' cannot be read");

@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -42,17 +43,34 @@ void Accelerator::for_each_sharded(void (optim::ShardedOptimizer::*action)()) {
     if (auto optimizer = observer.lock(); optimizer && optimizer->sharded()) (optimizer->sharded()->*action)();
 }
 
+bool Accelerator::stop_requested() const { return context_.follower && context_.follower->stops(); }
+
+void Accelerator::set_total_steps(std::int64_t steps) {
+  if (context_.follower) context_.follower->set_total_steps(steps);
+}
+
+std::vector<std::shared_ptr<torch::nn::Module>> Accelerator::prepared_modules() const {
+  std::vector<std::shared_ptr<torch::nn::Module>> modules;
+  for (const auto& reducer : reducers_) modules.push_back(reducer->module());
+  return modules;
+}
+
 data::LoaderContext Accelerator::loader_context() {
   const auto& config = context_.state->config;
+  std::function<bool(const data::EpochPosition&)> before_batch;
+  if (StepFollower* const follower = context_.follower)
+    before_batch = [follower](const data::EpochPosition& position) { return follower->before_batch(position); };
   return {.rank = rank(),
           .group = context_.group,
           .active = &context_.gradients.loaders,
           .device = config.device_placement ? std::optional(device()) : std::nullopt,
           .non_blocking = config.data_loader.non_blocking,
-          .on_epoch = rng_synchronisation()};
+          .on_epoch = rng_synchronisation(),
+          .before_batch = std::move(before_batch)};
 }
 
 void Accelerator::begin_micro_batch(bool close) {
+  if (context_.follower) context_.follower->before_micro_batch();
   GradientState& state = context_.gradients;
   // The scale stays the same within a window, whose gradients add up.
   if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
@@ -79,6 +97,7 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   GradientState& state = context_.gradients;
   context_.group->token().check();
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
+  if (context_.follower) context_.follower->after_backward(loss);
   const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
   if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
   reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
@@ -96,6 +115,7 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
   if (!(items >= 0) || std::isinf(items))
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
+  if (context_.follower && items > 0) context_.follower->after_backward(loss_sum / items);
   state.items = state.items.value_or(0) + items;
   if (!state.sync_gradients) {
     if (!state.trigger_sync) return run_backward(loss_sum, options);
@@ -130,7 +150,9 @@ void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions option
     scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
     reducers_.finish_pass(main);
   }
-  if (!context_.gradients.inside_window) begin_window_of_gradients();
+  if (context_.gradients.inside_window) return;
+  begin_window_of_gradients();
+  if (context_.follower) context_.follower->after_window();
 }
 
 void Accelerator::begin_window_of_gradients() {
@@ -180,6 +202,7 @@ int Accelerator::meet_in_join(JoinState mine) {
 }
 
 void Accelerator::answer_until_all_have_ended() {
+  if (context_.follower) context_.follower->step_aside();
   for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
     if (answered_ == JoinState::agrees_on_step) {
       at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(device()));
@@ -194,6 +217,7 @@ void Accelerator::answer_until_all_have_ended() {
     begin_window_of_gradients();
     for (const auto& reducer : reducers_) reducer->clear_gradients();
   }
+  if (context_.follower) context_.follower->come_back();
 }
 
 void Accelerator::take_over_from_last() {

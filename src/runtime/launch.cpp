@@ -14,6 +14,7 @@
 #include "backend/intra_op_threads.h"
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
+#include "runtime/launch_observer.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
 #include "tandem/trace/range.h"
@@ -74,9 +75,49 @@ class GpuSettings {
   std::optional<std::pair<bool, bool>> before_;  // nothing: not changed
 };
 
+// Tells an observer, if there is one, of a rank's body.
+class ObservedBody {
+ public:
+  ObservedBody(LaunchObserver* observer, Accelerator& accelerator, RankContext& context)
+      : observer_(observer), context_(context) {
+    if (observer_) observer_->before_body(accelerator, context_);
+  }
+  ~ObservedBody() {
+    if (observer_) observer_->after_body(context_);
+  }
+  ObservedBody(const ObservedBody&) = delete;
+  ObservedBody& operator=(const ObservedBody&) = delete;
+
+ private:
+  LaunchObserver* const observer_;
+  RankContext& context_;
+};
+
+// The same of all ranks' threads.
+class ObservedRanks {
+ public:
+  ObservedRanks(LaunchObserver* observer, comm::RankGroup& group) : observer_(observer) {
+    if (observer_) observer_->before_ranks(group);
+  }
+  ~ObservedRanks() {
+    if (observer_) observer_->after_ranks();
+  }
+  ObservedRanks(const ObservedRanks&) = delete;
+  ObservedRanks& operator=(const ObservedRanks&) = delete;
+
+ private:
+  LaunchObserver* const observer_;
+};
+
+// What a launch's ranks run.
+struct Program {
+  const std::function<void(Accelerator&)>& body;
+  LaunchObserver* observer;
+};
+
 // `note`: what more is to be said of the rank's failure.
 void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSession& session, int rank,
-              const std::function<void(Accelerator&)>& body, std::string& note) {
+              const Program& program, std::string& note) {
   RankContext context;
   context.rank = rank;
   context.state = &state;
@@ -98,12 +139,14 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
   cancel_if_thrown([&] {
     Accelerator accelerator(context);
     const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = accelerator.memory_summary(); });
+    const ObservedBody observed(program.observer, accelerator, context);
     // Within the accelerator's life, which ends when its last checkpoint in the background is written.
     cancel_if_thrown([&] {
-      body(accelerator);
+      program.body(accelerator);
       accelerator.throw_if_not_finite();
       accelerator.finish_saving();
       scope.finish_work();
+      if (program.observer) program.observer->body_ended(accelerator);
     });
   });
   group.depart(rank);
@@ -117,10 +160,14 @@ std::vector<std::vector<int>> cores_of_ranks(const AcceleratorState& state) {
 
 // Waits until all ranks have ended or the token has fired. The launching thread has nothing else to do than to look
 // after the ranks' time limit.
-void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout) {
+void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout, const LaunchObserver* observer) {
   const auto interval =
       std::clamp<std::chrono::nanoseconds>(timeout / 10, std::chrono::milliseconds(1), std::chrono::seconds(1));
   while (!team.wait_for(interval) && !group.token().cancelled()) {
+    if (observer && observer->holds_ranks()) {
+      group.forgive_waits();
+      continue;
+    }
     const auto blamed = group.overdue(timeout);
     if (!blamed) continue;
     const auto seconds = std::chrono::duration<double>(timeout).count();
@@ -189,6 +236,10 @@ bool says_out_of_memory(const std::exception_ptr& error) {
 RankContext* current_rank() noexcept { return this_rank; }
 
 void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+  launch(config, body, nullptr);
+}
+
+void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body, LaunchObserver* observer) {
   if (current_rank())
     throw ConfigError("launch was called on rank " + std::to_string(current_rank()->rank) +
                       " of a running launch; call it outside of every rank's body");
@@ -199,13 +250,14 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   comm::RankGroup group(state.world_size(), token);
   const auto session = state.backend->begin(group, state.devices, config.transport, config.on_warning);
   std::vector<std::string> notes(state.devices.size());
+  const ObservedRanks observed(observer, group);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
-    run_rank(state, group, *session, rank, body, notes[static_cast<std::size_t>(rank)]);
+    run_rank(state, group, *session, rank, {body, observer}, notes[static_cast<std::size_t>(rank)]);
   });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
-  watch(team, group, config.timeout);
+  watch(team, group, config.timeout, observer);
   const LaunchEnd end = join(team, *session, token);
   if (token.cancelled()) throw_rank_error(token, end, notes);
   if (!end.problem.empty()) throw Error("all ranks have ended well, but not what they shared: " + end.problem);

@@ -7,6 +7,7 @@
 #include "io/model_weights.h"
 #include "runtime/state_file.h"
 #include "runtime/state_saver.h"
+#include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
 #include "tandem/io/pickle_file.h"
@@ -224,6 +225,8 @@ std::string Accelerator::load_state(const std::string& directory) {
   load_optimizers(*loaded);  // after the schedulers: the rates are those of the state
   if (loaded->state) {
     context_.gradients.step = loaded->state->micro_batches;
+    if (context_.follower && !loaded->state->optimizers.empty())
+      context_.follower->continue_at(loaded->state->optimizers[0].updates);
     check_on_all([&] { load_generators(*loaded->state); });
   }
   check_on_all([&] {

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/profile_session.h"
+#include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"
@@ -80,6 +81,7 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
 void Accelerator::end_micro_batch() noexcept {
   context_.gradients.end_micro_batch();
   if (!sync_gradients()) return;
+  if (context_.follower) context_.follower->after_window();
   trace::next_step();
   if (profiler_) profiler_->step_ended();
 }

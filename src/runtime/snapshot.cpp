@@ -6,6 +6,8 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "io/huge_pages.h"
+
 namespace tandem {
 
 void Snapshot::begin() {
@@ -22,7 +24,10 @@ void Snapshot::release_originals() {
 at::Tensor Snapshot::memory(std::size_t bytes) {
   if (used_ == memory_.size()) memory_.emplace_back();
   at::Tensor& next = memory_[used_++];
-  if (!next.defined() || next.nbytes() != bytes) next = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
+  if (!next.defined() || next.nbytes() != bytes) {
+    next = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
+    io::prefer_huge_pages(next);
+  }
   return next;
 }
 

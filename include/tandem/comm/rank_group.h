@@ -103,6 +103,12 @@ class RankGroup {
   /// A rank that others have been waiting for longer than `limit`, if there is one.
   std::optional<int> overdue(std::chrono::nanoseconds limit) const;
 
+  /// Whether `rank` has been waiting for others for more than the shortest time. Any thread.
+  bool waits(int rank) const noexcept;
+
+  /// Lets the time limit of those who wait begin anew. Any thread.
+  void forgive_waits() noexcept;
+
   /// One line a rank: what it does, since when, and the last call it made.
   std::string report() const;
 

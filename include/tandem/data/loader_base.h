@@ -20,6 +20,14 @@
 
 namespace tandem::data {
 
+/// The batch that a loader gives next.
+struct EpochPosition {
+  const void* loader;  ///< the same for a loader and those that skip some of its steps
+  std::int64_t epoch;
+  std::int64_t step;   ///< batches of the epoch before it
+  std::int64_t steps;  ///< of the epoch; -1: not known
+};
+
 /// Where a prepared loader runs.
 struct LoaderContext {
   int rank = 0;
@@ -29,6 +37,8 @@ struct LoaderContext {
   bool non_blocking = true;             ///< to a GPU: on a stream of their own, one batch ahead
   bool pin_memory = true;               ///< to a GPU: through pinned memory
   std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
+  /// Called by each rank before it takes a batch; false: the epoch ends there, early.
+  std::function<bool(const EpochPosition&)> before_batch = {};
 };
 
 /// Where a loader stands: enough to go on with the very next batch, also on another number of ranks with the same
@@ -95,6 +105,10 @@ class LoaderBase : public LoaderPosition {
   std::optional<Batch> next() {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
+    if (context_.before_batch && !context_.before_batch({counter_.get(), counter_->epoch, handed_out_, steps()})) {
+      leave();
+      return std::nullopt;
+    }
     auto step = copies_ ? copies_->next([this] { return take(); }, [this] { return ready(); }) : take();
     if (!step) {
       if (!status_.last) used_up();  // nobody took a last sample, but the epoch is all the same used up
@@ -220,6 +234,9 @@ class LoaderBase : public LoaderPosition {
   void used_up() {
     if (planner_ && reads()) planner_->exhausted(number_);
   }
+
+  // Of an epoch; -1: not known.
+  std::int64_t steps() const { return planner_ ? planner_->len(context_.rank) : -1; }
 
   bool on_gpu() const { return context_.device && !context_.device->is_cpu(); }
 

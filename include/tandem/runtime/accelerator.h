@@ -77,6 +77,16 @@ class Accelerator {
   /// Any thread.
   bool cancelled() const { return context_.group->token().cancelled(); }
 
+  /// True once the host has asked a Session to end training well, and the open window is closed: from the same place on
+  /// for all ranks. Loops over loaders have no more batches by then; this is for loops around them, and without them:
+  ///
+  ///     for (int epoch = 0; epoch < 90 && !accelerator.stop_requested(); ++epoch) …
+  bool stop_requested() const;
+
+  /// Tells a Session how many windows the training will have, for Progress::seconds_left. Outside of one it does
+  /// nothing.
+  void set_total_steps(std::int64_t steps);
+
   // ---- preparing
 
   /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.
@@ -607,6 +617,10 @@ class Accelerator {
   void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
   void on_main_for_all(const std::function<void()>& work);
   void check_on_all(const std::function<void()>& check);
+
+  // ---- sessions
+  friend class SessionRun;
+  std::vector<std::shared_ptr<torch::nn::Module>> prepared_modules() const;
 
   // ---- checkpoints
   struct LoadedState;

@@ -24,6 +24,8 @@
 
 namespace tandem {
 
+class StepFollower;
+
 /// What ranks have in common instead of each having its own. Results are the same to the bit.
 enum class Sharding {
   none,       ///< every rank has all weights and the whole state of its optimizers
@@ -100,6 +102,7 @@ struct RankContext {
   std::unique_ptr<comm::Communicator> communicator;
   rng::RankGenerators generators;
   GradientState gradients;
+  StepFollower* follower = nullptr;  ///< for the session that the rank belongs to, if it does
 
   c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }
 };

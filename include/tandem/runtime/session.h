@@ -1,0 +1,185 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <torch/nn/module.h>
+
+#include "tandem/io/safetensors.h"
+#include "tandem/runtime/launch.h"
+
+namespace tandem {
+
+/// What a session is doing.
+enum class SessionState {
+  idle,       ///< nothing was started yet
+  starting,   ///< the machine is examined, ranks are made
+  running,    ///< ranks train, or do what else the body does
+  pausing,    ///< pause was called; ranks are on their way to the next micro-batch or batch
+  paused,     ///< all ranks stand still
+  stopping,   ///< request_stop was called; ranks finish their step, and the body what it does after training
+  ended,      ///< the body has ended on all ranks
+  cancelled,  ///< cancel was called, or a stop requested of LaunchConfig::cancel
+  failed      ///< a rank or a callback threw; wait throws it
+};
+
+const char* to_string(SessionState state) noexcept;
+
+/// Where a session's training is; see Session::progress.
+struct Progress {
+  SessionState state = SessionState::idle;
+  std::int64_t epoch = 0;         ///< of the loader that rank 0 took a batch from last, from 0
+  std::int64_t step = 0;          ///< accumulation windows that rank 0 has closed, or what load_state continued
+  std::int64_t epoch_step = 0;    ///< batches of the epoch that rank 0 has taken
+  std::int64_t epoch_steps = -1;  ///< batches that it has; -1: not known
+  std::int64_t total_steps = -1;  ///< as told by Accelerator::set_total_steps; -1: not known
+  double loss = 0;                ///< of rank 0's last micro-batch, at most some 20 ms old; NaN: none yet
+  double steps_per_second = 0;    ///< smoothed over a few seconds, without pauses
+  double seconds_left = -1;       ///< to total_steps, or else to the end of the epoch; -1: not known
+};
+
+/// Something that happened, for SessionOptions::on_event.
+struct SessionEvent {
+  enum class Kind {
+    started,  ///< ranks begin to run the body
+    step,     ///< a window was closed; of several that wait for the callback the last is left
+    epoch,    ///< an epoch of a prepared loader has begun on rank 0; likewise
+    paused,
+    resumed,
+    saved,        ///< save_now has saved: `text` is the directory
+    save_failed,  ///< save_now has not: `text` says why. Training goes on
+    ended,
+    cancelled,
+    failed  ///< `text` is what wait throws, in words
+  };
+  Kind kind = Kind::step;
+  Progress progress;
+  std::string text{};
+  std::int64_t left_out = 0;  ///< events of this kind that came before it and were not delivered
+};
+
+/// Takes a function and calls it soon, once, on a thread of its choice; one at a time, in order. As of an event loop:
+///
+///     [window](std::function<void()> call) { QMetaObject::invokeMethod(window, std::move(call), Qt::QueuedConnection);
+///     }
+using Executor = std::function<void(std::function<void()>)>;
+
+struct SessionOptions {
+  /// Where callbacks are called; nothing: on a thread of the session's.
+  Executor executor{};
+  /// Hears of everything. One call at a time. What it throws ends the session as failed. A slow one slows nothing
+  /// down.
+  std::function<void(const SessionEvent&)> on_event{};
+  /// Between two events of steps.
+  std::chrono::milliseconds step_interval = std::chrono::milliseconds(16);
+};
+
+/// How a session may wait at Session::pause.
+struct PauseOptions {
+  bool release_memory = false;  ///< gives the memory that LibTorch's allocators keep for reuse back to the devices
+};
+
+/// The weights of a moment: copies, on the CPU, of all parameters and buffers, by name.
+struct ModelSnapshot {
+  std::int64_t step = 0;  ///< Progress::step
+  std::int64_t epoch = 0;
+  std::vector<io::NamedTensors> models;  ///< in the order in which they were prepared
+
+  /// Copies the weights of model `index` into `module`, which stays on its device. Throws ConfigError when its
+  /// parameters and buffers have other names or sizes.
+  void load_into(torch::nn::Module& module, std::size_t index = 0) const;
+};
+
+/// `launch` for programs with an event loop: trains in the background, and is asked from outside to pause, stop, save
+/// and show its weights.
+///
+///     tandem::Session session({.on_event = [](const tandem::SessionEvent& event) { … }});
+///     session.start({.gpus = 2}, [](tandem::Accelerator& accelerator) { … });
+///     …
+///     session.request_stop();
+///     session.wait();
+///
+/// Members may be called by any thread, in any order, any number of times, also by callbacks; by the body's own ranks
+/// too, but for `start`, `wait`, `wait_for`, and the destructor. Unless it says otherwise none waits for the training,
+/// and what has no meaning at the moment (pausing what is paused, stopping what has ended) has no effect.
+///
+/// Ranks follow between micro-batches (accumulate) and between batches of prepared loaders, all at the same place. A
+/// body with neither can only be cancelled.
+class Session {
+ public:
+  explicit Session(SessionOptions options = {});
+
+  /// Cancels, and waits until all threads have ended: no longer than `cancel` says. No callback runs afterwards, and
+  /// one that runs is waited for, unless it is the caller.
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// Begins launch(config, body) on a thread of its own, and returns. Progress and errors of a training before are
+  /// gone. Throws Error while one runs, and when the system has no more threads. What is wrong with `config` comes out
+  /// of `wait`.
+  void start(LaunchConfig config, std::function<void(Accelerator&)> body);
+
+  /// Has all ranks stand still, from the next micro-batch or batch on. `status` says when they do.
+  void pause(PauseOptions options = {});
+  void resume();
+
+  /// Ends training and lets the body end well: once the open window is closed, loops over loaders that train have no
+  /// more batches, and Accelerator::stop_requested is true on all ranks. Evaluation and what else follows in the body
+  /// runs. Resumes what is paused.
+  void request_stop();
+
+  /// Ends the launch now, as a failure would: within 100 ms, but that a kernel or an operator, a read of a dataset and
+  /// what else the body computes by itself must return first.
+  void cancel();
+
+  /// Saves the state as Accelerator::save_state(directory, options) does, between two steps; training goes on also when
+  /// that fails. The future has the directory, or the error: save_state's, or Error when the body ends before. While
+  /// paused in the middle of a window it is saved after `resume`.
+  std::future<std::string> save_now(const std::string& directory = {}, const SaveStateOptions& options = {});
+
+  /// The weights between two steps, while ranks stand still for the copy; once the body has ended well, those it ended
+  /// with. The future has Error when there are none, or the session fails or is cancelled before.
+  std::future<ModelSnapshot> snapshot();
+
+  /// The same for `use`, which is called where callbacks are called, or not at all when there is no snapshot.
+  void snapshot(std::function<void(const ModelSnapshot&)> use);
+
+  /// Waits for a snapshot (which takes a step, and as long as a pause) and returns what `use` makes of it, on this
+  /// thread. Throws what the future of `snapshot` has, and what `use` throws.
+  template <class Use>
+  std::invoke_result_t<Use, const ModelSnapshot&> evaluate_with(Use&& use) {
+    const ModelSnapshot weights = wait_for_snapshot();
+    return use(weights);
+  }
+
+  /// Waits until the training has ended. Throws, each time, what launch would; nothing when it was cancelled, or none
+  /// was started. Throws ConfigError on a rank's thread.
+  void wait();
+
+  /// The same, but returns false when it has not ended within `time`.
+  bool wait_for(std::chrono::nanoseconds time);
+
+  struct Status {
+    SessionState state = SessionState::idle;
+    std::string error{};  ///< when failed: what wait throws, for people
+  };
+  Status status() const;
+
+  /// Consistent, and up to date to some 20 ms. Takes no lock and costs the training nothing.
+  Progress progress() const noexcept;
+
+ private:
+  ModelSnapshot wait_for_snapshot();
+
+  struct Shared;
+  std::unique_ptr<Shared> shared_;
+};
+
+}  // namespace tandem

@@ -1,0 +1,360 @@
+#include "runtime/session_run.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <ATen/core/grad_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/util/Exception.h>
+
+#include "backend/rank_memory.h"
+#include "io/model_weights.h"
+#include "tandem/core/error.h"
+#include "tandem/runtime/accelerator.h"
+
+namespace tandem {
+namespace {
+
+io::NamedTensors copies_on_cpu(const torch::nn::Module& module) {
+  const at::NoGradGuard no_grad;
+  io::NamedTensors weights = io::weights_of(module);
+  for (auto& [name, tensor] : weights) tensor = tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
+  return weights;
+}
+
+// What its allocators keep of a rank's memory goes back to its device.
+void release_memory(c10::Device device) {
+  free_rank_memory();
+  if (device.is_cpu()) return;
+  if (auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type())))
+    allocator->emptyCache();
+}
+
+// By who called, and not by what a rank did before.
+bool is_cancellation(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const RankError& failure) {
+    return failure.rank() < 0;
+  } catch (...) {
+    return false;
+  }
+}
+
+std::string text_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const c10::Error& e) {
+    return e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "an exception that is no std::exception";
+  }
+}
+
+}  // namespace
+
+SessionRun::SessionRun(LaunchConfig config, std::function<void(Accelerator&)> body, SessionEvents& events,
+                       Published<Progress>& progress, std::chrono::nanoseconds step_interval)
+    : config_(std::move(config)),
+      body_(std::move(body)),
+      events_(events),
+      published_(progress),
+      step_interval_(step_interval) {
+  progress_.state = SessionState::starting;
+  progress_.loss = std::numeric_limits<double>::quiet_NaN();
+  published_.store(progress_);
+}
+
+void SessionRun::execute() noexcept {
+  std::exception_ptr error;
+  try {
+    const std::stop_callback chained(config_.cancel, [this] { cancel(); });
+    LaunchConfig config = config_;
+    config.cancel = cancel_.get_token();
+    launch(config, body_, this);
+    take_final_weights();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  end(error);
+}
+
+// ---- what the launch tells
+
+void SessionRun::before_ranks(comm::RankGroup& group) {
+  followers_.resize(static_cast<std::size_t>(group.world_size()));
+  const std::lock_guard lock(mutex_);
+  gate_.emplace(group.world_size(), group.token(), [&group](int rank) { return group.waits(rank); });
+  for (const GateRequest& request : std::exchange(early_, {})) request(*gate_);
+  if (progress_.state == SessionState::starting) change_state(SessionState::running);
+  post(SessionEvent::Kind::started);
+}
+
+void SessionRun::after_ranks() noexcept {
+  const std::lock_guard lock(mutex_);
+  gate_.reset();
+}
+
+bool SessionRun::holds_ranks() const {
+  const std::lock_guard lock(mutex_);
+  return gate_ && gate_->holds();
+}
+
+void SessionRun::before_body(Accelerator& accelerator, RankContext& context) {
+  std::function<void(const Progress&)> publish;
+  if (context.rank == 0) publish = [this](const Progress& progress) { set_progress(progress); };
+  auto follower = std::make_unique<StepFollower>(accelerator, context, *gate_, std::move(publish));
+  context.follower = follower.get();
+  followers_[static_cast<std::size_t>(context.rank)] = std::move(follower);
+}
+
+void SessionRun::body_ended(Accelerator& accelerator) {
+  if (!accelerator.is_main()) return;
+  set_progress(follower(0).final_progress());
+  final_models_ = accelerator.prepared_modules();
+}
+
+void SessionRun::after_body(RankContext& context) noexcept {
+  context.follower = nullptr;
+  gate_->leave(context.rank);
+  followers_[static_cast<std::size_t>(context.rank)].reset();
+}
+
+// ---- what the host asks for
+
+bool SessionRun::is_active(const std::unique_lock<std::mutex>&) const { return !ended_ && !cancel_.stop_requested(); }
+
+void SessionRun::ask(const std::unique_lock<std::mutex>&, GateRequest request) {
+  if (gate_)
+    request(*gate_);
+  else
+    early_.push_back(std::move(request));
+}
+
+void SessionRun::pause(PauseOptions options) {
+  std::unique_lock lock(mutex_);
+  if (!is_active(lock) || stop_is_asked_ || pause_is_asked_) return;
+  pause_is_asked_ = true;
+  change_state(SessionState::pausing);
+  ask(lock, [this, options](StepGate& gate) {
+    gate.hold();
+    gate.add([this, options](int rank, StepGate::Standing) { return stand(rank, options); });
+  });
+}
+
+bool SessionRun::stand(int rank, PauseOptions options) {
+  if (options.release_memory) release_memory(follower(rank).context().device());
+  const std::lock_guard lock(mutex_);
+  if (progress_.state != SessionState::pausing) return true;
+  change_state(SessionState::paused);
+  post(SessionEvent::Kind::paused);
+  return true;
+}
+
+void SessionRun::resume() {
+  std::unique_lock lock(mutex_);
+  if (!is_active(lock) || !std::exchange(pause_is_asked_, false)) return;
+  change_state(gate_ ? SessionState::running : SessionState::starting);
+  post(SessionEvent::Kind::resumed);
+  ask(lock, [](StepGate& gate) { gate.release(); });
+}
+
+void SessionRun::request_stop() {
+  std::unique_lock lock(mutex_);
+  if (!is_active(lock) || std::exchange(stop_is_asked_, true)) return;
+  pause_is_asked_ = false;
+  change_state(SessionState::stopping);
+  ask(lock, [this](StepGate& gate) {
+    gate.add([this](int rank, StepGate::Standing standing) { return stop(rank, standing); });
+    gate.release();
+  });
+}
+
+// At the end of a step of all ranks that go on: each must see it at the same place.
+bool SessionRun::stop(int rank, StepGate::Standing standing) {
+  if (standing.aside > 0 || !follower(rank).window_is_closed()) return false;
+  follower(rank).stop();
+  return true;
+}
+
+void SessionRun::cancel() { cancel_.request_stop(); }
+
+void SessionRun::fail(std::exception_ptr error) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!host_error_) host_error_ = error;
+    if (ended_ && !error_) {
+      error_ = error;
+      error_text_ = text_of(error);
+      change_state(SessionState::failed);
+    }
+  }
+  cancel();
+}
+
+std::future<std::string> SessionRun::save_now(const std::string& directory, const SaveStateOptions& options) {
+  auto save = std::make_shared<Save>(Save{directory, options, {}, false});
+  auto result = save->result.get_future();
+  std::unique_lock lock(mutex_);
+  if (!is_active(lock)) {
+    save->result.set_exception(std::make_exception_ptr(Error("nothing was saved: the training has ended")));
+    return result;
+  }
+  std::erase_if(saves_, [](const auto& other) { return other->done; });
+  saves_.push_back(save);
+  ask(lock, [this, save](StepGate& gate) {
+    gate.add([this, save](int rank, StepGate::Standing standing) { return this->save(*save, rank, standing); });
+  });
+  return result;
+}
+
+bool SessionRun::save(Save& save, int rank, StepGate::Standing standing) {
+  StepFollower& mine = follower(rank);
+  if (standing.aside + standing.left > 0 || !mine.can_be_saved()) return false;
+  std::string directory;
+  std::exception_ptr error;
+  try {
+    directory = mine.accelerator().save_state(save.directory, save.options);
+  } catch (const CheckpointError&) {  // on all ranks, as the next
+    error = std::current_exception();
+  } catch (const ConfigError&) {
+    error = std::current_exception();
+  }
+  if (rank > 0) return true;
+  const std::lock_guard lock(mutex_);
+  save.done = true;
+  error ? save.result.set_exception(error) : save.result.set_value(directory);
+  post(error ? SessionEvent::Kind::save_failed : SessionEvent::Kind::saved, error ? text_of(error) : directory);
+  return true;
+}
+
+void SessionRun::snapshot(TakeSnapshot take) {
+  std::unique_lock lock(mutex_);
+  if (is_active(lock)) {
+    auto request = std::make_shared<SnapshotRequest>(SnapshotRequest{std::move(take)});
+    std::erase_if(snapshots_, [](const auto& other) { return other->done; });
+    snapshots_.push_back(request);
+    return ask(lock, [this, request](StepGate& gate) {
+      gate.add([this, request](int rank, StepGate::Standing) { return copy_weights(*request, rank); });
+    });
+  }
+  const auto weights = final_weights_;
+  lock.unlock();
+  if (weights)
+    take(weights, nullptr);
+  else
+    take(nullptr, std::make_exception_ptr(Error("there are no weights: the training has not ended well")));
+}
+
+// Nobody changes the weights while rank 0 copies them: all stand at the gate, or wait for others, or have ended.
+bool SessionRun::copy_weights(SnapshotRequest& request, int rank) {
+  const auto models = follower(rank).accelerator().prepared_modules();
+  if (models.empty()) return false;
+  if (rank > 0) return true;
+  auto weights = std::make_shared<ModelSnapshot>();
+  const Progress& progress = follower(0).progress();
+  weights->step = progress.step;
+  weights->epoch = progress.epoch;
+  for (const auto& model : models) weights->models.push_back(copies_on_cpu(*model));
+  {
+    const std::lock_guard lock(mutex_);
+    request.done = true;
+  }
+  request.take(weights, nullptr);
+  return true;
+}
+
+// ---- what it has come to
+
+void SessionRun::set_progress(const Progress& progress) {
+  const std::lock_guard lock(mutex_);
+  const SessionState state = progress_.state;
+  progress_ = progress;
+  progress_.state = state;
+  published_.store(progress_);
+  const auto now = std::chrono::steady_clock::now();
+  if (progress.epoch != epoch_posted_) {
+    epoch_posted_ = progress.epoch;
+    post(SessionEvent::Kind::epoch);
+  }
+  if (now - step_posted_ < step_interval_) return;
+  step_posted_ = now;
+  post(SessionEvent::Kind::step);
+}
+
+void SessionRun::change_state(SessionState state) {
+  progress_.state = state;
+  published_.store(progress_);
+}
+
+void SessionRun::post(SessionEvent::Kind kind, std::string text) {
+  events_.post(SessionEvent{.kind = kind, .progress = progress_, .text = std::move(text)});
+}
+
+// Nobody else has the models any more, and what the devices had to do is done.
+void SessionRun::take_final_weights() {
+  if (final_models_.empty()) return;
+  auto weights = std::make_shared<ModelSnapshot>();
+  for (const auto& model : final_models_) weights->models.push_back(copies_on_cpu(*model));
+  final_models_.clear();
+  const std::lock_guard lock(mutex_);
+  weights->step = progress_.step;
+  weights->epoch = progress_.epoch;
+  final_weights_ = std::move(weights);
+}
+
+void SessionRun::end(std::exception_ptr error) noexcept {
+  final_models_.clear();
+  std::unique_lock lock(mutex_);
+  const bool was_cancelled = error && cancel_.stop_requested() && !host_error_ && is_cancellation(error);
+  if (host_error_) error = host_error_;
+  const auto kind = was_cancelled ? SessionEvent::Kind::cancelled
+                    : error       ? SessionEvent::Kind::failed
+                                  : SessionEvent::Kind::ended;
+  if (error && !was_cancelled) {
+    error_ = error;
+    error_text_ = text_of(error);
+  }
+  change_state(was_cancelled ? SessionState::cancelled : error ? SessionState::failed : SessionState::ended);
+  early_.clear();
+  const auto problem = std::make_exception_ptr(
+      Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
+  for (const auto& save : std::exchange(saves_, {}))
+    if (!save->done) save->result.set_exception(problem);
+  const auto snapshots = std::exchange(snapshots_, {});
+  const auto weights = error ? nullptr : final_weights_;
+  post(kind, error_text_);
+  ended_ = true;
+  changed_.notify_all();
+  lock.unlock();
+  for (const auto& request : snapshots)
+    if (!request->done) request->take(weights, weights ? nullptr : problem);
+}
+
+bool SessionRun::has_ended() const {
+  const std::lock_guard lock(mutex_);
+  return ended_;
+}
+
+bool SessionRun::wait_until(std::optional<std::chrono::steady_clock::time_point> time) const {
+  std::unique_lock lock(mutex_);
+  const auto ended = [this] { return ended_; };
+  if (time) return changed_.wait_until(lock, *time, ended);
+  changed_.wait(lock, ended);
+  return true;
+}
+
+void SessionRun::throw_if_failed() const {
+  const std::lock_guard lock(mutex_);
+  if (error_) std::rethrow_exception(error_);
+}
+
+Session::Status SessionRun::status() const {
+  const std::lock_guard lock(mutex_);
+  return {progress_.state, error_text_};
+}
+
+}  // namespace tandem

@@ -1,0 +1,110 @@
+// One training of a session, from start to end.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "runtime/launch_observer.h"
+#include "runtime/session_events.h"
+#include "runtime/step_follower.h"
+#include "tandem/core/published.h"
+#include "tandem/core/step_gate.h"
+
+namespace tandem {
+
+/// What one training of a session does and is asked for. All members but `execute` and the observer's may be called by
+/// any thread.
+class SessionRun : private LaunchObserver {
+ public:
+  using TakeSnapshot = std::function<void(std::shared_ptr<const ModelSnapshot>, std::exception_ptr)>;
+
+  /// `events` and `progress` outlive it.
+  SessionRun(LaunchConfig config, std::function<void(Accelerator&)> body, SessionEvents& events,
+             Published<Progress>& progress, std::chrono::nanoseconds step_interval);
+
+  /// Runs it all, on the calling thread.
+  void execute() noexcept;
+
+  void pause(PauseOptions options);
+  void resume();
+  void request_stop();
+  void cancel();
+  void fail(std::exception_ptr error);  ///< that the host has made
+  std::future<std::string> save_now(const std::string& directory, const SaveStateOptions& options);
+  void snapshot(TakeSnapshot take);  ///< which is called once, on any thread
+
+  bool has_ended() const;
+  bool wait_until(std::optional<std::chrono::steady_clock::time_point> time) const;
+  void throw_if_failed() const;
+  Session::Status status() const;
+
+ private:
+  struct Save {
+    std::string directory;
+    SaveStateOptions options;
+    std::promise<std::string> result;
+    bool done = false;
+  };
+  struct SnapshotRequest {
+    TakeSnapshot take;
+    bool done = false;
+  };
+
+  void before_ranks(comm::RankGroup& group) override;
+  void after_ranks() noexcept override;
+  void before_body(Accelerator& accelerator, RankContext& context) override;
+  void body_ended(Accelerator& accelerator) override;
+  void after_body(RankContext& context) noexcept override;
+  bool holds_ranks() const override;
+
+  using GateRequest = std::function<void(StepGate&)>;
+  void ask(const std::unique_lock<std::mutex>& lock, GateRequest request);
+  bool is_active(const std::unique_lock<std::mutex>& lock) const;
+  bool stand(int rank, PauseOptions options);
+  bool stop(int rank, StepGate::Standing standing);
+  bool save(Save& save, int rank, StepGate::Standing standing);
+  bool copy_weights(SnapshotRequest& request, int rank);
+  void set_progress(const Progress& progress);
+  void change_state(SessionState state);
+  void post(SessionEvent::Kind kind, std::string text = {});
+  void end(std::exception_ptr error) noexcept;
+  void take_final_weights();
+  StepFollower& follower(int rank) { return *followers_[static_cast<std::size_t>(rank)]; }
+
+  LaunchConfig config_;
+  const std::function<void(Accelerator&)> body_;
+  SessionEvents& events_;
+  Published<Progress>& published_;
+  const std::chrono::nanoseconds step_interval_;
+  std::stop_source cancel_;
+
+  std::optional<StepGate> gate_;                          // while there are ranks
+  std::vector<std::unique_ptr<StepFollower>> followers_;  // each of its rank's thread
+  std::vector<std::shared_ptr<torch::nn::Module>> final_models_;
+
+  mutable std::mutex mutex_;  // guards all below, and whether there is a gate
+  mutable std::condition_variable changed_;
+  Progress progress_;
+  std::vector<GateRequest> early_;  // asked for before there were ranks
+  bool pause_is_asked_ = false, stop_is_asked_ = false;
+  std::vector<std::shared_ptr<Save>> saves_;
+  std::vector<std::shared_ptr<SnapshotRequest>> snapshots_;
+  std::shared_ptr<const ModelSnapshot> final_weights_;
+  std::exception_ptr host_error_, error_;
+  std::string error_text_;
+  bool ended_ = false;
+  // Of rank 0's thread.
+  std::chrono::steady_clock::time_point step_posted_;
+  std::int64_t epoch_posted_ = -1;
+};
+
+}  // namespace tandem

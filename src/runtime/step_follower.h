@@ -1,0 +1,88 @@
+// A rank's part of a session.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <set>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+
+#include "tandem/core/step_gate.h"
+#include "tandem/data/loader_base.h"
+#include "tandem/runtime/session.h"
+
+namespace tandem {
+
+/// Sees the steps of one rank, and has it stop at the session's gate between them. Belongs to the rank's thread.
+class StepFollower {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  /// `publish`: takes what rank 0 has come to; empty on the others.
+  StepFollower(Accelerator& accelerator, RankContext& context, StepGate& gate,
+               std::function<void(const Progress&)> publish);
+
+  Accelerator& accelerator() const { return accelerator_; }
+  RankContext& context() const { return context_; }
+
+  /// False when the epoch ends here, because training is to end.
+  bool before_batch(const data::EpochPosition& position);
+
+  void before_micro_batch();
+
+  /// `loss`: a mean over this rank's samples.
+  void after_backward(const at::Tensor& loss) {
+    if (publish_) loss_ = loss.detach();
+  }
+
+  /// After a window was closed.
+  void after_window() noexcept;
+
+  /// What has been done before this run.
+  void continue_at(std::int64_t step) { progress_.step = step; }
+  void set_total_steps(std::int64_t steps) { progress_.total_steps = steps; }
+
+  /// Between two windows.
+  bool window_is_closed() const;
+
+  /// There, with every batch that a loader has given used: where the state can be saved.
+  bool can_be_saved() const;
+
+  void stop() { stops_ = true; }
+  bool stops() const { return stops_; }
+
+  void step_aside() { gate_.step_aside(context_.rank); }
+  void come_back() { gate_.come_back(context_.rank); }
+
+  const Progress& progress() const { return progress_; }
+
+  /// The same, with the last loss.
+  const Progress& final_progress();
+
+ private:
+  template <class Pass>
+  void stand_still_in(const Pass& pass);
+  void publish(Clock::time_point now);
+  void read_loss(bool wait);
+
+  Accelerator& accelerator_;
+  RankContext& context_;
+  StepGate& gate_;
+  const std::function<void(const Progress&)> publish_;
+  bool stops_ = false;
+  bool takes_batch_ = false;      // at the gate before a batch
+  const void* loader_ = nullptr;  // that gave the last batch
+  std::set<const void*> trained_on_;
+
+  Progress progress_;
+  Clock::time_point published_;
+  std::int64_t published_step_ = 0;
+  std::chrono::duration<double> stood_still_{0};  // since the last publishing
+  at::Tensor loss_;                               // of the last micro-batch
+  at::Tensor on_host_;                            // a loss that is on its way here
+  std::optional<c10::Event> arrives_;
+};
+
+}  // namespace tandem

@@ -1,0 +1,249 @@
+#include "tandem/core/step_gate.h"
+
+#include <atomic>
+#include <chrono>
+#include <random>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "support/catch.h"
+#include "tandem/core/error.h"
+#include "tandem/core/published.h"
+
+using namespace std::chrono_literals;
+using tandem::CancelToken;
+using tandem::StepGate;
+
+namespace {
+
+// Ranks that take `steps` batches, each with a micro-batch, in threads.
+struct Ranks {
+  Ranks(StepGate& gate, int ranks, int steps) : done(static_cast<std::size_t>(ranks)) {
+    for (int rank = 0; rank < ranks; ++rank)
+      threads.emplace_back([&gate, rank, steps, this] {
+        try {
+          for (int step = 0; step < steps && !stop; ++step) {
+            gate.pass_batch(rank);
+            gate.pass_micro_batch(rank);
+            done[static_cast<std::size_t>(rank)] += 1;
+          }
+        } catch (const tandem::Cancelled&) {
+          cancelled += 1;
+        }
+        gate.leave(rank);
+      });
+  }
+  ~Ranks() { join(); }
+  void join() {
+    for (auto& thread : threads)
+      if (thread.joinable()) thread.join();
+  }
+
+  std::vector<std::atomic<int>> done;
+  std::atomic<int> cancelled = 0;
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> threads;
+};
+
+void wait_until(const std::function<bool()>& done) {
+  while (!done()) std::this_thread::sleep_for(100us);
+}
+
+}  // namespace
+
+TEST_CASE("all ranks run a task at the same place, once each, while nobody goes on") {
+  for (const int size : {1, 2, 3}) {
+    CancelToken token;
+    StepGate gate(size, token);
+    std::atomic<int> ran = 0, apart = 0;
+    {
+      Ranks ranks(gate, size, 100'000'000);
+      for (int round = 1; round <= 200; ++round) {
+        gate.add([&](int rank, StepGate::Standing standing) {
+          const int mine = ranks.done[static_cast<std::size_t>(rank)];
+          for (const auto& other : ranks.done) apart += other != mine;
+          apart += standing.aside + standing.left;
+          ran += 1;
+          return true;
+        });
+        if (round % 3 == 0) wait_until([&] { return ran == round * size; });
+      }
+      wait_until([&] { return ran == 200 * size; });
+      ranks.stop = true;
+    }
+    CHECK(ran == 200 * size);
+    CHECK(apart == 0);
+  }
+}
+
+TEST_CASE("held ranks stand still and run tasks, and go on when they are released") {
+  CancelToken token;
+  StepGate gate(3, token);
+  Ranks ranks(gate, 3, 100'000'000);
+  for (int round = 0; round < 20; ++round) {
+    std::atomic<int> ran = 0;
+    gate.hold();
+    CHECK(gate.holds());
+    gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+    wait_until([&] { return ran == 3; });
+    const int at = ranks.done[0];
+    gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+    wait_until([&] { return ran == 6; });
+    for (const auto& done : ranks.done) CHECK(done == at);
+    gate.release();
+    CHECK_FALSE(gate.holds());
+    wait_until([&] { return ranks.done[0] > at; });
+  }
+  ranks.stop = true;
+}
+
+TEST_CASE("a task that is not done is run again at a later place, after those added meanwhile") {
+  CancelToken token;
+  StepGate gate(2, token);
+  std::vector<int> places;
+  std::atomic<bool> finished = false;
+  std::atomic<int> first = -1;
+  Ranks ranks(gate, 2, 100'000'000);
+  gate.add([&](int rank, StepGate::Standing) {
+    const int here = ranks.done[static_cast<std::size_t>(rank)];
+    int unset = -1;
+    first.compare_exchange_strong(unset, here);
+    if (rank == 0) places.push_back(here);
+    if (rank == 0) finished = here >= first + 5;
+    return here >= first + 5;
+  });
+  wait_until([&] { return finished.load(); });
+  ranks.stop = true;
+  ranks.join();
+  REQUIRE(places.size() > 1);
+  for (std::size_t i = 1; i < places.size(); ++i) CHECK(places[i] - places[i - 1] <= 1);
+  CHECK(places.back() >= places.front() + 5);
+}
+
+TEST_CASE("the token ends the wait at the gate, and what a task throws leaves its rank") {
+  CancelToken token;
+  StepGate gate(2, token);
+  Ranks ranks(gate, 2, 100'000'000);
+  gate.hold();
+  std::atomic<int> ran = 0;
+  gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+  wait_until([&] { return ran == 2; });
+  token.cancel(std::make_exception_ptr(std::runtime_error("enough")));
+  ranks.join();
+  CHECK(ranks.cancelled == 2);
+
+  CancelToken fresh;
+  StepGate throwing(1, fresh);
+  throwing.add([](int, StepGate::Standing) -> bool { throw std::runtime_error("no room"); });
+  CHECK_THROWS_WITH((throwing.pass_micro_batch(0), throwing.pass_micro_batch(0)), "no room");
+}
+
+TEST_CASE("nobody waits for ranks that have ended or stepped aside, and tasks are told of them") {
+  CancelToken token;
+  StepGate gate(3, token);
+  gate.leave(2);
+  gate.step_aside(1);
+  StepGate::Standing seen;
+  gate.add([&](int, StepGate::Standing standing) {
+    seen = standing;
+    return true;
+  });
+  for (int step = 0; step < 3; ++step) gate.pass_micro_batch(0);
+  CHECK(seen.aside == 1);
+  CHECK(seen.left == 1);
+  gate.come_back(1);
+  std::atomic<int> ran = 0;
+  gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+  std::thread other([&] {
+    for (int step = 0; step < 5; ++step) gate.pass_micro_batch(1);
+  });
+  for (int step = 0; step < 3; ++step) gate.pass_micro_batch(0);
+  other.join();
+  CHECK(ran == 2);
+}
+
+// Rank 0 takes batches that rank 1 does not, which waits for it meanwhile.
+TEST_CASE("a rank that others wait for is let through") {
+  CancelToken token;
+  std::atomic<bool> waits = false;
+  StepGate gate(2, token, [&](int rank) { return rank == 1 && waits; });
+  std::atomic<int> ran = 0, batches = 0;
+  std::thread zero([&] {
+    gate.pass_micro_batch(0);
+    for (int batch = 0; batch < 50; ++batch) {
+      gate.pass_batch(0);
+      batches += 1;
+      std::this_thread::sleep_for(200us);
+    }
+    waits = false;
+    gate.pass_micro_batch(0);
+    gate.leave(0);
+  });
+  std::thread one([&] {
+    gate.pass_micro_batch(1);
+    waits = true;
+    while (waits) std::this_thread::yield();
+    gate.pass_micro_batch(1);
+    gate.leave(1);
+  });
+  wait_until([&] { return batches > 5 && waits; });
+  gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+  zero.join();
+  one.join();
+  CHECK(batches == 50);
+  CHECK(ran == 2);
+}
+
+TEST_CASE("requests of many threads and ranks that come and go never leave anybody at the gate") {
+  std::mt19937 random(7);
+  for (int round = 0; round < 30; ++round) {
+    CancelToken token;
+    StepGate gate(3, token);
+    std::atomic<int> ran = 0;
+    Ranks ranks(gate, 3, 300);
+    std::vector<std::thread> hosts;
+    for (int host = 0; host < 3; ++host)
+      hosts.emplace_back([&, seed = random()] {
+        std::mt19937 mine(static_cast<unsigned>(seed));
+        for (int i = 0; i < 50; ++i) {
+          if (mine() % 3 == 0) gate.hold();
+          gate.add([&](int, StepGate::Standing) { return ++ran > 0; });
+          gate.release();
+        }
+      });
+    for (auto& host : hosts) host.join();
+    gate.release();
+    ranks.join();
+    for (const auto& done : ranks.done) CHECK(done == 300);
+  }
+}
+
+TEST_CASE("a published value is read whole while it changes") {
+  struct Value {
+    std::uint64_t numbers[7];
+  };
+  tandem::Published<Value> published;
+  std::atomic<bool> stop = false;
+  std::atomic<int> torn = 0, reads = 0;
+  std::vector<std::thread> readers;
+  for (int reader = 0; reader < 2; ++reader)
+    readers.emplace_back([&] {
+      std::uint64_t last = 0;
+      while (!stop) {
+        const Value value = published.load();
+        for (const std::uint64_t number : value.numbers) torn += number != value.numbers[0];
+        torn += value.numbers[0] < last;
+        last = value.numbers[0];
+        reads += 1;
+      }
+    });
+  for (std::uint64_t i = 1; i < 20'000 || reads < 1'000; ++i) {
+    Value value;
+    for (std::uint64_t& number : value.numbers) number = i;
+    published.store(value);
+  }
+  stop = true;
+  for (auto& reader : readers) reader.join();
+  CHECK(torn == 0);
+}

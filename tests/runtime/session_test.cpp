@@ -1,0 +1,671 @@
+// Training that a host starts, and asks to pause, stop, save and show its weights.
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <random>
+#include <set>
+#include <thread>
+
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+
+#include "support/error_of.h"
+#include "support/ranks.h"
+#include "support/temp_dir.h"
+#include "support/threads.h"
+#include "tandem/runtime/session.h"
+
+using namespace tandem;
+using namespace tandem::test;
+using namespace std::chrono_literals;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Points : torch::data::datasets::Dataset<Points> {
+  std::size_t length;
+  std::chrono::microseconds slowness;
+  explicit Points(std::size_t length = 24, std::chrono::microseconds slowness = 0us)
+      : length(length), slowness(slowness) {}
+  torch::data::Example<> get(std::size_t i) override {
+    std::this_thread::sleep_for(slowness);
+    return {at::sin(at::arange(4, at::kFloat) * (static_cast<double>(i) + 1)), at::scalar_tensor(i % 3, at::kLong)};
+  }
+  std::optional<std::size_t> size() const override { return length; }
+};
+
+struct Training {
+  int epochs = 1'000'000;
+  Points points{};
+  int accumulation = 1;
+  std::function<void(Accelerator&, torch::nn::Linear&)> in_epoch{};  // after each
+  std::function<void()> in_step{};                                   // of rank 0
+  std::vector<at::Tensor>* weights = nullptr;                        // at its end
+  std::atomic<int>* steps = nullptr;
+};
+
+// A body that trains a linear layer.
+std::function<void(Accelerator&)> body(const Training& training) {
+  return [training](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+    data::DataLoader data(Points(training.points), {.batch_size = 2, .shuffle = true});
+    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
+    while (loader.epoch() < training.epochs && !accelerator.stop_requested()) {
+      for (auto& [points, classes] : loader) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+        optimizer.step();
+        optimizer.zero_grad();
+        if (accelerator.is_main() && training.in_step) training.in_step();
+        if (accelerator.is_main() && training.steps) *training.steps += 1;
+      }
+      if (training.in_epoch) training.in_epoch(accelerator, net);
+    }
+    if (accelerator.is_main() && training.weights)
+      for (const auto& parameter : model.parameters()) training.weights->push_back(parameter.detach().clone());
+  };
+}
+
+LaunchConfig ranks(int count) { return {.cpu = count}; }
+
+bool reaches(const Session& session, SessionState state) {
+  for (int i = 0; i < 20'000; ++i) {
+    if (session.status().state == state) return true;
+    std::this_thread::sleep_for(1ms);
+  }
+  return false;
+}
+
+void wait_for_step(const Session& session, std::int64_t step) {
+  for (int i = 0; i < 20'000 && session.progress().step < step; ++i) std::this_thread::sleep_for(1ms);
+  CHECK(session.progress().step >= step);
+}
+
+// Events, as they come.
+class Log {
+ public:
+  SessionOptions options() {
+    return {.on_event = [this](const SessionEvent& event) {
+      const std::lock_guard lock(mutex_);
+      events_.push_back(event);
+    }};
+  }
+  std::vector<SessionEvent> of(SessionEvent::Kind kind) const {
+    const std::lock_guard lock(mutex_);
+    std::vector<SessionEvent> found;
+    for (const SessionEvent& event : events_)
+      if (event.kind == kind) found.push_back(event);
+    return found;
+  }
+  bool has(SessionEvent::Kind kind) const {
+    for (int i = 0; i < 20'000; ++i, std::this_thread::sleep_for(1ms))
+      if (!of(kind).empty()) return true;
+    return false;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<SessionEvent> events_;
+};
+
+}  // namespace
+
+TEST_CASE("a session trains as launch does, to the bit, also when it is paused on the way") {
+  std::vector<at::Tensor> launched, undisturbed, paused;
+  launch(ranks(2), body({.epochs = 8, .weights = &launched}));
+  Session session;
+  CHECK(session.status().state == SessionState::idle);
+  session.start(ranks(2), body({.epochs = 8, .weights = &undisturbed}));
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+  session.start(ranks(2), body({.epochs = 8, .weights = &paused}));
+  for (int i = 0; i < 6; ++i) {
+    session.pause();
+    session.resume();
+    session.pause();
+    std::this_thread::sleep_for(2ms);
+    session.snapshot();
+    session.resume();
+  }
+  session.wait();
+  REQUIRE(launched.size() == 2);
+  REQUIRE(undisturbed.size() == 2);
+  REQUIRE(paused.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(at::equal(launched[i], undisturbed[i]));
+    CHECK(at::equal(launched[i], paused[i]));
+  }
+}
+
+TEST_CASE("a paused session stands still until it is resumed, stopped or cancelled") {
+  for (const int count : {1, 2, 3}) {
+    Log log;
+    Session session(log.options());
+    std::atomic<int> steps = 0;
+    session.start(ranks(count), body({.steps = &steps}));
+    wait_for_step(session, 1);
+    session.pause({.release_memory = true});
+    REQUIRE(reaches(session, SessionState::paused));
+    const int at = steps;
+    std::this_thread::sleep_for(50ms);
+    CHECK(steps == at);
+    session.pause();
+    CHECK(session.status().state == SessionState::paused);
+    session.resume();
+    wait_for_step(session, at + 2);
+    session.pause();
+    REQUIRE(reaches(session, SessionState::paused));
+    if (count == 2)
+      session.cancel();
+    else
+      session.request_stop();
+    session.wait();
+    CHECK(session.status().state == (count == 2 ? SessionState::cancelled : SessionState::ended));
+    CHECK(log.has(count == 2 ? SessionEvent::Kind::cancelled : SessionEvent::Kind::ended));
+    CHECK(log.of(SessionEvent::Kind::paused).size() == 2);
+    CHECK(log.of(SessionEvent::Kind::resumed).size() == 1);
+  }
+}
+
+TEST_CASE("request_stop closes the window, lets the body end and delivers the model") {
+  std::vector<at::Tensor> weights;
+  std::atomic<int> evaluations = 0, evaluated = 0;
+  const auto evaluate = [&](Accelerator& accelerator, torch::nn::Linear&) {
+    auto loader = accelerator.prepare(data::DataLoader(Points(10), {.batch_size = 1}));
+    for (const auto& batch : loader) evaluated += batch.data.size(0) == 1 && accelerator.is_main();
+    evaluations += accelerator.is_main();
+  };
+  LaunchConfig config = ranks(2);
+  config.gradient_accumulation_steps = 3;
+  Session session;
+  session.start(config, body({.points = Points(240), .in_epoch = evaluate, .weights = &weights}));
+  wait_for_step(session, 3);
+  session.request_stop();
+  session.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+  CHECK(evaluations >= 1);
+  CHECK(evaluated == 5 * evaluations);  // whole evaluations, also after the stop
+  const ModelSnapshot snapshot = session.snapshot().get();
+  REQUIRE(snapshot.models.size() == 1);
+  CHECK(snapshot.step == session.progress().step);
+  torch::nn::Linear mine(4, 3);
+  snapshot.load_into(*mine);
+  CHECK(at::equal(mine->weight, weights.at(0)));
+  CHECK(at::equal(mine->bias, weights.at(1)));
+  torch::nn::Linear other(4, 2);
+  CHECK_THROWS_WITH(snapshot.load_into(*other), ContainsSubstring("'weight' has sizes [2, 4] in the module"));
+  CHECK_THROWS_WITH(snapshot.load_into(*mine, 1), ContainsSubstring("no model 1"));
+}
+
+TEST_CASE("progress tells epoch, step, loss and time left") {
+  Session session;
+  bool told = false, beyond = false;
+  session.start(ranks(2), [&](Accelerator& accelerator) {
+    accelerator.set_total_steps(60);
+    body({.epochs = 10, .in_step = [] { std::this_thread::sleep_for(3ms); }})(accelerator);
+  });
+  while (session.progress().state != SessionState::ended) {
+    const Progress progress = session.progress();
+    told = told || (progress.step > 0 && progress.steps_per_second > 0 && progress.seconds_left >= 0 &&
+                    progress.epoch_steps == 6 && progress.total_steps == 60 && std::isfinite(progress.loss));
+    beyond = beyond || progress.epoch_step > 6 || progress.step > 60;
+  }
+  session.wait();
+  CHECK_FALSE(beyond);
+  CHECK(told);
+  CHECK(session.progress().step == 60);
+  CHECK(session.progress().epoch == 9);
+}
+
+TEST_CASE("a snapshot has the weights of all ranks' same step, and evaluate_with uses it on the host's thread") {
+  for (const int count : {1, 2, 3}) {
+    Session session;
+    session.start(ranks(count), body({}));
+    wait_for_step(session, 1);
+    const auto thread = std::this_thread::get_id();
+    std::int64_t last = -1;
+    for (int i = 0; i < 5; ++i) {
+      torch::nn::Linear preview(4, 3);
+      const std::int64_t step = session.evaluate_with([&](const ModelSnapshot& snapshot) {
+        CHECK(std::this_thread::get_id() == thread);
+        snapshot.load_into(*preview);
+        return snapshot.step;
+      });
+      CHECK(step >= last);
+      last = step;
+      CHECK(preview->weight.isfinite().all().item<bool>());
+    }
+    // While paused, twice the same.
+    session.pause();
+    REQUIRE(reaches(session, SessionState::paused));
+    const auto first = session.snapshot().get(), second = session.snapshot().get();
+    CHECK(first.step == second.step);
+    CHECK(at::equal(first.models[0][0].second, second.models[0][0].second));
+    CHECK(first.models[0][0].second.data_ptr() != second.models[0][0].second.data_ptr());
+    std::promise<std::int64_t> called;
+    session.snapshot([&](const ModelSnapshot& snapshot) { called.set_value(snapshot.step); });
+    CHECK(called.get_future().get() == first.step);
+    session.cancel();
+    session.wait();
+    CHECK_THROWS_WITH(session.snapshot().get(), ContainsSubstring("has not ended well"));
+  }
+}
+
+TEST_CASE("save_now saves between two steps, and a training goes on from there to the same bits") {
+  TempDir directory;
+  std::vector<at::Tensor> whole, rest;
+  Log log;
+  LaunchConfig config = ranks(2);
+  config.gradient_accumulation_steps = 2;
+  {
+    Session session(log.options());
+    session.start(config, body({.epochs = 200, .weights = &whole}));
+    wait_for_step(session, 3);
+    CHECK(session.save_now(directory / "state").get() == directory / "state");
+    std::ofstream(directory / "file") << "no directory";
+    CHECK_THROWS_WITH(session.save_now(directory / "file/state").get(), ContainsSubstring("/file: cannot be made"));
+    CHECK_THROWS_AS(session.save_now().get(), ConfigError);
+    session.wait();
+    CHECK_THROWS_WITH(session.save_now(directory / "late").get(), ContainsSubstring("has ended"));
+    CHECK(log.has(SessionEvent::Kind::ended));
+    CHECK(log.of(SessionEvent::Kind::saved).size() == 1);
+    CHECK(log.of(SessionEvent::Kind::save_failed).size() == 2);
+  }
+  Session session;
+  session.start(config, [&](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+    data::DataLoader data(Points(), {.batch_size = 2, .shuffle = true});
+    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
+    accelerator.load_state(directory / "state");
+    while (loader.epoch() < 200)
+      for (auto& [points, classes] : loader) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+    if (accelerator.is_main())
+      for (const auto& parameter : model.parameters()) rest.push_back(parameter.detach().clone());
+  });
+  session.wait();
+  CHECK(session.progress().step == 200 * 3);
+  REQUIRE(rest.size() == whole.size());
+  for (std::size_t i = 0; i < rest.size(); ++i) CHECK(at::equal(rest[i], whole[i]));
+}
+
+TEST_CASE("wait throws what launch would, status has its text, and another training starts") {
+  Log log;
+  Session session(log.options());
+  for (int round = 0; round < 3; ++round) {
+    session.start(ranks(2), [](Accelerator& accelerator) {
+      if (accelerator.rank() == 1) throw std::out_of_range("no such splat");
+      accelerator.wait_for_everyone();
+    });
+    auto saved = session.save_now("/dev/null/state");
+    auto weights = session.snapshot();
+    for (int again = 0; again < 2; ++again) {
+      try {
+        session.wait();
+        FAIL("wait did not throw");
+      } catch (const RankError& error) {
+        CHECK(error.rank() == 1);
+        CHECK_THROWS_AS(error.rethrow_cause(), std::out_of_range);
+      }
+    }
+    CHECK(session.status().state == SessionState::failed);
+    CHECK_THAT(session.status().error, ContainsSubstring("rank 1: no such splat"));
+    CHECK_THROWS_AS(session.wait_for(1ms), RankError);
+    CHECK_THROWS_AS(saved.get(), Error);
+    CHECK_THROWS_AS(weights.get(), Error);
+    session.start(ranks(2), body({.epochs = 2}));
+    session.wait();
+    CHECK(session.status().state == SessionState::ended);
+    CHECK(session.status().error.empty());
+  }
+  session.start({.gpus = 1, .cpu = 1}, body({}));
+  CHECK_THROWS_AS(session.wait(), ConfigError);
+  CHECK(session.progress().state == SessionState::failed);
+}
+
+TEST_CASE("what has no meaning at the moment has no effect, and starting twice is an error") {
+  Session session;
+  const auto everything = [&] {
+    session.pause();
+    session.resume();
+    session.request_stop();
+    session.cancel();
+    session.wait();
+    CHECK(session.wait_for(0s));
+    CHECK_THROWS_AS(session.save_now("/dev/null/state").get(), Error);
+  };
+  everything();
+  CHECK_THROWS_AS(session.snapshot().get(), Error);
+  session.start(ranks(2), body({}));
+  CHECK_THROWS_WITH(session.start(ranks(1), body({})), ContainsSubstring("cannot start: it is "));
+  CHECK_FALSE(session.wait_for(1ms));
+  session.cancel();
+  session.wait();
+  CHECK(session.status().state == SessionState::cancelled);
+  everything();
+  CHECK(session.status().state == SessionState::cancelled);
+  std::atomic<int> errors = 0;
+  session.start(ranks(1), [&](Accelerator&) {
+    for (const auto& call : std::vector<std::function<void()>>{
+             [&] { session.wait(); }, [&] { session.wait_for(1ms); }, [&] { session.start(ranks(1), body({})); },
+             [&] { session.evaluate_with([](const ModelSnapshot&) { return 0; }); }}) {
+      try {
+        call();
+      } catch (const ConfigError&) {
+        errors += 1;
+      }
+    }
+  });
+  session.wait();
+  CHECK(errors == 4);
+}
+
+TEST_CASE("a stop token cancels, and so does the destructor") {
+  std::stop_source source;
+  LaunchConfig config = ranks(2);
+  config.cancel = source.get_token();
+  Session session;
+  session.start(config, body({}));
+  wait_for_step(session, 1);
+  source.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::cancelled);
+  const auto before = threads_of_this_process();
+  for (int i = 0; i < 20; ++i) {
+    Session dropped;
+    dropped.start(ranks(2), body({}));
+    if (i % 2 == 0) wait_for_step(dropped, 1);
+    if (i % 3 == 0) dropped.pause();
+  }
+  CHECK(no_more_threads_than(before));
+}
+
+TEST_CASE("what a callback throws ends the session with that error") {
+  Session session({.on_event = [](const SessionEvent& event) {
+    if (event.kind == SessionEvent::Kind::step) throw std::logic_error("the plot has no axis");
+  }});
+  session.start(ranks(2), body({}));
+  CHECK_THROWS_AS(session.wait(), std::logic_error);
+  CHECK(session.status().state == SessionState::failed);
+  CHECK(session.status().error == "the plot has no axis");
+  // Also in one that takes a snapshot.
+  Session other;
+  other.start(ranks(1), body({}));
+  other.snapshot([](const ModelSnapshot&) { throw std::logic_error("no picture"); });
+  CHECK_THROWS_WITH(other.wait(), "no picture");
+}
+
+TEST_CASE("a slow callback slows nothing down: it gets the last of many events, with the number of those left out") {
+  std::atomic<int> calls = 0;
+  std::atomic<std::int64_t> left_out = 0;
+  std::promise<void> go_on;
+  const auto waits = go_on.get_future().share();
+  Session session({.on_event =
+                       [&](const SessionEvent& event) {
+                         if (event.kind != SessionEvent::Kind::step) return;
+                         calls += 1;
+                         left_out += event.left_out;
+                         waits.wait();
+                       },
+                   .step_interval = 0ms});
+  session.start(ranks(2), body({}));
+  wait_for_step(session, 200);  // while the first call has not returned
+  CHECK(calls <= 1);
+  go_on.set_value();
+  while (left_out == 0) std::this_thread::sleep_for(1ms);
+  session.cancel();
+  session.wait();
+}
+
+TEST_CASE("callbacks come on the host's executor, in order, and none after the session is gone") {
+  std::mutex mutex;
+  std::deque<std::function<void()>> calls;
+  std::vector<SessionEvent::Kind> kinds;
+  const auto turn = [&] {
+    std::function<void()> call;
+    {
+      const std::lock_guard lock(mutex);
+      if (calls.empty()) return false;
+      call = std::move(calls.front());
+      calls.pop_front();
+    }
+    call();
+    return true;
+  };
+  {
+    Session session({.executor =
+                         [&](std::function<void()> call) {
+                           const std::lock_guard lock(mutex);
+                           calls.push_back(std::move(call));
+                         },
+                     .on_event = [&](const SessionEvent& event) { kinds.push_back(event.kind); }});
+    session.start(ranks(2), body({.epochs = 3}));
+    session.wait();
+    for (int i = 0; i < 20'000 && (kinds.empty() || kinds.back() != SessionEvent::Kind::ended); ++i)
+      if (!turn()) std::this_thread::sleep_for(1ms);
+    REQUIRE_FALSE(kinds.empty());
+    CHECK(kinds.front() == SessionEvent::Kind::started);
+    CHECK(kinds.back() == SessionEvent::Kind::ended);
+    session.start(ranks(1), body({.epochs = 1}));
+    session.wait();
+  }
+  const std::size_t before = kinds.size();
+  while (turn()) continue;
+  CHECK(kinds.size() == before);
+}
+
+TEST_CASE("a callback may do anything with its session, and destroy it") {
+  std::unique_ptr<Session> session;
+  std::promise<void> gone;
+  std::atomic<bool> first = true;
+  session = std::make_unique<Session>(SessionOptions{.on_event = [&](const SessionEvent& event) {
+    if (event.kind == SessionEvent::Kind::step && first.exchange(false)) {
+      session->pause();
+      session->resume();
+      session->request_stop();
+      session->wait();
+      return;
+    }
+    if (event.kind != SessionEvent::Kind::ended) return;
+    session.reset();
+    gone.set_value();
+  }});
+  session->start(ranks(2), body({}));
+  gone.get_future().wait();
+  CHECK(session == nullptr);
+}
+
+TEST_CASE("sessions run side by side with results of their own, and a hundred in turn leave nothing behind") {
+  std::vector<at::Tensor> alone[2], together[2];
+  const auto configured = [](std::uint64_t seed) {
+    LaunchConfig config = ranks(2);
+    config.seed = seed;
+    return config;
+  };
+  for (int i = 0; i < 2; ++i)
+    launch(configured(static_cast<std::uint64_t>(i)), body({.epochs = 20, .weights = &alone[i]}));
+  {
+    Session first, second;
+    first.start(configured(0), body({.epochs = 20, .weights = &together[0]}));
+    second.start(configured(1), body({.epochs = 20, .weights = &together[1]}));
+    first.wait();
+    second.wait();
+  }
+  for (int i = 0; i < 2; ++i) CHECK(at::equal(alone[i].at(0), together[i].at(0)));
+  CHECK_FALSE(at::equal(alone[0].at(0), alone[1].at(0)));
+
+  Session session;
+  const auto handles = [] { return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator()); };
+  session.start(ranks(2), body({.epochs = 1}));
+  session.wait();
+  const auto files = handles();
+  const auto threads = threads_of_this_process();
+  for (int i = 0; i < 100; ++i) {
+    session.start(ranks(2), body({.epochs = 1}));
+    if (i % 3 == 1) session.cancel();
+    session.wait();
+  }
+  CHECK(handles() == files);
+  CHECK(no_more_threads_than(threads));
+}
+
+TEST_CASE("ranks with different numbers of batches are paused, stopped and shown too") {
+  LaunchConfig config = ranks(2);
+  config.data_loader.even_batches = false;
+  Session session;
+  session.start(config, [](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    data::DataLoader data(Points(14), {.batch_size = 4});
+    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
+    while (!accelerator.stop_requested())
+      accelerator.join_uneven_inputs([&, &model = model, &optimizer = optimizer, &loader = loader] {
+        for (auto& [points, classes] : loader) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+      });
+  });
+  wait_for_step(session, 1);
+  for (int i = 0; i < 20; ++i) {
+    session.pause();
+    REQUIRE(reaches(session, SessionState::paused));
+    CHECK(session.snapshot().get().models.size() == 1);
+    session.resume();
+  }
+  session.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+}
+
+// Pause, stop and cancel while ranks are in every part of a training.
+TEST_CASE("a session is paused, stopped and cancelled whatever it is doing") {
+  enum class Part { load, forward, backward, reduce, step, evaluate, save, start, end };
+  enum class Request { pause, stop, cancel };
+  for (const Part part : {Part::load, Part::forward, Part::backward, Part::reduce, Part::step, Part::evaluate,
+                          Part::save, Part::start, Part::end})
+    for (const Request request : {Request::pause, Request::stop, Request::cancel}) {
+      TempDir directory;
+      std::promise<void> there;
+      std::atomic<bool> told = false;
+      const auto reached = [&](Part now, const Accelerator& accelerator) {
+        if (now != part || !accelerator.is_main()) return;
+        if (!told.exchange(true)) there.set_value();
+        std::this_thread::sleep_for(2ms);  // the request comes while it goes on
+      };
+      Session session;
+      session.start(ranks(2), [&](Accelerator& accelerator) {
+        reached(Part::start, accelerator);
+        torch::nn::Linear net(4, 3);
+        torch::optim::SGD sgd(net->parameters(), 0.05);
+        data::DataLoader data(Points(24, part == Part::load ? 500us : 0us), {.batch_size = 2});
+        data::DataLoader held_out(Points(8), {.batch_size = 2});
+        auto [model, optimizer, loader, evaluation] = accelerator.prepare(net, sgd, data, held_out);
+        for (int epoch = 0; epoch < (part == Part::end ? 1 : 1'000'000) && !accelerator.stop_requested(); ++epoch) {
+          for (auto& [points, classes] : loader) {
+            reached(Part::load, accelerator);
+            auto window = accelerator.accumulate(model);
+            reached(Part::forward, accelerator);
+            auto loss = torch::nn::functional::cross_entropy(model(points), classes);
+            reached(Part::backward, accelerator);
+            accelerator.backward(loss);
+            reached(Part::reduce, accelerator);
+            accelerator.reduce(loss.detach());
+            reached(Part::step, accelerator);
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+          for (const auto& batch : evaluation) {
+            reached(Part::evaluate, accelerator);
+            accelerator.gather(batch.target);
+          }
+          if (part == Part::save && epoch < 20) {
+            reached(Part::save, accelerator);
+            accelerator.save_state(directory / "state");
+          }
+        }
+        reached(Part::end, accelerator);
+      });
+      there.get_future().wait();
+      CAPTURE(static_cast<int>(part), static_cast<int>(request));
+      if (request == Request::pause) {
+        session.pause();
+        for (int i = 0; i < 20'000 && session.status().state == SessionState::pausing; ++i)
+          std::this_thread::sleep_for(1ms);
+        const SessionState state = session.status().state;
+        CHECK((state == SessionState::paused || (part == Part::end && state == SessionState::ended)));
+        session.resume();
+        session.request_stop();
+      } else if (request == Request::stop) {
+        session.request_stop();
+      } else {
+        session.cancel();
+      }
+      session.wait();
+      const SessionState state = session.status().state;
+      if (request == Request::cancel)
+        CHECK((state == SessionState::cancelled || (part == Part::end && state == SessionState::ended)));
+      else
+        CHECK(state == SessionState::ended);
+    }
+}
+
+TEST_CASE("requests of three threads in any order leave a session that ends as it was asked to") {
+  Session session;
+  std::atomic<bool> over = false;
+  std::atomic<int> starts = 0, contradictions = 0;
+  const auto host = [&](unsigned seed) {
+    std::mt19937 random(seed);
+    while (!over) {
+      switch (random() % 12) {
+        case 0:
+        case 1:
+          try {
+            session.start(ranks(1 + static_cast<int>(random() % 3)), body({.epochs = 30}));
+            starts += 1;
+          } catch (const Error& error) {
+            contradictions += std::string(error.what()).find("cannot start") == std::string::npos;
+          }
+          break;
+        case 2: session.pause({.release_memory = random() % 2 == 0}); break;
+        case 3:
+        case 4:
+        case 5: session.resume(); break;
+        case 6: session.request_stop(); break;
+        case 7:
+          if (random() % 4 == 0) session.cancel();
+          break;
+        case 8: session.snapshot(); break;
+        case 9: session.save_now("/dev/null/state"); break;
+        case 10: try { session.wait_for(std::chrono::microseconds(random() % 2'000));
+          } catch (const Error&) {
+            contradictions += 1;
+          }
+          break;
+        case 11: contradictions += session.progress().step < 0; break;
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+    }
+  };
+  std::vector<std::thread> hosts;
+  for (unsigned seed = 0; seed < 3; ++seed) hosts.emplace_back(host, seed);
+  std::this_thread::sleep_for(10s);
+  over = true;
+  for (auto& thread : hosts) thread.join();
+  session.cancel();
+  session.wait();
+  CHECK(starts > 20);
+  CHECK(contradictions == 0);
+}
