@@ -12,13 +12,18 @@ find_library(LibTorch_C10_CUDA_LIBRARY c10_cuda PATHS ${TANDEM_LIBTORCH}/lib NO_
 mark_as_advanced(LibTorch_INCLUDE_DIR LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_CUDA_LIBRARY
                  LibTorch_C10_CUDA_LIBRARY)
 
-if(LibTorch_INCLUDE_DIR AND EXISTS ${LibTorch_INCLUDE_DIR}/torch/headeronly/version.h)
-  file(STRINGS ${LibTorch_INCLUDE_DIR}/torch/headeronly/version.h line REGEX "define TORCH_VERSION ")
-  string(REGEX REPLACE ".*\"(.*)\".*" "\\1" LibTorch_VERSION "${line}")
-elseif(LibTorch_INCLUDE_DIR AND EXISTS ${LibTorch_INCLUDE_DIR}/torch/csrc/api/include/torch/version.h)
-  file(STRINGS ${LibTorch_INCLUDE_DIR}/torch/csrc/api/include/torch/version.h line REGEX "define TORCH_VERSION ")
-  string(REGEX REPLACE ".*\"(.*)\".*" "\\1" LibTorch_VERSION "${line}")
-endif()
+# Newer ones have it in the first of these files.
+foreach(file torch/headeronly/version.h torch/csrc/api/include/torch/version.h)
+  if(LibTorch_INCLUDE_DIR AND EXISTS ${LibTorch_INCLUDE_DIR}/${file} AND NOT LibTorch_VERSION)
+    set(parts)
+    foreach(part MAJOR MINOR PATCH)
+      file(STRINGS ${LibTorch_INCLUDE_DIR}/${file} line REGEX "define TORCH_VERSION_${part} [0-9]+")
+      string(REGEX REPLACE ".* ([0-9]+).*" "\\1" part "${line}")
+      list(APPEND parts ${part})
+    endforeach()
+    list(JOIN parts "." LibTorch_VERSION)
+  endif()
+endforeach()
 
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(

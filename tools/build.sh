@@ -26,7 +26,7 @@ options=()
 [[ -n ${TANDEM_CUDA_ROOT:-} ]] && options+=("-DTANDEM_CUDA_ROOT=$TANDEM_CUDA_ROOT")
 [[ -n ${CI:-} ]] && options+=("-DTANDEM_WERROR=ON")
 # A compiler for the GPU module may have come since.
-if [[ ! -e $build/build.ninja || .deps/cuda-13.0 -nt $build/build.ninja || ${options[*]} != "$(cat "$build/logs/options" 2>/dev/null)" ]]; then
+if [[ ! -e $build/build.ninja || CMakePresets.json -nt $build/build.ninja || .deps/cuda-13.0 -nt $build/build.ninja || ${options[*]} != "$(cat "$build/logs/options" 2>/dev/null)" ]]; then
   echo "tandem: configuring $build" >&2
   cmake --preset "$preset" "${options[@]}" >"$log" 2>&1 || fail "configuring"
   echo "${options[*]}" >"$build/logs/options"

@@ -7,10 +7,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.11.0
-packages=(g++ cmake ninja-build git python3-venv zlib1g-dev libdeflate-dev libjpeg-dev libpng-dev libcli11-dev catch2
-  nlohmann-json3-dev libsimdjson-dev libjs-dygraphs)
+packages=(g++ cmake ninja-build git pkg-config python3-venv zlib1g-dev libdeflate-dev libjpeg-dev libpng-dev libcli11-dev
+  catch2 nlohmann-json3-dev libsimdjson-dev libjs-dygraphs)
 # A file that each package brings, so that looking costs no time.
-package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/lib/python3*/ensurepip/__init__.py
+package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/bin/pkg-config /usr/lib/python3*/ensurepip/__init__.py
   /usr/include/zlib.h /usr/include/libdeflate.h /usr/include/jpeglib.h /usr/include/png.h /usr/include/CLI/CLI.hpp
   /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp
   /usr/include/simdjson.h /usr/share/javascript/dygraphs/dygraph.min.js)

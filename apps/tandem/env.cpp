@@ -19,6 +19,7 @@
 #include "common/machine.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/state.h"
+#include "tandem/version.h"
 
 namespace tandem_tool {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "command.h"
 #include "flag.h"
+#include "tandem/version.h"
 #include "train/options.h"
 
 namespace tandem_tool {

@@ -1,6 +1,7 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
 
 #include "self_test.h"
 #include "tandem/core/error.h"
@@ -40,10 +41,39 @@ void save_and_load(tandem::Accelerator& accelerator, const std::string& director
                                     std::to_string(accelerator.rank()));
 }
 
+// Goes on from a saved state: the steps after it must give the same bits again.
+void save_and_resume(tandem::Accelerator& accelerator, const std::string& directory) {
+  nn::Sequential net(nn::Linear(64, 256), nn::BatchNorm1d(256), nn::Linear(256, 10));
+  torch::optim::AdamW adamw(net->parameters(), 0.01);
+  auto [model, optimizer] = accelerator.prepare(net, adamw);
+  const auto train = [&, &model = model, &optimizer = optimizer] {
+    for (int step = 0; step < 3; ++step) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(at::rand({8, 64}, accelerator.device())).square().mean());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    std::vector<at::Tensor> weights;
+    for (const at::Tensor& tensor : tensors_of(net)) weights.push_back(tensor.detach().clone());
+    accelerator.wait_for_everyone();  // on CPU ranks the weights may be one memory
+    return weights;
+  };
+  train();
+  accelerator.save_state(directory);
+  const auto first = train();
+  accelerator.load_state(directory);
+  const auto again = train();
+  for (std::size_t i = 0; i < first.size(); ++i)
+    if (!at::equal(first[i], again[i]))
+      throw tandem::CheckpointError("a training that went on from a checkpoint has other weights on rank " +
+                                    std::to_string(accelerator.rank()));
+}
+
 std::string run(const tandem::LaunchConfig& config) {
   const TemporaryDirectory directory(std::filesystem::temp_directory_path());
   tandem::launch(config, [&](tandem::Accelerator& accelerator) { save_and_load(accelerator, directory / "model"); });
-  return "weights saved in several files and loaded";
+  tandem::launch(config, [&](tandem::Accelerator& accelerator) { save_and_resume(accelerator, directory / "state"); });
+  return "weights saved in several files and loaded, a training resumed from its state";
 }
 
 }  // namespace

@@ -29,3 +29,4 @@
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/session.h"
 #include "tandem/trace/range.h"
+#include "tandem/version.h"

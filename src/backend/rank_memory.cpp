@@ -224,6 +224,10 @@ void free_rank_memory() {
 
 RankMemoryScope::RankMemoryScope() { this_threads = new Cache; }
 
+OtherMemoryScope::OtherMemoryScope() : before_(std::exchange(this_threads, nullptr)) {}
+
+OtherMemoryScope::~OtherMemoryScope() { this_threads = static_cast<Cache*>(before_); }
+
 RankMemoryScope::~RankMemoryScope() { delete std::exchange(this_threads, nullptr); }
 
 }  // namespace tandem

@@ -25,4 +25,16 @@ class RankMemoryScope {
   RankMemoryScope& operator=(const RankMemoryScope&) = delete;
 };
 
+/// While alive, the calling thread's tensors are as those of any other thread: for what others will keep and free.
+class OtherMemoryScope {
+ public:
+  OtherMemoryScope();
+  ~OtherMemoryScope();
+  OtherMemoryScope(const OtherMemoryScope&) = delete;
+  OtherMemoryScope& operator=(const OtherMemoryScope&) = delete;
+
+ private:
+  void* const before_;
+};
+
 }  // namespace tandem

@@ -1,6 +1,7 @@
 #include "tandem/core/step_gate.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 namespace tandem {
@@ -18,7 +19,7 @@ struct alignas(64) StepGate::Rank {
   std::atomic<std::uint64_t> position{0};
   // Guarded by the gate's mutex.
   Place place = Place::running;
-  std::uint64_t last_task = 0;
+  std::uint64_t last_turn = 0;
 };
 
 StepGate::StepGate(int ranks, CancelToken& token, std::function<bool(int)> waits)
@@ -58,8 +59,8 @@ void StepGate::park(int rank, std::unique_lock<std::mutex>& lock) {
       lock.unlock();
       token_.throw_cancelled();
     }
-    if (task_ && self.last_task != task_number_) {
-      run_task(rank, lock);
+    if (task_ && self.last_turn != turn_) {
+      take_part(rank, lock);
     } else if (all_stand()) {
       changed_.wait(lock);
     } else if (changed_.wait_for(lock, kPatience) == std::cv_status::timeout) {
@@ -70,17 +71,52 @@ void StepGate::park(int rank, std::unique_lock<std::mutex>& lock) {
   }
 }
 
-void StepGate::run_task(int rank, std::unique_lock<std::mutex>& lock) {
-  ranks_[rank].last_task = task_number_;
-  const Task task = *task_;
+void StepGate::take_part(int rank, std::unique_lock<std::mutex>& lock) {
+  ranks_[rank].last_turn = turn_;
+  std::optional<Task> task = task_;
   const Standing standing = standing_;
+  const bool runs = runs_;
   lock.unlock();
-  const bool done = task(rank, standing);
+  bool agrees = true;
+  std::exception_ptr error;
+  try {
+    if (runs)
+      task->run(rank, standing);
+    else
+      agrees = !task->may_run || task->may_run(rank, standing);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  task.reset();  // what it holds is its owner's, and not to be destroyed under the lock
   lock.lock();
-  if (--running_task_ > 0) return;
-  if (!done) later_.push_back(std::move(*task_));
-  task_.reset();
+  all_agree_ = all_agree_ && agrees;
+  if (--missing_ == 0) finish_task(lock);
+  if (error) {
+    move(rank, Place::running);
+    std::rethrow_exception(error);
+  }
+}
+
+// All have had their turn.
+void StepGate::finish_task(std::unique_lock<std::mutex>& lock) {
+  if (!runs_ && all_agree_) return begin_turn(true);
+  std::optional<Task> done = std::exchange(task_, std::nullopt);
+  if (!runs_) {
+    later_.push_back(std::move(*done));
+    return decide();
+  }
   decide();
+  lock.unlock();
+  done.reset();
+  lock.lock();
+}
+
+void StepGate::begin_turn(bool runs) {
+  runs_ = runs;
+  all_agree_ = true;
+  turn_ += 1;
+  missing_ = count(Place::parked);
+  changed_.notify_all();
 }
 
 void StepGate::leave(int rank) noexcept {
@@ -96,6 +132,11 @@ void StepGate::step_aside(int rank) {
 void StepGate::come_back(int rank) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return !task_ || token_.cancelled(); });
+  std::uint64_t furthest = 0;
+  for (int other = 0; other < size_; ++other)
+    if (ranks_[other].place != Place::left)
+      furthest = std::max(furthest, ranks_[other].position.load(std::memory_order_seq_cst));
+  ranks_[rank].position.store(furthest, std::memory_order_seq_cst);
   move(rank, Place::running);
 }
 
@@ -139,9 +180,8 @@ void StepGate::decide() {
   if (!tasks_.empty()) {
     task_ = std::move(tasks_.front());
     tasks_.pop_front();
-    task_number_ += 1;
-    running_task_ = count(Place::parked);
-    standing_ = {.aside = count(Place::aside), .left = count(Place::left)};
+    standing_ = standing();
+    begin_turn(false);
   } else if (!held_) {
     tasks_ = std::exchange(later_, {});
     closed_.store(!tasks_.empty(), std::memory_order_seq_cst);
@@ -157,6 +197,21 @@ void StepGate::open(std::uint64_t next) {
   for (int rank = 0; rank < size_; ++rank)
     if (ranks_[rank].place == Place::parked) ranks_[rank].place = Place::running;
   changed_.notify_all();
+}
+
+StepGate::Standing StepGate::standing() const {
+  Standing standing{.first = -1, .aside = count(Place::aside), .left = count(Place::left)};
+  std::uint64_t place = 0;
+  for (int rank = 0; rank < size_; ++rank) {
+    if (ranks_[rank].place != Place::parked) continue;
+    const std::uint64_t position = ranks_[rank].position.load(std::memory_order_relaxed);
+    if (standing.first < 0) {
+      standing.first = rank;
+      place = position;
+    }
+    standing.same_place = standing.same_place && position == place;
+  }
+  return standing;
 }
 
 int StepGate::count(Place place) const {

@@ -1,5 +1,6 @@
 #include "tandem/data/prepare.h"
 
+#include <atomic>
 #include <sstream>
 
 #include "backend/intra_op_threads.h"
@@ -84,6 +85,11 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
   if (main.length == plan.length && main.batch_size == plan.batch_size && main.drop_last == plan.drop_last) return;
   throw DataError("a data loader differs between ranks: rank " + std::to_string(context.rank) + " has " +
                   to_string(plan) + ", rank 0 has " + to_string(main));
+}
+
+std::uint64_t next_loader_number() noexcept {
+  static std::atomic<std::uint64_t> numbers{0};
+  return numbers.fetch_add(1, std::memory_order_relaxed) + 1;
 }
 
 void check_loader_state(const LoaderState& state, std::int64_t global_batch_size) {

@@ -12,6 +12,7 @@
 
 #include "io/png_encoder.h"
 #include "tandem/core/error.h"
+#include "tandem/version.h"
 
 namespace tandem::io {
 namespace {

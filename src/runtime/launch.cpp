@@ -97,13 +97,33 @@ class ObservedBody {
 class ObservedRanks {
  public:
   ObservedRanks(LaunchObserver* observer, comm::RankGroup& group) : observer_(observer) {
-    if (observer_) observer_->before_ranks(group);
+    if (!observer_) return;
+    try {
+      observer_->before_ranks(group);
+    } catch (...) {
+      observer_->after_ranks();
+      throw;
+    }
   }
   ~ObservedRanks() {
     if (observer_) observer_->after_ranks();
   }
   ObservedRanks(const ObservedRanks&) = delete;
   ObservedRanks& operator=(const ObservedRanks&) = delete;
+
+ private:
+  LaunchObserver* const observer_;
+};
+
+// The same of one of them.
+class ObservedThread {
+ public:
+  explicit ObservedThread(LaunchObserver* observer) : observer_(observer) {}
+  ~ObservedThread() {
+    if (observer_) observer_->rank_ended();
+  }
+  ObservedThread(const ObservedThread&) = delete;
+  ObservedThread& operator=(const ObservedThread&) = delete;
 
  private:
   LaunchObserver* const observer_;
@@ -252,6 +272,7 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
   std::vector<std::string> notes(state.devices.size());
   const ObservedRanks observed(observer, group);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
+    const ObservedThread thread(observer);
     run_rank(state, group, *session, rank, {body, observer}, notes[static_cast<std::size_t>(rank)]);
   });
   const std::stop_callback cancel(config.cancel, [&token] {

@@ -21,6 +21,8 @@ class LaunchObserver {
   virtual void body_ended(Accelerator& accelerator) = 0;  ///< well
   virtual void after_body(RankContext& context) noexcept = 0;
 
+  virtual void rank_ended() noexcept = 0;  ///< at the end of each rank's thread
+
   /// Whether ranks are held, so that others may wait for them for any time.
   virtual bool holds_ranks() const = 0;
 };

@@ -8,6 +8,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
 
+#include "runtime/end_at_exit.h"
 #include "runtime/session_events.h"
 #include "runtime/session_run.h"
 #include "tandem/core/error.h"
@@ -54,16 +55,11 @@ void ModelSnapshot::load_into(torch::nn::Module& module, std::size_t index) cons
 }
 
 struct Session::Shared {
-  explicit Shared(const SessionOptions& options)
-      : step_interval(options.step_interval), events(options, [this](std::exception_ptr error) { fail(error); }) {}
+  explicit Shared(const SessionOptions& options) : step_interval(options.step_interval), events(options) {}
 
   std::shared_ptr<SessionRun> current() const {
     const std::lock_guard lock(mutex);
     return run;
-  }
-
-  void fail(const std::exception_ptr& error) const {
-    if (const auto failing = current()) failing->fail(error);
   }
 
   const std::chrono::nanoseconds step_interval;
@@ -88,12 +84,15 @@ void Session::start(LaunchConfig config, std::function<void(Accelerator&)> body)
     throw Error(std::string("the session cannot start: it is ") + to_string(shared_->run->status().state) +
                 "; cancel it or wait for its end first, or use another one");
   if (shared_->thread.joinable()) shared_->thread.join();
+  if (shared_->run) shared_->run->retire();
   shared_->run = std::make_shared<SessionRun>(std::move(config), std::move(body), shared_->events, shared_->progress,
                                               shared_->step_interval);
+  end_at_exit(shared_->run);
   try {
     shared_->thread = std::thread([run = shared_->run] { run->execute(); });
   } catch (const std::system_error& error) {
     shared_->run = nullptr;
+    shared_->progress.store({});
     throw Error(std::string("cannot start the session's thread: ") + error.what());
   }
 }
@@ -142,11 +141,12 @@ std::future<ModelSnapshot> Session::snapshot() {
 }
 
 void Session::snapshot(std::function<void(const ModelSnapshot&)> use) {
-  take_snapshot(shared_->current(),
-                [use = std::move(use), shared = shared_.get()](const std::shared_ptr<const ModelSnapshot>& weights,
-                                                               const std::exception_ptr&) {
-                  if (weights) shared->events.post([use, weights] { use(*weights); });
-                });
+  const auto run = shared_->current();
+  if (!run) return;
+  run->snapshot([use = std::move(use), events = &shared_->events, on_error = run->on_error()](
+                    const std::shared_ptr<const ModelSnapshot>& weights, const std::exception_ptr&) {
+    if (weights) events->post([use, weights] { use(*weights); }, on_error);
+  });
 }
 
 ModelSnapshot Session::wait_for_snapshot() {

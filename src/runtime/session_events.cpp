@@ -20,6 +20,13 @@ struct CallingThread::Queue {
   std::deque<std::function<void()>> calls;
   bool ended = false;
 
+  void add(std::function<void()> call) {
+    const std::lock_guard lock(mutex);
+    if (ended) return;
+    calls.push_back(std::move(call));
+    changed.notify_all();
+  }
+
   void run() {
     pthread_setname_np(pthread_self(), "session events");
     std::unique_lock lock(mutex);
@@ -30,7 +37,7 @@ struct CallingThread::Queue {
       calls.pop_front();
       lock.unlock();
       call();
-      call = nullptr;  // what it holds goes before the lock is taken
+      call = nullptr;  // what it holds is not destroyed under the lock
       lock.lock();
     }
   }
@@ -45,9 +52,11 @@ CallingThread::CallingThread() : queue_(std::make_shared<Queue>()) {
 }
 
 CallingThread::~CallingThread() {
+  std::deque<std::function<void()>> left;
   {
     const std::lock_guard lock(queue_->mutex);
     queue_->ended = true;
+    left.swap(queue_->calls);
     queue_->changed.notify_all();
   }
   if (thread_.get_id() == std::this_thread::get_id())
@@ -56,107 +65,115 @@ CallingThread::~CallingThread() {
     thread_.join();
 }
 
-void CallingThread::call(std::function<void()> function) {
-  const std::lock_guard lock(queue_->mutex);
-  queue_->calls.push_back(std::move(function));
-  queue_->changed.notify_all();
-}
+void CallingThread::call(std::function<void()> function) { queue_->add(std::move(function)); }
 
 // Outlives the session for as long as an executor holds calls of it.
-struct SessionEvents::Inbox {
+struct SessionEvents::Inbox : std::enable_shared_from_this<Inbox> {
   struct Entry {
     std::optional<SessionEvent> event;  // nothing: a call
     std::function<void()> call;
+    OnError on_error;
   };
 
   Executor executor;
   std::function<void(const SessionEvent&)> on_event;
-  std::function<void(std::exception_ptr)> failed;
+  std::shared_ptr<CallingThread::Queue> queue;
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<Entry> entries;
-  bool scheduled = false;  // a call of `deliver` is with the executor, or runs
+  bool scheduled = false;  // a call of `deliver` is on its way, or runs
   bool closed = false;
   std::thread::id delivering;  // the thread in a callback; none: nobody is
 
-  // True when nobody is to deliver it yet.
-  bool add(Entry entry) {
-    const std::lock_guard lock(mutex);
-    entries.push_back(std::move(entry));
-    return !std::exchange(scheduled, true);
-  }
-
   // Steps and epochs are replaced by later ones.
-  bool add(SessionEvent event) {
+  void add(Entry entry) {
+    std::optional<Entry> replaced;
     const std::lock_guard lock(mutex);
-    const auto replaceable = event.kind == SessionEvent::Kind::step || event.kind == SessionEvent::Kind::epoch;
-    const auto same = [&](const Entry& entry) { return entry.event && entry.event->kind == event.kind; };
-    if (const auto old = std::find_if(entries.begin(), entries.end(), same); replaceable && old != entries.end()) {
-      event.left_out = old->event->left_out + 1;
-      entries.erase(old);
-    }
-    entries.push_back({std::move(event), {}});
-    return !std::exchange(scheduled, true);
+    if (closed) return;
+    const auto is_replaced = [&](const Entry& other) { return other.event && other.event->kind == entry.event->kind; };
+    if (entry.event &&
+        (entry.event->kind == SessionEvent::Kind::step || entry.event->kind == SessionEvent::Kind::epoch))
+      if (const auto old = std::find_if(entries.begin(), entries.end(), is_replaced); old != entries.end()) {
+        entry.event->left_out = old->event->left_out + 1;
+        replaced = std::move(*old);
+        entries.erase(old);
+      }
+    entries.push_back(std::move(entry));
+    if (!std::exchange(scheduled, true)) schedule();
   }
 
-  static void schedule(const std::shared_ptr<Inbox>& inbox) {
-    if (!inbox->executor) return inbox->deliver();
-    try {
-      inbox->executor([inbox] { inbox->deliver(); });
-    } catch (...) {
-      inbox->failed(std::current_exception());
-    }
+  // On the session's own thread: an executor may take its time.
+  void schedule() {
+    queue->add([self = shared_from_this()] {
+      if (!self->executor) return self->deliver();
+      try {
+        self->executor([self] { self->deliver(); });
+      } catch (...) {
+        self->executor_failed(std::current_exception());
+      }
+    });
   }
 
+  void executor_failed(const std::exception_ptr& error) {
+    std::deque<Entry> lost;
+    {
+      const std::lock_guard lock(mutex);
+      scheduled = false;
+      lost.swap(entries);
+    }
+    if (!lost.empty()) lost.front().on_error(error);
+  }
+
+  // One entry: others of the host's calls have their turn in between.
   void deliver() {
     std::unique_lock lock(mutex);
-    while (!closed && !entries.empty()) {
-      const Entry entry = std::move(entries.front());
-      entries.pop_front();
-      delivering = std::this_thread::get_id();
-      lock.unlock();
-      std::exception_ptr error;
-      try {
-        entry.event ? on_event(*entry.event) : entry.call();
-      } catch (...) {
-        error = std::current_exception();
-      }
-      lock.lock();
-      if (error && !closed) {  // not when the callback has destroyed the session
-        lock.unlock();
-        failed(error);
-        lock.lock();
-      }
-      delivering = {};
-      changed.notify_all();
+    if (closed || entries.empty()) {
+      scheduled = false;
+      return;
     }
-    scheduled = false;
+    std::optional<Entry> entry = std::move(entries.front());
+    entries.pop_front();
+    delivering = std::this_thread::get_id();
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      entry->event ? on_event(*entry->event) : entry->call();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    if (error) entry->on_error(error);
+    entry.reset();
+    lock.lock();
+    delivering = {};
+    changed.notify_all();
+    scheduled = !closed && !entries.empty();
+    if (scheduled) schedule();
   }
 };
 
-SessionEvents::SessionEvents(const SessionOptions& options, std::function<void(std::exception_ptr)> failed)
-    : inbox_(std::make_shared<Inbox>()) {
+SessionEvents::SessionEvents(const SessionOptions& options) : inbox_(std::make_shared<Inbox>()) {
   inbox_->executor = options.executor;
   inbox_->on_event = options.on_event;
-  inbox_->failed = std::move(failed);
+  inbox_->queue = thread_.queue_;
 }
 
 SessionEvents::~SessionEvents() {
+  std::deque<Inbox::Entry> left;
   std::unique_lock lock(inbox_->mutex);
   inbox_->closed = true;
-  inbox_->entries.clear();
+  left.swap(inbox_->entries);
   inbox_->changed.wait(lock, [this] {
     return inbox_->delivering == std::thread::id() || inbox_->delivering == std::this_thread::get_id();
   });
+  lock.unlock();
 }
 
-void SessionEvents::post(SessionEvent event) {
-  if (!inbox_->on_event) return;
-  if (inbox_->add(std::move(event))) thread_.call([inbox = inbox_] { Inbox::schedule(inbox); });
+void SessionEvents::post(SessionEvent event, OnError on_error) {
+  if (inbox_->on_event) inbox_->add({std::move(event), {}, std::move(on_error)});
 }
 
-void SessionEvents::post(std::function<void()> call) {
-  if (inbox_->add({std::nullopt, std::move(call)})) thread_.call([inbox = inbox_] { Inbox::schedule(inbox); });
+void SessionEvents::post(std::function<void()> call, OnError on_error) {
+  inbox_->add({std::nullopt, std::move(call), std::move(on_error)});
 }
 
 }  // namespace tandem

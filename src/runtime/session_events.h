@@ -24,6 +24,8 @@ class CallingThread {
   void call(std::function<void()> function);
 
  private:
+  friend class SessionEvents;
+  friend class SessionEvents;
   struct Queue;
   std::shared_ptr<Queue> queue_;
   std::thread thread_;
@@ -32,17 +34,19 @@ class CallingThread {
 /// Brings events and other calls to the host's functions, in order, one at a time, and without waiting for them.
 class SessionEvents {
  public:
-  /// `failed` hears what a callback throws, on the callback's thread.
+  /// Hears what a callback throws, on the callback's thread.
+  using OnError = std::function<void(std::exception_ptr)>;
+
   /// Throws Error when the system has no more threads.
-  SessionEvents(const SessionOptions& options, std::function<void(std::exception_ptr)> failed);
+  explicit SessionEvents(const SessionOptions& options);
 
   /// No call begins afterwards; one that runs is waited for, unless it is the caller.
   ~SessionEvents();
   SessionEvents(const SessionEvents&) = delete;
   SessionEvents& operator=(const SessionEvents&) = delete;
 
-  void post(SessionEvent event);
-  void post(std::function<void()> call);
+  void post(SessionEvent event, OnError on_error);
+  void post(std::function<void()> call, OnError on_error);
 
  private:
   struct Inbox;

@@ -6,6 +6,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
 #include "backend/rank_memory.h"
@@ -17,7 +18,9 @@ namespace tandem {
 namespace {
 
 io::NamedTensors copies_on_cpu(const torch::nn::Module& module) {
+  const c10::InferenceMode normal(false);  // whatever the body is doing
   const at::NoGradGuard no_grad;
+  const OtherMemoryScope memory;
   io::NamedTensors weights = io::weights_of(module);
   for (auto& [name, tensor] : weights) tensor = tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
   return weights;
@@ -71,15 +74,20 @@ SessionRun::SessionRun(LaunchConfig config, std::function<void(Accelerator&)> bo
 void SessionRun::execute() noexcept {
   std::exception_ptr error;
   try {
-    const std::stop_callback chained(config_.cancel, [this] { cancel(); });
-    LaunchConfig config = config_;
-    config.cancel = cancel_.get_token();
-    launch(config, body_, this);
+    run_launch();
     take_final_weights();
   } catch (...) {
     error = std::current_exception();
   }
+  body_ = nullptr;  // with what it has captured
   end(error);
+}
+
+void SessionRun::run_launch() {
+  const std::stop_callback chained(config_.cancel, [this] { cancel(); });
+  LaunchConfig config = std::exchange(config_, {});
+  config.cancel = cancel_.get_token();
+  launch(config, body_, this);
 }
 
 // ---- what the launch tells
@@ -87,6 +95,7 @@ void SessionRun::execute() noexcept {
 void SessionRun::before_ranks(comm::RankGroup& group) {
   followers_.resize(static_cast<std::size_t>(group.world_size()));
   const std::lock_guard lock(mutex_);
+  ranks_ = group.world_size();
   gate_.emplace(group.world_size(), group.token(), [&group](int rank) { return group.waits(rank); });
   for (const GateRequest& request : std::exchange(early_, {})) request(*gate_);
   if (progress_.state == SessionState::starting) change_state(SessionState::running);
@@ -106,21 +115,30 @@ bool SessionRun::holds_ranks() const {
 void SessionRun::before_body(Accelerator& accelerator, RankContext& context) {
   std::function<void(const Progress&)> publish;
   if (context.rank == 0) publish = [this](const Progress& progress) { set_progress(progress); };
-  auto follower = std::make_unique<StepFollower>(accelerator, context, *gate_, std::move(publish));
+  constexpr std::chrono::nanoseconds kInterval = std::chrono::milliseconds(16);  // people see 60 pictures a second
+  auto follower = std::make_unique<StepFollower>(accelerator, context, *gate_, std::move(publish),
+                                                 std::min(kInterval, step_interval_));
   context.follower = follower.get();
   followers_[static_cast<std::size_t>(context.rank)] = std::move(follower);
 }
 
 void SessionRun::body_ended(Accelerator& accelerator) {
   if (!accelerator.is_main()) return;
-  set_progress(follower(0).final_progress());
+  follower(0).publish_now(true);
   final_models_ = accelerator.prepared_modules();
 }
 
 void SessionRun::after_body(RankContext& context) noexcept {
+  follower(context.rank).publish_now(false);
   context.follower = nullptr;
   gate_->leave(context.rank);
   followers_[static_cast<std::size_t>(context.rank)].reset();
+}
+
+void SessionRun::rank_ended() noexcept {
+  const std::lock_guard lock(mutex_);
+  ranks_ -= 1;
+  changed_.notify_all();
 }
 
 // ---- what the host asks for
@@ -141,17 +159,17 @@ void SessionRun::pause(PauseOptions options) {
   change_state(SessionState::pausing);
   ask(lock, [this, options](StepGate& gate) {
     gate.hold();
-    gate.add([this, options](int rank, StepGate::Standing) { return stand(rank, options); });
+    gate.add({.run = [this, options](int rank, const StepGate::Standing&) { stand(rank, options); }});
   });
 }
 
-bool SessionRun::stand(int rank, PauseOptions options) {
+void SessionRun::stand(int rank, PauseOptions options) {
   if (options.release_memory) release_memory(follower(rank).context().device());
+  follower(rank).publish_now(false);
   const std::lock_guard lock(mutex_);
-  if (progress_.state != SessionState::pausing) return true;
+  if (progress_.state != SessionState::pausing) return;
   change_state(SessionState::paused);
   post(SessionEvent::Kind::paused);
-  return true;
 }
 
 void SessionRun::resume() {
@@ -167,17 +185,15 @@ void SessionRun::request_stop() {
   if (!is_active(lock) || std::exchange(stop_is_asked_, true)) return;
   pause_is_asked_ = false;
   change_state(SessionState::stopping);
+  // Each rank must see it at the same place, and none may have a batch by then that it would not train on.
   ask(lock, [this](StepGate& gate) {
-    gate.add([this](int rank, StepGate::Standing standing) { return stop(rank, standing); });
+    gate.add({.may_run =
+                  [this](int rank, const StepGate::Standing& standing) {
+                    return standing.aside == 0 && standing.same_place && follower(rank).is_between_steps();
+                  },
+              .run = [this](int rank, const StepGate::Standing&) { follower(rank).stop(); }});
     gate.release();
   });
-}
-
-// At the end of a step of all ranks that go on: each must see it at the same place.
-bool SessionRun::stop(int rank, StepGate::Standing standing) {
-  if (standing.aside > 0 || !follower(rank).window_is_closed()) return false;
-  follower(rank).stop();
-  return true;
 }
 
 void SessionRun::cancel() { cancel_.request_stop(); }
@@ -206,14 +222,18 @@ std::future<std::string> SessionRun::save_now(const std::string& directory, cons
   std::erase_if(saves_, [](const auto& other) { return other->done; });
   saves_.push_back(save);
   ask(lock, [this, save](StepGate& gate) {
-    gate.add([this, save](int rank, StepGate::Standing standing) { return this->save(*save, rank, standing); });
+    gate.add({.may_run =
+                  [this](int rank, const StepGate::Standing& standing) {
+                    return standing.aside + standing.left == 0 && standing.same_place && follower(rank).can_be_saved();
+                  },
+              .run = [this, save](int rank, const StepGate::Standing&) { this->save(*save, rank); }});
   });
   return result;
 }
 
-bool SessionRun::save(Save& save, int rank, StepGate::Standing standing) {
+// Collective.
+void SessionRun::save(Save& save, int rank) {
   StepFollower& mine = follower(rank);
-  if (standing.aside + standing.left > 0 || !mine.can_be_saved()) return false;
   std::string directory;
   std::exception_ptr error;
   try {
@@ -223,12 +243,11 @@ bool SessionRun::save(Save& save, int rank, StepGate::Standing standing) {
   } catch (const ConfigError&) {
     error = std::current_exception();
   }
-  if (rank > 0) return true;
+  if (rank > 0) return;
   const std::lock_guard lock(mutex_);
   save.done = true;
   error ? save.result.set_exception(error) : save.result.set_value(directory);
   post(error ? SessionEvent::Kind::save_failed : SessionEvent::Kind::saved, error ? text_of(error) : directory);
-  return true;
 }
 
 void SessionRun::snapshot(TakeSnapshot take) {
@@ -238,7 +257,14 @@ void SessionRun::snapshot(TakeSnapshot take) {
     std::erase_if(snapshots_, [](const auto& other) { return other->done; });
     snapshots_.push_back(request);
     return ask(lock, [this, request](StepGate& gate) {
-      gate.add([this, request](int rank, StepGate::Standing) { return copy_weights(*request, rank); });
+      gate.add({.may_run =
+                    [this](int rank, const StepGate::Standing&) {
+                      return !follower(rank).accelerator().prepared_modules().empty();
+                    },
+                .run =
+                    [this, request](int rank, const StepGate::Standing& standing) {
+                      if (rank == standing.first) copy_weights(*request, rank);
+                    }});
     });
   }
   const auto weights = final_weights_;
@@ -249,22 +275,25 @@ void SessionRun::snapshot(TakeSnapshot take) {
     take(nullptr, std::make_exception_ptr(Error("there are no weights: the training has not ended well")));
 }
 
-// Nobody changes the weights while rank 0 copies them: all stand at the gate, or wait for others, or have ended.
-bool SessionRun::copy_weights(SnapshotRequest& request, int rank) {
-  const auto models = follower(rank).accelerator().prepared_modules();
-  if (models.empty()) return false;
-  if (rank > 0) return true;
+// Nobody changes the weights meanwhile: all stand at the gate, or wait for others, or have ended.
+void SessionRun::copy_weights(SnapshotRequest& request, int rank) {
   auto weights = std::make_shared<ModelSnapshot>();
-  const Progress& progress = follower(0).progress();
-  weights->step = progress.step;
-  weights->epoch = progress.epoch;
-  for (const auto& model : models) weights->models.push_back(copies_on_cpu(*model));
+  std::exception_ptr error;
+  try {
+    const Progress& progress = follower(rank).progress();
+    weights->step = progress.step;
+    weights->epoch = progress.epoch;
+    for (const auto& model : follower(rank).accelerator().prepared_modules())
+      weights->models.push_back(copies_on_cpu(*model));
+  } catch (...) {  // for lack of memory
+    error = std::current_exception();
+  }
   {
     const std::lock_guard lock(mutex_);
     request.done = true;
   }
-  request.take(weights, nullptr);
-  return true;
+  request.take(error ? nullptr : weights, error);
+  request.take = nullptr;
 }
 
 // ---- what it has come to
@@ -287,23 +316,37 @@ void SessionRun::set_progress(const Progress& progress) {
 
 void SessionRun::change_state(SessionState state) {
   progress_.state = state;
-  published_.store(progress_);
+  if (!retired_) published_.store(progress_);
 }
 
 void SessionRun::post(SessionEvent::Kind kind, std::string text) {
-  events_.post(SessionEvent{.kind = kind, .progress = progress_, .text = std::move(text)});
+  events_.post(SessionEvent{.kind = kind, .progress = progress_, .text = std::move(text)}, on_error());
+}
+
+std::function<void(std::exception_ptr)> SessionRun::on_error() {
+  return [weak = weak_from_this()](const std::exception_ptr& error) {
+    if (const auto run = weak.lock()) run->fail(error);
+  };
+}
+
+void SessionRun::retire() {
+  const std::lock_guard lock(mutex_);
+  retired_ = true;
 }
 
 // Nobody else has the models any more, and what the devices had to do is done.
-void SessionRun::take_final_weights() {
-  if (final_models_.empty()) return;
-  auto weights = std::make_shared<ModelSnapshot>();
-  for (const auto& model : final_models_) weights->models.push_back(copies_on_cpu(*model));
-  final_models_.clear();
-  const std::lock_guard lock(mutex_);
-  weights->step = progress_.step;
-  weights->epoch = progress_.epoch;
-  final_weights_ = std::move(weights);
+void SessionRun::take_final_weights() noexcept {
+  try {
+    if (final_models_.empty()) return;
+    auto weights = std::make_shared<ModelSnapshot>();
+    for (const auto& model : std::exchange(final_models_, {})) weights->models.push_back(copies_on_cpu(*model));
+    const std::lock_guard lock(mutex_);
+    weights->step = progress_.step;
+    weights->epoch = progress_.epoch;
+    final_weights_ = std::move(weights);
+  } catch (...) {
+    // For lack of memory: the training has ended well all the same, and a snapshot says that there is none.
+  }
 }
 
 void SessionRun::end(std::exception_ptr error) noexcept {
@@ -345,6 +388,11 @@ bool SessionRun::wait_until(std::optional<std::chrono::steady_clock::time_point>
   if (time) return changed_.wait_until(lock, *time, ended);
   changed_.wait(lock, ended);
   return true;
+}
+
+void SessionRun::wait_for_other_ranks() const {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, std::chrono::seconds(2), [this] { return ranks_ <= 1; });
 }
 
 void SessionRun::throw_if_failed() const {

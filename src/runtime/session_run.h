@@ -23,7 +23,7 @@ namespace tandem {
 
 /// What one training of a session does and is asked for. All members but `execute` and the observer's may be called by
 /// any thread.
-class SessionRun : private LaunchObserver {
+class SessionRun : private LaunchObserver, public std::enable_shared_from_this<SessionRun> {
  public:
   using TakeSnapshot = std::function<void(std::shared_ptr<const ModelSnapshot>, std::exception_ptr)>;
 
@@ -42,9 +42,18 @@ class SessionRun : private LaunchObserver {
   std::future<std::string> save_now(const std::string& directory, const SaveStateOptions& options);
   void snapshot(TakeSnapshot take);  ///< which is called once, on any thread
 
+  /// Its session begins another: what it has still to say concerns nobody any more.
+  void retire();
+
+  /// Takes what a callback of this run's throws.
+  std::function<void(std::exception_ptr)> on_error();
+
   bool has_ended() const;
   bool wait_until(std::optional<std::chrono::steady_clock::time_point> time) const;
   void throw_if_failed() const;
+
+  /// By a rank that has called exit: waits until no other is there, but not for long.
+  void wait_for_other_ranks() const;
   Session::Status status() const;
 
  private:
@@ -64,24 +73,25 @@ class SessionRun : private LaunchObserver {
   void before_body(Accelerator& accelerator, RankContext& context) override;
   void body_ended(Accelerator& accelerator) override;
   void after_body(RankContext& context) noexcept override;
+  void rank_ended() noexcept override;
   bool holds_ranks() const override;
 
   using GateRequest = std::function<void(StepGate&)>;
   void ask(const std::unique_lock<std::mutex>& lock, GateRequest request);
   bool is_active(const std::unique_lock<std::mutex>& lock) const;
-  bool stand(int rank, PauseOptions options);
-  bool stop(int rank, StepGate::Standing standing);
-  bool save(Save& save, int rank, StepGate::Standing standing);
-  bool copy_weights(SnapshotRequest& request, int rank);
+  void stand(int rank, PauseOptions options);
+  void save(Save& save, int rank);
+  void copy_weights(SnapshotRequest& request, int rank);
   void set_progress(const Progress& progress);
   void change_state(SessionState state);
   void post(SessionEvent::Kind kind, std::string text = {});
   void end(std::exception_ptr error) noexcept;
-  void take_final_weights();
+  void run_launch();
+  void take_final_weights() noexcept;
   StepFollower& follower(int rank) { return *followers_[static_cast<std::size_t>(rank)]; }
 
   LaunchConfig config_;
-  const std::function<void(Accelerator&)> body_;
+  std::function<void(Accelerator&)> body_;
   SessionEvents& events_;
   Published<Progress>& published_;
   const std::chrono::nanoseconds step_interval_;
@@ -101,7 +111,8 @@ class SessionRun : private LaunchObserver {
   std::shared_ptr<const ModelSnapshot> final_weights_;
   std::exception_ptr host_error_, error_;
   std::string error_text_;
-  bool ended_ = false;
+  bool ended_ = false, retired_ = false;
+  int ranks_ = 0;  // threads
   // Of rank 0's thread.
   std::chrono::steady_clock::time_point step_posted_;
   std::int64_t epoch_posted_ = -1;

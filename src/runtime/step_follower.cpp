@@ -1,38 +1,56 @@
 #include "runtime/step_follower.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "runtime/end_at_exit.h"
 #include "tandem/runtime/accelerator.h"
 
 namespace tandem {
 namespace {
 
-constexpr auto kInterval = std::chrono::milliseconds(16);  // of publishing: people see 60 pictures a second
-constexpr double kMemorySeconds = 3;                       // of the smoothed rate
+constexpr double kMemorySeconds = 3;  // of the smoothed rate
 
 }  // namespace
 
 StepFollower::StepFollower(Accelerator& accelerator, RankContext& context, StepGate& gate,
-                           std::function<void(const Progress&)> publish)
+                           std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval)
     : accelerator_(accelerator),
       context_(context),
       gate_(gate),
       publish_(std::move(publish)),
+      interval_(interval),
       published_(Clock::now()) {
   progress_.loss = std::numeric_limits<double>::quiet_NaN();
+}
+
+void StepFollower::continue_at(std::int64_t step) {
+  progress_.step = published_step_ = step;
+  published_ = Clock::now();
+  stood_still_ = {};
 }
 
 bool StepFollower::window_is_closed() const {
   return context_.gradients.window_length == 0 && !context_.gradients.inside_window;
 }
 
+bool StepFollower::is_between_steps() const {
+  const auto trains = [this](std::uint64_t loader) { return trained_on_.contains(loader); };
+  return window_is_closed() && std::none_of(given_.begin(), given_.end(), trains);
+}
+
 bool StepFollower::can_be_saved() const {
-  if (!window_is_closed()) return false;
-  return takes_batch_ ? trained_on_.contains(loader_) : !context_.gradients.loaders.current();
+  const auto& active = context_.gradients.loaders.all();
+  if (!is_between_steps() || (!active.empty() && !takes_batch_)) return false;
+  return std::all_of(active.begin(), active.end(), [this](const data::StepInfo* status) {
+    const auto loader = all_.find(status);
+    return loader != all_.end() && trained_on_.contains(loader->second);
+  });
 }
 
 // What the gate takes is no part of a step.
@@ -45,31 +63,53 @@ void StepFollower::stand_still_in(const Pass& pass) {
 
 bool StepFollower::before_batch(const data::EpochPosition& position) {
   loader_ = position.loader;
+  all_[position.status] = loader_;
+  given_.erase(loader_);
   takes_batch_ = true;
   stand_still_in([&] { gate_.pass_batch(context_.rank); });
   takes_batch_ = false;
-  if (stops_ && trained_on_.contains(loader_)) return false;
+  if (stops() && trained_on_.contains(loader_)) return false;
+  given_.insert(loader_);
   progress_.epoch = position.epoch;
   progress_.epoch_step = position.step;
   progress_.epoch_steps = position.steps;
+  publish_if_due();
   return true;
 }
 
 void StepFollower::before_micro_batch() {
-  if (context_.gradients.loaders.current()) trained_on_.insert(loader_);
+  note_what_trains();
   stand_still_in([&] { gate_.pass_micro_batch(context_.rank); });
 }
 
+void StepFollower::note_what_trains() {
+  for (const data::StepInfo* status : context_.gradients.loaders.all())
+    if (const auto loader = all_.find(status); loader != all_.end()) trained_on_.insert(loader->second);
+}
+
 void StepFollower::after_window() noexcept {
+  note_what_trains();  // also by backward passes outside of accumulate
+  given_.clear();
   progress_.step += 1;
+  if (!std::exchange(has_closed_window_, true)) outlive_what_was_made();
+  publish_if_due();
+}
+
+void StepFollower::publish_if_due() noexcept {
   if (!publish_) return;
   const auto now = Clock::now();
-  if (now - published_ < kInterval) return;
+  if (now - published_ < interval_) return;
   try {
     publish(now);
   } catch (...) {
     // A device that has failed says so to the body.
   }
+}
+
+void StepFollower::publish_now(bool with_loss) {
+  if (!publish_) return;
+  if (with_loss) read_loss(true);
+  publish_(progress_);
 }
 
 void StepFollower::publish(Clock::time_point now) {
@@ -108,11 +148,6 @@ void StepFollower::read_loss(bool wait) {
   on_host_ = loss_.to(at::kCPU, /*non_blocking=*/true);
   arrives_.emplace(loss_.device().type());
   arrives_->record(c10::impl::VirtualGuardImpl(loss_.device().type()).getStream(loss_.device()));
-}
-
-const Progress& StepFollower::final_progress() {
-  read_loss(true);
-  return progress_;
 }
 
 }  // namespace tandem

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -20,9 +21,9 @@ class StepFollower {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// `publish`: takes what rank 0 has come to; empty on the others.
+  /// `publish`: takes what rank 0 has come to, at most once an `interval`; empty on the others.
   StepFollower(Accelerator& accelerator, RankContext& context, StepGate& gate,
-               std::function<void(const Progress&)> publish);
+               std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval);
 
   Accelerator& accelerator() const { return accelerator_; }
   RankContext& context() const { return context_; }
@@ -41,29 +42,32 @@ class StepFollower {
   void after_window() noexcept;
 
   /// What has been done before this run.
-  void continue_at(std::int64_t step) { progress_.step = step; }
+  void continue_at(std::int64_t step);
   void set_total_steps(std::int64_t steps) { progress_.total_steps = steps; }
 
-  /// Between two windows.
-  bool window_is_closed() const;
+  /// Between two windows, with every batch used that a loader has given for training.
+  bool is_between_steps() const;
 
-  /// There, with every batch that a loader has given used: where the state can be saved.
+  /// There, and in no loop over another loader, whose rest would be all that the next loop over it has.
   bool can_be_saved() const;
 
   void stop() { stops_ = true; }
-  bool stops() const { return stops_; }
+  bool stops() const { return stops_ && window_is_closed(); }
 
   void step_aside() { gate_.step_aside(context_.rank); }
   void come_back() { gate_.come_back(context_.rank); }
 
   const Progress& progress() const { return progress_; }
 
-  /// The same, with the last loss.
-  const Progress& final_progress();
+  /// Publishes where rank 0 is; `with_loss`: waits for the last one.
+  void publish_now(bool with_loss);
 
  private:
   template <class Pass>
   void stand_still_in(const Pass& pass);
+  bool window_is_closed() const;
+  void note_what_trains();
+  void publish_if_due() noexcept;
   void publish(Clock::time_point now);
   void read_loss(bool wait);
 
@@ -71,10 +75,15 @@ class StepFollower {
   RankContext& context_;
   StepGate& gate_;
   const std::function<void(const Progress&)> publish_;
+  const std::chrono::nanoseconds interval_;
   bool stops_ = false;
-  bool takes_batch_ = false;      // at the gate before a batch
-  const void* loader_ = nullptr;  // that gave the last batch
-  std::set<const void*> trained_on_;
+  bool takes_batch_ = false;  // at the gate before a batch
+  bool has_closed_window_ = false;
+  // Loaders by their numbers.
+  std::uint64_t loader_ = 0;                            // that is asked for a batch, or gave the last
+  std::map<const data::StepInfo*, std::uint64_t> all_;  // by their status
+  std::set<std::uint64_t> trained_on_;
+  std::set<std::uint64_t> given_;  // whose batch is not used yet
 
   Progress progress_;
   Clock::time_point published_;

@@ -8,6 +8,8 @@
 #include <set>
 #include <thread>
 
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
@@ -200,6 +202,99 @@ TEST_CASE("request_stop closes the window, lets the body end and delivers the mo
   torch::nn::Linear other(4, 2);
   CHECK_THROWS_WITH(snapshot.load_into(*other), ContainsSubstring("'weight' has sizes [2, 4] in the module"));
   CHECK_THROWS_WITH(snapshot.load_into(*mine, 1), ContainsSubstring("no model 1"));
+}
+
+TEST_CASE("a body that saves its state after a stop goes on from there to the same bits") {
+  TempDir directory;
+  LaunchConfig config = ranks(2);
+  config.gradient_accumulation_steps = 3;
+  const auto part = [&](const std::string& from, bool saves, std::vector<at::Tensor>& weights) {
+    return [&weights, from, saves, to = directory / "state"](Accelerator& accelerator) {
+      torch::nn::Linear net(4, 3);
+      torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+      data::DataLoader data(Points(120, 100us), {.batch_size = 2, .shuffle = true});
+      auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
+      if (!from.empty()) accelerator.load_state(from);
+      while (loader.epoch() < 4 && !accelerator.stop_requested())
+        for (auto& [points, classes] : loader) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+      if (saves) accelerator.save_state(to);
+      if (accelerator.is_main())
+        for (const auto& parameter : model.parameters()) weights.push_back(parameter.detach().clone());
+    };
+  };
+  std::vector<at::Tensor> whole;
+  launch(config, part({}, false, whole));
+  for (int round = 0; round < 5; ++round) {
+    std::vector<at::Tensor> first, rest;
+    Session session;
+    session.start(config, part({}, true, first));
+    wait_for_step(session, 1 + round);
+    session.request_stop();
+    session.wait();
+    CHECK(session.progress().step < 40);
+    session.start(config, part(directory / "state", false, rest));
+    session.wait();
+    REQUIRE(rest.size() == 2);
+    for (std::size_t i = 0; i < 2; ++i) CHECK(at::equal(rest[i], whole[i]));
+  }
+}
+
+TEST_CASE("an evaluation within the loop that trains is whole also after a stop") {
+  std::atomic<int> evaluations = 0, evaluated = 0;
+  Session session;
+  session.start(ranks(2), [&](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    data::DataLoader data(Points(), {.batch_size = 2}), held_out(Points(8), {.batch_size = 2});
+    auto [model, optimizer, loader, evaluation] = accelerator.prepare(net, sgd, data, held_out);
+    while (!accelerator.stop_requested())
+      for (auto& [points, classes] : loader) {
+        for (const auto& batch : evaluation) evaluated += batch.data.size(0) == 2;
+        evaluations += 1;
+        accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));  // without accumulate
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+  });
+  wait_for_step(session, 2);
+  session.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+  CHECK(evaluated == 2 * evaluations);
+}
+
+TEST_CASE("other threads that use LibTorch during a session get the bits that they get without one") {
+  const auto compute = [] {
+    at::manual_seed(7);
+    std::vector<at::Tensor> results;
+    for (int i = 0; i < 50; ++i) {
+      at::Tensor a = at::rand({64, 64}).requires_grad_();
+      at::Tensor b = at::dropout(a.matmul(at::randn({64, 64})), 0.3, true).sin().sum();
+      b.backward();
+      results.push_back(a.grad());
+    }
+    results.push_back(at::scalar_tensor(at::get_num_threads()));
+    results.push_back(at::scalar_tensor(at::GradMode::is_enabled()));
+    results.push_back(at::scalar_tensor(at::globalContext().deterministicAlgorithms()));
+    return results;
+  };
+  const auto alone = compute();
+  Session session;
+  session.start(ranks(2), body({}));
+  wait_for_step(session, 1);
+  std::vector<std::vector<at::Tensor>> during(2);
+  during[0] = compute();
+  std::thread other([&] { during[1] = compute(); });  // the default generator is one for all threads but ranks
+  other.join();
+  session.cancel();
+  session.wait();
+  for (const auto& results : during)
+    for (std::size_t i = 0; i < alone.size(); ++i) CHECK(at::equal(results[i], alone[i]));
 }
 
 TEST_CASE("progress tells epoch, step, loss and time left") {
@@ -464,6 +559,23 @@ TEST_CASE("callbacks come on the host's executor, in order, and none after the s
   CHECK(kinds.size() == before);
 }
 
+TEST_CASE("an executor that fails ends the session, and the next training's callbacks come again") {
+  std::atomic<int> calls = 0;
+  Session session({.executor =
+                       [&](const std::function<void()>& call) {
+                         if (++calls == 3) throw std::runtime_error("the window is closed");
+                         call();
+                       },
+                   .on_event = [](const SessionEvent&) {}});
+  session.start(ranks(2), body({}));
+  CHECK_THROWS_WITH(session.wait(), "the window is closed");
+  const int before = calls;
+  session.start(ranks(2), body({.epochs = 3}));
+  session.wait();
+  for (int i = 0; i < 20'000 && calls == before; ++i) std::this_thread::sleep_for(1ms);
+  CHECK(calls > before);
+}
+
 TEST_CASE("a callback may do anything with its session, and destroy it") {
   std::unique_ptr<Session> session;
   std::promise<void> gone;
@@ -526,7 +638,7 @@ TEST_CASE("ranks with different numbers of batches are paused, stopped and shown
   session.start(config, [](Accelerator& accelerator) {
     torch::nn::Linear net(4, 3);
     torch::optim::SGD sgd(net->parameters(), 0.05);
-    data::DataLoader data(Points(14), {.batch_size = 4});
+    data::DataLoader data(Points(12), {.batch_size = 4});  // two steps an epoch on rank 0, one on rank 1
     auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
     while (!accelerator.stop_requested())
       accelerator.join_uneven_inputs([&, &model = model, &optimizer = optimizer, &loader = loader] {

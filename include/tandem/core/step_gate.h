@@ -22,13 +22,19 @@ namespace tandem {
 /// far the ranks are; all stop at the first place that none of them has reached.
 class StepGate {
  public:
-  /// The ranks that are not at the gate while a task runs.
+  /// Who is at the gate while a task is there.
   struct Standing {
-    int aside = 0, left = 0;
+    int first = 0;            ///< the lowest rank that stands at the gate
+    int aside = 0, left = 0;  ///< how many ranks do not
+    bool same_place = true;   ///< those at the gate have begun as many micro-batches, and taken as many batches since
   };
 
-  /// Called by each rank that stands at the gate. False, on all ranks alike: not here, but at a later place.
-  using Task = std::function<bool(int rank, Standing)>;
+  /// Something that the ranks at the gate do there.
+  struct Task {
+    /// Asked of each rank first; unless all agree, the task is put off to a later place. Empty: all do.
+    std::function<bool(int rank, const Standing&)> may_run{};
+    std::function<void(int rank, const Standing&)> run{};
+  };
 
   /// `waits(rank)`: whether a rank waits for others in a call. When ranks take different numbers of batches, some stand
   /// at the gate that the others wait for; they are let through to the next micro-batch.
@@ -45,7 +51,8 @@ class StepGate {
   /// The rank passes no more: it has ended. Throws nothing.
   void leave(int rank) noexcept;
 
-  /// While it is aside, a rank changes nothing and only answers others, who do not wait for it at the gate.
+  /// While it is aside, a rank changes nothing and only answers others, who do not wait for it at the gate. All ranks
+  /// come back together, as at the same place.
   void step_aside(int rank);
   void come_back(int rank);
 
@@ -65,12 +72,15 @@ class StepGate {
 
   void pass(int rank, std::uint64_t position);
   void park(int rank, std::unique_lock<std::mutex>& lock);
-  void run_task(int rank, std::unique_lock<std::mutex>& lock);
+  void take_part(int rank, std::unique_lock<std::mutex>& lock);
+  void finish_task(std::unique_lock<std::mutex>& lock);
   void close();
   void decide();
+  void begin_turn(bool runs);
   void open(std::uint64_t next);
   bool all_stand() const;
   bool are_waited_for() const;
+  Standing standing() const;
   int count(Place place) const;
   std::uint64_t furthest() const;
   void move(int rank, Place place);
@@ -86,10 +96,12 @@ class StepGate {
   std::uint64_t openings_ = 0;  // how often the gate has let those through who stood there
   bool held_ = false;
   std::deque<Task> tasks_, later_;
-  std::optional<Task> task_;  // that ranks are running
-  std::uint64_t task_number_ = 0;
-  int running_task_ = 0;  // ranks that have not run it yet
-  Standing standing_;     // while it runs
+  std::optional<Task> task_;  // that ranks are asked about, or run
+  bool runs_ = false;         // they run it
+  bool all_agree_ = true;     // so far
+  std::uint64_t turn_ = 0;    // counts both
+  int missing_ = 0;           // ranks that have not had their turn
+  Standing standing_;         // meanwhile
   CancelToken::Subscription subscription_;
 };
 

@@ -22,7 +22,8 @@ namespace tandem::data {
 
 /// The batch that a loader gives next.
 struct EpochPosition {
-  const void* loader;  ///< the same for a loader and those that skip some of its steps
+  std::uint64_t loader;    ///< its number in the process; the same for those that skip some of its steps
+  const StepInfo* status;  ///< as ActiveLoaders has it
   std::int64_t epoch;
   std::int64_t step;   ///< batches of the epoch before it
   std::int64_t steps;  ///< of the epoch; -1: not known
@@ -49,6 +50,8 @@ struct LoaderState {
   std::int64_t global_batch_size = 0;  ///< 0: batches of different sizes
   at::Tensor generator = {};  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
 };
+
+std::uint64_t next_loader_number() noexcept;
 
 /// Rank 0's `value` on every rank. Collective.
 template <class T>
@@ -105,8 +108,11 @@ class LoaderBase : public LoaderPosition {
   std::optional<Batch> next() {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
-    if (context_.before_batch && !context_.before_batch({counter_.get(), counter_->epoch, handed_out_, steps()})) {
+    if (context_.before_batch &&
+        !context_.before_batch({counter_->number, &status_, counter_->epoch, handed_out_, steps()})) {
+      const LoaderState here = state();  // to go on from
       leave();
+      load_state(here);
       return std::nullopt;
     }
     auto step = copies_ ? copies_->next([this] { return take(); }, [this] { return ready(); }) : take();
@@ -190,6 +196,7 @@ class LoaderBase : public LoaderPosition {
 
  protected:
   struct Counter {  // between a loader and those that skip some of its steps
+    const std::uint64_t number = next_loader_number();
     std::int64_t epoch = 0;
     std::uint64_t begun = 0;
     const LoaderBase* running = nullptr;  // which of them is

@@ -13,6 +13,8 @@ class ActiveLoaders {
   void enter(const StepInfo* status) { stack_.push_back(status); }
   void leave(const StepInfo* status) { std::erase(stack_, status); }
 
+  const std::vector<const StepInfo*>& all() const { return stack_; }
+
   /// Of the innermost loader; null outside of any.
   const StepInfo* current() const { return stack_.empty() ? nullptr : stack_.back(); }
 

@@ -132,16 +132,19 @@ class Session {
 
   /// Ends training and lets the body end well: once the open window is closed, loops over loaders that train have no
   /// more batches, and Accelerator::stop_requested is true on all ranks. Evaluation and what else follows in the body
-  /// runs. Resumes what is paused.
+  /// runs: a body that goes on beginning epochs must look at stop_requested. The loader's place stays, so that a state
+  /// which the body saves afterwards goes on in the middle of the epoch. Resumes what is paused.
   void request_stop();
 
   /// Ends the launch now, as a failure would: within 100 ms, but that a kernel or an operator, a read of a dataset and
-  /// what else the body computes by itself must return first.
+  /// what else the body computes by itself must return first; so must what the launch does before its ranks begin, and
+  /// a checkpoint that is being written in the background.
   void cancel();
 
   /// Saves the state as Accelerator::save_state(directory, options) does, between two steps; training goes on also when
-  /// that fails. The future has the directory, or the error: save_state's, or Error when the body ends before. While
-  /// paused in the middle of a window it is saved after `resume`.
+  /// that fails. The future has what save_state returns, or the error: save_state's, or Error when the body ends
+  /// before. With SaveStateOptions::background it has it as soon as the state is copied. What is paused in the middle
+  /// of a window or of an evaluation is saved after `resume`.
   std::future<std::string> save_now(const std::string& directory = {}, const SaveStateOptions& options = {});
 
   /// The weights between two steps, while ranks stand still for the copy; once the body has ended well, those it ended

@@ -1,0 +1,140 @@
+// session: how long after a request a session has done it, and what a session costs a training that is looked at 60
+// times a second. Goals: pause and stop within a step, cancel within 100 ms, cost below 0.1 %.
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <thread>
+
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+
+#include "measure/statistics.h"
+#include "tandem/tandem.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using tandem::Accelerator;
+using tandem::Session;
+using tandem::SessionState;
+
+constexpr int kRanks = 2;
+const tandem::LaunchConfig kConfig{.cpu = kRanks};
+
+struct Images : torch::data::datasets::BatchDataset<Images, at::Tensor> {
+  at::Tensor all = at::rand({4096, 784});
+  at::Tensor get_batch(c10::ArrayRef<std::size_t> indices) override {
+    return all.narrow(0, 0, static_cast<std::int64_t>(indices.size()));
+  }
+  std::optional<std::size_t> size() const override { return 4096; }
+};
+
+// Trains a network of 0.8 million parameters for `steps` steps, or until it is stopped.
+void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size = 64) {
+  torch::nn::Sequential net(torch::nn::Linear(784, 640), torch::nn::ReLU(), torch::nn::Linear(640, 512),
+                            torch::nn::ReLU(), torch::nn::Linear(512, 10));
+  torch::optim::SGD sgd(net->parameters(), 0.01);
+  auto [model, optimizer, loader] =
+      accelerator.prepare(net, sgd, tandem::data::DataLoader(Images(), {.batch_size = batch_size}));
+  for (std::int64_t step = 0; step < steps && !accelerator.stop_requested();)
+    for (auto& images : loader) {
+      if (step++ == steps) break;
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(images).square().mean());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+}
+
+// The same without a network: what is left is Tandem's own work.
+void count_steps(Accelerator& accelerator, std::int64_t steps) {
+  auto loader = accelerator.prepare(tandem::data::DataLoader(Images(), {.batch_size = 1}));
+  for (std::int64_t step = 0; step < steps;)
+    for ([[maybe_unused]] auto& image : loader) {
+      if (step++ == steps) break;
+      auto window = accelerator.accumulate();
+    }
+}
+
+double seconds_of(const std::function<void()>& work) {
+  const auto start = Clock::now();
+  work();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void wait_for_step(const Session& session) {
+  while (session.progress().step == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+// Milliseconds from `request` until `done`.
+void show_latency(const char* name, double step_ms, const std::function<void(Session&)>& request,
+                  const std::function<void(Session&)>& wait) {
+  constexpr int kRuns = 30;
+  std::vector<double> times;
+  for (int run = 0; run < kRuns; ++run) {
+    Session session;
+    session.start(kConfig, [](Accelerator& accelerator) { train(accelerator, 1 << 30); });
+    wait_for_step(session);
+    std::this_thread::sleep_for(std::chrono::microseconds(1'000 + 379 * run));
+    times.push_back(1e3 * seconds_of([&] {
+                      request(session);
+                      wait(session);
+                    }));
+  }
+  const auto spread = measure::spread_of(times);
+  std::printf("%-28s %9.2f ms %9.2f ms %7.1f steps\n", name, spread.median, spread.max, spread.median / step_ms);
+}
+
+void wait_until_paused(Session& session) {
+  while (session.progress().state != SessionState::paused) std::this_thread::sleep_for(std::chrono::microseconds(20));
+}
+
+// As a desktop program does.
+void run_watched(const std::function<void(Accelerator&)>& body) {
+  Session session({.on_event = [](const tandem::SessionEvent&) {}});
+  session.start(kConfig, body);
+  while (!session.wait_for(std::chrono::microseconds(16'667))) session.progress();
+}
+
+// Seconds of `steps` steps in a launch and in a session that is looked at, in turn; medians.
+std::pair<double, double> compare(std::int64_t steps, const std::function<void(Accelerator&, std::int64_t)>& body) {
+  constexpr int kPairs = 9;
+  std::vector<double> launched, watched;
+  const auto run = [&](Accelerator& accelerator) { body(accelerator, steps); };
+  for (int pair = 0; pair < kPairs; ++pair) {
+    launched.push_back(seconds_of([&] { tandem::launch(kConfig, run); }));
+    watched.push_back(seconds_of([&] { run_watched(run); }));
+  }
+  return {measure::spread_of(launched).median, measure::spread_of(watched).median};
+}
+
+}  // namespace
+
+int main() {
+  constexpr std::int64_t kSteps = 400, kEmptySteps = 100'000;
+  const auto training = [](Accelerator& accelerator, std::int64_t steps) { train(accelerator, steps); };
+  const auto [launched, watched] = compare(kSteps, training);
+  const double step_ms = 1e3 * launched / kSteps;
+  std::printf("a step of %d ranks: %.2f ms in a launch; in a session that is looked at: %+.2f %%\n", kRanks, step_ms,
+              100 * (watched / launched - 1));
+  const auto [empty, empty_watched] = compare(kEmptySteps, count_steps);
+  const double cost_ns = 1e9 * (empty_watched - empty) / kEmptySteps;
+  std::printf("a session's own work, measured without a network: %.0f ns a step, %.4f %% of that step\n\n", cost_ns,
+              cost_ns / step_ms / 1e6 * 100);
+
+  std::printf("%-28s %12s %12s\n", "from the call until", "median", "max");
+  show_latency(
+      "pause: all ranks stand", step_ms, [](Session& s) { s.pause(); }, wait_until_paused);
+  show_latency(
+      "request_stop: it has ended", step_ms, [](Session& s) { s.request_stop(); }, [](Session& s) { s.wait(); });
+  show_latency(
+      "cancel: it has ended", step_ms, [](Session& s) { s.cancel(); }, [](Session& s) { s.wait(); });
+  show_latency(
+      "snapshot: it is there", step_ms, [](Session& s) { s.snapshot().get(); }, [](Session&) {});
+  show_latency(
+      "cancel while paused", step_ms, [](Session& s) { (s.pause(), wait_until_paused(s)), s.cancel(); },
+      [](Session& s) { s.wait(); });
+}
