@@ -14,6 +14,7 @@
 #include "backend/intra_op_threads.h"
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
+#include "runtime/error_text.h"
 #include "runtime/launch_observer.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
@@ -204,18 +205,6 @@ LaunchEnd join(ThreadTeam& team, BackendSession& session, const CancelToken& tok
   for (const int rank : end.stuck) team.abandon(rank);
   team.join();
   return cancelled ? end : session.finish();
-}
-
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "an exception that is no std::exception";
-  }
 }
 
 bool says_out_of_memory(const std::exception_ptr& error) {

@@ -11,6 +11,7 @@
 
 #include "backend/rank_memory.h"
 #include "io/model_weights.h"
+#include "runtime/error_text.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -42,18 +43,6 @@ bool is_cancellation(const std::exception_ptr& error) {
     return failure.rank() < 0;
   } catch (...) {
     return false;
-  }
-}
-
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "an exception that is no std::exception";
   }
 }
 

@@ -14,107 +14,15 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
 
+#include "runtime/session_training.h"
 #include "support/error_of.h"
-#include "support/ranks.h"
 #include "support/temp_dir.h"
 #include "support/threads.h"
 #include "tandem/runtime/session.h"
 
 using namespace tandem;
 using namespace tandem::test;
-using namespace std::chrono_literals;
 namespace fs = std::filesystem;
-
-namespace {
-
-struct Points : torch::data::datasets::Dataset<Points> {
-  std::size_t length;
-  std::chrono::microseconds slowness;
-  explicit Points(std::size_t length = 24, std::chrono::microseconds slowness = 0us)
-      : length(length), slowness(slowness) {}
-  torch::data::Example<> get(std::size_t i) override {
-    std::this_thread::sleep_for(slowness);
-    return {at::sin(at::arange(4, at::kFloat) * (static_cast<double>(i) + 1)), at::scalar_tensor(i % 3, at::kLong)};
-  }
-  std::optional<std::size_t> size() const override { return length; }
-};
-
-struct Training {
-  int epochs = 1'000'000;
-  Points points{};
-  int accumulation = 1;
-  std::function<void(Accelerator&, torch::nn::Linear&)> in_epoch{};  // after each
-  std::function<void()> in_step{};                                   // of rank 0
-  std::vector<at::Tensor>* weights = nullptr;                        // at its end
-  std::atomic<int>* steps = nullptr;
-};
-
-// A body that trains a linear layer.
-std::function<void(Accelerator&)> body(const Training& training) {
-  return [training](Accelerator& accelerator) {
-    torch::nn::Linear net(4, 3);
-    torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
-    data::DataLoader data(Points(training.points), {.batch_size = 2, .shuffle = true});
-    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
-    while (loader.epoch() < training.epochs && !accelerator.stop_requested()) {
-      for (auto& [points, classes] : loader) {
-        auto window = accelerator.accumulate(model);
-        accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
-        optimizer.step();
-        optimizer.zero_grad();
-        if (accelerator.is_main() && training.in_step) training.in_step();
-        if (accelerator.is_main() && training.steps) *training.steps += 1;
-      }
-      if (training.in_epoch) training.in_epoch(accelerator, net);
-    }
-    if (accelerator.is_main() && training.weights)
-      for (const auto& parameter : model.parameters()) training.weights->push_back(parameter.detach().clone());
-  };
-}
-
-LaunchConfig ranks(int count) { return {.cpu = count}; }
-
-bool reaches(const Session& session, SessionState state) {
-  for (int i = 0; i < 20'000; ++i) {
-    if (session.status().state == state) return true;
-    std::this_thread::sleep_for(1ms);
-  }
-  return false;
-}
-
-void wait_for_step(const Session& session, std::int64_t step) {
-  for (int i = 0; i < 20'000 && session.progress().step < step; ++i) std::this_thread::sleep_for(1ms);
-  CHECK(session.progress().step >= step);
-}
-
-// Events, as they come.
-class Log {
- public:
-  SessionOptions options() {
-    return {.on_event = [this](const SessionEvent& event) {
-      const std::lock_guard lock(mutex_);
-      events_.push_back(event);
-    }};
-  }
-  std::vector<SessionEvent> of(SessionEvent::Kind kind) const {
-    const std::lock_guard lock(mutex_);
-    std::vector<SessionEvent> found;
-    for (const SessionEvent& event : events_)
-      if (event.kind == kind) found.push_back(event);
-    return found;
-  }
-  bool has(SessionEvent::Kind kind) const {
-    for (int i = 0; i < 20'000; ++i, std::this_thread::sleep_for(1ms))
-      if (!of(kind).empty()) return true;
-    return false;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::vector<SessionEvent> events_;
-};
-
-}  // namespace
 
 TEST_CASE("a session trains as launch does, to the bit, also when it is paused on the way") {
   std::vector<at::Tensor> launched, undisturbed, paused;
@@ -483,118 +391,6 @@ TEST_CASE("a stop token cancels, and so does the destructor") {
     if (i % 3 == 0) dropped.pause();
   }
   CHECK(no_more_threads_than(before));
-}
-
-TEST_CASE("what a callback throws ends the session with that error") {
-  Session session({.on_event = [](const SessionEvent& event) {
-    if (event.kind == SessionEvent::Kind::step) throw std::logic_error("the plot has no axis");
-  }});
-  session.start(ranks(2), body({}));
-  CHECK_THROWS_AS(session.wait(), std::logic_error);
-  CHECK(session.status().state == SessionState::failed);
-  CHECK(session.status().error == "the plot has no axis");
-  // Also in one that takes a snapshot.
-  Session other;
-  other.start(ranks(1), body({}));
-  other.snapshot([](const ModelSnapshot&) { throw std::logic_error("no picture"); });
-  CHECK_THROWS_WITH(other.wait(), "no picture");
-}
-
-TEST_CASE("a slow callback slows nothing down: it gets the last of many events, with the number of those left out") {
-  std::atomic<int> calls = 0;
-  std::atomic<std::int64_t> left_out = 0;
-  std::promise<void> go_on;
-  const auto waits = go_on.get_future().share();
-  Session session({.on_event =
-                       [&](const SessionEvent& event) {
-                         if (event.kind != SessionEvent::Kind::step) return;
-                         calls += 1;
-                         left_out += event.left_out;
-                         waits.wait();
-                       },
-                   .step_interval = 0ms});
-  session.start(ranks(2), body({}));
-  wait_for_step(session, 200);  // while the first call has not returned
-  CHECK(calls <= 1);
-  go_on.set_value();
-  while (left_out == 0) std::this_thread::sleep_for(1ms);
-  session.cancel();
-  session.wait();
-}
-
-TEST_CASE("callbacks come on the host's executor, in order, and none after the session is gone") {
-  std::mutex mutex;
-  std::deque<std::function<void()>> calls;
-  std::vector<SessionEvent::Kind> kinds;
-  const auto turn = [&] {
-    std::function<void()> call;
-    {
-      const std::lock_guard lock(mutex);
-      if (calls.empty()) return false;
-      call = std::move(calls.front());
-      calls.pop_front();
-    }
-    call();
-    return true;
-  };
-  {
-    Session session({.executor =
-                         [&](std::function<void()> call) {
-                           const std::lock_guard lock(mutex);
-                           calls.push_back(std::move(call));
-                         },
-                     .on_event = [&](const SessionEvent& event) { kinds.push_back(event.kind); }});
-    session.start(ranks(2), body({.epochs = 3}));
-    session.wait();
-    for (int i = 0; i < 20'000 && (kinds.empty() || kinds.back() != SessionEvent::Kind::ended); ++i)
-      if (!turn()) std::this_thread::sleep_for(1ms);
-    REQUIRE_FALSE(kinds.empty());
-    CHECK(kinds.front() == SessionEvent::Kind::started);
-    CHECK(kinds.back() == SessionEvent::Kind::ended);
-    session.start(ranks(1), body({.epochs = 1}));
-    session.wait();
-  }
-  const std::size_t before = kinds.size();
-  while (turn()) continue;
-  CHECK(kinds.size() == before);
-}
-
-TEST_CASE("an executor that fails ends the session, and the next training's callbacks come again") {
-  std::atomic<int> calls = 0;
-  Session session({.executor =
-                       [&](const std::function<void()>& call) {
-                         if (++calls == 3) throw std::runtime_error("the window is closed");
-                         call();
-                       },
-                   .on_event = [](const SessionEvent&) {}});
-  session.start(ranks(2), body({}));
-  CHECK_THROWS_WITH(session.wait(), "the window is closed");
-  const int before = calls;
-  session.start(ranks(2), body({.epochs = 3}));
-  session.wait();
-  for (int i = 0; i < 20'000 && calls == before; ++i) std::this_thread::sleep_for(1ms);
-  CHECK(calls > before);
-}
-
-TEST_CASE("a callback may do anything with its session, and destroy it") {
-  std::unique_ptr<Session> session;
-  std::promise<void> gone;
-  std::atomic<bool> first = true;
-  session = std::make_unique<Session>(SessionOptions{.on_event = [&](const SessionEvent& event) {
-    if (event.kind == SessionEvent::Kind::step && first.exchange(false)) {
-      session->pause();
-      session->resume();
-      session->request_stop();
-      session->wait();
-      return;
-    }
-    if (event.kind != SessionEvent::Kind::ended) return;
-    session.reset();
-    gone.set_value();
-  }});
-  session->start(ranks(2), body({}));
-  gone.get_future().wait();
-  CHECK(session == nullptr);
 }
 
 TEST_CASE("sessions run side by side with results of their own, and a hundred in turn leave nothing behind") {

@@ -1,0 +1,122 @@
+// What a session calls of its host's.
+#include <deque>
+#include <future>
+#include <memory>
+
+#include "runtime/session_training.h"
+#include "support/error_of.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+TEST_CASE("what a callback throws ends the session with that error") {
+  Session session({.on_event = [](const SessionEvent& event) {
+    if (event.kind == SessionEvent::Kind::step) throw std::logic_error("the plot has no axis");
+  }});
+  session.start(ranks(2), body({}));
+  CHECK_THROWS_AS(session.wait(), std::logic_error);
+  CHECK(session.status().state == SessionState::failed);
+  CHECK(session.status().error == "the plot has no axis");
+  // Also in one that takes a snapshot.
+  Session other;
+  other.start(ranks(1), body({}));
+  other.snapshot([](const ModelSnapshot&) { throw std::logic_error("no picture"); });
+  CHECK_THROWS_WITH(other.wait(), "no picture");
+}
+
+TEST_CASE("a slow callback slows nothing down: it gets the last of many events, with the number of those left out") {
+  std::atomic<int> calls = 0;
+  std::atomic<std::int64_t> left_out = 0;
+  std::promise<void> go_on;
+  const auto waits = go_on.get_future().share();
+  Session session({.on_event =
+                       [&](const SessionEvent& event) {
+                         if (event.kind != SessionEvent::Kind::step) return;
+                         calls += 1;
+                         left_out += event.left_out;
+                         waits.wait();
+                       },
+                   .step_interval = 0ms});
+  session.start(ranks(2), body({}));
+  wait_for_step(session, 200);  // while the first call has not returned
+  CHECK(calls <= 1);
+  go_on.set_value();
+  while (left_out == 0) std::this_thread::sleep_for(1ms);
+  session.cancel();
+  session.wait();
+}
+
+TEST_CASE("callbacks come on the host's executor, in order, and none after the session is gone") {
+  std::mutex mutex;
+  std::deque<std::function<void()>> calls;
+  std::vector<SessionEvent::Kind> kinds;
+  const auto turn = [&] {
+    std::function<void()> call;
+    {
+      const std::lock_guard lock(mutex);
+      if (calls.empty()) return false;
+      call = std::move(calls.front());
+      calls.pop_front();
+    }
+    call();
+    return true;
+  };
+  {
+    Session session({.executor =
+                         [&](std::function<void()> call) {
+                           const std::lock_guard lock(mutex);
+                           calls.push_back(std::move(call));
+                         },
+                     .on_event = [&](const SessionEvent& event) { kinds.push_back(event.kind); }});
+    session.start(ranks(2), body({.epochs = 3}));
+    session.wait();
+    for (int i = 0; i < 20'000 && (kinds.empty() || kinds.back() != SessionEvent::Kind::ended); ++i)
+      if (!turn()) std::this_thread::sleep_for(1ms);
+    REQUIRE_FALSE(kinds.empty());
+    CHECK(kinds.front() == SessionEvent::Kind::started);
+    CHECK(kinds.back() == SessionEvent::Kind::ended);
+    session.start(ranks(1), body({.epochs = 1}));
+    session.wait();
+  }
+  const std::size_t before = kinds.size();
+  while (turn()) continue;
+  CHECK(kinds.size() == before);
+}
+
+TEST_CASE("an executor that fails ends the session, and the next training's callbacks come again") {
+  std::atomic<int> calls = 0;
+  Session session({.executor =
+                       [&](const std::function<void()>& call) {
+                         if (++calls == 3) throw std::runtime_error("the window is closed");
+                         call();
+                       },
+                   .on_event = [](const SessionEvent&) {}});
+  session.start(ranks(2), body({}));
+  CHECK_THROWS_WITH(session.wait(), "the window is closed");
+  const int before = calls;
+  session.start(ranks(2), body({.epochs = 3}));
+  session.wait();
+  for (int i = 0; i < 20'000 && calls == before; ++i) std::this_thread::sleep_for(1ms);
+  CHECK(calls > before);
+}
+
+TEST_CASE("a callback may do anything with its session, and destroy it") {
+  std::unique_ptr<Session> session;
+  std::promise<void> gone;
+  std::atomic<bool> first = true;
+  session = std::make_unique<Session>(SessionOptions{.on_event = [&](const SessionEvent& event) {
+    if (event.kind == SessionEvent::Kind::step && first.exchange(false)) {
+      session->pause();
+      session->resume();
+      session->request_stop();
+      session->wait();
+      return;
+    }
+    if (event.kind != SessionEvent::Kind::ended) return;
+    session.reset();
+    gone.set_value();
+  }});
+  session->start(ranks(2), body({}));
+  gone.get_future().wait();
+  CHECK(session == nullptr);
+}
