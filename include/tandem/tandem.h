@@ -28,5 +28,6 @@
 #include "tandem/runtime/logger.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/session.h"
+#include "tandem/runtime/trainings.h"
 #include "tandem/trace/range.h"
 #include "tandem/version.h"

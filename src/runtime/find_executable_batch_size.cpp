@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "backend/rank_memory.h"
+#include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -68,7 +69,8 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     context_.communicator->forget_started();  // by bodies that ended in a backward pass
     context_.group->meet(rank(), record);
     undo();
-    free_rank_memory();  // of sizes that are not wanted again
+    if (context_.follower) context_.follower->come_back();  // bodies have ended at different steps
+    free_rank_memory();                                     // of sizes that are not wanted again
     context_.group->meet(rank(), record);
     if (is_main()) free_device_memory(device());  // on all devices, before a rank may wait for another on one
     context_.group->meet(rank(), record);

@@ -458,6 +458,34 @@ TEST_CASE("ranks with different numbers of batches are paused, stopped and shown
   CHECK(session.status().state == SessionState::ended);
 }
 
+TEST_CASE("after a try that ran out of memory on one rank the others are asked at the same place again") {
+  TempDir directory;
+  Session session;
+  session.start(ranks(2), [](Accelerator& accelerator) {
+    accelerator.find_executable_batch_size(4, [&](std::int64_t size) {
+      torch::nn::Linear net(4, 3);
+      torch::optim::SGD sgd(net->parameters(), 0.05);
+      data::DataLoader data(Points(), {.batch_size = size}), held_out(Points(8), {.batch_size = 2});
+      auto [model, optimizer, loader, evaluation] = accelerator.prepare(net, sgd, data, held_out);
+      if (size == 4 && accelerator.rank() == 1) throw std::bad_alloc();
+      if (size == 4)
+        for (int i = 0; i < 5; ++i) auto window = accelerator.accumulate_and_close(model);
+      while (size < 4 && !accelerator.stop_requested())
+        for (auto& [points, classes] : loader) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+    });
+  });
+  wait_for_step(session, 8);
+  CHECK(session.save_now(directory / "state").get() == directory / "state");
+  session.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+}
+
 // Pause, stop and cancel while ranks are in every part of a training.
 TEST_CASE("a session is paused, stopped and cancelled whatever it is doing") {
   enum class Part { load, forward, backward, reduce, step, evaluate, save, start, end };

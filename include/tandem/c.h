@@ -1,0 +1,204 @@
+/*
+ * Tandem for programs in C and for bindings of other languages: trains in the background of a host program.
+ *
+ * The training itself is written in C++ (tandem/runtime/trainings.h) and known by a name, or is a C function that does
+ * its own work. No exception leaves a function of this file, and a C function that is called back must not throw
+ * through it either. Functions that return a tandem_code may be called from any thread; what went wrong in the last
+ * call that failed on this thread is tandem_last_error(). Texts are UTF-8.
+ *
+ * See tandem/runtime/session.h for what each request does and how long it takes; only tandem_session_wait,
+ * _wait_for, _save, _snapshot and _free wait.
+ */
+#ifndef TANDEM_C_H
+#define TANDEM_C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum tandem_code {
+  TANDEM_OK = 0,
+  TANDEM_ERROR = 1,            /* none of those below */
+  TANDEM_CONFIG_ERROR = 2,     /* an argument does not fit */
+  TANDEM_DATA_ERROR = 3,       /* data is missing or damaged */
+  TANDEM_COLLECTIVE_ERROR = 4, /* the ranks did not act alike */
+  TANDEM_CHECKPOINT_ERROR = 5, /* a file cannot be written or read */
+  TANDEM_CANCELLED = 6,        /* the training is being ended */
+  TANDEM_RANK_ERROR = 7,       /* the training has failed: a rank threw */
+  TANDEM_NOT_YET = 8           /* tandem_session_wait_for: it goes on */
+} tandem_code;
+
+/* What the last call that failed on this thread said; "" before. Valid until the next call that fails on it. */
+const char* tandem_last_error(void);
+
+/* "0.1.0" */
+const char* tandem_version(void);
+
+/* ---- trainings */
+
+typedef struct tandem_rank tandem_rank; /* one rank of a training that runs; of its thread */
+
+/* The body of a training, called once on each rank's thread. Returns 0, or anything else when it has failed, after
+ * tandem_rank_fail. */
+typedef int (*tandem_training)(tandem_rank* rank, const char* options, void* user);
+
+/* Makes a function known under a name. `user` is given to it and outlives all its trainings. */
+tandem_code tandem_register_training(const char* name, tandem_training training, void* user);
+
+int32_t tandem_rank_index(const tandem_rank* rank);
+int32_t tandem_rank_world_size(const tandem_rank* rank);
+
+/* A step of the training: between two of them all ranks can be paused, stopped and cancelled. Collective. Returns
+ * TANDEM_CANCELLED when the function is to return at once. */
+tandem_code tandem_rank_step(tandem_rank* rank);
+
+/* Nonzero once the host has asked for a good end, on all ranks after the same step. */
+int tandem_rank_stop_requested(const tandem_rank* rank);
+
+/* How many steps there will be. */
+void tandem_rank_set_total_steps(tandem_rank* rank, int64_t steps);
+
+/* Says why the function is about to return something else than 0. */
+void tandem_rank_fail(tandem_rank* rank, const char* why);
+
+/* ---- sessions */
+
+typedef struct tandem_session tandem_session;
+
+typedef enum tandem_state {
+  TANDEM_IDLE = 0,
+  TANDEM_STARTING = 1,
+  TANDEM_RUNNING = 2,
+  TANDEM_PAUSING = 3,
+  TANDEM_PAUSED = 4,
+  TANDEM_STOPPING = 5,
+  TANDEM_ENDED = 6,
+  TANDEM_CANCELLED_STATE = 7,
+  TANDEM_FAILED = 8
+} tandem_state;
+
+/* See tandem::Progress. */
+typedef struct tandem_progress {
+  int32_t state; /* a tandem_state */
+  int32_t reserved;
+  int64_t epoch, step, epoch_step, epoch_steps, total_steps;
+  double loss, steps_per_second, seconds_left;
+} tandem_progress;
+
+typedef enum tandem_event_kind {
+  TANDEM_EVENT_STARTED = 0,
+  TANDEM_EVENT_STEP = 1,
+  TANDEM_EVENT_EPOCH = 2,
+  TANDEM_EVENT_PAUSED = 3,
+  TANDEM_EVENT_RESUMED = 4,
+  TANDEM_EVENT_SAVED = 5,
+  TANDEM_EVENT_SAVE_FAILED = 6,
+  TANDEM_EVENT_ENDED = 7,
+  TANDEM_EVENT_CANCELLED = 8,
+  TANDEM_EVENT_FAILED = 9
+} tandem_event_kind;
+
+typedef struct tandem_event {
+  int32_t kind; /* a tandem_event_kind */
+  int32_t reserved;
+  int64_t left_out;
+  tandem_progress progress;
+  const char* text; /* valid within the callback */
+} tandem_event;
+
+/* Called on a thread of the session's, one call at a time. */
+typedef void (*tandem_on_event)(const tandem_event* event, void* user);
+
+/* What to train on; see tandem::LaunchConfig. */
+typedef struct tandem_config {
+  size_t size;  /* of this struct, as tandem_config_init sets it: later versions have more fields */
+  int32_t gpus; /* that many GPUs, a rank each; -1: not asked for */
+  int32_t cpu;  /* that many ranks on the CPU; -1: not asked for. With neither: all GPUs, or else the CPU */
+  uint64_t seed;
+  int32_t gradient_accumulation_steps;
+  int32_t reserved;
+  const char* checkpoint_directory; /* where tandem_session_save without a directory saves; may be NULL */
+  int64_t checkpoint_limit;         /* of checkpoints there; 0: none */
+} tandem_config;
+
+void tandem_config_init(tandem_config* config);
+
+/* `on_event` may be NULL. Free it with tandem_session_free. */
+tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session);
+
+/* Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. */
+void tandem_session_free(tandem_session* session);
+
+/* Begins the training that is known as `training`, with `options` (may be NULL), and returns. */
+tandem_code tandem_session_start(tandem_session* session, const char* training, const char* options,
+                                 const tandem_config* config);
+
+tandem_code tandem_session_pause(tandem_session* session, int release_memory);
+tandem_code tandem_session_resume(tandem_session* session);
+tandem_code tandem_session_request_stop(tandem_session* session);
+tandem_code tandem_session_cancel(tandem_session* session);
+
+/* Returns when the training has ended: TANDEM_OK also when it was cancelled, else what went wrong. */
+tandem_code tandem_session_wait(tandem_session* session);
+tandem_code tandem_session_wait_for(tandem_session* session, double seconds);
+
+tandem_code tandem_session_progress(const tandem_session* session, tandem_progress* progress);
+
+/* What tandem_session_wait returns in words, when the state is TANDEM_FAILED: writes it to `text`, cut off at
+ * `capacity` bytes with the 0 at its end, and the bytes it needs to `*needed`, unless that is NULL. */
+tandem_code tandem_session_error(const tandem_session* session, char* text, size_t capacity, size_t* needed);
+
+/* Saves the state between two steps, and waits for that. `directory` may be NULL: the next of a series. Its path goes
+ * to `path` as in tandem_session_error; that may be NULL with a capacity of 0. */
+tandem_code tandem_session_save(tandem_session* session, const char* directory, char* path, size_t capacity,
+                                size_t* needed);
+
+/* ---- weights */
+
+typedef struct tandem_snapshot tandem_snapshot;
+
+typedef enum tandem_type {
+  TANDEM_OTHER = 0,
+  TANDEM_FLOAT32 = 1,
+  TANDEM_FLOAT64 = 2,
+  TANDEM_FLOAT16 = 3,
+  TANDEM_BFLOAT16 = 4,
+  TANDEM_INT64 = 5,
+  TANDEM_INT32 = 6,
+  TANDEM_UINT8 = 7,
+  TANDEM_BOOL = 8
+} tandem_type;
+
+/* A parameter or buffer, contiguous in the CPU's memory. All pointers are the snapshot's. */
+typedef struct tandem_tensor {
+  const char* name;
+  const void* data;
+  const int64_t* shape;
+  int32_t dims;
+  int32_t type; /* a tandem_type */
+  size_t bytes;
+} tandem_tensor;
+
+/* Waits for the weights between two steps; after a good end, those it ended with. Free them with tandem_snapshot_free.
+ */
+tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot);
+void tandem_snapshot_free(tandem_snapshot* snapshot);
+
+int64_t tandem_snapshot_step(const tandem_snapshot* snapshot);
+size_t tandem_snapshot_models(const tandem_snapshot* snapshot);
+size_t tandem_snapshot_tensors(const tandem_snapshot* snapshot, size_t model);
+tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model, size_t index, tandem_tensor* tensor);
+
+/* The same as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter frees it.
+ */
+struct DLManagedTensor;
+tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
+                                   struct DLManagedTensor** tensor);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,330 @@
+#include "tandem/c.h"
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <ATen/DLConvertor.h>
+#include <c10/util/Exception.h>
+
+#include "runtime/error_text.h"
+#include "tandem/core/error.h"
+#include "tandem/runtime/session.h"
+#include "tandem/runtime/trainings.h"
+#include "tandem/version.h"
+
+struct tandem_rank {
+  tandem::Accelerator& accelerator;
+  std::string failure;
+};
+
+struct tandem_session {
+  explicit tandem_session(tandem::SessionOptions options) : session(std::move(options)) {}
+  tandem::Session session;
+};
+
+struct tandem_snapshot {
+  tandem::ModelSnapshot snapshot;
+};
+
+namespace {
+
+using tandem::ConfigError;
+
+thread_local std::string last_error;
+
+tandem_code failed(tandem_code code, const std::string& text) noexcept {
+  try {
+    last_error = text;
+  } catch (...) {
+    last_error.clear();  // for lack of memory
+  }
+  return code;
+}
+
+tandem_code code_of_current_exception() noexcept {
+  try {
+    throw;
+  } catch (const tandem::RankError& error) {
+    return failed(TANDEM_RANK_ERROR, error.what());
+  } catch (const ConfigError& error) {
+    return failed(TANDEM_CONFIG_ERROR, error.what());
+  } catch (const tandem::DataError& error) {
+    return failed(TANDEM_DATA_ERROR, error.what());
+  } catch (const tandem::CollectiveError& error) {
+    return failed(TANDEM_COLLECTIVE_ERROR, error.what());
+  } catch (const tandem::CheckpointError& error) {
+    return failed(TANDEM_CHECKPOINT_ERROR, error.what());
+  } catch (const tandem::Cancelled& error) {
+    return failed(TANDEM_CANCELLED, error.what());
+  } catch (...) {
+    return failed(TANDEM_ERROR, tandem::text_of(std::current_exception()));
+  }
+}
+
+// Runs `work`, which returns nothing or a code.
+template <class Work>
+tandem_code guarded(const Work& work) noexcept {
+  try {
+    if constexpr (std::is_void_v<decltype(work())>) {
+      work();
+      return TANDEM_OK;
+    } else {
+      return work();
+    }
+  } catch (...) {
+    return code_of_current_exception();
+  }
+}
+
+template <class T>
+T& given(T* pointer, const char* what) {
+  if (!pointer) throw ConfigError(std::string(what) + " is NULL");
+  return *pointer;
+}
+
+std::string text_or_empty(const char* text) { return text ? text : ""; }
+
+void copy_text(const std::string& from, char* to, std::size_t capacity, std::size_t* needed) {
+  if (needed) *needed = from.size() + 1;
+  if (capacity == 0) return;
+  const std::size_t bytes = std::min(from.size(), capacity - 1);
+  std::memcpy(&given(to, "the text"), from.data(), bytes);
+  to[bytes] = '\0';
+}
+
+tandem_progress to_c(const tandem::Progress& progress) {
+  return {.state = static_cast<std::int32_t>(progress.state),
+          .reserved = 0,
+          .epoch = progress.epoch,
+          .step = progress.step,
+          .epoch_step = progress.epoch_step,
+          .epoch_steps = progress.epoch_steps,
+          .total_steps = progress.total_steps,
+          .loss = progress.loss,
+          .steps_per_second = progress.steps_per_second,
+          .seconds_left = progress.seconds_left};
+}
+
+// Both count from the same first one.
+static_assert(static_cast<int>(tandem::SessionState::failed) == TANDEM_FAILED);
+static_assert(static_cast<int>(tandem::SessionEvent::Kind::failed) == TANDEM_EVENT_FAILED);
+
+tandem::LaunchConfig to_launch_config(const tandem_config& config) {
+  if (config.size != sizeof(tandem_config))
+    throw ConfigError("tandem_config has a size of " + std::to_string(config.size) + ", and not of " +
+                      std::to_string(sizeof(tandem_config)) + "; call tandem_config_init first");
+  tandem::LaunchConfig launch;
+  if (config.gpus >= 0) launch.gpus = config.gpus;
+  if (config.cpu >= 0) launch.cpu = config.cpu;
+  launch.seed = config.seed;
+  launch.gradient_accumulation_steps = config.gradient_accumulation_steps;
+  launch.checkpoints.directory = text_or_empty(config.checkpoint_directory);
+  if (config.checkpoint_limit > 0) launch.checkpoints.total_limit = config.checkpoint_limit;
+  return launch;
+}
+
+tandem_type type_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return TANDEM_FLOAT32;
+    case at::kDouble: return TANDEM_FLOAT64;
+    case at::kHalf: return TANDEM_FLOAT16;
+    case at::kBFloat16: return TANDEM_BFLOAT16;
+    case at::kLong: return TANDEM_INT64;
+    case at::kInt: return TANDEM_INT32;
+    case at::kByte: return TANDEM_UINT8;
+    case at::kBool: return TANDEM_BOOL;
+    default: return TANDEM_OTHER;
+  }
+}
+
+const std::pair<std::string, at::Tensor>& tensor_of(const tandem_snapshot* snapshot, std::size_t model,
+                                                    std::size_t index) {
+  const auto& models = given(snapshot, "the snapshot").snapshot.models;
+  if (model >= models.size()) throw ConfigError("the snapshot has no model " + std::to_string(model));
+  if (index >= models[model].size())
+    throw ConfigError("model " + std::to_string(model) + " has no tensor " + std::to_string(index));
+  return models[model][index];
+}
+
+}  // namespace
+
+const char* tandem_last_error(void) { return last_error.c_str(); }
+
+const char* tandem_version(void) { return TANDEM_VERSION; }
+
+// ---- trainings
+
+tandem_code tandem_register_training(const char* name, tandem_training training, void* user) {
+  return guarded([&] {
+    if (!training) throw ConfigError("the training's function is NULL");
+    tandem::register_training(
+        text_or_empty(name), [training, user](tandem::Accelerator& accelerator, const std::string& options) {
+          tandem_rank rank{accelerator, {}};
+          const int result = training(&rank, options.c_str(), user);
+          if (accelerator.cancelled()) throw tandem::Cancelled("the training function has returned");
+          if (result == 0) return;
+          throw tandem::Error(rank.failure.empty() ? "the training function returned " + std::to_string(result)
+                                                   : rank.failure);
+        });
+  });
+}
+
+int32_t tandem_rank_index(const tandem_rank* rank) { return rank ? rank->accelerator.rank() : -1; }
+
+int32_t tandem_rank_world_size(const tandem_rank* rank) { return rank ? rank->accelerator.world_size() : -1; }
+
+tandem_code tandem_rank_step(tandem_rank* rank) {
+  return guarded([&] {
+    tandem::Accelerator& accelerator = given(rank, "the rank").accelerator;
+    accelerator.wait_for_everyone();
+    const auto window = accelerator.accumulate_and_close();
+  });
+}
+
+int tandem_rank_stop_requested(const tandem_rank* rank) { return rank && rank->accelerator.stop_requested(); }
+
+void tandem_rank_set_total_steps(tandem_rank* rank, int64_t steps) {
+  if (rank) rank->accelerator.set_total_steps(steps);
+}
+
+void tandem_rank_fail(tandem_rank* rank, const char* why) {
+  guarded([&] { given(rank, "the rank").failure = text_or_empty(why); });
+}
+
+// ---- sessions
+
+void tandem_config_init(tandem_config* config) {
+  if (config)
+    *config = {.size = sizeof(tandem_config),
+               .gpus = -1,
+               .cpu = -1,
+               .seed = tandem::LaunchConfig().seed,
+               .gradient_accumulation_steps = 1,
+               .reserved = 0,
+               .checkpoint_directory = nullptr,
+               .checkpoint_limit = 0};
+}
+
+tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session) {
+  return guarded([&] {
+    tandem::SessionOptions options;
+    if (on_event)
+      options.on_event = [on_event, user](const tandem::SessionEvent& event) {
+        const tandem_event given{.kind = static_cast<std::int32_t>(event.kind),
+                                 .reserved = 0,
+                                 .left_out = event.left_out,
+                                 .progress = to_c(event.progress),
+                                 .text = event.text.c_str()};
+        on_event(&given, user);
+      };
+    given(session, "where the session goes") = new tandem_session(std::move(options));
+  });
+}
+
+void tandem_session_free(tandem_session* session) { delete session; }
+
+tandem_code tandem_session_start(tandem_session* session, const char* training, const char* options,
+                                 const tandem_config* config) {
+  return guarded([&] {
+    auto body = tandem::find_training(text_or_empty(training));
+    given(session, "the session")
+        .session.start(to_launch_config(given(config, "the configuration")),
+                       [body = std::move(body), text = text_or_empty(options)](tandem::Accelerator& accelerator) {
+                         body(accelerator, text);
+                       });
+  });
+}
+
+tandem_code tandem_session_pause(tandem_session* session, int release_memory) {
+  return guarded([&] { given(session, "the session").session.pause({.release_memory = release_memory != 0}); });
+}
+
+tandem_code tandem_session_resume(tandem_session* session) {
+  return guarded([&] { given(session, "the session").session.resume(); });
+}
+
+tandem_code tandem_session_request_stop(tandem_session* session) {
+  return guarded([&] { given(session, "the session").session.request_stop(); });
+}
+
+tandem_code tandem_session_cancel(tandem_session* session) {
+  return guarded([&] { given(session, "the session").session.cancel(); });
+}
+
+tandem_code tandem_session_wait(tandem_session* session) {
+  return guarded([&] { given(session, "the session").session.wait(); });
+}
+
+tandem_code tandem_session_wait_for(tandem_session* session, double seconds) {
+  return guarded([&] {
+    if (!(seconds >= 0)) throw ConfigError("a wait of " + std::to_string(seconds) + " s; use 0 or more");
+    constexpr double kLongest = 1e9;
+    const std::chrono::duration<double> time(std::min(seconds, kLongest));
+    const bool ended =
+        given(session, "the session").session.wait_for(std::chrono::duration_cast<std::chrono::nanoseconds>(time));
+    return ended ? TANDEM_OK : TANDEM_NOT_YET;
+  });
+}
+
+tandem_code tandem_session_progress(const tandem_session* session, tandem_progress* progress) {
+  return guarded(
+      [&] { given(progress, "where the progress goes") = to_c(given(session, "the session").session.progress()); });
+}
+
+tandem_code tandem_session_error(const tandem_session* session, char* text, size_t capacity, size_t* needed) {
+  return guarded([&] { copy_text(given(session, "the session").session.status().error, text, capacity, needed); });
+}
+
+tandem_code tandem_session_save(tandem_session* session, const char* directory, char* path, size_t capacity,
+                                size_t* needed) {
+  return guarded([&] {
+    if (tandem::current_rank()) throw ConfigError("a rank cannot wait for a save");
+    copy_text(given(session, "the session").session.save_now(text_or_empty(directory)).get(), path, capacity, needed);
+  });
+}
+
+// ---- weights
+
+tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot) {
+  return guarded([&] {
+    tandem_snapshot*& made = given(snapshot, "where the snapshot goes");
+    given(session, "the session").session.evaluate_with([&](const tandem::ModelSnapshot& weights) {
+      made = new tandem_snapshot{weights};
+      for (auto& model : made->snapshot.models)
+        for (auto& [name, tensor] : model) tensor = tensor.contiguous();
+    });
+  });
+}
+
+void tandem_snapshot_free(tandem_snapshot* snapshot) { delete snapshot; }
+
+int64_t tandem_snapshot_step(const tandem_snapshot* snapshot) { return snapshot ? snapshot->snapshot.step : -1; }
+
+size_t tandem_snapshot_models(const tandem_snapshot* snapshot) {
+  return snapshot ? snapshot->snapshot.models.size() : 0;
+}
+
+size_t tandem_snapshot_tensors(const tandem_snapshot* snapshot, size_t model) {
+  return model < tandem_snapshot_models(snapshot) ? snapshot->snapshot.models[model].size() : 0;
+}
+
+tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model, size_t index, tandem_tensor* tensor) {
+  return guarded([&] {
+    const auto& [name, weights] = tensor_of(snapshot, model, index);
+    given(tensor, "where the tensor goes") = {.name = name.c_str(),
+                                              .data = weights.const_data_ptr(),
+                                              .shape = weights.sizes().data(),
+                                              .dims = static_cast<std::int32_t>(weights.dim()),
+                                              .type = type_of(weights.scalar_type()),
+                                              .bytes = weights.nbytes()};
+  });
+}
+
+tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
+                                   struct DLManagedTensor** tensor) {
+  return guarded(
+      [&] { given(tensor, "where the tensor goes") = at::toDLPack(tensor_of(snapshot, model, index).second); });
+}

@@ -1,0 +1,70 @@
+// Sessions whose ranks have GPUs, with a fake CUDA.
+#include <cmath>
+#include <thread>
+
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+
+#include "support/fake_machine.h"
+#include "support/ranks.h"
+#include "tandem/runtime/session.h"
+
+using namespace tandem;
+using namespace tandem::test;
+using namespace std::chrono_literals;
+
+namespace {
+
+void train(Accelerator& accelerator, int epochs, std::vector<at::Tensor>* weights) {
+  torch::nn::Linear net(4, 3);
+  torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  const at::Tensor points = at::linspace(-1, 1, 96).view({24, 4}), classes = at::arange(24).remainder(3);
+  auto [model, optimizer, loader] = accelerator.prepare(
+      net, sgd, data::DataLoader(data::TensorDataset(points, classes), {.batch_size = 2, .shuffle = true}));
+  while (loader.epoch() < epochs && !accelerator.stop_requested())
+    for (auto& batch : loader) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(torch::nn::functional::cross_entropy(model(batch.data), batch.target));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+  if (weights && accelerator.is_main())
+    for (const auto& parameter : model.parameters()) weights->push_back(parameter.detach().to(at::kCPU));
+}
+
+}  // namespace
+
+TEST_CASE("a session on GPU ranks is paused, shown and stopped, and gives what a launch gives") {
+  std::vector<at::Tensor> launched, paused;
+  fake::reset();
+  const Machine machine;
+  const auto config = machine.config({0, 1});
+  launch(config, [&](Accelerator& accelerator) { train(accelerator, 6, &launched); });
+  Session session;
+  session.start(config, [&](Accelerator& accelerator) { train(accelerator, 6, &paused); });
+  for (int i = 0; i < 5; ++i) {
+    session.pause({.release_memory = true});
+    std::this_thread::sleep_for(1ms);
+    session.snapshot();
+    session.resume();
+  }
+  session.wait();
+  const ModelSnapshot final_weights = session.snapshot().get();
+  REQUIRE(paused.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(at::equal(launched[i], paused[i]));
+    CHECK(final_weights.models[0][i].second.is_cpu());
+    CHECK(at::equal(launched[i], final_weights.models[0][i].second));
+  }
+  CHECK(std::isfinite(session.progress().loss));
+
+  session.start(config, [&](Accelerator& accelerator) { train(accelerator, 1'000'000, nullptr); });
+  for (int i = 0; i < 20'000 && !(session.progress().loss > 0); ++i) std::this_thread::sleep_for(1ms);
+  CHECK(session.progress().loss > 0);  // fetched while it trains
+  CHECK(session.snapshot().get().models[0][0].second.is_cpu());
+  session.request_stop();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+  machine.check_clean();
+}
