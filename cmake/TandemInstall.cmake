@@ -27,3 +27,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/TandemConfig.cmake ${CMAKE_CURRENT_BIN
 file(RELATIVE_PATH prefix_of_pc /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${CMAKE_CURRENT_LIST_DIR}/tandem.pc.in tandem.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tandem.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+if(TARGET tandem_shared)
+  configure_file(${CMAKE_CURRENT_LIST_DIR}/tandem-c.pc.in tandem-c.pc @ONLY)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tandem-c.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endif()

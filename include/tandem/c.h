@@ -7,7 +7,10 @@
  * call that failed on this thread is tandem_last_error(). Texts are UTF-8.
  *
  * See tandem/runtime/session.h for what each request does and how long it takes; only tandem_session_wait,
- * _wait_for, _save, _snapshot and _free wait.
+ * _wait_for, _save, _snapshot and _free wait, which therefore do not belong on a rank's thread.
+ *
+ * Where a function makes an object, its handle is NULL when it fails. Layouts of structs belong to the version (the
+ * library's soname has major and minor): a binding compares tandem_version() with the one that it was made for.
  */
 #ifndef TANDEM_C_H
 #define TANDEM_C_H
@@ -114,7 +117,7 @@ typedef void (*tandem_on_event)(const tandem_event* event, void* user);
 
 /* What to train on; see tandem::LaunchConfig. */
 typedef struct tandem_config {
-  size_t size;  /* of this struct, as tandem_config_init sets it: later versions have more fields */
+  size_t size;  /* of this struct, as tandem_config_init sets it: a binding with another layout is told so */
   int32_t gpus; /* that many GPUs, a rank each; -1: not asked for */
   int32_t cpu;  /* that many ranks on the CPU; -1: not asked for. With neither: all GPUs, or else the CPU */
   uint64_t seed;
@@ -129,8 +132,9 @@ void tandem_config_init(tandem_config* config);
 /* `on_event` may be NULL. Free it with tandem_session_free. */
 tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session);
 
-/* Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. */
-void tandem_session_free(tandem_session* session);
+/* Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. On a
+ * rank's thread nothing is freed (TANDEM_CONFIG_ERROR). */
+tandem_code tandem_session_free(tandem_session* session);
 
 /* Begins the training that is known as `training`, with `options` (may be NULL), and returns. */
 tandem_code tandem_session_start(tandem_session* session, const char* training, const char* options,
@@ -151,8 +155,9 @@ tandem_code tandem_session_progress(const tandem_session* session, tandem_progre
  * `capacity` bytes with the 0 at its end, and the bytes it needs to `*needed`, unless that is NULL. */
 tandem_code tandem_session_error(const tandem_session* session, char* text, size_t capacity, size_t* needed);
 
-/* Saves the state between two steps, and waits for that. `directory` may be NULL: the next of a series. Its path goes
- * to `path` as in tandem_session_error; that may be NULL with a capacity of 0. */
+/* Saves the state between two steps, and waits for that; while the training is paused in the middle of a window, until
+ * it goes on. `directory` may be NULL: the next of a series. Its path goes to `path` as in tandem_session_error, and to
+ * TANDEM_EVENT_SAVED; `path` may be NULL with a capacity of 0. Each call saves. */
 tandem_code tandem_session_save(tandem_session* session, const char* directory, char* path, size_t capacity,
                                 size_t* needed);
 
@@ -182,8 +187,8 @@ typedef struct tandem_tensor {
   size_t bytes;
 } tandem_tensor;
 
-/* Waits for the weights between two steps; after a good end, those it ended with. Free them with tandem_snapshot_free.
- */
+/* Waits for the weights between two steps; after a good end, those it ended with. Of a training that has prepared no
+ * model there are none: it waits for its end then, and fails. Free them with tandem_snapshot_free. */
 tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot);
 void tandem_snapshot_free(tandem_snapshot* snapshot);
 

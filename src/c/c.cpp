@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -35,13 +36,21 @@ using tandem::ConfigError;
 
 thread_local std::string last_error;
 
-tandem_code failed(tandem_code code, const std::string& text) noexcept {
+tandem_code failed(tandem_code code, const char* text) noexcept {
   try {
     last_error = text;
   } catch (...) {
     last_error.clear();  // for lack of memory
   }
   return code;
+}
+
+tandem_code failed_otherwise(const std::exception_ptr& error) noexcept {
+  try {
+    return failed(TANDEM_ERROR, tandem::text_of(error).c_str());
+  } catch (...) {
+    return failed(TANDEM_ERROR, "");
+  }
 }
 
 tandem_code code_of_current_exception() noexcept {
@@ -60,7 +69,7 @@ tandem_code code_of_current_exception() noexcept {
   } catch (const tandem::Cancelled& error) {
     return failed(TANDEM_CANCELLED, error.what());
   } catch (...) {
-    return failed(TANDEM_ERROR, tandem::text_of(std::current_exception()));
+    return failed_otherwise(std::current_exception());
   }
 }
 
@@ -79,6 +88,14 @@ tandem_code guarded(const Work& work) noexcept {
   }
 }
 
+// Where a handle goes: NULL until there is one.
+template <class T>
+T*& place_of(T** handle, const char* what) {
+  if (!handle) throw ConfigError(std::string("where the ") + what + " goes is NULL");
+  *handle = nullptr;
+  return *handle;
+}
+
 template <class T>
 T& given(T* pointer, const char* what) {
   if (!pointer) throw ConfigError(std::string(what) + " is NULL");
@@ -87,11 +104,16 @@ T& given(T* pointer, const char* what) {
 
 std::string text_or_empty(const char* text) { return text ? text : ""; }
 
+void check_room(const char* text, std::size_t capacity) {
+  if (!text && capacity > 0) throw ConfigError("where the text goes is NULL, with a capacity above 0");
+}
+
 void copy_text(const std::string& from, char* to, std::size_t capacity, std::size_t* needed) {
+  check_room(to, capacity);
   if (needed) *needed = from.size() + 1;
   if (capacity == 0) return;
   const std::size_t bytes = std::min(from.size(), capacity - 1);
-  std::memcpy(&given(to, "the text"), from.data(), bytes);
+  std::memcpy(to, from.data(), bytes);
   to[bytes] = '\0';
 }
 
@@ -210,6 +232,7 @@ void tandem_config_init(tandem_config* config) {
 
 tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session) {
   return guarded([&] {
+    tandem_session*& made = place_of(session, "session");
     tandem::SessionOptions options;
     if (on_event)
       options.on_event = [on_event, user](const tandem::SessionEvent& event) {
@@ -220,11 +243,16 @@ tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_sess
                                  .text = event.text.c_str()};
         on_event(&given, user);
       };
-    given(session, "where the session goes") = new tandem_session(std::move(options));
+    made = new tandem_session(std::move(options));
   });
 }
 
-void tandem_session_free(tandem_session* session) { delete session; }
+tandem_code tandem_session_free(tandem_session* session) {
+  return guarded([&] {
+    if (session && tandem::current_rank()) throw ConfigError("a rank cannot free its session, which waits for it");
+    delete session;
+  });
+}
 
 tandem_code tandem_session_start(tandem_session* session, const char* training, const char* options,
                                  const tandem_config* config) {
@@ -282,6 +310,7 @@ tandem_code tandem_session_save(tandem_session* session, const char* directory, 
                                 size_t* needed) {
   return guarded([&] {
     if (tandem::current_rank()) throw ConfigError("a rank cannot wait for a save");
+    check_room(path, capacity);
     copy_text(given(session, "the session").session.save_now(text_or_empty(directory)).get(), path, capacity, needed);
   });
 }
@@ -290,11 +319,12 @@ tandem_code tandem_session_save(tandem_session* session, const char* directory, 
 
 tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot) {
   return guarded([&] {
-    tandem_snapshot*& made = given(snapshot, "where the snapshot goes");
+    tandem_snapshot*& made = place_of(snapshot, "snapshot");
     given(session, "the session").session.evaluate_with([&](const tandem::ModelSnapshot& weights) {
-      made = new tandem_snapshot{weights};
-      for (auto& model : made->snapshot.models)
+      auto copy = std::make_unique<tandem_snapshot>(tandem_snapshot{weights});
+      for (auto& model : copy->snapshot.models)
         for (auto& [name, tensor] : model) tensor = tensor.contiguous();
+      made = copy.release();
     });
   });
 }
@@ -325,6 +355,8 @@ tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model
 
 tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
                                    struct DLManagedTensor** tensor) {
-  return guarded(
-      [&] { given(tensor, "where the tensor goes") = at::toDLPack(tensor_of(snapshot, model, index).second); });
+  return guarded([&] {
+    DLManagedTensor*& made = place_of(tensor, "tensor");
+    made = at::toDLPack(tensor_of(snapshot, model, index).second);
+  });
 }

@@ -63,6 +63,7 @@ static int count_steps(tandem_rank* rank, const char* options, void* user) {
 static void errors_say_what_is_wrong(void) {
   tandem_session* session = NULL;
   tandem_config config = two_ranks();
+  char room = 'x';
   CHECK(tandem_session_new(NULL, NULL, NULL) == TANDEM_CONFIG_ERROR);
   CHECK(strstr(tandem_last_error(), "where the session goes is NULL"));
   CHECK(tandem_session_new(NULL, NULL, &session) == TANDEM_OK);
@@ -75,8 +76,9 @@ static void errors_say_what_is_wrong(void) {
   config.gpus = 1;
   CHECK(tandem_session_start(session, "fit", "1", &config) == TANDEM_OK);
   CHECK(tandem_session_wait(session) == TANDEM_CONFIG_ERROR);
-  tandem_snapshot* snapshot = NULL;
-  CHECK(tandem_session_snapshot(session, &snapshot) == TANDEM_ERROR);
+  tandem_snapshot* snapshot = (tandem_snapshot*)&room;
+  CHECK(tandem_session_snapshot(session, &snapshot) == TANDEM_ERROR && snapshot == NULL);
+  CHECK(tandem_session_error(session, NULL, 1, NULL) == TANDEM_CONFIG_ERROR);
   CHECK(tandem_session_pause(NULL, 0) == TANDEM_CONFIG_ERROR);
   CHECK(tandem_session_wait_for(session, NAN) == TANDEM_CONFIG_ERROR);
   CHECK(tandem_register_training("x", NULL, NULL) == TANDEM_CONFIG_ERROR);

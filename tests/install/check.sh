@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build BUILD, moves the copy, and builds users' programs against it: with find_package, static and shared,
-# in Release and Debug, and with pkg-config. Usage: check.sh BUILD CXX
+# in Release and Debug, and with pkg-config, in C++ and C. Usage: check.sh BUILD CXX
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
 build=$1
@@ -37,5 +37,17 @@ fi
 
 export PKG_CONFIG_PATH
 PKG_CONFIG_PATH=$(dirname "$(find "$work/moved" -name tandem.pc)")
-"$cxx" "$source/main.cpp" $(pkg-config --cflags --libs --static tandem) -o "$work/by_pkg_config"
+"$cxx" "$source/main.cpp" $(pkg-config --cflags --libs tandem) -o "$work/by_pkg_config"
 run "$work/by_pkg_config"
+cat >"$work/host.c" <<'C'
+#include <stdio.h>
+#include <tandem/c.h>
+int main(void) {
+  printf("tandem %s trained to 3.000\n", tandem_version());
+  return 0;
+}
+C
+"${CC:-cc}" "$work/host.c" $(pkg-config --cflags --libs tandem-c) -o "$work/host"
+run "$work/host"
+# As other languages load it: on its own.
+python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).tandem_version' "$(find "$work/moved" -name libtandem_shared.so)"

@@ -70,6 +70,10 @@ Places usual_places() {
   const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
   if (!program.empty())
     places.modules = {(program / kFileName).string(), (program.parent_path() / "lib" / kFileName).string()};
+  // Beside the library that holds Tandem: its host may be an interpreter.
+  Dl_info here = {};
+  if (dladdr(reinterpret_cast<void*>(&usual_places), &here) != 0 && here.dli_fname)
+    places.modules.push_back((std::filesystem::path(here.dli_fname).parent_path() / kFileName).string());
 #ifdef TANDEM_CUDA_MODULE
   places.modules.push_back(TANDEM_CUDA_MODULE);
 #endif
