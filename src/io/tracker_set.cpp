@@ -10,6 +10,7 @@
 #include <c10/util/Exception.h>
 #include <torch/version.h>
 
+#include "io/error_text.h"
 #include "io/png_encoder.h"
 #include "tandem/core/error.h"
 #include "tandem/version.h"
@@ -18,19 +19,6 @@ namespace tandem::io {
 namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
-
-// The text of the exception that is being handled.
-std::string current_error() {
-  try {
-    throw;
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  } catch (const std::exception& error) {
-    return error.what();
-  } catch (...) {
-    return "an exception that is no std::exception";
-  }
-}
 
 void check_images(const std::string& name, const at::Tensor& images, std::size_t captions) {
   const auto require = [&](bool holds, const std::string& otherwise) {
@@ -116,7 +104,8 @@ void TrackerSet::for_each(const std::function<void(Tracker&)>& call) {
       call(*tracker);
       return false;
     } catch (...) {
-      warnings.push_back("tracker '" + tracker->name() + "' failed and is left out from now on: " + current_error());
+      warnings.push_back("tracker '" + tracker->name() +
+                         "' failed and is left out from now on: " + text_of(std::current_exception()));
       return true;
     }
   });

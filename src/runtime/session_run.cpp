@@ -7,11 +7,10 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
 
 #include "backend/rank_memory.h"
+#include "io/error_text.h"
 #include "io/model_weights.h"
-#include "runtime/error_text.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
