@@ -14,8 +14,8 @@ package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/bin/
   /usr/include/zlib.h /usr/include/libdeflate.h /usr/include/jpeglib.h /usr/include/png.h /usr/include/CLI/CLI.hpp
   /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp
   /usr/include/simdjson.h /usr/share/javascript/dygraphs/dygraph.min.js)
-# Another version formats differently, so only CI insists.
-[[ -z ${CI:-} ]] || { packages+=(clang-format) && package_files+=(/usr/bin/clang-format); }
+# Other versions format, and warn, differently, so only CI insists.
+[[ -z ${CI:-} ]] || { packages+=(clang-format doxygen) && package_files+=(/usr/bin/clang-format /usr/bin/doxygen); }
 # A test looks at reports with it, and is skipped without. Ubuntu's does not run in a container.
 if [[ -n ${CI:-} && -e /etc/debian_version && ! -e /etc/lsb-release ]]; then
   packages+=(chromium) && package_files+=(/usr/bin/chromium)

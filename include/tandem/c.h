@@ -1,4 +1,4 @@
-/*
+/** \file
  * Tandem for programs in C and for bindings of other languages: trains in the background of a host program.
  *
  * The training itself is written in C++ (tandem/runtime/trainings.h) and known by a name, or is a C function that does
@@ -22,55 +22,62 @@
 extern "C" {
 #endif
 
+/** How a call ended. */
 typedef enum tandem_code {
-  TANDEM_OK = 0,
-  TANDEM_ERROR = 1,            /* none of those below */
-  TANDEM_CONFIG_ERROR = 2,     /* an argument does not fit */
-  TANDEM_DATA_ERROR = 3,       /* data is missing or damaged */
-  TANDEM_COLLECTIVE_ERROR = 4, /* the ranks did not act alike */
-  TANDEM_CHECKPOINT_ERROR = 5, /* a file cannot be written or read */
-  TANDEM_CANCELLED = 6,        /* the training is being ended */
-  TANDEM_RANK_ERROR = 7,       /* the training has failed: a rank threw */
-  TANDEM_NOT_YET = 8           /* tandem_session_wait_for: it goes on */
+  TANDEM_OK = 0,               /**< all went well */
+  TANDEM_ERROR = 1,            /**< none of those below */
+  TANDEM_CONFIG_ERROR = 2,     /**< an argument does not fit */
+  TANDEM_DATA_ERROR = 3,       /**< data is missing or damaged */
+  TANDEM_COLLECTIVE_ERROR = 4, /**< the ranks did not act alike */
+  TANDEM_CHECKPOINT_ERROR = 5, /**< a file cannot be written or read */
+  TANDEM_CANCELLED = 6,        /**< the training is being ended */
+  TANDEM_RANK_ERROR = 7,       /**< the training has failed: a rank threw */
+  TANDEM_NOT_YET = 8           /**< tandem_session_wait_for: it goes on */
 } tandem_code;
 
-/* What the last call that failed on this thread said; "" before. Valid until the next call that fails on it. */
+/** What the last call that failed on this thread said; "" before. Valid until the next call that fails on it. */
 const char* tandem_last_error(void);
 
-/* "0.1.0" */
+/** The version of the library, such as "0.1.0". */
 const char* tandem_version(void);
 
 /* ---- trainings */
 
-typedef struct tandem_rank tandem_rank; /* one rank of a training that runs; of its thread */
+/** One rank of a training that runs; of its thread. */
+typedef struct tandem_rank tandem_rank;
 
-/* The body of a training, called once on each rank's thread. Returns 0, or anything else when it has failed, after
+/** The body of a training, called once on each rank's thread. Returns 0, or anything else when it has failed, after
  * tandem_rank_fail. */
 typedef int (*tandem_training)(tandem_rank* rank, const char* options, void* user);
 
-/* Makes a function known under a name. `user` is given to it and outlives all its trainings. */
+/** Makes a function known under a name. `user` is given to it and outlives all its trainings. */
 tandem_code tandem_register_training(const char* name, tandem_training training, void* user);
 
+/** Which rank it is, from 0; -1 for NULL. */
 int32_t tandem_rank_index(const tandem_rank* rank);
+
+/** How many ranks there are; -1 for NULL. */
 int32_t tandem_rank_world_size(const tandem_rank* rank);
 
-/* A step of the training: between two of them all ranks can be paused, stopped and cancelled. Collective. Returns
+/** A step of the training: between two of them all ranks can be paused, stopped and cancelled. Collective. Returns
  * TANDEM_CANCELLED when the function is to return at once. */
 tandem_code tandem_rank_step(tandem_rank* rank);
 
-/* Nonzero once the host has asked for a good end, on all ranks after the same step. */
+/** Nonzero once the host has asked for a good end, on all ranks after the same step. */
 int tandem_rank_stop_requested(const tandem_rank* rank);
 
-/* How many steps there will be. */
+/** How many steps there will be. */
 void tandem_rank_set_total_steps(tandem_rank* rank, int64_t steps);
 
-/* Says why the function is about to return something else than 0. */
+/** Says why the function is about to return something else than 0. */
 void tandem_rank_fail(tandem_rank* rank, const char* why);
 
 /* ---- sessions */
 
+/** A training in the background of the program; see tandem::Session. */
 typedef struct tandem_session tandem_session;
 
+/** What a session is doing; see tandem::SessionState. */
 typedef enum tandem_state {
   TANDEM_IDLE = 0,
   TANDEM_STARTING = 1,
@@ -83,14 +90,21 @@ typedef enum tandem_state {
   TANDEM_FAILED = 8
 } tandem_state;
 
-/* See tandem::Progress. */
+/** Where a session's training is; see tandem::Progress for units and for what is not known. */
 typedef struct tandem_progress {
-  int32_t state; /* a tandem_state */
-  int32_t reserved;
-  int64_t epoch, step, epoch_step, epoch_steps, total_steps;
-  double loss, steps_per_second, seconds_left;
+  int32_t state;        /**< a tandem_state */
+  int32_t reserved;     /**< 0 */
+  int64_t epoch,        /**< of the loader that rank 0 took a batch from last, from 0 */
+      step,             /**< accumulation windows that rank 0 has closed */
+      epoch_step,       /**< batches of the epoch that rank 0 has taken */
+      epoch_steps,      /**< batches that it has; -1: not known */
+      total_steps;      /**< as the training has said; -1: not known */
+  double loss,          /**< of rank 0's last micro-batch; NaN: none yet */
+      steps_per_second, /**< smoothed over a few seconds, without pauses */
+      seconds_left;     /**< to total_steps, or else to the end of the epoch; -1: not known */
 } tandem_progress;
 
+/** What has happened; see tandem::SessionEvent::Kind. */
 typedef enum tandem_event_kind {
   TANDEM_EVENT_STARTED = 0,
   TANDEM_EVENT_STEP = 1,
@@ -104,58 +118,71 @@ typedef enum tandem_event_kind {
   TANDEM_EVENT_FAILED = 9
 } tandem_event_kind;
 
+/** Something that has happened to a session; see tandem::SessionEvent. */
 typedef struct tandem_event {
-  int32_t kind; /* a tandem_event_kind */
-  int32_t reserved;
-  int64_t left_out;
-  tandem_progress progress;
-  const char* text; /* valid within the callback */
+  int32_t kind;             /**< a tandem_event_kind */
+  int32_t reserved;         /**< 0 */
+  int64_t left_out;         /**< events of this kind that came before it and were not delivered */
+  tandem_progress progress; /**< where the training was then */
+  const char* text;         /**< the directory of a save, or what went wrong; "" otherwise. Valid within the callback */
 } tandem_event;
 
-/* Called on a thread of the session's, one call at a time. */
+/** Called on a thread of the session's, one call at a time. */
 typedef void (*tandem_on_event)(const tandem_event* event, void* user);
 
-/* What to train on; see tandem::LaunchConfig. */
+/** What to train on; see tandem::LaunchConfig. */
 typedef struct tandem_config {
-  size_t size;  /* of this struct, as tandem_config_init sets it: a binding with another layout is told so */
-  int32_t gpus; /* that many GPUs, a rank each; -1: not asked for */
-  int32_t cpu;  /* that many ranks on the CPU; -1: not asked for. With neither: all GPUs, or else the CPU */
-  uint64_t seed;
-  int32_t gradient_accumulation_steps;
-  int32_t reserved;
-  const char* checkpoint_directory; /* where tandem_session_save without a directory saves; may be NULL */
-  int64_t checkpoint_limit;         /* of checkpoints there; 0: none */
+  size_t size;   /**< of this struct, as tandem_config_init sets it: a binding with another layout is told so */
+  int32_t gpus;  /**< that many GPUs, a rank each; -1: not asked for */
+  int32_t cpu;   /**< that many ranks on the CPU; -1: not asked for. With neither: all GPUs, or else the CPU */
+  uint64_t seed; /**< master seed */
+  int32_t gradient_accumulation_steps; /**< micro-batches an optimizer update */
+  int32_t reserved;                    /**< 0 */
+  const char* checkpoint_directory;    /**< where tandem_session_save without a directory saves; may be NULL */
+  int64_t checkpoint_limit;            /**< of checkpoints there; 0: none */
 } tandem_config;
 
+/** Sets the size, and the defaults of tandem::LaunchConfig. To be called before anything else is set. */
 void tandem_config_init(tandem_config* config);
 
-/* `on_event` may be NULL. Free it with tandem_session_free. */
+/** `on_event` may be NULL. Free it with tandem_session_free. */
 tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session);
 
-/* Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. On a
+/** Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. On a
  * rank's thread nothing is freed (TANDEM_CONFIG_ERROR). */
 tandem_code tandem_session_free(tandem_session* session);
 
-/* Begins the training that is known as `training`, with `options` (may be NULL), and returns. */
+/** Begins the training that is known as `training`, with `options` (may be NULL), and returns. */
 tandem_code tandem_session_start(tandem_session* session, const char* training, const char* options,
                                  const tandem_config* config);
 
+/** Has all ranks stand still from the next step on. With a nonzero `release_memory`, memory that is kept for reuse goes
+ * back to the devices. */
 tandem_code tandem_session_pause(tandem_session* session, int release_memory);
+
+/** Lets them go on. */
 tandem_code tandem_session_resume(tandem_session* session);
+
+/** Ends training and lets the function end well: tandem_rank_stop_requested tells it. */
 tandem_code tandem_session_request_stop(tandem_session* session);
+
+/** Ends the training now, as a failure would. */
 tandem_code tandem_session_cancel(tandem_session* session);
 
-/* Returns when the training has ended: TANDEM_OK also when it was cancelled, else what went wrong. */
+/** Returns when the training has ended: TANDEM_OK also when it was cancelled, else what went wrong. */
 tandem_code tandem_session_wait(tandem_session* session);
+
+/** The same, but returns TANDEM_NOT_YET when it has not ended within `seconds`, 0 or more. */
 tandem_code tandem_session_wait_for(tandem_session* session, double seconds);
 
+/** Writes where the training is to `*progress`. Takes no lock. */
 tandem_code tandem_session_progress(const tandem_session* session, tandem_progress* progress);
 
-/* What tandem_session_wait returns in words, when the state is TANDEM_FAILED: writes it to `text`, cut off at
+/** What tandem_session_wait returns in words, when the state is TANDEM_FAILED: writes it to `text`, cut off at
  * `capacity` bytes with the 0 at its end, and the bytes it needs to `*needed`, unless that is NULL. */
 tandem_code tandem_session_error(const tandem_session* session, char* text, size_t capacity, size_t* needed);
 
-/* Saves the state between two steps, and waits for that; while the training is paused in the middle of a window, until
+/** Saves the state between two steps, and waits for that; while the training is paused in the middle of a window, until
  * it goes on. `directory` may be NULL: the next of a series. Its path goes to `path` as in tandem_session_error, and to
  * TANDEM_EVENT_SAVED; `path` may be NULL with a capacity of 0. Each call saves. */
 tandem_code tandem_session_save(tandem_session* session, const char* directory, char* path, size_t capacity,
@@ -163,10 +190,12 @@ tandem_code tandem_session_save(tandem_session* session, const char* directory, 
 
 /* ---- weights */
 
+/** The weights of a moment; see tandem::ModelSnapshot. */
 typedef struct tandem_snapshot tandem_snapshot;
 
+/** Type of a tensor's elements. */
 typedef enum tandem_type {
-  TANDEM_OTHER = 0,
+  TANDEM_OTHER = 0, /**< none of those below */
   TANDEM_FLOAT32 = 1,
   TANDEM_FLOAT64 = 2,
   TANDEM_FLOAT16 = 3,
@@ -177,29 +206,40 @@ typedef enum tandem_type {
   TANDEM_BOOL = 8
 } tandem_type;
 
-/* A parameter or buffer, contiguous in the CPU's memory. All pointers are the snapshot's. */
+/** A parameter or buffer, contiguous in the CPU's memory. All pointers are the snapshot's. */
 typedef struct tandem_tensor {
-  const char* name;
-  const void* data;
-  const int64_t* shape;
-  int32_t dims;
-  int32_t type; /* a tandem_type */
-  size_t bytes;
+  const char* name;     /**< the module's name for it */
+  const void* data;     /**< its elements, row by row */
+  const int64_t* shape; /**< sizes, one a dimension */
+  int32_t dims;         /**< how many sizes */
+  int32_t type;         /**< a tandem_type */
+  size_t bytes;         /**< of the elements together */
 } tandem_tensor;
 
-/* Waits for the weights between two steps; after a good end, those it ended with. Of a training that has prepared no
+/** Waits for the weights between two steps; after a good end, those it ended with. Of a training that has prepared no
  * model there are none: it waits for its end then, and fails. Free them with tandem_snapshot_free. */
 tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot);
+
+/** Frees it; NULL is none, and fine. Tensors that were given as DLManagedTensor stay. */
 void tandem_snapshot_free(tandem_snapshot* snapshot);
 
+/** The step after which the weights were copied (tandem_progress::step); -1 for NULL. */
 int64_t tandem_snapshot_step(const tandem_snapshot* snapshot);
+
+/** How many models it has; 0 for NULL. */
 size_t tandem_snapshot_models(const tandem_snapshot* snapshot);
+
+/** How many tensors model `model` (from 0) has; 0 where there is no such model. */
 size_t tandem_snapshot_tensors(const tandem_snapshot* snapshot, size_t model);
+
+/** Writes tensor `index` (from 0) of model `model` to `*tensor`. TANDEM_CONFIG_ERROR when there is no such one. */
 tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model, size_t index, tandem_tensor* tensor);
 
-/* The same as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter frees it.
- */
 struct DLManagedTensor;
+
+/** The same as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter frees
+ * it.
+ */
 tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
                                    struct DLManagedTensor** tensor);
 

@@ -44,8 +44,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual c10::DeviceType type() const = 0;
-  virtual std::string name() const = 0;  ///< as messages show it, "CPU"
+  virtual c10::DeviceType type() const = 0;  ///< of its devices
+  virtual std::string name() const = 0;      ///< as messages show it, "CPU"
 
   /// Number of devices; for the CPU the number of cores this process may use.
   virtual int device_count() const = 0;

@@ -15,6 +15,8 @@ class Graph {
   /// From here to `end`, what this thread enqueues on its current stream is recorded instead of done. Numbers that it
   /// draws from the device's default generator and from `own` are others at each replay.
   virtual void begin(const at::Generator& own) = 0;
+
+  /// Ends the recording.
   virtual void end() = 0;
 
   /// Instead of `end`, also after an error: the thread's stream and its generators are as before `begin`. Never throws.

@@ -37,7 +37,9 @@ enum class Operation : std::uint8_t {
 ///
 /// Trivially copyable and small: it is written at every call.
 struct CallRecord {
+  /// What is asked for.
   Operation operation = Operation::barrier;
+  /// How, where it is a reduction.
   ReduceOp reduce = ReduceOp::sum;
   std::int8_t dims = -1;                ///< of the first tensor; -1: no tensor
   std::int32_t root = -1;               ///< -1: an operation without root

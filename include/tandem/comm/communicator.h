@@ -20,13 +20,15 @@ class Communicator {
  public:
   virtual ~Communicator() = default;
 
+  /// This rank, from 0.
   virtual int rank() const = 0;
+
+  /// How many ranks take part.
   virtual int world_size() const = 0;
 
   /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits. No two of the tensors may
-  /// overlap.
-  /// bfloat16 and float16 are accumulated in float32; see reduce_elements for integers and bool. Throws CollectiveError
-  /// for a mean of integers and for max or min of complex numbers, for any number of ranks.
+  /// overlap. bfloat16 and float16 are accumulated in float32; see reduce_elements for integers and bool. Throws
+  /// CollectiveError for a mean of integers and for max or min of complex numbers, for any number of ranks.
   void all_reduce(at::TensorList tensors, ReduceOp op) { all_reduce(tensors, tensors, op); }
 
   /// The same, from `inputs`, which stay as they are, into `outputs` of the same types and sizes. An output may be its

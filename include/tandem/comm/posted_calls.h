@@ -16,6 +16,7 @@ class PostedCalls {
   /// Calls that can be under way.
   static constexpr std::uint64_t kOpen = 1024;
 
+  /// Of `world_size` ranks, without a call. `token` outlives it.
   PostedCalls(int world_size, CancelToken& token);
   ~PostedCalls();
   PostedCalls(const PostedCalls&) = delete;
@@ -32,13 +33,16 @@ class PostedCalls {
   /// Throws CollectiveError when the ranks have posted different calls, and Cancelled when the token has fired.
   class Part {
    public:
+    /// Looks for it, without waiting.
     Part(PostedCalls& calls, int rank);
     ~Part();
     Part(const Part&) = delete;
     Part& operator=(const Part&) = delete;
 
+    /// Whether it is there.
     explicit operator bool() const noexcept { return number_ != 0; }
 
+    /// What `peer` has posted with it, of the type that all ranks gave.
     template <class T>
     const T& payload(int peer) const {
       return *static_cast<const T*>(calls_.payload(peer, number_));

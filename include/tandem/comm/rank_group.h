@@ -30,8 +30,8 @@ class RankGroup {
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
 
-  int world_size() const noexcept { return opening_.parties(); }
-  CancelToken& token() noexcept { return token_; }
+  int world_size() const noexcept { return opening_.parties(); }  ///< how many ranks there are
+  CancelToken& token() noexcept { return token_; }                ///< what ends the waits of its ranks
 
   /// One collective call of one rank, from the moment all ranks have come to the moment all are done with each
   /// other's payloads.
@@ -90,6 +90,7 @@ class RankGroup {
   /// While alive, reports `rank` as waiting for `what` (a string literal), and lets the time limit apply to it.
   class WaitScope {
    public:
+    /// Begins the wait, as far as reports and the time limit are concerned.
     WaitScope(RankGroup& group, int rank, const char* what);
     ~WaitScope();
     WaitScope(const WaitScope&) = delete;

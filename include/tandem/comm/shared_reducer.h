@@ -11,9 +11,9 @@ namespace tandem::comm {
 
 /// A row of elements in memory.
 struct Part {
-  void* data;
-  std::int64_t elements;
-  ElementType type;
+  void* data;             ///< of the first element
+  std::int64_t elements;  ///< how many
+  ElementType type;       ///< of each
 };
 
 /// One rank's reductions over memory that all ranks of the group can read and write. The lists of parts have the same
@@ -35,8 +35,9 @@ class SharedReducer {
 
   /// What a rank lends to the others for a started reduction: lists as of `reduce`, which stay where they are.
   struct Started {
-    std::span<const Part> inputs, outputs;
-    ReduceOp op;
+    std::span<const Part> inputs,  ///< the parts that this rank gives
+        outputs;                   ///< where it gets the results
+    ReduceOp op;                   ///< how they are combined
     /// Where the sums of squares of the outputs' blocks go (see reduce_with_squares), a pointer a part; empty: nowhere.
     std::span<double* const> squares = {};
   };

@@ -16,10 +16,11 @@ namespace tandem::comm {
 /// which computes.
 class SideStream {
  public:
+  /// Takes a stream of high priority on `device`, a GPU.
   explicit SideStream(c10::Device device) : guard_(device.type()), device_(device), lease_(device, /*priority=*/-1) {}
 
-  c10::Stream stream() const { return lease_.stream(); }
-  c10::Stream compute() const { return guard_.getStream(device_); }
+  c10::Stream stream() const { return lease_.stream(); }             ///< the stream beside
+  c10::Stream compute() const { return guard_.getStream(device_); }  ///< the calling thread's current one
 
   /// What is enqueued here from now on comes after all that the compute stream has.
   void follow_compute() {

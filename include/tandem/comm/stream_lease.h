@@ -14,7 +14,7 @@ class StreamLease {
   StreamLease(const StreamLease&) = delete;
   StreamLease& operator=(const StreamLease&) = delete;
 
-  const c10::Stream& stream() const { return stream_; }
+  const c10::Stream& stream() const { return stream_; }  ///< the stream that is lent
 
  private:
   const int priority_;

@@ -21,6 +21,7 @@ class CancelToken {
   bool cancel(std::exception_ptr reason, int rank = -1) noexcept;
 
   // acquire: whoever sees true sees reason and rank.
+  /// Whether it has fired. Costs one load.
   bool cancelled() const noexcept { return cancelled_.load(std::memory_order_acquire); }
 
   /// Throws Cancelled, quoting the reason, when the token has fired.
@@ -34,12 +35,14 @@ class CancelToken {
   /// The rank to blame; -1: none, or not fired.
   int rank() const;
 
+  /// Throws Cancelled, quoting the reason and naming the rank to blame.
   [[noreturn]] void throw_cancelled() const;
 
   /// Calls `on_cancel` when the token fires, on the thread that fires it, or at once if it has fired before. The
   /// callback must neither throw nor subscribe nor unsubscribe. The destructor waits for a callback that is running.
   class Subscription {
    public:
+    /// Begins to listen. `token` outlives it.
     Subscription(CancelToken& token, std::function<void()> on_cancel);
     ~Subscription();
     Subscription(const Subscription&) = delete;

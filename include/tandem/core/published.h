@@ -18,6 +18,7 @@ class Published {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
+  /// Holds `value` at first.
   explicit Published(const T& value = {}) { store(value); }
   Published(const Published&) = delete;
   Published& operator=(const Published&) = delete;
@@ -33,6 +34,7 @@ class Published {
     version_.store(version + 2, std::memory_order_release);
   }
 
+  /// The value that was stored last. Any thread.
   T load() const noexcept {
     Words words;
     std::uint64_t before = 0, after = 1;

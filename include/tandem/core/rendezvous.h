@@ -22,7 +22,7 @@ class Rendezvous {
   Rendezvous(const Rendezvous&) = delete;
   Rendezvous& operator=(const Rendezvous&) = delete;
 
-  int parties() const noexcept { return parties_; }
+  int parties() const noexcept { return parties_; }  ///< that meet
 
   /// Returns when all parties have called it. Throws Cancelled when the token fires before that.
   void wait(int party) { exchange(party, nullptr); }

@@ -41,7 +41,7 @@ class SpscRing {
   SpscRing(const SpscRing&) = delete;
   SpscRing& operator=(const SpscRing&) = delete;
 
-  std::size_t capacity() const noexcept { return capacity_; }
+  std::size_t capacity() const noexcept { return capacity_; }  ///< items that there is room for
 
   /// Items in the ring, at some moment during the call. Any thread.
   std::size_t size() const noexcept {

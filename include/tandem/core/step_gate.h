@@ -24,15 +24,18 @@ class StepGate {
  public:
   /// Who is at the gate while a task is there.
   struct Standing {
-    int first = 0;            ///< the lowest rank that stands at the gate
-    int aside = 0, left = 0;  ///< how many ranks do not
-    bool same_place = true;   ///< those at the gate have begun as many micro-batches, and taken as many batches since
+    int first = 0;           ///< the lowest rank that stands at the gate
+    int aside = 0,           ///< how many have stepped aside
+        left = 0;            ///< how many have ended
+    bool same_place = true;  ///< those at the gate have begun as many micro-batches, and taken as many batches since
   };
 
   /// Something that the ranks at the gate do there.
   struct Task {
     /// Asked of each rank first; unless all agree, the task is put off to a later place. Empty: all do.
     std::function<bool(int rank, const Standing&)> may_run{};
+
+    /// Called by each rank that stands at the gate, on its thread, when all have agreed.
     std::function<void(int rank, const Standing&)> run{};
   };
 
@@ -45,7 +48,10 @@ class StepGate {
 
   // ---- by ranks, each with its own number. Throw Cancelled when the token fires, and what a task throws.
 
+  /// Before each micro-batch.
   void pass_micro_batch(int rank);
+
+  /// Before each batch that the rank takes.
   void pass_batch(int rank);
 
   /// The rank passes no more: it has ended. Throws nothing.
@@ -54,6 +60,8 @@ class StepGate {
   /// While it is aside, a rank changes nothing and only answers others, who do not wait for it at the gate. All ranks
   /// come back together, as at the same place.
   void step_aside(int rank);
+
+  /// Ends it, once no task is there.
   void come_back(int rank);
 
   // ---- by any thread; none of them waits for a rank
@@ -63,8 +71,8 @@ class StepGate {
 
   /// Ranks that stand at the gate stay there (and run tasks), until `release`.
   void hold();
-  void release();
-  bool holds() const;
+  void release();      ///< lets ranks that are held go on
+  bool holds() const;  ///< whether ranks are to stay at the gate
 
  private:
   enum class Place { running, parked, aside, left };

@@ -12,8 +12,9 @@
 
 namespace tandem {
 
+/// What threads a team has.
 struct ThreadTeamOptions {
-  int size = 1;
+  int size = 1;                              ///< how many
   std::string name = "rank";                 ///< thread i is named "rank i"
   std::vector<std::vector<int>> cores = {};  ///< by thread, the cores it may use; empty: any
 };

@@ -25,6 +25,7 @@ bool work_is_unwanted() noexcept;
 /// While alive, the calling thread works for a consumer that is gone when `token` or `gone` (may be null) says so.
 class WorkScope {
  public:
+  /// Both outlive it. Scopes nest: work is unwanted when any of them says so.
   explicit WorkScope(const CancelToken& token, const std::atomic<bool>* gone = nullptr) noexcept;
   ~WorkScope();
   WorkScope(const WorkScope&) = delete;
@@ -43,6 +44,8 @@ class WorkerPool {
  public:
   /// What a job makes.
   using Result = std::shared_ptr<void>;
+
+  /// A piece of work, done by one of the threads.
   using Job = std::function<Result()>;
 
   /// Starts `threads` >= 1 threads named "`name` 0", …, which call `on_start(index)` first. `token` outlives the pool.

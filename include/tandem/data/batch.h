@@ -17,6 +17,7 @@
 
 #include "tandem/core/error.h"
 
+/// \file
 /// A batch is a tensor or any nesting of tensors: std::vector, array, pair, tuple, optional, map, unordered_map,
 /// torch::data::Example, and structs that say what their parts are. Everything that Tandem does with a batch (move,
 /// slice, join, gather, pad) is written once on top of `for_each_tensor`.
@@ -27,6 +28,7 @@
 ///     inline auto batch_fields(Sample& s) { return std::tie(s.image, s.boxes); }
 namespace tandem::data {
 
+/// A struct that says what its parts are.
 template <class T>
 concept HasBatchFields = requires(T& value) {
   batch_fields(value);
@@ -93,7 +95,7 @@ T map_tensors(T value, Function&& function) {
 /// `value` on `device`; tensors that are there already are not copied.
 template <class T>
 T to_device(T value, c10::Device device, bool non_blocking = false) {
-  return map_tensors(std::move(value), [&](const at::Tensor& t) { return t.to(device, non_blocking); });
+  return data::map_tensors(std::move(value), [&](const at::Tensor& t) { return t.to(device, non_blocking); });
 }
 
 /// Number of samples in a batch: dim 0 of its first tensor with dimensions. Throws DataError when there is none.
@@ -108,7 +110,8 @@ std::int64_t batch_size_of(const T& value) {
 /// Rows [begin, end) of each tensor, as views; 0-dim tensors are kept.
 template <class T>
 T slice(T value, std::int64_t begin, std::int64_t end) {
-  return map_tensors(std::move(value), [&](const at::Tensor& t) { return t.dim() == 0 ? t : t.slice(0, begin, end); });
+  return data::map_tensors(std::move(value),
+                           [&](const at::Tensor& t) { return t.dim() == 0 ? t : t.slice(0, begin, end); });
 }
 
 /// Joins values of equal structure tensor by tensor with `join(std::vector<at::Tensor>) -> at::Tensor`; parts that are
@@ -133,7 +136,7 @@ T join_tensors(std::vector<T> values, Join&& join) {
 /// Samples to a batch: each tensor stacked along a new dim 0. Throws DataError when the samples' shapes differ.
 template <class Sample>
 Sample stack(std::vector<Sample> samples) {
-  return join_tensors(std::move(samples), [](const std::vector<at::Tensor>& column) {
+  return data::join_tensors(std::move(samples), [](const std::vector<at::Tensor>& column) {
     for (std::size_t i = 1; i < column.size(); ++i)
       if (column[i].sizes() != column[0].sizes())
         throw DataError("samples of different shapes cannot be stacked to a batch: sample 0 has " +

@@ -54,10 +54,14 @@ struct DataLoaderOptions {
 template <class Dataset, class Batch_ = DefaultBatch<SampleOf<Dataset>>>
 class DataLoader {
  public:
-  using Sample = SampleOf<Dataset>;
-  using Batch = Batch_;
+  using Sample = SampleOf<Dataset>;  ///< what the dataset gives
+  using Batch = Batch_;              ///< what the collation makes of samples
+
+  /// Samples come one after another, and cannot be asked for by index.
   static constexpr bool iterable = is_iterable<Dataset>();
 
+  /// Copies `dataset`, or takes it over when it is moved here. Copies of the loader share it. `prepare` checks the
+  /// options.
   explicit DataLoader(Dataset dataset,
                       DataLoaderOptions options = {}) requires std::is_same_v<Batch, DefaultBatch<Sample>>
       : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation()) {}
@@ -78,8 +82,8 @@ class DataLoader {
     return loader;
   }
 
-  const DataLoaderOptions& options() const { return options_; }
-  Dataset& dataset() const { return *dataset_; }
+  const DataLoaderOptions& options() const { return options_; }  ///< as given
+  Dataset& dataset() const { return *dataset_; }                 ///< which all copies of the loader share
 
   /// Samples in the dataset; 0 for an iterable. Throws DataError when a map-style dataset does not know.
   std::int64_t length() const {
@@ -142,7 +146,8 @@ class DataLoader {
   static Collate default_collation() {
     if constexpr (gives_batches<Dataset>)  // of an iterable: rows that are batches of one
       return [](std::vector<Sample> rows) {
-        return join_tensors(std::move(rows), [](const std::vector<at::Tensor>& column) { return at::cat(column); });
+        return data::join_tensors(std::move(rows),
+                                  [](const std::vector<at::Tensor>& column) { return at::cat(column); });
       };
     else
       return [](std::vector<Sample> samples) { return default_collate(std::move(samples)); };
@@ -159,12 +164,15 @@ class DataLoader {
   DataLoaderOptions options_;
   Collate collate_;
   SliceBatch<Batch> slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
-    return slice(batch, begin, end);
+    return data::slice(batch, begin, end);  // not a function of the batch's own namespace
   };
 };
 
+/// The batch follows from the dataset.
 template <class Dataset>
 DataLoader(Dataset) -> DataLoader<Dataset>;
+
+/// The same with options.
 template <class Dataset>
 DataLoader(Dataset, DataLoaderOptions) -> DataLoader<Dataset>;
 

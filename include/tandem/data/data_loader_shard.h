@@ -12,6 +12,7 @@ namespace tandem::data {
 template <class Batch>
 class DataLoaderShard final : public LoaderBase<Batch> {
  public:
+  /// Of the parts that `prepare` made for this rank.
   DataLoaderShard(LoaderContext context, LoaderParts<Batch> parts)
       : LoaderBase<Batch>(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
         parts_(std::move(parts)),

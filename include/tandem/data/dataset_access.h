@@ -17,15 +17,16 @@
 #include "tandem/data/iterable.h"
 #include "tandem/rng/generators.h"
 
+/// \file
 /// How samples are got out of any kind of dataset: by index (map-style) or one after another (streams).
 namespace tandem::data {
 
 /// Who reads, for generators and error messages.
 struct ReadContext {
   std::uint64_t seed = 0;  ///< of augmentation
-  std::int64_t epoch = 0;
-  std::int64_t step = 0;
-  int rank = 0;  ///< that the samples are for
+  std::int64_t epoch = 0;  ///< from 0
+  std::int64_t step = 0;   ///< of the epoch, from 0
+  int rank = 0;            ///< that the samples are for
 };
 
 namespace detail {
@@ -134,7 +135,8 @@ SampleStream<Sample> stream_of_torch_dataset(std::shared_ptr<Dataset> dataset, s
       if (!raw) return std::optional<Sample>();
       if constexpr (std::is_same_v<Raw, Sample>) {  // a batch already: its rows are the samples
         samples.clear();
-        for (std::int64_t row = 0; row < batch_size_of(*raw); ++row) samples.push_back(slice(*raw, row, row + 1));
+        for (std::int64_t row = 0; row < data::batch_size_of(*raw); ++row)
+          samples.push_back(data::slice(*raw, row, row + 1));
       } else {
         samples = std::move(*raw);
       }
@@ -195,7 +197,7 @@ DefaultBatch<Sample> default_collate(std::vector<Sample> samples) {
   } else {
     if (samples.size() > 1 && tensors_of(samples.front()).empty())
       throw DataError("samples without a tensor cannot be made to a batch; give the loader a collation");
-    return stack(std::move(samples));
+    return data::stack(std::move(samples));
   }
 }
 

@@ -18,7 +18,7 @@ namespace tandem::data {
 template <class Batch>
 class DeviceCopies {
  public:
-  using Step = std::optional<std::pair<StepInfo, Batch>>;
+  using Step = std::optional<std::pair<StepInfo, Batch>>;  ///< nothing at the end of the epoch
 
   /// `pin`: through pinned memory. Without it the host waits while the driver copies, perhaps behind a collective.
   DeviceCopies(c10::Device device, bool pin) : device_(device), pin_(pin), stream_(device) {}
@@ -59,7 +59,7 @@ class DeviceCopies {
       next.step = take();
       if (!next.step) return;
       const c10::StreamGuard on(stream_.stream());
-      next.step->second = map_tensors(std::move(next.step->second), [&](const at::Tensor& t) { return copy(t); });
+      next.step->second = data::map_tensors(std::move(next.step->second), [&](const at::Tensor& t) { return copy(t); });
       next.done = stream_.mark();
     } catch (...) {
       next.error = std::current_exception();

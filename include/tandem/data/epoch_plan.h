@@ -9,11 +9,11 @@ namespace tandem::data {
 struct EpochPlanOptions {
   std::int64_t length = 0;      ///< samples in the dataset
   std::int64_t batch_size = 1;  ///< of a rank, or of all ranks with split_batches
-  int ranks = 1;
-  bool drop_last = false;      ///< leave out what does not fill a global batch
-  bool even_batches = true;    ///< shard mode: repeat samples so that all ranks get as many
-  bool split_batches = false;  ///< batch_size is the global one
-  bool dispatch = false;       ///< rank 0 reads for all
+  int ranks = 1;                ///< that divide the epoch
+  bool drop_last = false;       ///< leave out what does not fill a global batch
+  bool even_batches = true;     ///< shard mode: repeat samples so that all ranks get as many
+  bool split_batches = false;   ///< batch_size is the global one
+  bool dispatch = false;        ///< rank 0 reads for all
 };
 
 /// The plan of an epoch over a map-style dataset: a pure function of its options that can be asked for any step in
@@ -25,7 +25,7 @@ class EpochPlan {
   /// Throws ConfigError when an option is out of range or split_batches does not divide by the ranks.
   explicit EpochPlan(EpochPlanOptions options);
 
-  const EpochPlanOptions& options() const { return options_; }
+  const EpochPlanOptions& options() const { return options_; }  ///< as given
 
   /// Samples of a full step of all ranks.
   std::int64_t global_batch_size() const { return global_; }

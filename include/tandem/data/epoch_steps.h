@@ -24,6 +24,7 @@ class EpochSteps {
  public:
   virtual ~EpochSteps() = default;
 
+  /// Steps of the epoch for `rank`.
   virtual std::int64_t steps(int rank) const = 0;
 
   /// Indices of `rank` in `step` (0 <= step < steps(rank)).
@@ -32,12 +33,14 @@ class EpochSteps {
   /// See EpochPlan::remainder.
   virtual std::int64_t remainder() const = 0;
 
+  /// What `rank` is told of `step` (0 <= step < steps(rank)).
   StepInfo info(std::int64_t step, int rank) const;
 };
 
 /// Steps of a sampler's order.
 class SampledSteps final : public EpochSteps {
  public:
+  /// Divides `order`, of `plan.options().length` samples, by `plan`.
   SampledSteps(EpochPlan plan, EpochOrder order) : plan_(std::move(plan)), order_(std::move(order)) {}
 
   std::int64_t steps(int rank) const override { return plan_.steps(rank); }

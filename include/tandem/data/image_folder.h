@@ -12,10 +12,10 @@
 
 namespace tandem::data {
 
-/// In pixels.
+/// A size in pixels.
 struct ImageSize {
-  std::int64_t height = 0;
-  std::int64_t width = 0;
+  std::int64_t height = 0;  ///< of the picture
+  std::int64_t width = 0;   ///< of the picture
 };
 
 /// What a pixel value v in 0 .. 255 becomes.
@@ -28,10 +28,10 @@ enum class ImageValues {
 struct ImageFolderOptions {
   /// Resize so that the shorter side has this many pixels and the shape is kept; the longer side is rounded down.
   std::optional<std::int64_t> shorter_side = {};
-  std::optional<ImageSize> resize = {};  ///< resize to exactly this; not together with shorter_side
-  std::optional<ImageSize> crop = {};    ///< keep this much of the centre
-  std::int64_t channels = 3;             ///< 3: red, green, blue; 1: grey
-  ImageValues values = ImageValues::unit;
+  std::optional<ImageSize> resize = {};    ///< resize to exactly this; not together with shorter_side
+  std::optional<ImageSize> crop = {};      ///< keep this much of the centre
+  std::int64_t channels = 3;               ///< 3: red, green, blue; 1: grey
+  ImageValues values = ImageValues::unit;  ///< what pixels become
 };
 
 /// A directory of pictures with one sub-directory a class: the class's name is the sub-directory's, labels number the
@@ -58,6 +58,7 @@ class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::da
   /// there is no such index.
   torch::data::Example<> get(std::size_t index) override;
 
+  /// How many pictures there are.
   std::optional<std::size_t> size() const override;
 
   /// The names of the classes; a label is a position in it.

@@ -26,7 +26,7 @@ using SampleStream = std::function<std::optional<Sample>()>;
 template <class Sample>
 class IterableDataset {
  public:
-  using SampleType = Sample;
+  using SampleType = Sample;  ///< what a stream gives
 
   /// `begin(epoch)` makes the stream of an epoch.
   explicit IterableDataset(std::function<SampleStream<Sample>(std::int64_t)> begin) : begin_(std::move(begin)) {}
@@ -45,14 +45,17 @@ class IterableDataset {
     };
   }
 
+  /// A new stream of epoch `epoch`.
   SampleStream<Sample> begin(std::int64_t epoch) const { return begin_(epoch); }
 
  private:
   std::function<SampleStream<Sample>(std::int64_t)> begin_;
 };
 
+/// Of a range: its elements are the samples.
 template <std::ranges::input_range Range>
 IterableDataset(Range) -> IterableDataset<std::ranges::range_value_t<Range>>;
+/// Of a function that makes streams: what these give are the samples.
 template <class Begin>
 requires std::invocable<Begin&, std::int64_t> IterableDataset(Begin)
 ->IterableDataset<typename std::invoke_result_t<std::invoke_result_t<Begin&, std::int64_t>&>::value_type>;

@@ -24,14 +24,14 @@ namespace tandem::data {
 struct EpochPosition {
   std::uint64_t loader;    ///< its number in the process; the same for those that skip some of its steps
   const StepInfo* status;  ///< as ActiveLoaders has it
-  std::int64_t epoch;
-  std::int64_t step;   ///< batches of the epoch before it
-  std::int64_t steps;  ///< of the epoch; -1: not known
+  std::int64_t epoch;      ///< from 0
+  std::int64_t step;       ///< batches of the epoch before it
+  std::int64_t steps;      ///< of the epoch; -1: not known
 };
 
 /// Where a prepared loader runs.
 struct LoaderContext {
-  int rank = 0;
+  int rank = 0;                         ///< which of the launch
   comm::RankGroup* group = nullptr;     ///< outlives the loader
   ActiveLoaders* active = nullptr;      ///< of the rank; outlives the loader
   std::optional<c10::Device> device;    ///< where batches go; empty: they stay where the dataset made them
@@ -51,6 +51,7 @@ struct LoaderState {
   at::Tensor generator = {};  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
 };
 
+/// A number for a new loader: another one in the process each time. Any thread.
 std::uint64_t next_loader_number() noexcept;
 
 /// Rank 0's `value` on every rank. Collective.
@@ -68,8 +69,14 @@ void check_loader_state(const LoaderState& state, std::int64_t global_batch_size
 class LoaderPosition {
  public:
   virtual ~LoaderPosition() = default;
+
+  /// See LoaderBase.
   virtual LoaderState state() const = 0;
+
+  /// See LoaderBase.
   virtual void load_state(const LoaderState& state) = 0;
+
+  /// Samples of a full step of all ranks; 0 with a batch sampler.
   virtual std::int64_t global_batch_size() const = 0;
 };
 
@@ -165,10 +172,15 @@ class LoaderBase : public LoaderPosition {
   /// See EpochPlan::len, less what is skipped. Throws DataError for an iterable, which has no length.
   std::int64_t len() const { return std::max<std::int64_t>(planner().len(context_.rank) - skip_, 0); }
 
+  /// Samples of a full step of all ranks; 0 with a batch sampler, whose batches may differ.
   std::int64_t global_batch_size() const override {
     return planner_ ? planner_->global_batch_size() : stream_global_batch_;
   }
+
+  /// Number of the epoch that begins next, or is running; from 0.
   std::int64_t epoch() const { return counter_->epoch; }
+
+  /// Sets it, between epochs. All ranks must agree.
   void set_epoch(std::int64_t epoch) { counter_->epoch = epoch; }
 
   /// EpochPlan::remainder; -1 too while it is not known (iterables and batch samplers, before the epoch's end or
@@ -186,7 +198,7 @@ class LoaderBase : public LoaderPosition {
 
   /// The step that was handed out last.
   const StepInfo& status() const { return status_; }
-  const LoaderContext& context() const { return context_; }
+  const LoaderContext& context() const { return context_; }  ///< where it runs
 
   /// Throws DataError for an iterable.
   const StepPlanner& planner() const {
@@ -195,11 +207,12 @@ class LoaderBase : public LoaderPosition {
   }
 
  protected:
-  struct Counter {  // between a loader and those that skip some of its steps
-    const std::uint64_t number = next_loader_number();
-    std::int64_t epoch = 0;
-    std::uint64_t begun = 0;
-    const LoaderBase* running = nullptr;  // which of them is
+  /// Shared by a loader and those that skip some of its steps.
+  struct Counter {
+    const std::uint64_t number = next_loader_number();  ///< of the loader in the process
+    std::int64_t epoch = 0;                             ///< that is running, or begins next
+    std::uint64_t begun = 0;                            ///< epochs so far
+    const LoaderBase* running = nullptr;                ///< which of them is
   };
 
   /// `planner` is null for an iterable, whose global batch size is given instead.
@@ -218,7 +231,10 @@ class LoaderBase : public LoaderPosition {
     skipping.skip_ = skip_ + steps;
   }
 
+  /// Gets the steps of an epoch going. The rank leaves the one before first.
   virtual void begin_epoch(const EpochStart& start) = 0;
+
+  /// Ends it, also before its last step.
   virtual void end_epoch() = 0;
 
   /// This rank's next step; nothing at the end of the epoch.
@@ -235,6 +251,8 @@ class LoaderBase : public LoaderPosition {
 
   /// Steps of the running epoch that were handed out, or skipped.
   std::int64_t handed_out() const { return handed_out_; }
+
+  /// The running epoch's number among those that the rank has begun, from 1.
   std::uint64_t epoch_number() const { return number_; }
 
  private:
@@ -249,7 +267,7 @@ class LoaderBase : public LoaderPosition {
 
   Batch place(Batch batch) const {
     if (!context_.device || copies_) return batch;
-    return to_device(std::move(batch), *context_.device);
+    return data::to_device(std::move(batch), *context_.device);
   }
 
   LoaderContext context_;
@@ -271,19 +289,23 @@ class LoaderBase : public LoaderPosition {
 template <class Batch>
 class PreparedDataLoader {
  public:
+  /// Shares `loader`, which is not null.
   explicit PreparedDataLoader(std::shared_ptr<LoaderBase<Batch>> loader) : loader_(std::move(loader)) {}
 
   /// Input iterator over one epoch; leaving it before the end ends the epoch early.
   class Iterator {
    public:
-    using iterator_category = std::input_iterator_tag;
-    using value_type = Batch;
-    using difference_type = std::ptrdiff_t;
+    using iterator_category = std::input_iterator_tag;  ///< a batch is there once
+    using value_type = Batch;                           ///< what the loader gives
+    using difference_type = std::ptrdiff_t;             ///< which iterators must name
 
+    /// Begins an epoch of `loader` and takes its first batch.
     explicit Iterator(std::shared_ptr<LoaderBase<Batch>> loader) : loader_(std::move(loader)) {
       loader_->start();
       fetch();
     }
+
+    /// Takes over the epoch that `other` is in.
     Iterator(Iterator&& other) noexcept
         : loader_(std::exchange(other.loader_, nullptr)), batch_(std::move(other.batch_)) {}
     Iterator& operator=(Iterator&&) = delete;
@@ -291,13 +313,22 @@ class PreparedDataLoader {
       if (loader_) loader_->leave();
     }
 
+    /// The batch; it may be moved from.
     Batch& operator*() { return *batch_; }
+
+    /// The same.
     Batch* operator->() { return &*batch_; }
+
+    /// Takes the next batch, waiting for it where it is not ready. Throws what reading it threw, having left the epoch.
     Iterator& operator++() {
       fetch();
       return *this;
     }
+
+    /// The same.
     void operator++(int) { fetch(); }
+
+    /// Whether the epoch has no more batches.
     bool operator==(std::default_sentinel_t) const { return !batch_.has_value(); }
 
    private:
@@ -317,6 +348,8 @@ class PreparedDataLoader {
 
   /// Begins an epoch and reads its first batch.
   Iterator begin() const { return Iterator(loader_); }
+
+  /// What iterators are compared with.
   std::default_sentinel_t end() const { return {}; }
 
   /// Steps of an epoch for this rank, as Accelerate counts them. Throws DataError for an iterable dataset.

@@ -24,10 +24,11 @@ enum class MnistNormalize {
   none    ///< v / 255
 };
 
+/// Which samples of MNIST, and as which numbers.
 struct MnistOptions {
-  MnistSplit split = MnistSplit::train;
-  MnistNormalize normalize = MnistNormalize::mnist;
-  std::optional<std::int64_t> limit = {};  ///< use the first samples only
+  MnistSplit split = MnistSplit::train;              ///< which part
+  MnistNormalize normalize = MnistNormalize::mnist;  ///< what pixels become
+  std::optional<std::int64_t> limit = {};            ///< use the first samples only
 };
 
 /// MNIST in memory, one byte a pixel; pixels become numbers when a batch is made. Copies share the data, so that one
@@ -41,6 +42,7 @@ class MnistDataset : public torch::data::datasets::BatchDataset<MnistDataset, to
   /// The samples with these indices. Throws DataError when one is out of range.
   torch::data::Example<> get_batch(c10::ArrayRef<std::size_t> indices) override;
 
+  /// How many samples there are.
   std::optional<std::size_t> size() const override { return size_; }
 
  private:

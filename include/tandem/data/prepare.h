@@ -20,7 +20,8 @@ enum class RngType {
 /// How prepared loaders divide their data, for all loaders of a launch.
 struct DataLoaderConfiguration {
   bool split_batches = false;                   ///< a loader's batch_size is that of all ranks together
-  std::optional<bool> dispatch_batches = {};    ///< rank 0 reads for all; default: for iterable datasets only
+  std::optional<bool> dispatch_batches = {};    ///< rank 0 reads for all; default: for iterable datasets only.
+                                                ///< Shuffles in another order, but for use_seedable_sampler
   bool even_batches = true;                     ///< repeat samples so that all ranks get as many (shard mode)
   bool use_seedable_sampler = false;            ///< shuffle epoch e from seed + e instead of a generator that runs on
   std::optional<std::uint64_t> data_seed = {};  ///< of loaders without one; default: the master seed

@@ -68,6 +68,7 @@ class ReadAhead {
     held_back_.reset();
   }
 
+  /// EpochPlan::remainder of the epoch; -1 while it is not known.
   std::int64_t remainder() const { return source_->remainder(); }
 
  private:

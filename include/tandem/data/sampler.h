@@ -21,6 +21,7 @@ class EpochOrder {
   /// `permutation` is contiguous, int64 or int32.
   explicit EpochOrder(at::Tensor permutation);
 
+  /// The dataset's index at `position`, which is not checked.
   std::int64_t operator[](std::int64_t position) const {
     if (wide_) return wide_[position];
     return narrow_ ? narrow_[position] : position;
@@ -50,6 +51,8 @@ class Sampler {
   /// State of the generator that the next epoch's order is drawn from; undefined when epochs do not depend on those
   /// before them.
   virtual at::Tensor state() const { return {}; }
+
+  /// Goes on from what `state` gave.
   virtual void set_state(const at::Tensor&) {}
 };
 
@@ -73,6 +76,8 @@ class RandomSampler final : public Sampler {
   EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
   void exhausted() override;
   at::Tensor state() const override { return generator_.get_state(); }
+
+  /// Goes on from what `state` gave. Throws what LibTorch throws for the state of another kind of generator.
   void set_state(const at::Tensor& state) override { generator_.set_state(state); }
 
  private:
@@ -83,6 +88,7 @@ class RandomSampler final : public Sampler {
 /// A permutation per epoch from a generator freshly seeded with seed + epoch: any epoch can be had at any time.
 class SeedableRandomSampler final : public Sampler {
  public:
+  /// `seed` is that of epoch 0.
   explicit SeedableRandomSampler(std::uint64_t seed) : seed_(seed) {}
 
   /// Throws DataError when there is nothing to shuffle (length 0).
@@ -112,7 +118,7 @@ class TorchSampler final : public Sampler {
 /// Decides which samples form a batch. The batches are dealt to the ranks whole.
 class BatchSampler {
  public:
-  using Batches = std::vector<std::vector<std::int64_t>>;
+  using Batches = std::vector<std::vector<std::int64_t>>;  ///< dataset indices, a list a batch
 
   virtual ~BatchSampler() = default;
 

@@ -16,6 +16,9 @@ class StepPlanner {
   /// For `readers` ranks that begin every epoch (all of them, or rank 0 where it reads for all). `options.length` is
   /// the dataset's. Throws ConfigError when the options do not go together.
   StepPlanner(EpochPlanOptions options, std::shared_ptr<Sampler> sampler, int readers);
+
+  /// The same for batches that `sampler` makes; length and batch_size of the options do not matter then. Throws
+  /// ConfigError for split_batches.
   StepPlanner(EpochPlanOptions options, std::shared_ptr<BatchSampler> sampler, int readers);
 
   /// Options of the plan; the length is the sampler's.

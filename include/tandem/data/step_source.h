@@ -17,15 +17,15 @@ namespace tandem::data {
 /// A step with its batches: one a rank where rank 0 reads for all, otherwise the reading rank's only.
 template <class Batch>
 struct Step {
-  StepInfo info;
-  std::vector<Batch> batches;
+  StepInfo info;               ///< which step it is
+  std::vector<Batch> batches;  ///< by rank, or the only one
 };
 
 /// Which epoch to begin, and where.
 struct EpochStart {
-  std::uint64_t number = 1;  ///< of the epochs that the rank begins, from 1
-  std::int64_t epoch = 0;
-  std::int64_t first_step = 0;
+  std::uint64_t number = 1;     ///< of the epochs that the rank begins, from 1
+  std::int64_t epoch = 0;       ///< from 0
+  std::int64_t first_step = 0;  ///< steps before it are skipped
 };
 
 /// Makes the steps of epochs out of a dataset.
@@ -165,6 +165,7 @@ class IterableDatasetShard {
     return samples;
   }
 
+  /// What `rank` is told of this step; what depends on the stream's length only once its end is known.
   StepInfo info(int rank) const {
     StepInfo info{.step = step_};
     if (!ended_) return info;
@@ -227,8 +228,8 @@ class IterableDatasetShard {
 template <class Sample, class Batch>
 class StreamSteps final : public StepSource<Batch> {
  public:
-  using OpenStream = std::function<SampleStream<Sample>(std::int64_t epoch)>;
-  using Collate = std::function<Batch(std::vector<Sample>)>;
+  using OpenStream = std::function<SampleStream<Sample>(std::int64_t epoch)>;  ///< the samples of an epoch
+  using Collate = std::function<Batch(std::vector<Sample>)>;                   ///< makes a batch of samples
 
   /// Reads for `rank`, or where `plan` dispatches for all ranks.
   StreamSteps(EpochPlanOptions plan, int rank, std::uint64_t seed, OpenStream open, Collate collate)

@@ -49,6 +49,7 @@ class TensorDataset : public torch::data::datasets::BatchDataset<TensorDataset<B
     return map_tensors(samples_, [&](const at::Tensor& t) { return t.index_select(0, rows.to(t.device())); });
   }
 
+  /// Rows of the tensors.
   std::optional<std::size_t> size() const override { return size_; }
 
  private:
@@ -70,6 +71,7 @@ class TensorDataset : public torch::data::datasets::BatchDataset<TensorDataset<B
   std::size_t size_;
 };
 
+/// Inputs and targets make batches of torch::data::Example.
 TensorDataset(at::Tensor, at::Tensor)->TensorDataset<torch::data::Example<>>;
 
 }  // namespace tandem::data

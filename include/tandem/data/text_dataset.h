@@ -19,8 +19,9 @@ enum class TextTokens {
   uint32   ///< token ids of four bytes, little-endian
 };
 
+/// How a file is divided into samples.
 struct TextOptions {
-  TextTokens tokens = TextTokens::bytes;
+  TextTokens tokens = TextTokens::bytes;    ///< what the file has
   std::int64_t block_size = 1024;           ///< tokens of a sample
   std::optional<std::int64_t> stride = {};  ///< tokens from one sample's beginning to the next's; default: block_size
 };
@@ -40,6 +41,7 @@ class TextDataset : public torch::data::datasets::BatchDataset<TextDataset, torc
   /// The samples with these indices. Throws DataError when one is out of range.
   torch::data::Example<> get_batch(c10::ArrayRef<std::size_t> indices) override;
 
+  /// How many windows there are.
   std::optional<std::size_t> size() const override { return size_; }
 
  private:

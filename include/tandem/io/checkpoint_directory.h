@@ -10,6 +10,7 @@
 
 #include "tandem/io/write_bytes.h"
 
+/// \file
 /// Directories that appear whole or not at all, and are known to be whole when they are read: files, and a
 /// `manifest.json` with the size and CRC-32 of each and its own:
 ///
@@ -21,14 +22,14 @@ class OpenDirectory;
 
 /// What the manifest says of a file.
 struct CheckpointFile {
-  std::uint64_t bytes = 0;
-  std::uint32_t crc32 = 0;
+  std::uint64_t bytes = 0;  ///< its size
+  std::uint32_t crc32 = 0;  ///< of its bytes
 };
 
 /// A file to be written: its name, of letters, digits, '.', '_' and '-', no '.' first, and what gives its bytes.
 struct NewFile {
-  std::string name;
-  std::function<void(const WriteBytes&)> produce;
+  std::string name;                                ///< in the directory
+  std::function<void(const WriteBytes&)> produce;  ///< called once, on a thread of the writer's
 };
 
 /// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
@@ -46,6 +47,8 @@ class CheckpointWriter {
   /// Writes files, several at once, by threads that have ended when it returns. Throws what their `produce` throws, and
   /// CheckpointError.
   void add(const std::vector<NewFile>& files);
+
+  /// The same for one file with these bytes.
   void add(const std::string& name, const std::string& bytes);
 
   /// Puts the directory into place, with `info` in its manifest. Nothing can be added afterwards. Throws
@@ -73,24 +76,30 @@ class CheckpointReader {
   /// none, or it is damaged, of a later version, or a file is missing or of another size.
   explicit CheckpointReader(std::string path);
 
-  const std::map<std::string, std::string>& info() const { return info_; }
-  std::vector<std::string> names() const;
-  bool has(const std::string& name) const { return files_.contains(name); }
+  const std::map<std::string, std::string>& info() const { return info_; }  ///< what `commit` was given
+  std::vector<std::string> names() const;  ///< of its files, sorted; without the manifest
+  bool has(const std::string& name) const { return files_.contains(name); }  ///< whether there is a file `name`
+
+  /// Size of the file `name`. Throws CheckpointError when there is no such file.
   std::uint64_t bytes_of(const std::string& name) const;
 
   /// What is in the file `name`. Throws CheckpointError when there is no such file or it is damaged.
   std::string read(const std::string& name) const;
 
+  /// The same, to `to`, which has room for bytes_of(name); several threads read it.
+  void read_to(const std::string& name, char* to) const;
+
   /// A path to the file `name` of the directory that was opened, also when another takes its place. As long as this
   /// object lives. Throws CheckpointError when there is no such file.
   std::string path_of(const std::string& name) const;
 
-  /// Reads all files, several at once. Throws CheckpointError that names one that is damaged.
+  /// Reads all files, or the file `name`, and throws CheckpointError that names one that is damaged.
   void verify() const;
+  void verify(const std::string& name) const;  ///< \copydoc verify()
 
  private:
   const CheckpointFile& find(const std::string& name) const;
-  void read_in_parts(const std::string& name, const std::function<void(const char*, std::size_t)>& take) const;
+  void read_checked(const std::string& name, char* to) const;
 
   const std::string path_;
   const std::shared_ptr<const OpenDirectory> directory_;

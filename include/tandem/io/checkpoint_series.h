@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+/// \file
 /// Checkpoints of one training in one directory: `checkpoint_0`, `checkpoint_1` and so on, and a link `latest` to the
 /// newest. Other files there are left alone.
 namespace tandem::io {

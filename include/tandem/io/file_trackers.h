@@ -5,6 +5,7 @@
 
 #include "tandem/io/tracker.h"
 
+/// \file
 /// Trackers that write files into a directory of the run, which is made if it is missing. A second run in the same
 /// directory goes on with its files. Each call of a tracker is written with one system call, at once: a process that is
 /// killed leaves whole lines and records, but perhaps for the last one, and a second run removes that. Numbers are
@@ -31,8 +32,8 @@ std::unique_ptr<Tracker> json_lines_tracker(const std::string& directory);
 /// NaN values are inf, -inf and nan.
 std::unique_ptr<Tracker> csv_tracker(const std::string& directory);
 
-/// A file `events.out.tfevents.…` a run for TensorBoard: scalars (as float32), pictures, histograms, texts, and the
-/// configuration for its page HPARAMS. Events and matrices are texts, and so are the pictures' captions, since
+/// A file `events.out.tfevents.TIME.HOST.PID` a run for TensorBoard: scalars (as float32), pictures, histograms, texts,
+/// and the configuration for its page HPARAMS. Events and matrices are texts, and so are the pictures' captions, since
 /// TensorBoard has no place for them.
 std::unique_ptr<Tracker> tensorboard_tracker(const std::string& directory);
 

@@ -7,11 +7,13 @@
 
 #include "tandem/io/safetensors.h"
 
+/// \file
 /// A model's weights as a directory in the layout of Hugging Face and Accelerate: `model.safetensors`, or for large
 /// models `model-00001-of-00003.safetensors` and so on, with `model.safetensors.index.json` that says where each tensor
 /// is. Names are the module's, which are PyTorch's.
 namespace tandem::io {
 
+/// How the weights of a model are laid out.
 struct ModelFileOptions {
   /// Largest file, but for a tensor that is larger by itself; as Accelerate's max_shard_size.
   std::uint64_t max_shard_bytes = 10'000'000'000;

@@ -9,6 +9,7 @@
 
 #include "tandem/io/write_bytes.h"
 
+/// \file
 /// The safetensors file format (github.com/huggingface/safetensors): an 8-byte little-endian header length, a JSON
 /// header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
 namespace tandem::io {
@@ -26,7 +27,7 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-/// Reads all tensors of `path` into CPU memory of their own, in the order in which they lie there. Throws
+/// Reads all tensors of `path`, in the order in which they lie there, into one piece of CPU memory. Throws
 /// CheckpointError that names the file (as `shown`, if that is given) and the field when it is missing, damaged or no
 /// such file.
 NamedTensors load_safetensors(const std::string& path, const std::string& shown = {});

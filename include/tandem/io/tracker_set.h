@@ -49,7 +49,10 @@ class TrackerSet {
   /// Begins the run. Everything else is for a run that has begun, and throws ConfigError otherwise (on the main rank).
   void begin(Run run);
 
+  /// Numbers of one moment.
   void log(std::span<const Scalar> values, std::int64_t step);
+
+  /// The same, as a list in braces.
   void log(std::initializer_list<Scalar> values, std::int64_t step) {
     log(std::span(values.begin(), values.size()), step);
   }
@@ -62,15 +65,19 @@ class TrackerSet {
   /// The values of a real tensor of any sizes and device; see histogram_of.
   void log_histogram(const std::string& name, const at::Tensor& values, std::int64_t step);
 
+  /// A text, such as a sample of what a model writes.
   void log_text(const std::string& name, const std::string& text, std::int64_t step);
 
   /// Throws ConfigError when rows and columns are not as many as the labels.
   void log_matrix(const std::string& name, const Matrix& matrix, std::int64_t step);
 
+  /// Something happened, such as a checkpoint that was written: `detail` says more, its path for instance.
   void log_event(const std::string& name, const std::string& detail, std::int64_t step);
 
   /// Ends the run with its results, and lets go of the trackers.
   void finish(RunStatus status, std::span<const Scalar> values);
+
+  /// The same, with results as a list in braces.
   void finish(RunStatus status, std::initializer_list<Scalar> values = {}) {
     finish(status, std::span(values.begin(), values.size()));
   }
@@ -86,7 +93,8 @@ class TrackerSet {
 };
 
 /// The distribution of the finite values of a real tensor, in `bins` parts of equal width from the least to the
-/// greatest; one part, of no width, when all are the same.
+/// greatest; one part, of no width, when all are the same. Throws ConfigError when `bins` is below 1, or `values`
+/// undefined or complex.
 Histogram histogram_of(const at::Tensor& values, int bins = 64);
 
 }  // namespace tandem::io

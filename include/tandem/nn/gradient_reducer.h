@@ -57,7 +57,7 @@ class GradientReducer {
   /// pass adds to a gradient whose bucket has started (the parameter was reached more often than in the last pass) and
   /// sparse gradients are averaged all the same.
   void set_communication_hook(CommunicationHook hook);
-  bool has_communication_hook() const { return static_cast<bool>(hook_); }
+  bool has_communication_hook() const { return static_cast<bool>(hook_); }  ///< whether there is a hook
 
   /// Names of the parameters that require a gradient and had none on any rank in the last reduction of this model.
   std::vector<std::string> unused_parameters() const;
@@ -92,7 +92,7 @@ class GradientReducer {
 
   /// A reduced gradient that is one memory for all ranks.
   struct SharedGradient {
-    at::Tensor memory;
+    at::Tensor memory;   ///< the gradient, averaged
     at::Tensor squares;  ///< sums of squares of its blocks, float64 (see comm::reduce_with_squares); perhaps undefined
   };
 
@@ -108,9 +108,9 @@ class GradientReducer {
 
   /// The module's parameters by their first names, each once.
   const NamedTensors& parameters() const { return parameters_; }
-  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
-  SharedWeights& weights() { return weights_; }
-  const SharedWeights& weights() const { return weights_; }
+  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }  ///< the replica of this rank
+  SharedWeights& weights() { return weights_; }              ///< its parameters as memory that ranks may share
+  const SharedWeights& weights() const { return weights_; }  ///< the same
 
  private:
   friend class GradientReducers;
@@ -202,15 +202,17 @@ class GradientReducers {
   std::shared_ptr<GradientReducer> find(const torch::nn::Module& module) const;
   /// That of the model that has `parameter`; null for none.
   GradientReducer* find(const at::Tensor& parameter) const;
+
+  /// Adds a model. All ranks add theirs in the same order.
   void add(const std::shared_ptr<GradientReducer>& reducer);
 
-  std::size_t size() const { return all_.size(); }
+  std::size_t size() const { return all_.size(); }  ///< how many models there are
   /// Keeps the first `size`.
   void shorten(std::size_t size);
 
   /// In the order in which they were added.
   auto begin() const { return all_.begin(); }
-  auto end() const { return all_.end(); }
+  auto end() const { return all_.end(); }  ///< behind the last
 
   /// To be called before every backward pass. Throws ConfigError when a model has other parameters than it had when it
   /// was prepared.

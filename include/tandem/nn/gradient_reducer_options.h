@@ -9,6 +9,7 @@ struct GradientReducerOptions {
   /// Gradients are reduced in buckets of about this size, those that come first in a smaller one, so that their
   /// reduction begins early. Sizes that would give a model more than 128 buckets are raised.
   std::size_t bucket_bytes = 25 << 20;
+  /// Size of the first bucket.
   std::size_t first_bucket_bytes = 1 << 20;
   /// After a reduction gradients are views of the buckets' memory, which the next reduction overwrites. Off: each keeps
   /// memory of its own.

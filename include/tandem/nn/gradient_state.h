@@ -56,6 +56,7 @@ struct GradientState {
     if (sync_gradients) begin_window();
   }
 
+  /// Begins a window, without micro-batches and items so far.
   void begin_window() {
     window_length = 0;
     items.reset();

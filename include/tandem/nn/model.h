@@ -47,13 +47,16 @@ class Model {
     }
   }
 
-  Impl* operator->() const { return module_.get(); }
-  Impl& operator*() const { return *module_; }
+  Impl* operator->() const { return module_.get(); }  ///< the module
+  Impl& operator*() const { return *module_; }        ///< the module
 
   /// The module, for code that wants a shared_ptr.
   const std::shared_ptr<Impl>& module() const { return module_; }
 
+  /// The module's, for optimizers and clipping.
   std::vector<at::Tensor> parameters() const { return module_->parameters(); }
+
+  /// What keeps its gradients in step, for a communication hook or unused_parameters().
   GradientReducer& reducer() const { return *reducer_; }
 
  private:

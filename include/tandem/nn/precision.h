@@ -29,6 +29,7 @@ namespace tandem::nn {
 /// another rank ends its own, and its lock lets one rank cast at a time.
 class [[nodiscard]] AutocastScope {
  public:
+  /// Begins the scope for operators on devices of type `device`.
   AutocastScope(c10::DeviceType device, Precision precision);
   ~AutocastScope();
   AutocastScope(const AutocastScope&) = delete;

@@ -17,7 +17,8 @@ class Recording {
   /// What the host has to do at each replay, because the device cannot.
   struct HostWork {
     std::function<std::optional<std::string>()> obstacle{};  ///< why what was recorded is not what is wanted now
-    std::function<void()> before{}, after{};                 ///< the replay of the whole step
+    std::function<void()> before{},                          ///< called before the replay of the whole step
+        after{};                                             ///< called after it
   };
 
   virtual ~Recording() = default;

@@ -11,6 +11,7 @@
 
 namespace tandem::nn {
 
+/// Tensors by the module's names, in its order.
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// The weights of one model: whether all CPU ranks have them in one memory, and whether somebody has written to them.
@@ -33,9 +34,11 @@ class SharedWeights {
 
   /// Whether ranks may share: weights lie dense in CPU memory, and nobody has forbidden it.
   bool shareable() const;
+
+  /// Ranks may share no more, on this rank's word.
   void forbid() { forbidden_ = true; }
 
-  bool shared() const { return shared_; }
+  bool shared() const { return shared_; }  ///< whether all ranks have one memory now
 
   /// Puts all ranks' weights in the memory of rank 0's, which have to be equal. Collective.
   void share();
@@ -48,8 +51,6 @@ class SharedWeights {
     const void* data;
     std::uint32_t version;
   };
-
-  std::vector<const NamedTensors*> of_all_ranks() const;
 
   const NamedTensors& parameters_;
   comm::Communicator& communicator_;

@@ -29,8 +29,10 @@ namespace tandem::optim {
 template <class Wrapper>
 class Observer {
  public:
+  /// Refers to what `wrapper` and its copies share.
   explicit Observer(const Wrapper& wrapper) : shared_(wrapper.shared_) {}
 
+  /// A copy of the wrapper; nothing when no copy is left.
   std::optional<Wrapper> lock() const {
     auto shared = shared_.lock();
     return shared ? std::optional(Wrapper(std::move(shared))) : std::nullopt;
@@ -87,7 +89,7 @@ class AcceleratedOptimizer {
     shared_->skipped = last_step_was_skipped;
   }
 
-  torch::optim::Optimizer& inner() const { return shared_->inner; }
+  torch::optim::Optimizer& inner() const { return shared_->inner; }  ///< the optimizer that was prepared
 
   /// How the update is divided over the ranks; null when it is not.
   ShardedOptimizer* sharded() const { return shared_->sharded.get(); }

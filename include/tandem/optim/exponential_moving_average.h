@@ -33,11 +33,13 @@ struct ExponentialMovingAverageOptions {
 ///     { auto swapped = average.swap_in(); evaluate(model); }
 class ExponentialMovingAverage {
  public:
-  using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+  using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;  ///< by the model's names, in its order
 
   /// Starts from `model`'s weights; refers to them from then on. To be made after `prepare`, which may give the model
   /// other values. Throws ConfigError when the decay is out of range.
   explicit ExponentialMovingAverage(const torch::nn::Module& model, ExponentialMovingAverageOptions options = {});
+
+  /// The same for a prepared model.
   template <class Impl>
   explicit ExponentialMovingAverage(const nn::Model<Impl>& model, ExponentialMovingAverageOptions options = {})
       : ExponentialMovingAverage(*model.module(), options) {}
@@ -56,6 +58,7 @@ class ExponentialMovingAverage {
   /// While alive, the model has the averages; afterwards its own values again. Outlived by its average.
   class [[nodiscard]] Swapped {
    public:
+    /// Swaps. Throws what swap() throws.
     explicit Swapped(ExponentialMovingAverage& average) : average_(average) { average_.swap(); }
     ~Swapped() { average_.swap(); }
     Swapped(const Swapped&) = delete;
@@ -64,6 +67,8 @@ class ExponentialMovingAverage {
    private:
     ExponentialMovingAverage& average_;
   };
+
+  /// Exchanges the model's values with the averages for a scope.
   Swapped swap_in() { return Swapped(*this); }
 
   /// The averages and copies themselves, by the model's names (the first one of tied weights), for a checkpoint;
@@ -77,6 +82,8 @@ class ExponentialMovingAverage {
   /// The averages and updates() as one value, for Accelerator::register_for_checkpointing. Throw what averages() and
   /// load() throw.
   c10::IValue state_dict() const;
+
+  /// Takes over what state_dict() gave.
   void load_state_dict(const c10::IValue& state);
 
  private:

@@ -20,13 +20,13 @@ struct GradScalerOptions {
 
 /// What a GradScaler knows, under the names of PyTorch's state_dict (where growth_tracker is `_growth_tracker`).
 struct GradScalerState {
-  double scale = 0;
-  double growth_factor = 0;
-  double backoff_factor = 0;
-  std::int64_t growth_interval = 0;
-  std::int64_t growth_tracker = 0;  ///< iterations without overflow since the scale last changed
+  double scale = 0;                  ///< that the next iteration begins with
+  double growth_factor = 0;          ///< see GradScalerOptions
+  double backoff_factor = 0;         ///< see GradScalerOptions
+  std::int64_t growth_interval = 0;  ///< see GradScalerOptions
+  std::int64_t growth_tracker = 0;   ///< iterations without overflow since the scale last changed
 
-  bool operator==(const GradScalerState&) const = default;
+  bool operator==(const GradScalerState&) const = default;  ///< when all fields are equal
 };
 
 /// Loss scaling for float16, with the numbers of PyTorch's torch.amp.GradScaler: losses are multiplied by a scale, so
@@ -62,6 +62,8 @@ class GradScaler {
   /// on all ranks. Returns whether it did. Waits for the device. Throws ConfigError when called twice for an optimizer
   /// in one iteration. Collective when made with `agree`.
   bool step(torch::optim::Optimizer& optimizer, const std::function<void()>& take_step);
+
+  /// The same with the optimizer's own step.
   bool step(torch::optim::Optimizer& optimizer);
 
   /// The gradients of `optimizer` were dropped without a step: those that follow are scaled anew.

@@ -6,11 +6,13 @@
 
 #include "tandem/optim/scheduler.h"
 
-// PyTorch's schedulers by the number of updates. Options have PyTorch's names and defaults; counts are calls of step().
-// Constructors set the rate of update 0 and throw ConfigError when an option is out of range.
-// Formulas and their order of operations: PyTorch 2.11, torch/optim/lr_scheduler.py, so that the numbers agree.
+/// \file
+/// PyTorch's schedulers by the number of updates. Options have PyTorch's names and defaults; counts are calls of
+/// step(). Constructors set the rate of update 0 and throw ConfigError when an option is out of range. Formulas and
+/// their order of operations: PyTorch 2.11, torch/optim/lr_scheduler.py, so that the numbers agree.
 namespace tandem::optim {
 
+/// Options of a ConstantLR.
 struct ConstantLROptions {
   double factor = 1.0 / 3;       ///< above 0, at most 1
   std::int64_t total_iters = 5;  ///< at least 1
@@ -19,7 +21,10 @@ struct ConstantLROptions {
 /// base * factor until update total_iters, then base.
 class ConstantLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = ConstantLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit ConstantLR(torch::optim::Optimizer& optimizer, Options options = {});
 
  private:
@@ -27,6 +32,7 @@ class ConstantLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a StepLR.
 struct StepLROptions {
   std::int64_t step_size = 0;  ///< at least 1; has no default
   double gamma = 0.1;          ///< above 0
@@ -35,7 +41,10 @@ struct StepLROptions {
 /// Multiplies the rate by gamma every step_size updates.
 class StepLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = StepLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   StepLR(torch::optim::Optimizer& optimizer, Options options);
 
  private:
@@ -43,6 +52,7 @@ class StepLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a MultiStepLR.
 struct MultiStepLROptions {
   std::vector<std::int64_t> milestones;  ///< at least 0 each, in any order; one that is there twice counts twice
   double gamma = 0.1;                    ///< above 0
@@ -51,7 +61,10 @@ struct MultiStepLROptions {
 /// Multiplies the rate by gamma at each milestone.
 class MultiStepLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = MultiStepLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   MultiStepLR(torch::optim::Optimizer& optimizer, Options options);
 
  private:
@@ -59,6 +72,7 @@ class MultiStepLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of an ExponentialLR.
 struct ExponentialLROptions {
   double gamma = 0.0;  ///< above 0; has no default
 };
@@ -66,7 +80,10 @@ struct ExponentialLROptions {
 /// base * gamma^t.
 class ExponentialLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = ExponentialLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   ExponentialLR(torch::optim::Optimizer& optimizer, Options options);
 
  private:
@@ -74,6 +91,7 @@ class ExponentialLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a LinearLR.
 struct LinearLROptions {
   double start_factor = 1.0 / 3;  ///< above 0, at most 1
   double end_factor = 1.0;        ///< 0 to 1
@@ -83,7 +101,10 @@ struct LinearLROptions {
 /// base * start_factor, on a straight line to base * end_factor at update total_iters, where it stays.
 class LinearLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = LinearLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit LinearLR(torch::optim::Optimizer& optimizer, Options options = {});
 
  private:
@@ -91,6 +112,7 @@ class LinearLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a PolynomialLR.
 struct PolynomialLROptions {
   std::int64_t total_iters = 5;  ///< at least 1
   double power = 1.0;            ///< above 0
@@ -99,7 +121,10 @@ struct PolynomialLROptions {
 /// base * (1 - t / total_iters)^power, 0 from update total_iters on.
 class PolynomialLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = PolynomialLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit PolynomialLR(torch::optim::Optimizer& optimizer, Options options = {});
 
  private:
@@ -107,6 +132,7 @@ class PolynomialLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a CosineAnnealingLR.
 struct CosineAnnealingLROptions {
   std::int64_t T_max = 0;  ///< updates of half a cosine; at least 1; has no default
   double eta_min = 0.0;    ///< the least rate; at least 0
@@ -116,7 +142,10 @@ struct CosineAnnealingLROptions {
 /// Source: SGDR, Loshchilov and Hutter, arXiv:1608.03983, eq. 5 without restarts.
 class CosineAnnealingLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = CosineAnnealingLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   CosineAnnealingLR(torch::optim::Optimizer& optimizer, Options options);
 
  private:
@@ -124,6 +153,7 @@ class CosineAnnealingLR final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a CosineAnnealingWarmRestarts.
 struct CosineAnnealingWarmRestartsOptions {
   std::int64_t T_0 = 0;     ///< updates of the first cycle; at least 1; has no default
   std::int64_t T_mult = 1;  ///< how many times as long each cycle is as the one before; at least 1
@@ -133,7 +163,10 @@ struct CosineAnnealingWarmRestartsOptions {
 /// Half a cosine from base towards eta_min, again and again. Source: as CosineAnnealingLR, with restarts.
 class CosineAnnealingWarmRestarts final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = CosineAnnealingWarmRestartsOptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   CosineAnnealingWarmRestarts(torch::optim::Optimizer& optimizer, Options options);
 
   /// Adds `T_cur` and `T_i`, which follow from last_epoch, for PyTorch.
@@ -148,6 +181,7 @@ class CosineAnnealingWarmRestarts final : public LRScheduler {
   Options options_;
 };
 
+/// Options of a LambdaLR.
 struct LambdaLROptions {
   std::vector<std::function<double(std::int64_t)>> lr_lambda;  ///< one for all parameter groups, or one each
 };
@@ -155,7 +189,10 @@ struct LambdaLROptions {
 /// base * lr_lambda(t).
 class LambdaLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = LambdaLROptions;
+
+  /// Sets the rates of update 0. Throws ConfigError when a function is empty or their number does not fit.
   LambdaLR(torch::optim::Optimizer& optimizer, Options options);
 
  private:

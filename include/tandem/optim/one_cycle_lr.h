@@ -7,6 +7,7 @@
 
 namespace tandem::optim {
 
+/// How values go from one to the next.
 enum class AnnealStrategy {
   cos,     ///< half a cosine from one value to the next
   linear,  ///< a straight line
@@ -17,19 +18,20 @@ struct OneCycleLROptions {
   std::vector<double> max_lr;    ///< above 0; has no default
   std::int64_t total_steps = 0;  ///< updates of the whole cycle; at least 1; has no default
   double pct_start = 0.3;        ///< part of it in which the rate rises; 0 to 1, with three_phase to 0.5
-  AnnealStrategy anneal_strategy = AnnealStrategy::cos;
+  AnnealStrategy anneal_strategy = AnnealStrategy::cos;  ///< of rate and momentum
   bool cycle_momentum = true;  ///< moves SGD's and RMSprop's momentum, Adam's and AdamW's first beta the other way
   std::vector<double> base_momentum{0.85};  ///< the least, where the rate is highest
-  std::vector<double> max_momentum{0.95};
-  double div_factor = 25.0;       ///< the first rate is max_lr / div_factor; above 0
-  double final_div_factor = 1e4;  ///< the last one is the first / final_div_factor; above 0
-  bool three_phase = false;       ///< down to the first rate as slowly as it rose, and then to the last
+  std::vector<double> max_momentum{0.95};   ///< the greatest, where the rate is lowest
+  double div_factor = 25.0;                 ///< the first rate is max_lr / div_factor; above 0
+  double final_div_factor = 1e4;            ///< the last one is the first / final_div_factor; above 0
+  bool three_phase = false;                 ///< down to the first rate as slowly as it rose, and then to the last
 };
 
 /// One rise to max_lr and one fall far below the first rate, whatever the optimizer's rates were.
 /// Source: Super-Convergence, Smith and Topin, arXiv:1708.07120, as in PyTorch 2.11.
 class OneCycleLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = OneCycleLROptions;
 
   /// Sets rate and momentum of update 0. Throws ConfigError when an option is out of range, or there is no momentum to

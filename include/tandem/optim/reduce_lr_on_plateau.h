@@ -7,11 +7,13 @@
 
 namespace tandem::optim {
 
+/// Which metric is better.
 enum class PlateauMode {
   min,  ///< a lower metric is better
   max,  ///< a higher metric is better
 };
 
+/// What a threshold is relative to.
 enum class ThresholdMode {
   rel,  ///< better is below best * (1 - threshold), or above best * (1 + threshold)
   abs,  ///< better is below best - threshold, or above best + threshold
@@ -19,14 +21,14 @@ enum class ThresholdMode {
 
 /// PyTorch's names and defaults; counts are calls of step().
 struct ReduceLROnPlateauOptions {
-  PlateauMode mode = PlateauMode::min;
-  double factor = 0.1;         ///< of a reduction; at least 0, below 1
-  std::int64_t patience = 10;  ///< calls without a better metric that are let pass
-  double threshold = 1e-4;     ///< at least 0
-  ThresholdMode threshold_mode = ThresholdMode::rel;
-  std::int64_t cooldown = 0;        ///< calls after a reduction of which a bad metric does not count
-  std::vector<double> min_lr{0.0};  ///< one for all parameter groups, or one each; at least 0
-  double eps = 1e-8;                ///< a reduction by less is left out; at least 0
+  PlateauMode mode = PlateauMode::min;                ///< which metric is better
+  double factor = 0.1;                                ///< of a reduction; at least 0, below 1
+  std::int64_t patience = 10;                         ///< calls without a better metric that are let pass
+  double threshold = 1e-4;                            ///< at least 0
+  ThresholdMode threshold_mode = ThresholdMode::rel;  ///< what `threshold` means
+  std::int64_t cooldown = 0;                          ///< calls after a reduction of which a bad metric does not count
+  std::vector<double> min_lr{0.0};                    ///< one for all parameter groups, or one each; at least 0
+  double eps = 1e-8;                                  ///< a reduction by less is left out; at least 0
 };
 
 /// Multiplies the rates by a factor when a metric has not got better for a while. Source: PyTorch 2.11.
@@ -34,6 +36,7 @@ struct ReduceLROnPlateauOptions {
 /// All ranks must pass the same metric, or their rates differ from then on: reduce or gather it first.
 class ReduceLROnPlateau final : public Scheduler {
  public:
+  /// The options' type, named as in the other schedulers.
   using Options = ReduceLROnPlateauOptions;
 
   /// Throws ConfigError when an option is out of range.

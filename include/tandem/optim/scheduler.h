@@ -14,15 +14,15 @@ namespace tandem::optim {
 /// What a scheduler knows beside its options, under the names of PyTorch's state_dict. Options are not part of it: a
 /// scheduler goes on with its own.
 struct SchedulerState {
-  using Value = std::variant<std::int64_t, double, std::vector<double>>;
-  std::map<std::string, Value> values;
+  using Value = std::variant<std::int64_t, double, std::vector<double>>;  ///< a list has a value a parameter group
+  std::map<std::string, Value> values;                                    ///< by PyTorch's names
   std::vector<SchedulerState> schedulers;  ///< of a SequentialLR; PyTorch's `_schedulers`
 
   /// The value of `name`, of one of the three kinds. Throws CheckpointError when it is missing or of another kind.
   template <class T>
   const T& get(const std::string& name) const;
 
-  bool operator==(const SchedulerState&) const = default;
+  bool operator==(const SchedulerState&) const = default;  ///< when all values are equal
 };
 
 /// Changes the learning rates of an optimizer's parameter groups: an LRScheduler after each update, a ReduceLROnPlateau
@@ -63,7 +63,7 @@ class Scheduler {
   /// Sets the learning rates, one a parameter group.
   void set_lrs(const std::vector<double>& lrs);
 
-  std::int64_t last_epoch_ = 0;
+  std::int64_t last_epoch_ = 0;  ///< calls of step() so far
 
  private:
   torch::optim::Optimizer& optimizer_;
@@ -89,6 +89,7 @@ class LRScheduler : public Scheduler {
   std::map<std::string, double> group_values(std::size_t group) const override;
 
  protected:
+  /// Takes the optimizer's rates as base_lrs(). `optimizer` outlives the scheduler.
   explicit LRScheduler(torch::optim::Optimizer& optimizer) : Scheduler(optimizer), base_lrs_(last_lr()) {}
 
   /// The rate of a parameter group for update last_epoch(), when `lr` is that of the update before, or for update 0
@@ -101,7 +102,7 @@ class LRScheduler : public Scheduler {
   /// Sets the rates of update last_epoch().
   void apply();
 
-  std::vector<double> base_lrs_;
+  std::vector<double> base_lrs_;  ///< see base_lrs()
 
  private:
   friend class SequentialLR;  // counts and asks for the schedulers it is made of

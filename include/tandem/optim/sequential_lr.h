@@ -21,6 +21,7 @@ SchedulerFactory stage(typename Scheduler::Options options) {
   };
 }
 
+/// Options of a SequentialLR; with_warmup() makes some.
 struct SequentialLROptions {
   std::vector<SchedulerFactory> schedulers;  ///< at least one
   std::vector<std::int64_t> milestones;      ///< the update at which each but the first begins; above 0, rising
@@ -33,6 +34,7 @@ struct SequentialLROptions {
 ///                                          .milestones = {10}});
 class SequentialLR final : public LRScheduler {
  public:
+  /// The options' type, for `stage`.
   using Options = SequentialLROptions;
 
   /// Makes the schedulers, and sets the rates of update 0. Throws ConfigError when the milestones do not fit, and what

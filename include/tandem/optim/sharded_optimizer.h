@@ -18,13 +18,13 @@ namespace tandem::optim {
 /// Results are those of the undivided step, to the bit.
 ///
 /// The first steps find out what is exact for this optimizer and its models, the same on all ranks:
+///
 /// - A class of optimizer that may need all parameters at once (all but LibTorch's SGD, Adam, AdamW, RMSprop and
-/// Adagrad),
-///   a parameter of no prepared model, and weights that differ between the ranks: not divided.
-/// - CPU ranks whose weights nobody else has written to between the first step and the second: divided, and from then
-/// on
-///   all ranks have one copy of the weights (SharedWeights).
+///   Adagrad), a parameter of no prepared model, and weights that differ between the ranks: not divided.
+/// - CPU ranks whose weights nobody else has written to between one step and the next: divided, and from
+///   then on all ranks have one copy of the weights (SharedWeights).
 /// - Otherwise: divided, and after each update every rank gets the others' parameters.
+///
 /// Weights that others write to later are compared: where ranks then differ, the division ends. Once ranks share their
 /// weights it is too late, because every rank's write was to the same memory: ConfigError.
 ///

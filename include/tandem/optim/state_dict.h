@@ -11,6 +11,7 @@
 #include "tandem/optim/grad_scaler.h"
 #include "tandem/optim/scheduler.h"
 
+/// \file
 /// States as the dicts that PyTorch's `state_dict()` gives and its `load_state_dict()` takes. Names, layouts and kinds
 /// of numbers: PyTorch 2.11, torch/optim and torch/amp/grad_scaler.py. Nothing here is collective.
 namespace tandem::optim {
@@ -37,11 +38,13 @@ struct LoadOptions {
 std::function<void()> prepare_load(torch::optim::Optimizer& optimizer, const c10::IValue& state,
                                    const LoadOptions& options = {});
 
+/// A scheduler's, as PyTorch's of the same kind gives it, without the options.
 c10::IValue state_dict(const SchedulerState& state);
 
 /// Of a dict of Tandem's or PyTorch's; what is of no use to a scheduler is left out. Throws CheckpointError.
 SchedulerState scheduler_state_of(const c10::IValue& state);
 
+/// A scaler's, as PyTorch's gives it.
 c10::IValue state_dict(const GradScalerState& state);
 
 /// Throws CheckpointError that names the field that is missing or of another kind.

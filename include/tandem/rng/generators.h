@@ -6,6 +6,7 @@
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
+/// \file
 /// Default generators of their own for threads.
 ///
 /// LibTorch has one default CPU generator a process: threads that draw from it get other numbers on every run. While a
@@ -20,7 +21,7 @@ std::uint64_t rank_seed(std::uint64_t master_seed, int rank);
 
 /// A thread's default generators.
 struct RankGenerators {
-  at::Generator cpu;
+  at::Generator cpu;                     ///< for the CPU
   std::vector<at::Generator> cuda = {};  ///< by device index; undefined: the process's default
 };
 
@@ -32,6 +33,7 @@ RankGenerators make_generators(std::uint64_t master_seed, int rank, c10::Device 
 /// Destroyed on the thread that made it.
 class DefaultGeneratorGuard {
  public:
+  /// Makes `generators` the defaults from here on.
   explicit DefaultGeneratorGuard(RankGenerators& generators);
   ~DefaultGeneratorGuard();
   DefaultGeneratorGuard(const DefaultGeneratorGuard&) = delete;

@@ -56,19 +56,20 @@ struct BackwardOptions {
 /// calls differ. Every member that waits throws Cancelled when another rank has failed.
 class Accelerator {
  public:
+  /// `launch` calls it. `context` outlives it.
   explicit Accelerator(RankContext& context);
   Accelerator(const Accelerator&) = delete;
   Accelerator& operator=(const Accelerator&) = delete;
 
   // ---- who and where
 
-  int rank() const { return context_.rank; }
-  int world_size() const { return context_.state->world_size(); }
-  bool is_main() const { return rank() == 0; }
-  bool is_last() const { return rank() == world_size() - 1; }
-  c10::Device device() const { return context_.device(); }
-  const AcceleratorState& state() const { return *context_.state; }
-  const GradientState& gradient_state() const { return context_.gradients; }
+  int rank() const { return context_.rank; }                                  ///< from 0
+  int world_size() const { return context_.state->world_size(); }             ///< how many ranks there are
+  bool is_main() const { return rank() == 0; }                                ///< whether it is rank 0
+  bool is_last() const { return rank() == world_size() - 1; }                 ///< whether no rank has a higher number
+  c10::Device device() const { return context_.device(); }                    ///< that this rank computes on
+  const AcceleratorState& state() const { return *context_.state; }           ///< the launch's, shared by all ranks
+  const GradientState& gradient_state() const { return context_.gradients; }  ///< where the accumulation window stands
 
   /// True in the micro-batch that closes its accumulation window.
   bool sync_gradients() const { return context_.gradients.sync_gradients; }
@@ -114,6 +115,7 @@ class Accelerator {
   /// While alive, one micro-batch of the accumulation window.
   class [[nodiscard]] AccumulationStep {
    public:
+    /// Begins the micro-batch; the destructor ends it. See accumulate().
     AccumulationStep(Accelerator& accelerator, bool close)
         : accelerator_(accelerator), recording_(accelerator.context_.gradients.records()), range_(trace::Event::step) {
       if (recording_)
@@ -151,6 +153,7 @@ class Accelerator {
   /// Sets a flag while alive.
   class [[nodiscard]] FlagScope {
    public:
+    /// Sets `flag`; the destructor sets it back.
     FlagScope(bool& flag, bool value) : flag_(flag), before_(std::exchange(flag, value)) {}
     ~FlagScope() { flag_ = before_; }
     FlagScope(const FlagScope&) = delete;
@@ -238,6 +241,8 @@ class Accelerator {
   /// Collective for prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared
   /// optimizer.
   at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
+
+  /// The same for all parameters of a prepared model.
   template <class Impl>
   at::Tensor clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
     return clip_grad_norm_(model.parameters(), max_norm, norm_type);
@@ -246,6 +251,8 @@ class Accelerator {
   /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients(). Unscales first, and throws, as
   /// clip_grad_norm_.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
+
+  /// The same for all parameters of a prepared model.
   template <class Impl>
   void clip_grad_value_(const nn::Model<Impl>& model, double limit) {
     clip_grad_value_(model.parameters(), limit);
@@ -304,6 +311,8 @@ class Accelerator {
   /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
   /// collective.
   void unscale_gradients();
+
+  /// The same for one optimizer.
   void unscale_gradients(const optim::AcceleratedOptimizer& optimizer);
 
   /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
@@ -428,6 +437,8 @@ class Accelerator {
     register_state_object({.save = [&object]() -> c10::IValue { return object.state_dict(); },
                            .load = [&object](const c10::IValue& state) { object.load_state_dict(state); }});
   }
+
+  /// The same for an object that is given as two functions.
   void register_state_object(StateObject object);
 
   /// Functions that give a checkpoint files of the program's own, called on rank 0, and take them back, called on all

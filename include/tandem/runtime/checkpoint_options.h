@@ -22,18 +22,19 @@ enum class WhenBusy {
   skip   ///< leaves this one out
 };
 
+/// How a state is saved.
 struct SaveStateOptions {
   /// The ranks stop only while the state is copied; threads of rank 0 write the copy. Memory for the copy is kept for
   /// the next.
   bool background = false;
-  WhenBusy when_busy = WhenBusy::wait;
+  WhenBusy when_busy = WhenBusy::wait;             ///< with `background`
   std::uint64_t max_shard_bytes = 10'000'000'000;  ///< as io::ModelFileOptions
 };
 
 /// An object of the program's that is part of the state. See Accelerator::register_for_checkpointing.
 struct StateObject {
-  std::function<c10::IValue()> save;
-  std::function<void(const c10::IValue& state)> load;
+  std::function<c10::IValue()> save;                   ///< called on rank 0
+  std::function<void(const c10::IValue& state)> load;  ///< called on every rank, with what `save` gave
 };
 
 /// Files of the program's own in a checkpoint, by name.
@@ -41,8 +42,8 @@ using StateFiles = std::map<std::string, std::string>;
 
 /// Gives files to a checkpoint, and takes them back. See Accelerator::register_state_hooks.
 struct StateHooks {
-  std::function<StateFiles()> save;
-  std::function<void(const StateFiles& files)> load;
+  std::function<StateFiles()> save;                   ///< called on rank 0; may be empty
+  std::function<void(const StateFiles& files)> load;  ///< called on every rank; may be empty
 };
 
 }  // namespace tandem

@@ -21,6 +21,7 @@ namespace tandem {
 template <class Step>
 class CompiledStep {
  public:
+  /// As Accelerator::compile_step makes it.
   CompiledStep(std::unique_ptr<StepGraph> graph, Step step) : graph_(std::move(graph)), step_(std::move(step)) {}
 
   /// Does what the step does with `batch`, and returns what it returns; tensors in that are copies. Collective.

@@ -10,6 +10,7 @@ namespace tandem {
 
 class Accelerator;
 
+/// How much a message matters, in rising order.
 enum class LogLevel : std::uint8_t { debug, info, warning, error };
 
 /// "debug", "info", "warning", "error".
@@ -23,7 +24,7 @@ class LogSink {
   /// `least` do not come. An empty function is silence.
   explicit LogSink(std::function<void(LogLevel, const std::string& line)> write, LogLevel least = LogLevel::info);
 
-  bool wants(LogLevel level) const { return write_ && level >= least_; }
+  bool wants(LogLevel level) const { return write_ && level >= least_; }  ///< whether lines of this level are passed on
 
   /// Passes the lines on, if their level is wanted, with no other rank's between them.
   void write(LogLevel level, const std::string& lines);
@@ -41,9 +42,10 @@ enum class LogRanks {
   in_order  ///< each rank, in the order of the ranks, for which they wait for each other: collective
 };
 
+/// Who says a message, and how often.
 struct LogOptions {
-  LogRanks ranks = LogRanks::main;
-  bool once = false;  ///< the rank says this text once however often it is logged, whatever its level
+  LogRanks ranks = LogRanks::main;  ///< whose calls count
+  bool once = false;                ///< the rank says this text once however often it is logged, whatever its level
 };
 
 /// What one rank says to the program. Each line begins with the rank, "[rank 3] ". Belongs to the rank's thread, and
@@ -58,6 +60,7 @@ struct LogOptions {
 ///     });
 class Logger {
  public:
+  /// Refers to both.
   Logger(Accelerator& accelerator, LogSink& sink) : accelerator_(accelerator), sink_(sink) {}
   Logger(const Logger&) = delete;
   Logger& operator=(const Logger&) = delete;
@@ -66,9 +69,16 @@ class Logger {
   /// level; otherwise it waits for nobody. Throws what the sink's function throws.
   void log(LogLevel level, const std::string& text, LogOptions options = {});
 
+  /// `log` at level debug.
   void debug(const std::string& text, LogOptions options = {}) { log(LogLevel::debug, text, options); }
+
+  /// `log` at level info.
   void info(const std::string& text, LogOptions options = {}) { log(LogLevel::info, text, options); }
+
+  /// `log` at level warning.
   void warning(const std::string& text, LogOptions options = {}) { log(LogLevel::warning, text, options); }
+
+  /// `log` at level error.
   void error(const std::string& text, LogOptions options = {}) { log(LogLevel::error, text, options); }
 
  private:

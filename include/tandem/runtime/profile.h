@@ -14,6 +14,8 @@ struct ProfileOptions {
   /// it ended, with the wait for its data. They are counted by the windows of accumulate(), so a body without has none:
   /// it can be recorded as a whole, which is the default.
   std::int64_t first_step = 1;
+
+  /// The last update that is recorded.
   std::int64_t last_step = std::numeric_limits<std::int64_t>::max();
 };
 
@@ -22,7 +24,9 @@ struct RankProfile {
   std::int64_t steps = 0;  ///< that were recorded
   double seconds = 0;      ///< of all of them
   // Seconds of these, without what was done in between:
-  double data_wait = 0, forward = 0, backward = 0;
+  double data_wait = 0,      ///< waiting for batches
+      forward = 0,           ///< of prepared models
+      backward = 0;          ///< without the reductions of gradients that the thread waits for
   double communication = 0;  ///< exposed: while this thread did nothing else
   double optimizer = 0;      ///< clipping included
   double other = 0;          ///< the rest: losses, schedules, the body's own

@@ -29,12 +29,13 @@ enum class SessionState {
   failed      ///< a rank or a callback threw; wait throws it
 };
 
+/// "idle", "starting" and so on.
 const char* to_string(SessionState state) noexcept;
 
 /// Where a session's training is; see Session::progress.
 struct Progress {
-  SessionState state = SessionState::idle;
-  std::int64_t epoch = 0;         ///< of the loader that rank 0 took a batch from last, from 0
+  SessionState state = SessionState::idle;  ///< what the session is doing
+  std::int64_t epoch = 0;                   ///< of the loader that rank 0 took a batch from last, from 0
   std::int64_t step = 0;          ///< accumulation windows that rank 0 has closed, or what load_state continued
   std::int64_t epoch_step = 0;    ///< batches of the epoch that rank 0 has taken
   std::int64_t epoch_steps = -1;  ///< batches that it has; -1: not known
@@ -46,6 +47,7 @@ struct Progress {
 
 /// Something that happened, for SessionOptions::on_event.
 struct SessionEvent {
+  /// What happened.
   enum class Kind {
     started,  ///< ranks begin to run the body
     step,     ///< a window was closed; of several that wait for the callback the last is left
@@ -53,14 +55,14 @@ struct SessionEvent {
     paused,
     resumed,
     saved,        ///< save_now has saved: `text` is the directory
-    save_failed,  ///< save_now has not: `text` says why. Training goes on
-    ended,
+    save_failed,  ///< save_now has not: `text` says why. Training goes on, or has ended before
+    ended,        ///< this or one of the next is the last event. `wait` may return before its callback
     cancelled,
     failed  ///< `text` is what wait throws, in words
   };
-  Kind kind = Kind::step;
-  Progress progress;
-  std::string text{};
+  Kind kind = Kind::step;     ///< what happened
+  Progress progress;          ///< where the training was then
+  std::string text{};         ///< where the kind says so; empty otherwise
   std::int64_t left_out = 0;  ///< events of this kind that came before it and were not delivered
 };
 
@@ -70,6 +72,7 @@ struct SessionEvent {
 ///     }
 using Executor = std::function<void(std::function<void()>)>;
 
+/// What hears of a session, and how.
 struct SessionOptions {
   /// Where callbacks are called; nothing: on a thread of the session's.
   Executor executor{};
@@ -87,8 +90,8 @@ struct PauseOptions {
 
 /// The weights of a moment: copies, on the CPU, of all parameters and buffers, by name.
 struct ModelSnapshot {
-  std::int64_t step = 0;  ///< Progress::step
-  std::int64_t epoch = 0;
+  std::int64_t step = 0;                 ///< Progress::step
+  std::int64_t epoch = 0;                ///< Progress::epoch
   std::vector<io::NamedTensors> models;  ///< in the order in which they were prepared
 
   /// Copies the weights of model `index` into `module`, which stays on its device. Throws ConfigError when its
@@ -106,13 +109,15 @@ struct ModelSnapshot {
 ///     session.wait();
 ///
 /// Members may be called by any thread, in any order, any number of times, also by callbacks; by the body's own ranks
-/// too, but for `start`, `wait`, `wait_for`, and the destructor. Unless it says otherwise none waits for the training,
-/// and what has no meaning at the moment (pausing what is paused, stopping what has ended) has no effect.
+/// too, but for `start`, `wait`, `wait_for`, `evaluate_with` and the destructor. Unless it says otherwise none waits
+/// for the training, and what has no meaning at the moment (pausing what is paused, stopping what has ended) has no
+/// effect.
 ///
 /// Ranks follow between micro-batches (accumulate) and between batches of prepared loaders, all at the same place. A
 /// body with neither can only be cancelled.
 class Session {
  public:
+  /// Starts nothing but the thread that hands out callbacks.
   explicit Session(SessionOptions options = {});
 
   /// Cancels, and waits until all threads have ended: no longer than `cancel` says. No callback runs afterwards, and
@@ -122,12 +127,14 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   /// Begins launch(config, body) on a thread of its own, and returns. Progress and errors of a training before are
-  /// gone. Throws Error while one runs, and when the system has no more threads. What is wrong with `config` comes out
-  /// of `wait`.
+  /// gone. Throws Error while one runs, and when the system has no more threads; ConfigError on a rank's thread. What
+  /// is wrong with `config` comes out of `wait`.
   void start(LaunchConfig config, std::function<void(Accelerator&)> body);
 
   /// Has all ranks stand still, from the next micro-batch or batch on. `status` says when they do.
   void pause(PauseOptions options = {});
+
+  /// Lets ranks go on after `pause`.
   void resume();
 
   /// Ends training and lets the body end well: once the open window is closed, loops over loaders that train have no
@@ -155,7 +162,7 @@ class Session {
   void snapshot(std::function<void(const ModelSnapshot&)> use);
 
   /// Waits for a snapshot (which takes a step, and as long as a pause) and returns what `use` makes of it, on this
-  /// thread. Throws what the future of `snapshot` has, and what `use` throws.
+  /// thread. Throws what the future of `snapshot` has, what `use` throws, and ConfigError on a rank's thread.
   template <class Use>
   std::invoke_result_t<Use, const ModelSnapshot&> evaluate_with(Use&& use) {
     const ModelSnapshot weights = wait_for_snapshot();
@@ -169,10 +176,13 @@ class Session {
   /// The same, but returns false when it has not ended within `time`.
   bool wait_for(std::chrono::nanoseconds time);
 
+  /// What a session is doing, with what went wrong.
   struct Status {
-    SessionState state = SessionState::idle;
-    std::string error{};  ///< when failed: what wait throws, for people
+    SessionState state = SessionState::idle;  ///< see SessionState
+    std::string error{};                      ///< when failed: what wait throws, for people
   };
+
+  /// The state now, and what went wrong. Takes a lock, for a moment.
   Status status() const;
 
   /// Consistent, and up to date to some 20 ms. Takes no lock and costs the training nothing.

@@ -59,12 +59,12 @@ struct LaunchConfig {
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
   bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
-  Sharding sharding = Sharding::automatic;  ///< see optim::ShardedOptimizer
-  nn::GradientReducerOptions gradient_reducer{};
-  trace::Steps nvtx_capture{};         ///< updates that tools shall capture, see profiles/
+  Sharding sharding = Sharding::automatic;        ///< see optim::ShardedOptimizer
+  nn::GradientReducerOptions gradient_reducer{};  ///< of prepared models
+  trace::Steps nvtx_capture{};                    ///< updates that tools shall capture, see profiles/
   int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
-  data::DataLoaderConfiguration data_loader{};
-  CheckpointConfiguration checkpoints{};
+  data::DataLoaderConfiguration data_loader{};                   ///< how loaders divide their data
+  CheckpointConfiguration checkpoints{};                         ///< where save_state saves without a directory
   std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
   /// Hears what is worth knowing and no error, such as a link between GPUs that does not work and is gone around.
   /// Called on ranks' threads, one at a time.
@@ -74,18 +74,18 @@ struct LaunchConfig {
 
 /// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.
 struct PartialState {
-  std::shared_ptr<const Backend> backend;
-  std::vector<c10::Device> devices;  ///< by rank
-  int cores = 1;                     ///< that this process may use
-  int threads_per_rank = 1;          ///< intra-op threads
-  std::string libtorch_version;
+  std::shared_ptr<const Backend> backend;  ///< of the ranks' devices
+  std::vector<c10::Device> devices;        ///< by rank
+  int cores = 1;                           ///< that this process may use
+  int threads_per_rank = 1;                ///< intra-op threads
+  std::string libtorch_version;            ///< such as "2.11.0"
 
-  int world_size() const { return static_cast<int>(devices.size()); }
+  int world_size() const { return static_cast<int>(devices.size()); }  ///< how many ranks there are
 };
 
 /// PartialState and how to train on it; shared by all ranks of a launch.
 struct AcceleratorState : PartialState {
-  LaunchConfig config;
+  LaunchConfig config;  ///< as it was given to `launch`
 };
 
 /// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.
@@ -96,15 +96,15 @@ int default_cpu_ranks();
 
 /// What one rank has for itself while its launch runs.
 struct RankContext {
-  int rank = 0;
-  const AcceleratorState* state = nullptr;
-  comm::RankGroup* group = nullptr;
-  std::unique_ptr<comm::Communicator> communicator;
-  rng::RankGenerators generators;
-  GradientState gradients;
-  StepFollower* follower = nullptr;  ///< for the session that the rank belongs to, if it does
+  int rank = 0;                                      ///< from 0
+  const AcceleratorState* state = nullptr;           ///< of the launch
+  comm::RankGroup* group = nullptr;                  ///< of the launch
+  std::unique_ptr<comm::Communicator> communicator;  ///< the rank's end of it
+  rng::RankGenerators generators;                    ///< its thread's defaults
+  GradientState gradients;                           ///< where it stands in its accumulation window
+  StepFollower* follower = nullptr;                  ///< for the session that the rank belongs to, if it does
 
-  c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }
+  c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }  ///< that it computes on
 };
 
 /// The context of the calling rank thread; null on any other thread.

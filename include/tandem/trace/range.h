@@ -30,14 +30,15 @@ enum class Event : std::uint8_t {
 
 /// What the time of an event counts as.
 enum class Kind : std::uint8_t { data_wait, forward, backward, communication, optimizer, other };
-inline constexpr std::size_t kKinds = 6;
+inline constexpr std::size_t kKinds = 6;  ///< how many kinds there are
 
+/// What the time of `event` counts as.
 Kind kind_of(Event event) noexcept;
 
 /// What is known about a range besides its event; -1: nothing.
 struct Detail {
-  std::int64_t bucket = -1;
-  std::int64_t bytes = -1;  ///< that are communicated
+  std::int64_t bucket = -1;  ///< of gradients, by number
+  std::int64_t bytes = -1;   ///< that are communicated
 };
 
 /// Adds up the time of the calling thread's ranges by kind, while alive: of a range without those inside it, so that
@@ -49,6 +50,7 @@ class Recorder {
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
 
+  /// Of ranges of this kind so far, those that have ended.
   std::chrono::nanoseconds time(Kind kind) const { return times_[static_cast<std::size_t>(kind)]; }
 
  private:
@@ -62,6 +64,7 @@ class Recorder {
 /// nanoseconds where none does. Ranges of a thread nest, and end on it.
 class [[nodiscard]] Range {
  public:
+  /// Begins the range, which the destructor ends.
   explicit Range(Event event, Detail detail = {});
   ~Range();
   Range(const Range&) = delete;
@@ -83,8 +86,8 @@ class [[nodiscard]] Range {
 
 /// Optimizer updates, from 1; both are meant. By default none.
 struct Steps {
-  std::int64_t first = 0;
-  std::int64_t last = 0;
+  std::int64_t first = 0;  ///< the first one
+  std::int64_t last = 0;   ///< the last one; it is included
 };
 
 /// Makes the calling thread that of `rank` for the ranges to come, at its first step. Rank 0 then opens the
