@@ -73,6 +73,17 @@ def against_accelerate():
     return rows
 
 
+def sessions():
+    """Milliseconds from a request to a session until it is done, by one rank and by two that share the GPU."""
+    rows = {}
+    for name, gpus in (("1 rank", ["0"]), ("2 ranks", ["0", "0"])):
+        output = run([f"{BUILD}/benchmarks/session", *gpus], 60)
+        rows[name] = {what.strip(): {"ms": float(middle), "slowest_ms": float(slowest), "steps": float(steps)}
+                      for what, middle, slowest, steps in
+                      re.findall(r"^(.+?) +([\d.]+) ms +([\d.]+) ms +([\d.]+) steps$", output, re.M)}
+    return rows
+
+
 def gpu_names():
     output = run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], 20)
     return [line.strip() for line in output.splitlines() if line.strip()] or ["unknown"]
@@ -105,6 +116,9 @@ def table(result):
     if launches := result.get("launches"):
         lines.append(f"- 100 launches of 2 ranks in turn: {number(launches['ms_each'])} ms each, device memory grew by "
                      f"{launches['growth_bytes']} bytes")
+    for ranks, rows in (result.get("sessions") or {}).items():
+        lines += [f"- session, {ranks}: {what} after {number(row['ms'])} ms (slowest {number(row['slowest_ms'])}; "
+                  f"{number(row['steps'])} steps)" for what, row in rows.items()]
     return "\n".join(lines)
 
 
@@ -129,6 +143,8 @@ def main():
         if measured:
             result[section] = measured[section]
             write(result)
+    result["sessions"] = sessions()
+    write(result)
     result["against_accelerate"] = against_accelerate()
     write(result)
     print(table(result))

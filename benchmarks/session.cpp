@@ -1,7 +1,10 @@
 // session: how long after a request a session has done it, and what a session costs a training that is looked at 60
 // times a second. Goals: pause and stop within a step, cancel within 100 ms, cost below 0.1 %.
+//   session [GPU...]     one rank on each GPU named, or two on the CPU
+#include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <thread>
 
@@ -21,8 +24,9 @@ using tandem::Accelerator;
 using tandem::Session;
 using tandem::SessionState;
 
-constexpr int kRanks = 2;
-const tandem::LaunchConfig kConfig{.cpu = kRanks};
+tandem::LaunchConfig config{.cpu = 2};
+
+int ranks() { return config.cpu ? *config.cpu : static_cast<int>(config.devices.size()); }
 
 struct Images : torch::data::datasets::BatchDataset<Images, at::Tensor> {
   at::Tensor all = at::rand({4096, 784});
@@ -31,6 +35,8 @@ struct Images : torch::data::datasets::BatchDataset<Images, at::Tensor> {
   }
   std::optional<std::size_t> size() const override { return 4096; }
 };
+
+std::atomic<int> ranks_done{0};  // with their loop
 
 // Trains a network of 0.8 million parameters for `steps` steps, or until it is stopped.
 void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size = 64) {
@@ -47,6 +53,7 @@ void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size
       optimizer.step();
       optimizer.zero_grad();
     }
+  ranks_done += 1;
 }
 
 // The same without a network: what is left is Tandem's own work.
@@ -76,7 +83,8 @@ void show_latency(const char* name, double step_ms, const std::function<void(Ses
   std::vector<double> times;
   for (int run = 0; run < kRuns; ++run) {
     Session session;
-    session.start(kConfig, [](Accelerator& accelerator) { train(accelerator, 1 << 30); });
+    ranks_done = 0;
+    session.start(config, [](Accelerator& accelerator) { train(accelerator, 1 << 30); });
     wait_for_step(session);
     std::this_thread::sleep_for(std::chrono::microseconds(1'000 + 379 * run));
     times.push_back(1e3 * seconds_of([&] {
@@ -85,7 +93,12 @@ void show_latency(const char* name, double step_ms, const std::function<void(Ses
                     }));
   }
   const auto spread = measure::spread_of(times);
-  std::printf("%-28s %9.2f ms %9.2f ms %7.1f steps\n", name, spread.median, spread.max, spread.median / step_ms);
+  std::printf("%-33s %9.2f ms %9.2f ms %7.1f steps\n", name, spread.median, spread.max, spread.median / step_ms);
+}
+
+// Until all ranks have left their loops, and the body can do what comes after training.
+void wait_until_stopped(Session&) {
+  while (ranks_done < ranks()) std::this_thread::sleep_for(std::chrono::microseconds(20));
 }
 
 void wait_until_paused(Session& session) {
@@ -95,7 +108,7 @@ void wait_until_paused(Session& session) {
 // As a desktop program does.
 void run_watched(const std::function<void(Accelerator&)>& body) {
   Session session({.on_event = [](const tandem::SessionEvent&) {}});
-  session.start(kConfig, body);
+  session.start(config, body);
   while (!session.wait_for(std::chrono::microseconds(16'667))) session.progress();
 }
 
@@ -105,7 +118,7 @@ std::pair<double, double> compare(std::int64_t steps, const std::function<void(A
   std::vector<double> launched, watched;
   const auto run = [&](Accelerator& accelerator) { body(accelerator, steps); };
   for (int pair = 0; pair < kPairs; ++pair) {
-    launched.push_back(seconds_of([&] { tandem::launch(kConfig, run); }));
+    launched.push_back(seconds_of([&] { tandem::launch(config, run); }));
     watched.push_back(seconds_of([&] { run_watched(run); }));
   }
   return {measure::spread_of(launched).median, measure::spread_of(watched).median};
@@ -113,27 +126,46 @@ std::pair<double, double> compare(std::int64_t steps, const std::function<void(A
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) config.devices.push_back(std::stoi(argv[i]));
+  if (argc > 1) config.cpu.reset();
   constexpr std::int64_t kSteps = 400, kEmptySteps = 100'000;
   const auto training = [](Accelerator& accelerator, std::int64_t steps) { train(accelerator, steps); };
   const auto [launched, watched] = compare(kSteps, training);
   const double step_ms = 1e3 * launched / kSteps;
-  std::printf("a step of %d ranks: %.2f ms in a launch; in a session that is looked at: %+.2f %%\n", kRanks, step_ms,
+  std::printf("a step of %d ranks: %.2f ms in a launch; in a session that is looked at: %+.2f %%\n", ranks(), step_ms,
               100 * (watched / launched - 1));
   const auto [empty, empty_watched] = compare(kEmptySteps, count_steps);
   const double cost_ns = 1e9 * (empty_watched - empty) / kEmptySteps;
   std::printf("a session's own work, measured without a network: %.0f ns a step, %.4f %% of that step\n\n", cost_ns,
               cost_ns / step_ms / 1e6 * 100);
 
-  std::printf("%-28s %12s %12s\n", "from the call until", "median", "max");
+  std::printf("%-33s %12s %12s\n", "from the call until", "median", "max");
   show_latency(
       "pause: all ranks stand", step_ms, [](Session& s) { s.pause(); }, wait_until_paused);
+  show_latency(
+      "pause and resume: a step is done", step_ms,
+      [](Session& s) {
+        s.pause();
+        wait_until_paused(s);
+        s.resume();
+      },
+      [](Session& s) {
+        for (const auto step = s.progress().step; s.progress().step == step;)
+          std::this_thread::sleep_for(std::chrono::microseconds(20));
+      });
+  show_latency(
+      "request_stop: loops have ended", step_ms, [](Session& s) { s.request_stop(); }, wait_until_stopped);
   show_latency(
       "request_stop: it has ended", step_ms, [](Session& s) { s.request_stop(); }, [](Session& s) { s.wait(); });
   show_latency(
       "cancel: it has ended", step_ms, [](Session& s) { s.cancel(); }, [](Session& s) { s.wait(); });
   show_latency(
       "snapshot: it is there", step_ms, [](Session& s) { s.snapshot().get(); }, [](Session&) {});
+  const std::string directory = (std::filesystem::temp_directory_path() / "tandem-session-benchmark").string();
+  show_latency(
+      "save_now: it is on the disk", step_ms, [&](Session& s) { s.save_now(directory).get(); }, [](Session&) {});
+  std::filesystem::remove_all(directory);
   show_latency(
       "cancel while paused", step_ms, [](Session& s) { (s.pause(), wait_until_paused(s)), s.cancel(); },
       [](Session& s) { s.wait(); });

@@ -247,6 +247,7 @@ void add_train(CLI::App& bench, Commands& commands) {
   train->add_option("--pairs", options->pairs, "runs of each")->check(CLI::Range(1, 1000))->capture_default_str();
   train->add_option("--data-dir", options->data_dir, "folder with the four files of MNIST")
       ->type_name("DIR")
+      ->check(CLI::ExistingDirectory)
       ->capture_default_str();
   train->add_flag("--json", options->json, "print JSON");
   train->footer("Examples:\n  tandem bench train\n  tandem bench train --model cnn --steps 15 --json");

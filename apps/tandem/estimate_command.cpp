@@ -94,7 +94,8 @@ void print(const EstimateOptions& options, const Training& training, const std::
   if (training.gpu) std::printf("without what CUDA and NCCL need themselves; not measured\n");
 }
 
-int show_estimate(const EstimateOptions& options) {
+int show_estimate(const CLI::App& flags, const EstimateOptions& options) {
+  if (options.file.empty()) train::check_flags_of_models(flags, options.model.model);
   const Training training = training_of(options);
   const auto parts = estimate(training);
   if (options.json)
@@ -135,7 +136,7 @@ void add_estimate(CLI::App& tandem, Commands& commands) {
   estimate->footer(
       "Examples:\n  tandem estimate --model gpt --width 512 --layers 8 --cpu 4\n"
       "  tandem estimate llama/ --optimizer adamw --mixed-precision bf16 --gpus 8");
-  commands.push_back({estimate, [options] { return show_estimate(*options); }});
+  commands.push_back({estimate, [estimate, options] { return show_estimate(*estimate, *options); }});
 }
 
 }  // namespace tandem_tool

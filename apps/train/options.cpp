@@ -307,13 +307,6 @@ bool goes_with(const std::vector<ModelKind>& models, ModelKind model) {
   return std::find(models.begin(), models.end(), model) != models.end();
 }
 
-void check_flags_of_models(const CLI::App& app, ModelKind model) {
-  for (const auto& [flag, models] : kFlagsOfModels)
-    if (app.count(flag) > 0 && !goes_with(models, model))
-      throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
-                                name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
-}
-
 void check_heads(const GptOptions& gpt) {
   if (gpt.width % gpt.heads != 0)
     throw tandem::ConfigError("--width " + std::to_string(gpt.width) + " does not divide by --heads " +
@@ -427,6 +420,14 @@ bool flag_goes_with(const std::string& flag, const std::string& model) {
   return found == kFlagsOfModels.end() || goes_with(found->second, kModels.at(model));
 }
 
+void check_flags_of_models(const CLI::App& app, const std::string& name) {
+  const ModelKind model = kModels.at(name);
+  for (const auto& [flag, models] : kFlagsOfModels)
+    if (const auto* given = app.get_option_no_throw(flag); given && given->count() > 0 && !goes_with(models, model))
+      throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
+                                name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
+}
+
 const std::string& name_of(ModelKind model) {
   return std::find_if(kModels.begin(), kModels.end(), [&](const auto& entry) { return entry.second == model; })->first;
 }
@@ -448,7 +449,7 @@ ParseResult parse_options(int argc, char** argv) {
     std::fprintf(stderr, "train: %s; see --help\n", error.what());
     return {std::nullopt, apps::kWrongUsage};
   }
-  check_flags_of_models(app, kModels.at(line.raw.model.model));
+  check_flags_of_models(app, line.raw.model.model);
   Options options = finish(std::move(line.raw));
   options.flags = flags_of(app, options);
   return {std::move(options), apps::kDone};

@@ -101,6 +101,9 @@ CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags);
 /// The same as options. Throws tandem::ConfigError for sizes that do not go together.
 Options read_model_flags(const ModelFlags& flags);
 
+/// Throws tandem::ConfigError when `app` was given a flag that belongs to other models than this --model.
+void check_flags_of_models(const CLI::App& app, const std::string& model);
+
 /// Whether a flag, such as "--hidden", is of any use with this --model.
 bool flag_goes_with(const std::string& flag, const std::string& model);
 

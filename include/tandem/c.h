@@ -50,7 +50,8 @@ typedef struct tandem_rank tandem_rank;
  * tandem_rank_fail. */
 typedef int (*tandem_training)(tandem_rank* rank, const char* options, void* user);
 
-/** Makes a function known under a name. `user` is given to it and outlives all its trainings. */
+/** Makes a function known under a name. It and `user`, which it is given, outlive all its
+ * trainings. */
 tandem_code tandem_register_training(const char* name, tandem_training training, void* user);
 
 /** Which rank it is, from 0; -1 for NULL. */

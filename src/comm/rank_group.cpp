@@ -147,8 +147,8 @@ const std::byte* RankGroup::mail(int rank, int peer) const noexcept {
 }
 
 void RankGroup::exchange_mail(int rank, const CallRecord& record) {
-  ranks_[rank].mails += 1;
   const bool compared = announce(rank, record);
+  ranks_[rank].mails += 1;  // a call that was refused is none
   const std::uint64_t number = ranks_[rank].calls.load(std::memory_order_relaxed);
   // Of ranks that arrive at the same time, at least the last in the order of seq_cst sees all, and wakes the others.
   if (!all_arrived(number))

@@ -295,35 +295,32 @@ const CheckpointFile& CheckpointReader::find(const std::string& name) const {
 
 std::uint64_t CheckpointReader::bytes_of(const std::string& name) const { return find(name).bytes; }
 
-void CheckpointReader::read_in_parts(const std::string& name,
-                                     const std::function<void(const char*, std::size_t)>& take) const {
-  constexpr std::size_t kPart = 256 << 10;  // that stays in a core's cache from the copy by the kernel to the hash
+// To nowhere, if `to` is null.
+void CheckpointReader::read_checked(const std::string& name, char* to) const {
   const CheckpointFile& file = find(name);
-  const std::string file_path = path_ + "/" + name;
-  const ReadFile source(*directory_ / name, file_path);
-  std::string part(static_cast<std::size_t>(std::min<std::uint64_t>(file.bytes, kPart)), '\0');
-  std::uint32_t crc = 0;
-  std::uint64_t all = 0;
-  while (const std::size_t bytes = source.read(part.data(), part.size())) {
-    crc = ::libdeflate_crc32(crc, part.data(), bytes);
-    all += bytes;
-    if (all > file.bytes) break;
-    take(part.data(), bytes);
-  }
-  if (all != file.bytes || crc != file.crc32)
-    fail(file_path, "is damaged: its crc32 is " + hex(crc) + ", and was " + hex(file.crc32) + " when it was written");
+  const std::string shown = path_ + "/" + name;
+  const ReadFile source(*directory_ / name, shown);
+  if (source.bytes() != file.bytes)
+    fail(shown, "is damaged: it has " + std::to_string(source.bytes()) + " bytes, and had " +
+                    std::to_string(file.bytes) + " when it was written");
+  const std::uint32_t crc = source.read_whole(to);
+  if (crc != file.crc32)
+    fail(shown, "is damaged: its crc32 is " + hex(crc) + ", and was " + hex(file.crc32) + " when it was written");
 }
 
+void CheckpointReader::read_to(const std::string& name, char* to) const { read_checked(name, to); }
+
 std::string CheckpointReader::read(const std::string& name) const {
-  std::string all;
-  all.reserve(static_cast<std::size_t>(find(name).bytes));
-  read_in_parts(name, [&](const char* data, std::size_t bytes) { all.append(data, bytes); });
+  std::string all(static_cast<std::size_t>(find(name).bytes), '\0');
+  read_checked(name, all.data());
   return all;
 }
 
+void CheckpointReader::verify(const std::string& name) const { read_checked(name, nullptr); }
+
 void CheckpointReader::verify() const {
   const auto all = names();
-  in_threads(all.size(), [&](std::size_t i) { read_in_parts(all[i], [](const char*, std::size_t) {}); });
+  in_threads(all.size(), [&](std::size_t i) { verify(all[i]); });
 }
 
 }  // namespace tandem::io

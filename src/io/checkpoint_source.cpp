@@ -3,6 +3,9 @@
 #include <filesystem>
 #include <system_error>
 
+#include "io/file_bytes.h"
+#include "tandem/io/safetensors_header.h"
+
 namespace tandem::io {
 
 namespace fs = std::filesystem;
@@ -14,8 +17,22 @@ CheckpointSource::CheckpointSource(const std::string& directory) : directory_(di
   reader_.emplace(directory);
 }
 
+at::Tensor CheckpointSource::load(const std::string& name) {
+  if (name.ends_with(".safetensors"))  // what is no such file is not read as a whole
+    read_safetensors_header(path_of(name), shown(name));
+  else
+    check_is_archive(path_of(name), shown(name));
+  if (!reader_) return load_bytes(path_of(name), shown(name));
+  at::Tensor file = room_for(reader_->bytes_of(name), shown(name));
+  reader_->read_to(name, static_cast<char*>(file.mutable_data_ptr()));
+  loaded_.insert(name);
+  return file;
+}
+
 void CheckpointSource::verify() const {
-  if (reader_) reader_->verify();
+  if (!reader_) return;
+  for (const std::string& name : reader_->names())
+    if (!loaded_.contains(name)) reader_->verify(name);
 }
 
 bool CheckpointSource::has(const std::string& name) const {

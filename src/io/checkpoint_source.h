@@ -3,7 +3,10 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
+
+#include <ATen/core/Tensor.h>
 
 #include "io/read_file.h"
 #include "tandem/io/checkpoint_directory.h"
@@ -17,7 +20,10 @@ class CheckpointSource {
   /// Throws CheckpointError when there is none, or its manifest is damaged.
   explicit CheckpointSource(const std::string& directory);
 
-  /// Compares all files with the manifest, where there is one. Throws CheckpointError.
+  /// The bytes of a file, compared with the manifest, where there is one. Throws CheckpointError.
+  at::Tensor load(const std::string& name);
+
+  /// Compares all files with the manifest that were not loaded, where there is one. Throws CheckpointError.
   void verify() const;
 
   bool has(const std::string& name) const;
@@ -37,6 +43,7 @@ class CheckpointSource {
   const std::string directory_;
   const OpenDirectory open_;
   std::optional<CheckpointReader> reader_;
+  std::set<std::string> loaded_;
 };
 
 }  // namespace tandem::io

@@ -14,9 +14,10 @@ void save_model(const std::string& directory, const torch::nn::Module& module, c
 }
 
 void load_model(const std::string& directory, torch::nn::Module& module) {
-  const CheckpointSource source(directory);
+  CheckpointSource source(directory);
+  const StoredWeights stored = read_weights(source, "model");
   source.verify();
-  prepare_load(read_weights(source, "model"), module)();
+  prepare_load(stored, module)();
 }
 
 }  // namespace tandem::io

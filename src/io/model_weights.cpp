@@ -8,10 +8,9 @@
 #include <ATen/core/grad_mode.h>
 #include <nlohmann/json.hpp>
 
-#include "io/in_threads.h"
+#include "io/file_bytes.h"
 #include "io/model_source.h"
 #include "tandem/core/error.h"
-#include "tandem/io/pickle_file.h"
 
 namespace tandem::io {
 namespace {
@@ -108,8 +107,8 @@ std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& w
 
 namespace {
 
-NamedTensors load_torch_save(const std::string& path, const std::string& shown) {
-  const c10::IValue value = read_pickle(path, shown);
+NamedTensors torch_save_in(const at::Tensor& file, const std::string& shown) {
+  const c10::IValue value = pickle_in(file, shown);
   if (!value.isGenericDict()) fail(shown, "is no dict of tensors");
   NamedTensors tensors;
   for (const auto& item : value.toGenericDict()) {
@@ -154,16 +153,14 @@ void check_no_others(const StoredWeights& stored, const NamedTensors& wanted) {
 
 }  // namespace
 
-StoredWeights read_weights(const CheckpointSource& source, const std::string& stem) {
+StoredWeights read_weights(CheckpointSource& source, const std::string& stem) {
   const ModelSource model(source, stem);
-  const auto load = [&](const std::string& file) {
-    const std::string path = source.path_of(file), shown = source.shown(file);
-    return model.of_torch_save() ? load_torch_save(path, shown) : load_safetensors(path, shown);
-  };
-  std::vector<NamedTensors> parts(model.files().size());
-  in_threads(parts.size(), [&](std::size_t i) { parts[i] = load(model.files()[i]); });
   StoredWeights stored{.directory = source.directory(), .tensors = {}, .files = {}};
-  for (std::size_t i = 0; i < parts.size(); ++i) add_to(stored, source.shown(model.files()[i]), std::move(parts[i]));
+  for (const std::string& name : model.files()) {
+    const std::string shown = source.shown(name);
+    const at::Tensor file = source.load(name);
+    add_to(stored, shown, model.of_torch_save() ? torch_save_in(file, shown) : safetensors_in(file, shown));
+  }
   model.check_places([&](const std::string& name) {
     const auto found = stored.files.find(name);
     return found == stored.files.end() ? std::string() : found->second;

@@ -34,7 +34,7 @@ struct StoredWeights {
 };
 
 /// Reads them: `model.safetensors`, its shards, or Python's `pytorch_model.bin`. Throws CheckpointError.
-StoredWeights read_weights(const CheckpointSource& source, const std::string& stem);
+StoredWeights read_weights(CheckpointSource& source, const std::string& stem);
 
 /// Checks that `stored` is all that `module` needs, and nothing else, and returns what copies it there. Throws
 /// CheckpointError that names the file and the tensor otherwise.

@@ -1,10 +1,12 @@
 #include "tandem/io/pickle_file.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <ATen/Functions.h>
@@ -12,9 +14,8 @@
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/serialization/pickler.h>
 
-#include "io/huge_pages.h"
+#include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
-#include "io/read_file.h"
 #include "io/unpickle.h"
 #include "tandem/core/error.h"
 
@@ -77,27 +78,30 @@ void write_pickle(const WriteBytes& write, const std::string& shown, const c10::
 namespace {
 
 // The bytes of a file, at any place.
-class FileAdapter final : public caffe2::serialize::ReadAdapterInterface {
+class BytesAdapter final : public caffe2::serialize::ReadAdapterInterface {
  public:
-  explicit FileAdapter(const ReadFile& file) : file_(file) {}
-  std::size_t size() const override { return static_cast<std::size_t>(file_.bytes()); }
+  explicit BytesAdapter(const at::Tensor& file) : file_(file) {}
+  std::size_t size() const override { return file_.nbytes(); }
   std::size_t read(std::uint64_t position, void* to, std::size_t bytes, const char*) const override {
-    return position < file_.bytes() ? file_.read_at(position, static_cast<char*>(to), bytes) : 0;
+    if (position >= size()) return 0;
+    bytes = std::min(bytes, static_cast<std::size_t>(size() - position));
+    std::memcpy(to, static_cast<const char*>(file_.const_data_ptr()) + position, bytes);
+    return bytes;
   }
 
  private:
-  const ReadFile& file_;
+  const at::Tensor file_;
 };
 
-// The records of the archive, each read once.
+// The records of the archive.
 class Archive {
  public:
-  Archive(const ReadFile& file) : file_(file), reader_(std::make_shared<FileAdapter>(file)) {
+  explicit Archive(const at::Tensor& file) : file_(file), reader_(std::make_shared<BytesAdapter>(file)) {
     // Records are not compressed: together they are no larger than the file.
     std::uint64_t all = 0;
     for (const std::string& name : reader_.getAllRecords()) {
       const std::uint64_t bytes = reader_.getRecordSize(name);
-      if (bytes > file.bytes() - all) throw UnpickleError("names records that are larger than the file");
+      if (bytes > file.nbytes() - all) throw UnpickleError("names records that are larger than the file");
       all += bytes;
     }
   }
@@ -123,36 +127,68 @@ class Archive {
     if (reader_.getRecordSize(name) != bytes)
       throw UnpickleError("has " + std::to_string(reader_.getRecordSize(name)) + " bytes of " + name +
                           ", and a tensor needs " + std::to_string(bytes));
-    at::Tensor storage = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
-    prefer_huge_pages(storage);
-    if (bytes > 0) reader_.getRecord(name, storage.mutable_data_ptr(), static_cast<std::size_t>(bytes));
-    return storages_.emplace(name, storage).first->second;
+    return storages_.emplace(name, read_storage(name, bytes)).first->second;
   }
 
  private:
-  const ReadFile& file_;
+  // A record that is stored as it is stays where it lies; others are read as LibTorch does.
+  at::Tensor read_storage(const std::string& name, std::uint64_t bytes) {
+    constexpr std::uint64_t kLargestElement = 16;
+    if (const auto begin = begin_of(name, bytes)) return part_of(file_, *begin, bytes, kLargestElement);
+    at::Tensor storage = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
+    if (bytes > 0) reader_.getRecord(name, storage.mutable_data_ptr(), static_cast<std::size_t>(bytes));
+    return storage;
+  }
+
+  // Where the bytes of a stored record begin, by its local header (APPNOTE.TXT of PKWARE, 4.3.7); nothing where that is
+  // not to be relied on, or another record lies there too.
+  std::optional<std::uint64_t> begin_of(const std::string& name, std::uint64_t bytes) {
+    constexpr std::uint64_t kHeader = 30;
+    const std::uint64_t header = reader_.getRecordHeaderOffset(name), size = file_.nbytes();
+    if (bytes == 0 || header > size || size - header < kHeader) return {};
+    const char* const at = static_cast<const char*>(file_.const_data_ptr()) + header;
+    const auto number = [at](int place) {
+      std::uint16_t value = 0;
+      std::memcpy(&value, at + place, sizeof value);
+      return value;
+    };
+    const bool is_stored = std::memcmp(at, "PK\3\4", 4) == 0 && number(6) % 2 == 0 && number(8) == 0;
+    const std::uint64_t begin = header + kHeader + number(26) + number(28);
+    if (!is_stored || begin > size || bytes > size - begin) return {};
+    const auto next = taken_.upper_bound(begin);  // the first that ends behind it
+    if (next != taken_.end() && next->second < begin + bytes) return {};
+    taken_.emplace(begin + bytes, begin);
+    return begin;
+  }
+
+  const at::Tensor file_;
   caffe2::serialize::PyTorchStreamReader reader_;
-  std::map<std::string, at::Tensor> storages_;
+  std::map<std::string, at::Tensor> storages_;    // a copied one is one for all its tensors
+  std::map<std::uint64_t, std::uint64_t> taken_;  // parts of the file that storages are, first byte by end
 };
 
 }  // namespace
 
-c10::IValue read_pickle(const std::string& path, const std::string& shown) {
+c10::IValue pickle_in(const at::Tensor& file, const std::string& shown) {
   constexpr std::uint64_t kMostPickleBytes = 16 << 20;  // without the tensors
-  const std::string& name = shown.empty() ? path : shown;
-  const ReadFile file(path, name);
   try {
     Archive archive(file);
-    if (archive.is_big_endian()) fail(name, "is of a machine with another order of bytes");
+    if (archive.is_big_endian()) fail(shown, "is of a machine with another order of bytes");
     return unpickle(archive.text("data.pkl", kMostPickleBytes),
                     [&](const std::string& key, std::uint64_t bytes) { return archive.storage(key, bytes); });
   } catch (const CheckpointError&) {
     throw;
   } catch (const UnpickleError& error) {
-    fail(name, error.what());
+    fail(shown, error.what());
   } catch (const std::exception& error) {
-    fail(name, "is no file of torch.save, or damaged: " + text_of(error));
+    fail(shown, "is no file of torch.save, or damaged: " + text_of(error));
   }
+}
+
+c10::IValue read_pickle(const std::string& path, const std::string& shown) {
+  const std::string& name = shown.empty() ? path : shown;
+  check_is_archive(path, name);
+  return pickle_in(load_bytes(path, name), name);
 }
 
 }  // namespace tandem::io

@@ -4,10 +4,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
+
+#include <libdeflate.h>
+#include <zlib.h>
 
 #include "io/file_writer.h"
+#include "io/in_threads.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -19,9 +25,10 @@ namespace {
 
 }  // namespace
 
-ReadFile::ReadFile(const std::string& path, std::string shown) : shown_(std::move(shown)) {
+ReadFile::ReadFile(const std::string& path, std::string shown, Links links) : shown_(std::move(shown)) {
+  const int follow = links == Links::refuse ? O_NOFOLLOW : 0;
   // A pipe would block.
-  fd_ = again([&] { return ::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC); });
+  fd_ = again([&] { return ::open(path.c_str(), O_RDONLY | follow | O_NONBLOCK | O_CLOEXEC); });
   if (fd_ < 0) {
     if (errno == ENOENT) fail(shown_, "does not exist");
     fail(shown_, errno == ELOOP ? "is a link" : "cannot be opened: " + system_error());
@@ -57,6 +64,32 @@ std::size_t ReadFile::read_at(std::uint64_t position, char* to, std::size_t most
   return read_all(to, most, [&, start = to](char* at, std::size_t bytes) {
     return ::pread(fd_, at, bytes, static_cast<off_t>(position) + (at - start));
   });
+}
+
+// What is at `begin` and after it goes to `to`, or nowhere.
+std::uint32_t ReadFile::read_piece(std::uint64_t begin, std::uint64_t end, char* to) const {
+  constexpr std::uint64_t kPart = 256 << 10;  // that stays in a core's cache from the copy by the kernel to the hash
+  std::string unwanted(to ? 0 : static_cast<std::size_t>(std::min(kPart, end - begin)), '\0');
+  std::uint32_t crc = 0;
+  for (std::uint64_t at = begin; at < end; at += kPart) {
+    const auto bytes = static_cast<std::size_t>(std::min(kPart, end - at));
+    char* const part = to ? to + (at - begin) : unwanted.data();
+    if (read_at(at, part, bytes) != bytes) fail(shown_, "has become shorter while it was read");
+    crc = ::libdeflate_crc32(crc, part, bytes);
+  }
+  return crc;
+}
+
+std::uint32_t ReadFile::read_whole(char* to) const {
+  constexpr std::uint64_t kPiece = 32 << 20;
+  std::vector<std::uint32_t> crcs(static_cast<std::size_t>((bytes_ + kPiece - 1) / kPiece));
+  const auto end_of = [&](std::size_t i) { return std::min(bytes_, (i + 1) * kPiece); };
+  in_threads(crcs.size(),
+             [&](std::size_t i) { crcs[i] = read_piece(i * kPiece, end_of(i), to ? to + i * kPiece : nullptr); });
+  std::uint32_t all = 0;
+  for (std::size_t i = 0; i < crcs.size(); ++i)
+    all = static_cast<std::uint32_t>(::crc32_combine(all, crcs[i], static_cast<z_off_t>(end_of(i) - i * kPiece)));
+  return all;
 }
 
 OpenDirectory::OpenDirectory(const std::string& path) {

@@ -9,10 +9,12 @@
 
 namespace tandem::io {
 
-/// A file that is open: no link, no pipe. Throws CheckpointError that names it as `shown`.
+enum class Links { refuse, follow };
+
+/// A file that is open: no pipe, and no link unless they are followed. Throws CheckpointError that names it as `shown`.
 class ReadFile {
  public:
-  ReadFile(const std::string& path, std::string shown);
+  ReadFile(const std::string& path, std::string shown, Links links = Links::refuse);
   ~ReadFile();
   ReadFile(const ReadFile&) = delete;
   ReadFile& operator=(const ReadFile&) = delete;
@@ -25,7 +27,12 @@ class ReadFile {
   /// The same from `position` on; `read` goes on where it was.
   std::size_t read_at(std::uint64_t position, char* to, std::size_t most) const;
 
+  /// Reads all bytes() to `to`, or to nowhere if that is null, by several threads; returns their CRC-32. Throws
+  /// CheckpointError, also when the file has become shorter.
+  std::uint32_t read_whole(char* to) const;
+
  private:
+  std::uint32_t read_piece(std::uint64_t begin, std::uint64_t end, char* to) const;
   template <class ReadSome>
   std::size_t read_all(char* to, std::size_t most, const ReadSome& read_some) const;
 

@@ -8,16 +8,17 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <set>
 
 #include <ATen/Functions.h>
 #include <nlohmann/json.hpp>
 
+#include "io/file_bytes.h"
 #include "io/file_writer.h"
-#include "io/huge_pages.h"
+#include "io/read_file.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors_header.h"
 
@@ -94,7 +95,8 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
     offset += bytes;
   }
   std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begins at a multiple of 8
+  constexpr std::size_t kAlignment = 64;  // the format wants 8
+  text.resize((8 + text.size() + kAlignment - 1) / kAlignment * kAlignment - 8, ' ');
   return text;
 }
 
@@ -205,30 +207,28 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
   sync_directory(parent.empty() ? "." : parent.string());
 }
 
-SafetensorsHeader read_safetensors_header(const std::string& location, const std::string& shown) {
-  const std::string& path = shown.empty() ? location : shown;
-  std::error_code error;
-  if (!fs::is_regular_file(location, error)) fail(path, fs::exists(location, error) ? "is no file" : "does not exist");
-  std::ifstream file(location, std::ios::binary);
-  if (!file) fail(path, "cannot be opened: " + system_error());
-  const std::uint64_t file_bytes = fs::file_size(location, error);
+namespace {
+
+// Bytes of the header's text, in a file that begins with `first_bytes`.
+std::uint64_t header_bytes_of(const std::string& path, const char* first_bytes, std::uint64_t file_bytes) {
   std::uint64_t header_bytes = 0;
-  if (!file.read(reinterpret_cast<char*>(&header_bytes), sizeof header_bytes))
-    fail(path, "is too short for safetensors");
+  if (file_bytes < sizeof header_bytes) fail(path, "is too short for safetensors");
+  std::memcpy(&header_bytes, first_bytes, sizeof header_bytes);
   if (header_bytes > kMostHeaderBytes || header_bytes > file_bytes - 8)
     fail(path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
-  std::string text(header_bytes, '\0');
-  if (!file.read(text.data(), static_cast<std::streamsize>(text.size()))) fail(path, "cannot be read");
-  const ParsedJson parsed = parse_header(path, text);
+  return header_bytes;
+}
 
+SafetensorsHeader header_of(const std::string& path, const std::string& text, std::uint64_t file_bytes) {
+  const ParsedJson parsed = parse_header(path, text);
   SafetensorsHeader header;
   for (const auto& [name, value] : parsed.items())
     if (name != "__metadata__") header.tensors.push_back(parse_entry(path, name, value));
   sort_by_place(header.tensors);
-  check_no_gaps(path, header.tensors, file_bytes - 8 - header_bytes);
+  check_no_gaps(path, header.tensors, file_bytes - 8 - text.size());
   for (StoredTensor& tensor : header.tensors) {
-    tensor.begin += 8 + header_bytes;
-    tensor.end += 8 + header_bytes;
+    tensor.begin += 8 + text.size();
+    tensor.end += 8 + text.size();
   }
   if (const auto metadata = parsed.find("__metadata__"); metadata != parsed.end() && metadata->is_object())
     for (const auto& [key, value] : metadata->items())
@@ -236,22 +236,35 @@ SafetensorsHeader read_safetensors_header(const std::string& location, const std
   return header;
 }
 
+}  // namespace
+
+SafetensorsHeader read_safetensors_header(const std::string& location, const std::string& shown) {
+  const std::string& path = shown.empty() ? location : shown;
+  const ReadFile file(location, path, Links::follow);
+  char first[8] = {};
+  file.read(first, sizeof first);
+  std::string text(header_bytes_of(path, first, file.bytes()), '\0');
+  if (file.read(text.data(), text.size()) != text.size()) fail(path, "has become shorter while it was read");
+  return header_of(path, text, file.bytes());
+}
+
 std::string safetensors_type(at::ScalarType type) { return name_of("safetensors", "", type); }
+
+NamedTensors safetensors_in(const at::Tensor& file, const std::string& shown) {
+  const char* const bytes = static_cast<const char*>(file.const_data_ptr());
+  const std::uint64_t header_bytes = header_bytes_of(shown, bytes, file.nbytes());
+  NamedTensors tensors;
+  for (const StoredTensor& entry : header_of(shown, std::string(bytes + 8, header_bytes), file.nbytes()).tensors)
+    tensors.emplace_back(
+        entry.name,
+        part_of(file, entry.begin, entry.bytes(), c10::elementSize(entry.type)).view(entry.type).view(entry.shape));
+  return tensors;
+}
 
 NamedTensors load_safetensors(const std::string& location, const std::string& shown) {
   const std::string& path = shown.empty() ? location : shown;
-  const auto header = read_safetensors_header(location, shown);
-  std::ifstream file(location, std::ios::binary);
-  NamedTensors tensors;
-  for (const StoredTensor& entry : header.tensors) {
-    at::Tensor tensor = at::empty(entry.shape, entry.type);
-    prefer_huge_pages(tensor);
-    file.seekg(static_cast<std::streamoff>(entry.begin));
-    file.read(static_cast<char*>(tensor.mutable_data_ptr()), static_cast<std::streamsize>(entry.bytes()));
-    if (!file) fail(path, "tensor '" + entry.name + "' cannot be read");
-    tensors.emplace_back(entry.name, tensor);
-  }
-  return tensors;
+  read_safetensors_header(location, path);  // what is no such file is not read as a whole
+  return safetensors_in(load_bytes(location, path, Links::follow), path);
 }
 
 void check_writable(const std::string& path) {

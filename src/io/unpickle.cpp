@@ -319,7 +319,7 @@ class Machine {
       fail("has a tensor whose offset, sizes and strides do not go together");
     const at::Tensor elements = storage.bytes.view(storage.type);
     check_fits(offset, sizes, strides, elements.numel());
-    return elements.as_strided(sizes, strides, offset);
+    return elements.as_strided(sizes, strides, elements.storage_offset() + offset);
   }
 
   static std::vector<std::int64_t> whole_numbers(Node& node) {

@@ -113,6 +113,11 @@ void GradientReducer::check_same_on_all_ranks() const {
   const comm::RankGroup::Call call(group_, rank, record, &mine);
   const auto& main = call.payload<Tensors>(0);
   auto problem = difference("parameter", rank, mine.parameters, main.parameters);
+  for (std::size_t i = 0; !problem && rank != 0 && i < mine.parameters.size(); ++i)
+    if (const auto& [name, tensor] = mine.parameters[i];
+        tensor.requires_grad() && tensor.is_same(main.parameters[i].second))
+      problem = "parameter " + name + " of rank " + std::to_string(rank) +
+                " is the very tensor of rank 0; make the module within the body, so that each rank has its own";
   if (!problem) problem = difference("buffer", rank, mine.buffers, main.buffers);
   if (problem) throw ConfigError(*problem);
 }

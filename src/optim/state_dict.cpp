@@ -328,6 +328,7 @@ struct Getter {
   const std::string& where;
   const at::Tensor* parameter = nullptr;  // whose state it is
   bool may_take = false;
+  bool* all_fit = nullptr;  // becomes false when a tensor could not be taken as it is
 
   void operator()(const char* name, double& value) const {
     value = number_of(field(dict, name, where), where + ": '" + name + "'");
@@ -364,6 +365,7 @@ struct Getter {
     const bool fits = found.scalar_type() == parameter->scalar_type() && found.device() == parameter->device() &&
                       found.strides() == parameter->strides();
     if (may_take && fits) return found;
+    if (!fits && all_fit) *all_fit = false;
     return at::empty_like(*parameter, parameter->options().requires_grad(false)).copy_(found);
   }
 };
@@ -379,6 +381,7 @@ template <class Options>
 struct Prepared {
   std::vector<Options> options;  // by group
   std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
+  bool all_fit = true;
 };
 
 // The state of the parameters of group `g`, which `states` has under `ids`.
@@ -395,10 +398,26 @@ void prepare_states(Prepared<typename Class::Options>& prepared, const std::vect
     const std::string its = "the state of parameter " + std::to_string(i) + " of group " + std::to_string(g);
     const Dict values = dict_of(found->value(), its);
     auto state = std::make_unique<typename Class::State>();
-    visit_fields(*state, Getter{values, its, &parameters[i], options.may_take});
+    visit_fields(*state, Getter{values, its, &parameters[i], options.may_take, &prepared.all_fit});
     check_complete(*state, prepared.options.back(), its);
     prepared.states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
   }
+}
+
+template <class Class>
+Prepared<typename Class::Options> prepare_groups(Optimizer& optimizer, const IValue& groups, const Dict& states,
+                                                 const LoadOptions& options) {
+  Prepared<typename Class::Options> prepared;
+  auto& param_groups = optimizer.param_groups();
+  for (std::size_t g = 0; g < param_groups.size(); ++g) {
+    const std::string where = "parameter group " + std::to_string(g);
+    const Dict group = dict_of(groups.toListRef()[g], where);
+    check_python_fields(group, Class::python_fields(), where);
+    prepared.options.push_back(static_cast<const typename Class::Options&>(param_groups[g].options()));
+    visit_fields(prepared.options.back(), Getter{group, where});
+    prepare_states<Class>(prepared, param_groups[g].params(), g, field(group, "params", where), states, options);
+  }
+  return prepared;
 }
 
 template <class Class>
@@ -413,15 +432,10 @@ std::function<void()> prepare_class(Optimizer& optimizer, const Dict& all, const
     fail(whole + " is of " + std::to_string(groups.toListRef().size()) + " parameter groups; this one has " +
          std::to_string(param_groups.size()));
   const at::NoGradGuard no_grad;
-  const auto prepared = std::make_shared<Prepared<Options>>();
-  for (std::size_t g = 0; g < param_groups.size(); ++g) {
-    const std::string where = "parameter group " + std::to_string(g);
-    const Dict group = dict_of(groups.toListRef()[g], where);
-    check_python_fields(group, Class::python_fields(), where);
-    prepared->options.push_back(static_cast<const Options&>(param_groups[g].options()));
-    visit_fields(prepared->options.back(), Getter{group, where});
-    prepare_states<Class>(*prepared, param_groups[g].params(), g, field(group, "params", where), states, options);
-  }
+  const auto prepared = std::make_shared<Prepared<Options>>(prepare_groups<Class>(optimizer, groups, states, options));
+  // One that is taken keeps the memory of the whole file, so it is all or none.
+  if (options.may_take && !prepared->all_fit)
+    *prepared = prepare_groups<Class>(optimizer, groups, states, {options.wanted, /*may_take=*/false});
   return [&optimizer, prepared] {
     for (std::size_t g = 0; g < prepared->options.size(); ++g)
       static_cast<Options&>(optimizer.param_groups()[g].options()) = prepared->options[g];

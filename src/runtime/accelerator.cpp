@@ -70,6 +70,7 @@ data::LoaderContext Accelerator::loader_context() {
 }
 
 void Accelerator::begin_micro_batch(bool close) {
+  context_.group->token().check();  // a body may make no other call that waits
   if (context_.follower) context_.follower->before_micro_batch();
   GradientState& state = context_.gradients;
   // The scale stays the same within a window, whose gradients add up.

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "io/checkpoint_source.h"
-#include "io/in_threads.h"
+#include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
 #include "runtime/state_file.h"
@@ -10,7 +10,6 @@
 #include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
-#include "tandem/io/pickle_file.h"
 #include "tandem/optim/state_dict.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -42,37 +41,32 @@ void check_count(const std::string& directory, const char* what, std::size_t sto
 
 }  // namespace
 
-// Reads all files that the prepared objects need, several at once.
+// Reads all files that the prepared objects need.
 std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::string& directory) const {
-  const io::CheckpointSource source(directory);
-  source.verify();
+  io::CheckpointSource source(directory);
   auto loaded = std::make_shared<LoadedState>();
   loaded->directory = directory;
   if (const io::CheckpointReader* reader = source.reader(); reader && reader->has("tandem_state.json"))
     loaded->state = parse_state_file(read_small(*reader, "tandem_state.json"), source.shown("tandem_state.json"));
-  loaded->models.resize(reducers_.size());
   loaded->optimizers.resize(alive(optimizers_).size());
   loaded->schedulers.resize(alive(schedulers_).size());
   loaded->objects.resize(loaded->state ? state_objects_.size() : 0);
   if (loaded->state) check_counts(*loaded);
 
-  std::vector<std::function<void()>> reads;
-  const auto add_pickle = [&](const std::string& name, c10::IValue& value) {
-    reads.emplace_back([&source, &value, name] { value = io::read_pickle(source.path_of(name), source.shown(name)); });
-  };
-  for (std::size_t i = 0; i < loaded->optimizers.size(); ++i)  // first, because they take longest
-    add_pickle(numbered("optimizer", i) + ".bin", loaded->optimizers[i]);
-  for (std::size_t i = 0; i < loaded->models.size(); ++i)
-    reads.emplace_back([&, i] { loaded->models[i] = io::read_weights(source, numbered("model", i)); });
+  const auto pickle = [&](const std::string& name) { return io::pickle_in(source.load(name), source.shown(name)); };
+  for (std::size_t i = 0; i < reducers_.size(); ++i)
+    loaded->models.push_back(io::read_weights(source, numbered("model", i)));
+  for (std::size_t i = 0; i < loaded->optimizers.size(); ++i)
+    loaded->optimizers[i] = pickle(numbered("optimizer", i) + ".bin");
   for (std::size_t i = 0; i < loaded->schedulers.size(); ++i)
     if (!loaded->state || loaded->state->scheduler_steps[i] < 0)
-      add_pickle(numbered("scheduler", i) + ".bin", loaded->schedulers[i]);
-  if (scaler_ && (source.has("scaler.pt") || loaded->state)) add_pickle("scaler.pt", loaded->scaler.emplace());
+      loaded->schedulers[i] = pickle(numbered("scheduler", i) + ".bin");
+  if (scaler_ && (source.has("scaler.pt") || loaded->state)) loaded->scaler = pickle("scaler.pt");
   for (std::size_t i = 0; i < loaded->objects.size(); ++i)
-    add_pickle("custom_checkpoint_" + std::to_string(i) + ".pkl", loaded->objects[i]);
-  io::in_threads(reads.size(), [&](std::size_t i) { reads[i](); });
+    loaded->objects[i] = pickle("custom_checkpoint_" + std::to_string(i) + ".pkl");
   if (loaded->state)
     for (const std::string& name : loaded->state->hook_files) loaded->hook_files[name] = source.reader()->read(name);
+  source.verify();
   return loaded;
 }
 

@@ -10,7 +10,6 @@
 #include "tandem/runtime/accelerator.h"
 
 namespace tandem {
-namespace {}  // namespace
 
 Accelerator::Accelerator(RankContext& context) : context_(context) {
   const LaunchConfig& config = context_.state->config;

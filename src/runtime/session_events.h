@@ -25,7 +25,6 @@ class CallingThread {
 
  private:
   friend class SessionEvents;
-  friend class SessionEvents;
   struct Queue;
   std::shared_ptr<Queue> queue_;
   std::thread thread_;

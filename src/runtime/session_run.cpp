@@ -163,8 +163,9 @@ void SessionRun::stand(int rank, PauseOptions options) {
 void SessionRun::resume() {
   std::unique_lock lock(mutex_);
   if (!is_active(lock) || !std::exchange(pause_is_asked_, false)) return;
+  const bool stood_still = progress_.state == SessionState::paused;
   change_state(gate_ ? SessionState::running : SessionState::starting);
-  post(SessionEvent::Kind::resumed);
+  if (stood_still) post(SessionEvent::Kind::resumed);
   ask(lock, [](StepGate& gate) { gate.release(); });
 }
 
@@ -292,13 +293,13 @@ void SessionRun::set_progress(const Progress& progress) {
   progress_ = progress;
   progress_.state = state;
   published_.store(progress_);
+  // What has no loaders has no epochs.
+  const bool has_epoch = progress.epoch_steps >= 0 || progress.epoch > 0 || progress.epoch_step > 0;
+  if (has_epoch && std::exchange(epoch_posted_, progress.epoch) != progress.epoch) post(SessionEvent::Kind::epoch);
   const auto now = std::chrono::steady_clock::now();
-  if (progress.epoch != epoch_posted_) {
-    epoch_posted_ = progress.epoch;
-    post(SessionEvent::Kind::epoch);
-  }
-  if (now - step_posted_ < step_interval_) return;
-  step_posted_ = now;
+  if (progress.step == step_posted_ || now - step_posted_at_ < step_interval_) return;
+  step_posted_ = progress.step;
+  step_posted_at_ = now;
   post(SessionEvent::Kind::step);
 }
 
@@ -353,8 +354,11 @@ void SessionRun::end(std::exception_ptr error) noexcept {
   early_.clear();
   const auto problem = std::make_exception_ptr(
       Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
-  for (const auto& save : std::exchange(saves_, {}))
-    if (!save->done) save->result.set_exception(problem);
+  for (const auto& save : std::exchange(saves_, {})) {
+    if (save->done) continue;
+    save->result.set_exception(problem);
+    post(SessionEvent::Kind::save_failed, text_of(problem));
+  }
   const auto snapshots = std::exchange(snapshots_, {});
   const auto weights = error ? nullptr : final_weights_;
   post(kind, error_text_);

@@ -114,8 +114,8 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   bool ended_ = false, retired_ = false;
   int ranks_ = 0;  // threads
   // Of rank 0's thread.
-  std::chrono::steady_clock::time_point step_posted_;
-  std::int64_t epoch_posted_ = -1;
+  std::chrono::steady_clock::time_point step_posted_at_;
+  std::int64_t step_posted_ = 0, epoch_posted_ = -1;
 };
 
 }  // namespace tandem

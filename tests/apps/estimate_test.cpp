@@ -87,6 +87,7 @@ TEST_CASE("what cannot be estimated is one sentence") {
       {dir.path(), 1, "model.safetensors"},
       {"--model rnn", 2, "rnn"},
       {"--model gpt --width 10 --heads 3", 2, "--heads 3"},
+      {"--model cnn --layers 4", 2, "--layers does not go with --model cnn"},
       {"--batch-size 0", 2, "--batch-size"},
       {"x --model mlp", 2, "--model"}};
   for (const auto& [arguments, code, word] : cases) {

@@ -68,3 +68,39 @@ TEST_CASE("a session on GPU ranks is paused, shown and stopped, and gives what a
   CHECK(session.status().state == SessionState::ended);
   machine.check_clean();
 }
+
+TEST_CASE("sessions on GPUs of their own run at once, each as its launch does, also when the other one fails") {
+  fake::reset();
+  const Machine machine;
+  std::vector<LaunchConfig> configs;
+  std::vector<std::vector<at::Tensor>> launched(2), together(2);
+  for (int device = 0; device < 2; ++device) {
+    configs.push_back(machine.config({device}));
+    configs.back().seed = static_cast<std::uint64_t>(device) + 5;
+  }
+  const auto body = [](std::vector<at::Tensor>& weights) {
+    return [&weights](Accelerator& accelerator) { train(accelerator, 6, &weights); };
+  };
+  for (std::size_t i = 0; i < 2; ++i) launch(configs[i], body(launched[i]));
+  CHECK_FALSE(at::equal(launched[0].at(0), launched[1].at(0)));
+  Session first, second;
+  first.start(configs[0], body(together[0]));
+  second.start(configs[1], body(together[1]));
+  first.wait();
+  second.wait();
+  for (std::size_t i = 0; i < 2; ++i)
+    for (std::size_t k = 0; k < 2; ++k) CHECK(at::equal(launched[i].at(k), together[i].at(k)));
+
+  together[1].clear();
+  first.start(configs[0], [](Accelerator& accelerator) {
+    train(accelerator, 1, nullptr);
+    throw std::runtime_error("no such splat");
+  });
+  second.start(configs[1], body(together[1]));
+  CHECK_THROWS_AS(first.wait(), RankError);
+  second.wait();
+  CHECK(first.status().state == SessionState::failed);
+  CHECK(second.status().state == SessionState::ended);
+  for (std::size_t k = 0; k < 2; ++k) CHECK(at::equal(launched[1].at(k), together[1].at(k)));
+  machine.check_clean();
+}

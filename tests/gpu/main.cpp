@@ -19,12 +19,14 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "gpu/checks.h"
 #include "support/random_tensors.h"
 #include "tandem/tandem.h"
 
-namespace {
-
 using namespace tandem;
+using namespace tandem::gpu_checks;
+
+namespace tandem::gpu_checks {
 
 int failures = 0;
 Transport transport = Transport::automatic;
@@ -37,7 +39,6 @@ void expect(bool holds, const std::string& what) {
   failures += holds ? 0 : 1;
 }
 
-// `ranks` ranks on the GPUs that there are.
 LaunchConfig on_gpus(int ranks) {
   LaunchConfig config;
   const int gpus = gpu_backend()->device_count();
@@ -48,13 +49,21 @@ LaunchConfig on_gpus(int ranks) {
   return config;
 }
 
-std::string run(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+std::string error_of(const std::function<void()>& work) {
   try {
-    launch(config, body);
+    work();
     return "";
   } catch (const std::exception& error) {
     return error.what();
   }
+}
+
+}  // namespace tandem::gpu_checks
+
+namespace {
+
+std::string run(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+  return error_of([&] { launch(config, body); });
 }
 
 std::vector<double> losses_of(LaunchConfig config, bool dispatch) {
@@ -325,6 +334,7 @@ void check_everything(const std::vector<int>& worlds) {
     check_out_of_memory(ranks);
     check_not_finite(ranks);
     if (ranks > 1) check_failure(ranks);
+    check_sessions(ranks);
   }
   check_launches(std::min(2, worlds.back()));
 }

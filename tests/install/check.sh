@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the build BUILD, moves the copy, and builds users' programs against it: with find_package, static and shared,
-# in Release and Debug, and with pkg-config, in C++ and C. Usage: check.sh BUILD CXX
+# in Release and Debug, beside find_package(Torch), and with pkg-config, in C++ and C. Configures them with Tandem's
+# sources too. Usage: check.sh BUILD CXX
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
 build=$1
@@ -17,19 +18,46 @@ run() {
   echo "$1: $said"
 }
 
+configure() {
+  local to=$work/$1
+  shift
+  cmake -S "$source" -B "$to" -G Ninja -DCMAKE_CXX_COMPILER="$cxx" "$@" >"$work/log" 2>&1 ||
+    { cat "$work/log" >&2; exit 1; }
+}
+
 for type in Release Debug; do
-  cmake -S "$source" -B "$work/$type" -G Ninja -DCMAKE_BUILD_TYPE=$type -DCMAKE_CXX_COMPILER="$cxx" \
-    -DCMAKE_PREFIX_PATH="$work/moved" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+  configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$work/moved"
   ninja -C "$work/$type" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
   run "$work/$type/one_file"
   run "$work/$type/one_file_shared"
 done
 
-# What the program exports would get in the way of others in its process.
-if nm -DC --defined-only "$work/Release/one_file" | grep -F ' tandem::'; then
-  echo "a program shows Tandem's symbols" >&2
-  exit 1
+# As a part of the user's project, which takes as long to build as Tandem; here only that it can be.
+tandem=$(cd "$source/../../.." && pwd)
+libtorch=$(sed -n 's/^TANDEM_LIBTORCH:PATH=//p' "$build/CMakeCache.txt")
+configure added -DADD_SUBDIRECTORY="$tandem" -DTANDEM_LIBTORCH="$libtorch"
+ninja -C "$work/added" -n one_file >/dev/null
+if commit=$(git -C "$tandem" rev-parse HEAD 2>/dev/null); then
+  configure fetched -DFETCH="$tandem" -DFETCH_TAG="$commit" -DTANDEM_LIBTORCH="$libtorch"
+  ninja -C "$work/fetched" -n one_file >/dev/null
 fi
+# LibTorch's own package wants CUDA's compiler.
+if command -v nvcc >/dev/null; then
+  configure with_torch -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$work/moved" -DWITH_TORCH="$libtorch"
+  ninja -C "$work/with_torch" one_file >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+  run "$work/with_torch/one_file"
+  configure added_with_torch -DADD_SUBDIRECTORY="$tandem" -DWITH_TORCH="$libtorch"
+  ninja -C "$work/added_with_torch" -n one_file >/dev/null
+fi
+
+# What the program exports would get in the way of others in its process.
+check_hidden() {
+  if nm -DC --defined-only "$1" | grep -F ' tandem::'; then
+    echo "$1 shows Tandem's symbols" >&2
+    exit 1
+  fi
+}
+check_hidden "$work/Release/one_file"
 if nm -DC --defined-only "$work/moved"/lib*/libtandem_shared.so | grep -vE ' (tandem|typeinfo( name)? for tandem|v?table for tandem|VTT for tandem|guard variable for tandem|.*tandem::)' | grep -E ' [TDB] '; then
   echo "the shared library shows what is not Tandem's" >&2
   exit 1
@@ -39,6 +67,7 @@ export PKG_CONFIG_PATH
 PKG_CONFIG_PATH=$(dirname "$(find "$work/moved" -name tandem.pc)")
 "$cxx" "$source/main.cpp" $(pkg-config --cflags --libs tandem) -o "$work/by_pkg_config"
 run "$work/by_pkg_config"
+check_hidden "$work/by_pkg_config"
 cat >"$work/host.c" <<'C'
 #include <stdio.h>
 #include <tandem/c.h>

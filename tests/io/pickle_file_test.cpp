@@ -106,6 +106,46 @@ TEST_CASE("values come back as they were: nestings, types, strides, what tensors
   CHECK(all.at("empty").toTensor().sizes() == c10::IntArrayRef{0, 3});
 }
 
+TEST_CASE("records that were compressed by another program are read") {
+  const TempDir dir;
+  const at::Tensor values = at::rand({1000});
+  write(dir / "file", values);
+  caffe2::serialize::PyTorchStreamReader from(dir / "file");
+  std::ofstream to(dir / "packed", std::ios::binary);
+  caffe2::serialize::PyTorchStreamWriter packed([&](const void* data, std::size_t bytes) {
+    to.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+    return bytes;
+  });
+  for (const std::string name : {"data.pkl", "byteorder", "data/0"}) {
+    std::string bytes(from.getRecordSize(name), '\0');
+    from.getRecord(name, bytes.data(), bytes.size());
+    packed.writeRecord(name, bytes.data(), bytes.size(), /*compress=*/name == "data/0");
+  }
+  packed.writeEndOfFile();
+  to.close();
+  CHECK(at::equal(read_pickle(dir / "packed").toTensor(), values));
+}
+
+TEST_CASE("a directory that says that a record lies elsewhere is an error, or the record is right all the same") {
+  const TempDir dir;
+  const at::Tensor values = at::arange(1, 1001, at::kFloat);
+  write(dir / "file", values);
+  const std::string good = bytes_of(dir / "file");
+  const std::size_t entry = good.rfind("PK\1\2", good.rfind("data/0"));
+  REQUIRE(entry != std::string::npos);
+  const auto whole = static_cast<std::uint32_t>(good.size());
+  for (const std::uint32_t elsewhere : {0U, 1U, 94U, 700U, whole - 40, whole - 20, whole, whole + 5, 0xFFFFFFF0U}) {
+    std::string bad = good;
+    std::memcpy(bad.data() + entry + 42, &elsewhere, sizeof elsewhere);
+    std::ofstream(dir / "bad", std::ios::binary) << bad;
+    CAPTURE(elsewhere);
+    try {
+      CHECK(at::equal(read_pickle(dir / "bad").toTensor(), values));
+    } catch (const CheckpointError&) {
+    }
+  }
+}
+
 TEST_CASE("of a view only its own elements are written") {
   const TempDir dir;
   const at::Tensor large = at::arange(1'000'000, at::kFloat);

@@ -67,8 +67,20 @@ TEST_CASE("a file is byte for byte what the format says") {
   TempDir dir;
   io::save_safetensors(dir / "f", {{"a", at::tensor({1, 2}, at::kByte)}});
   const std::string header = R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})";
-  std::string padded = header + std::string((8 - header.size() % 8) % 8, ' ');
+  std::string padded = header + std::string(64 - 8 - header.size(), ' ');
   CHECK(read_file(dir / "f") == file_of(padded, std::string("\1\2", 2)));
+}
+
+TEST_CASE("tensors of one file are changed each by itself") {
+  TempDir dir;
+  io::save_safetensors(dir / "f", {{"a", at::zeros({3})}, {"b", at::ones({1000})}});
+  const auto loaded = io::load_safetensors(dir / "f");
+  CHECK(loaded[0].second.storage().is_alias_of(loaded[1].second.storage()));  // the file's bytes, read once
+  at::Tensor a = loaded[0].second;
+  const auto before = loaded[1].second._version();
+  a.add_(1);
+  CHECK(loaded[1].second._version() == before);  // autograd would take it for changed otherwise
+  CHECK(at::equal(loaded[1].second, at::ones({1000})));
 }
 
 TEST_CASE("a file that another program wrote is read") {

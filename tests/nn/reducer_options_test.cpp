@@ -11,6 +11,7 @@
 #include <torch/optim/sgd.h>
 
 #include "nn/gradients.h"
+#include "support/error_of.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -144,6 +145,13 @@ TEST_CASE("a parameter that was added takes part once the model is prepared agai
     CHECK(difference(run(), gradients_of_all(2, trial)) == "");
   else
     CHECK_THROWS_WITH(run(), ContainsSubstring("parameter added") && ContainsSubstring("prepare(model) again"));
+}
+
+TEST_CASE("a module that is made once for all ranks is an error that says where to make it") {
+  torch::nn::Linear one(4, 4);
+  const std::string error = error_of<Error>([&] { launch({.cpu = 2}, [&](Accelerator& a) { a.prepare(one); }); });
+  CHECK_THAT(error, ContainsSubstring(
+                        "parameter weight of rank 1 is the very tensor of rank 0; make the module within the body"));
 }
 
 TEST_CASE("a model whose type changes between steps goes on") {

@@ -24,6 +24,54 @@ TEST_CASE("what a callback throws ends the session with that error") {
   CHECK_THROWS_WITH(other.wait(), "no picture");
 }
 
+// With those that were left out.
+std::int64_t count_of(const std::vector<SessionEvent>& events) {
+  std::int64_t count = 0;
+  for (const SessionEvent& event : events) count += 1 + event.left_out;
+  return count;
+}
+
+TEST_CASE("each epoch and each closed window has its event, or is counted by the next") {
+  Log log;
+  SessionOptions options = log.options();
+  options.step_interval = 0ms;
+  Session session(options);
+  session.start(ranks(2), [](Accelerator& accelerator) {
+    std::this_thread::sleep_for(30ms);  // an event would be due before the first window is closed
+    body({.epochs = 3})(accelerator);
+  });
+  session.wait();
+  REQUIRE(log.has(SessionEvent::Kind::ended));
+  const auto epochs = log.of(SessionEvent::Kind::epoch), steps = log.of(SessionEvent::Kind::step);
+  CHECK(count_of(epochs) == 3);
+  std::int64_t epoch = -1, step = 0;
+  for (const SessionEvent& event : epochs) CHECK(event.progress.epoch == (epoch += 1 + event.left_out));
+  CHECK(count_of(steps) == 3 * 6);
+  for (const SessionEvent& event : steps) CHECK(event.progress.step == (step += 1 + event.left_out));
+}
+
+TEST_CASE("a body without loaders has steps and no epochs") {
+  Log log;
+  SessionOptions options = log.options();
+  options.step_interval = 0ms;
+  Session session(options);
+  session.start(ranks(2), [](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    for (int i = 0; i < 5; ++i) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(at::ones({2, 4})).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+  });
+  session.wait();
+  REQUIRE(log.has(SessionEvent::Kind::ended));
+  CHECK(log.of(SessionEvent::Kind::epoch).empty());
+  CHECK(count_of(log.of(SessionEvent::Kind::step)) == 5);
+}
+
 TEST_CASE("a slow callback slows nothing down: it gets the last of many events, with the number of those left out") {
   std::atomic<int> calls = 0;
   std::atomic<std::int64_t> left_out = 0;

@@ -33,7 +33,6 @@ struct Points : torch::data::datasets::Dataset<Points> {
 struct Training {
   int epochs = 1'000'000;
   Points points{};
-  int accumulation = 1;
   std::function<void(Accelerator&, torch::nn::Linear&)> in_epoch{};  // after each
   std::function<void()> in_step{};                                   // of rank 0
   std::vector<at::Tensor>* weights = nullptr;                        // at its end

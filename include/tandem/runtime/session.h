@@ -55,7 +55,7 @@ struct SessionEvent {
     paused,
     resumed,
     saved,        ///< save_now has saved: `text` is the directory
-    save_failed,  ///< save_now has not: `text` says why. Training goes on, or has ended before
+    save_failed,  ///< save_now has not: `text` says why. Training goes on, or has ended meanwhile
     ended,        ///< this or one of the next is the last event. `wait` may return before its callback
     cancelled,
     failed  ///< `text` is what wait throws, in words

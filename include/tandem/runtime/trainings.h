@@ -11,7 +11,8 @@ namespace tandem {
 using Training = std::function<void(Accelerator& accelerator, const std::string& options)>;
 
 /// Makes `training` known under `name` in this process: for hosts that are not written in C++ (tandem/c.h), and for
-/// programs whose trainings come in plug-ins. One that was known under that name is replaced. Any thread. Throws
+/// programs whose trainings come in plug-ins. One that was known under that name is replaced,
+/// and never destroyed. Any thread. Throws
 /// ConfigError when the name or the function is empty.
 void register_training(const std::string& name, Training training);
 

@@ -42,8 +42,7 @@ class GpuSession final : public BackendSession {
         if (team_ && rank == 0 && warn_)
           warn_(
               "what GPUs write into each other's memory does not arrive, though the driver allows it; small "
-              "all-reduces "
-              "go through NCCL, as large ones do");
+              "all-reduces go through NCCL, as large ones do");
       }
     }
     if (!team_) return peers ? std::move(peers) : throw no_way();
@@ -136,9 +135,8 @@ class GpuBackend final : public Backend {
     const char* const blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
     if (blocking && std::string_view(blocking) != "0")
       throw ConfigError(
-          "CUDA_LAUNCH_BLOCKING is set, with which several ranks of one process wait for each other for ever; unset "
-          "it, "
-          "or look for the error with one rank");
+          "CUDA_LAUNCH_BLOCKING is set, with which several ranks of one process wait for each other for ever; "
+          "unset it, or look for the error with one rank");
   }
 
   const std::shared_ptr<Module> module_;

@@ -146,7 +146,7 @@ class RankCommunicator final : public NcclCommunicator {
 
   void wait(std::uint64_t number) override {
     while (number > finished_parts_) {
-      const RankGroup::WaitScope scope(group_, rank_, "the other ranks' gradients");
+      const RankGroup::WaitScope scope(group_, rank_, "for the other ranks' gradients");
       group_.posted().wait(rank_, number);
       take_parts();
     }
@@ -448,7 +448,7 @@ class RankCommunicator final : public NcclCommunicator {
     all_gather(one);
     reduce_scatter(one, ReduceOp::sum);
     all_to_all(one.chunk(world_size()));
-    const RankGroup::WaitScope scope(group_, rank_, "NCCL's first collectives");
+    const RankGroup::WaitScope scope(group_, rank_, "for NCCL's first collectives");
     stream_.synchronize();
     barrier();
   }

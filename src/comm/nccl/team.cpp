@@ -70,7 +70,7 @@ void Team::init(int rank) {
     const RankGroup::Call call(group_, rank, record, &id);
     if (rank != 0) id = call.payload<UniqueId>(0);
   }
-  const RankGroup::WaitScope scope(group_, rank, "NCCL to connect the ranks");
+  const RankGroup::WaitScope scope(group_, rank, "for NCCL to connect the ranks");
   const Result begun = pass_gate(rank, [&] {
     Comm comm = nullptr;
     const Result result = api_->init_rank(comm, group_.world_size(), id, rank);
@@ -89,7 +89,7 @@ void Team::issue(int rank, const char* name, const std::function<Result(Api&, Co
   const Comm comm = ranks_[static_cast<std::size_t>(rank)].comm;
   Result result = pass_gate(rank, [&] { return call(*api_, comm); });
   if (result == Result::in_progress) {
-    const RankGroup::WaitScope scope(group_, rank, name);
+    const RankGroup::WaitScope scope(group_, rank, "for NCCL to take a call");
     result = await(rank, result, kNever);
   }
   require(rank, name, result);
