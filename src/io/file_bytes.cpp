@@ -5,16 +5,15 @@
 #include <ATen/Functions.h>
 #include <c10/util/Exception.h>
 
-#include "io/huge_pages.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
 
 at::Tensor room_for(std::uint64_t bytes, const std::string& shown) {
   try {
-    at::Tensor room = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
-    prefer_huge_pages(room);
-    return room;
+    // Not in huge pages: a virtual machine gives those that are free back to its host, and waits for them at the first
+    // write (1.2 GB: 0.56 s in small pages; 0.13 s in huge ones that it still had, 2.9 s in others).
+    return at::empty(static_cast<std::int64_t>(bytes), at::kByte);
   } catch (const c10::Error&) {
     throw CheckpointError(shown + ": there is no memory for its " + std::to_string(bytes) + " bytes");
   }
@@ -24,7 +23,7 @@ void check_is_archive(const std::string& path, const std::string& shown) {
   const ReadFile file(path, shown);
   char first[4] = {};
   if (file.read(first, sizeof first) != sizeof first || std::memcmp(first, "PK\3\4", sizeof first) != 0)
-    throw CheckpointError(shown + ": is no file of torch.save, which is a zip archive");
+    throw CheckpointError(shown + ": is no file of torch.save, or damaged: it does not begin as a zip archive");
 }
 
 at::Tensor load_bytes(const std::string& path, const std::string& shown, Links links) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include <ATen/Functions.h>
@@ -154,7 +155,9 @@ class Archive {
     };
     const bool is_stored = std::memcmp(at, "PK\3\4", 4) == 0 && number(6) % 2 == 0 && number(8) == 0;
     const std::uint64_t begin = header + kHeader + number(26) + number(28);
-    if (!is_stored || begin > size || bytes > size - begin) return {};
+    if (begin > size || !std::string_view(at + kHeader, number(26)).ends_with("/" + name))
+      throw UnpickleError("has no " + name + " where its directory says");
+    if (!is_stored || bytes > size - begin) return {};
     const auto next = taken_.upper_bound(begin);  // the first that ends behind it
     if (next != taken_.end() && next->second < begin + bytes) return {};
     taken_.emplace(begin + bytes, begin);

@@ -1,6 +1,7 @@
 // What an Accelerator does to go on from a saved state.
 #include <algorithm>
 
+#include "backend/rank_memory.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
@@ -43,6 +44,7 @@ void check_count(const std::string& directory, const char* what, std::size_t sto
 
 // Reads all files that the prepared objects need.
 std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::string& directory) const {
+  const OtherMemoryScope memory;  // as file_bytes.cpp has it: not in huge pages
   io::CheckpointSource source(directory);
   auto loaded = std::make_shared<LoadedState>();
   loaded->directory = directory;

@@ -6,8 +6,6 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
-#include "io/huge_pages.h"
-
 namespace tandem {
 
 void Snapshot::begin() {
@@ -24,10 +22,7 @@ void Snapshot::release_originals() {
 at::Tensor Snapshot::memory(std::size_t bytes) {
   if (used_ == memory_.size()) memory_.emplace_back();
   at::Tensor& next = memory_[used_++];
-  if (!next.defined() || next.nbytes() != bytes) {
-    next = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
-    io::prefer_huge_pages(next);
-  }
+  if (!next.defined() || next.nbytes() != bytes) next = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
   return next;
 }
 
