@@ -168,11 +168,15 @@ StoredWeights read_weights(CheckpointSource& source, const std::string& stem) {
   return stored;
 }
 
-std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module) {
+std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module,
+                                   const std::function<bool(const at::Tensor&)>& wanted_here) {
   const NamedTensors wanted = all_tensors(module);
   check_no_others(stored, wanted);
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
-  for (const Named& named : by_tensor(wanted)) copies.emplace_back(named.tensor, find(stored, named));
+  for (const Named& named : by_tensor(wanted)) {
+    const at::Tensor found = find(stored, named);
+    if (!wanted_here || wanted_here(named.tensor)) copies.emplace_back(named.tensor, found);
+  }
   return [copies = std::move(copies)] {
     const at::NoGradGuard no_grad;
     for (auto [to, from] : copies) to.copy_(from);

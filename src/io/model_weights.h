@@ -36,8 +36,9 @@ struct StoredWeights {
 /// Reads them: `model.safetensors`, its shards, or Python's `pytorch_model.bin`. Throws CheckpointError.
 StoredWeights read_weights(CheckpointSource& source, const std::string& stem);
 
-/// Checks that `stored` is all that `module` needs, and nothing else, and returns what copies it there. Throws
-/// CheckpointError that names the file and the tensor otherwise.
-std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module);
+/// Checks that `stored` is all that `module` needs, and nothing else, and returns what copies it there: all, or
+/// what is `wanted_here`. Throws CheckpointError that names the file and the tensor otherwise.
+std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module,
+                                   const std::function<bool(const at::Tensor&)>& wanted_here = {});
 
 }  // namespace tandem::io

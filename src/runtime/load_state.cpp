@@ -1,5 +1,6 @@
 // What an Accelerator does to go on from a saved state.
 #include <algorithm>
+#include <unordered_set>
 
 #include "backend/rank_memory.h"
 #include "io/checkpoint_source.h"
@@ -32,6 +33,18 @@ std::string read_small(const io::CheckpointReader& reader, const std::string& na
   constexpr std::uint64_t kMostBytes = 64 << 20;  // generators of 1,000 ranks have 10 MB
   if (reader.bytes_of(name) > kMostBytes) throw CheckpointError(name + " is too long for what it is");
   return reader.read(name);
+}
+
+// Of weights that all ranks have in one memory, each rank writes a part; these are the others' parts.
+std::unordered_set<const void*> written_by_others(nn::GradientReducer& reducer, int rank, int world_size) {
+  std::unordered_set<const void*> others, seen;
+  if (!reducer.weights().shared()) return others;
+  for (const at::Tensor& parameter : reducer.module()->parameters()) {
+    const void* const impl = parameter.unsafeGetTensorImpl();
+    const int place = static_cast<int>(seen.size());
+    if (seen.insert(impl).second && place % world_size != rank) others.insert(impl);
+  }
+  return others;
 }
 
 void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
@@ -120,7 +133,12 @@ std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState&
   std::vector<std::function<void()>> steps;
   std::size_t index = 0;
   std::vector<std::function<void()>> weights;
-  for (const auto& reducer : reducers_) weights.push_back(io::prepare_load(loaded.models[index++], *reducer->module()));
+  for (const auto& reducer : reducers_) {
+    const auto others = written_by_others(*reducer, rank(), world_size());
+    weights.push_back(io::prepare_load(loaded.models[index++], *reducer->module(), [&](const at::Tensor& tensor) {
+      return !others.contains(tensor.unsafeGetTensorImpl());
+    }));
+  }
   index = 0;
   // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
   for (const auto& optimizer : alive(optimizers_))
@@ -208,9 +226,8 @@ std::string Accelerator::load_state(const std::string& directory) {
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
   loaded = broadcast_object(loaded);
-  for (const auto& reducer : reducers_) reducer->weights().unshare();  // another rank may still compute with them
   std::vector<std::function<void()>> steps;
-  check_on_all([&] { steps = prepare_state(*loaded); });
+  check_on_all([&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
   check_on_all([&] {
     for (const auto& step : steps) step();
   });
