@@ -36,7 +36,7 @@ struct Images : torch::data::datasets::BatchDataset<Images, at::Tensor> {
   std::optional<std::size_t> size() const override { return 4096; }
 };
 
-std::atomic<int> ranks_done{0};  // with their loop
+std::atomic<Clock::rep> last_loop_end{0};  // of any rank
 
 // Trains a network of 0.8 million parameters for `steps` steps, or until it is stopped.
 void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size = 64) {
@@ -53,7 +53,10 @@ void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size
       optimizer.step();
       optimizer.zero_grad();
     }
-  ranks_done += 1;
+  Clock::rep before = last_loop_end;
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  while (before < now && !last_loop_end.compare_exchange_weak(before, now)) {
+  }
 }
 
 // The same without a network: what is left is Tandem's own work.
@@ -76,34 +79,52 @@ void wait_for_step(const Session& session) {
   while (session.progress().step == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-// Milliseconds from `request` until `done`.
+// Milliseconds from `request` until the moment that `wait` returns.
 void show_latency(const char* name, double step_ms, const std::function<void(Session&)>& request,
-                  const std::function<void(Session&)>& wait) {
+                  const std::function<Clock::time_point(Session&)>& wait) {
   constexpr int kRuns = 30;
   std::vector<double> times;
   for (int run = 0; run < kRuns; ++run) {
     Session session;
-    ranks_done = 0;
+    last_loop_end = 0;
     session.start(config, [](Accelerator& accelerator) { train(accelerator, 1 << 30); });
     wait_for_step(session);
     std::this_thread::sleep_for(std::chrono::microseconds(1'000 + 379 * run));
-    times.push_back(1e3 * seconds_of([&] {
-                      request(session);
-                      wait(session);
-                    }));
+    const auto start = Clock::now();
+    request(session);
+    times.push_back(std::chrono::duration<double, std::milli>(wait(session) - start).count());
   }
   const auto spread = measure::spread_of(times);
   std::printf("%-33s %9.2f ms %9.2f ms %7.1f steps\n", name, spread.median, spread.max, spread.median / step_ms);
 }
 
-// Until all ranks have left their loops, and the body can do what comes after training.
-void wait_until_stopped(Session&) {
-  while (ranks_done < ranks()) std::this_thread::sleep_for(std::chrono::microseconds(20));
+// Often enough, and so seldom that ranks have the cores.
+void look_until(const std::function<bool()>& holds) {
+  while (!holds()) std::this_thread::sleep_for(std::chrono::microseconds(100));
 }
 
-void wait_until_paused(Session& session) {
-  while (session.progress().state != SessionState::paused) std::this_thread::sleep_for(std::chrono::microseconds(20));
+Clock::time_point when_paused(Session& session) {
+  look_until([&] { return session.progress().state == SessionState::paused; });
+  return Clock::now();
 }
+
+Clock::time_point when_ended(Session& session) {
+  session.wait();
+  return Clock::now();
+}
+
+// When all ranks have left their loops, and the body can do what comes after training.
+Clock::time_point when_stopped(Session& session) {
+  session.wait();
+  return Clock::time_point(Clock::duration(last_loop_end));
+}
+
+Clock::time_point when_stepped(Session& session) {
+  look_until([&, step = session.progress().step] { return session.progress().step > step; });
+  return Clock::now();
+}
+
+Clock::time_point at_once(Session&) { return Clock::now(); }
 
 // As a desktop program does.
 void run_watched(const std::function<void(Accelerator&)>& body) {
@@ -143,32 +164,31 @@ int main(int argc, char** argv) {
               cost_ns / step_ms / 1e6 * 100);
 
   std::printf("%-33s %12s %12s\n", "from the call until", "median", "max");
-  show_latency(
-      "pause: all ranks stand", step_ms, [](Session& s) { s.pause(); }, wait_until_paused);
-  show_latency(
-      "pause and resume: a step is done", step_ms,
-      [](Session& s) {
-        s.pause();
-        wait_until_paused(s);
-        s.resume();
-      },
-      [](Session& s) {
-        for (const auto step = s.progress().step; s.progress().step == step;)
-          std::this_thread::sleep_for(std::chrono::microseconds(20));
-      });
-  show_latency(
-      "request_stop: loops have ended", step_ms, [](Session& s) { s.request_stop(); }, wait_until_stopped);
-  show_latency(
-      "request_stop: it has ended", step_ms, [](Session& s) { s.request_stop(); }, [](Session& s) { s.wait(); });
-  show_latency(
-      "cancel: it has ended", step_ms, [](Session& s) { s.cancel(); }, [](Session& s) { s.wait(); });
-  show_latency(
-      "snapshot: it is there", step_ms, [](Session& s) { s.snapshot().get(); }, [](Session&) {});
+  const auto pause = [](Session& s) {
+    s.pause();
+    when_paused(s);
+  };
+  const auto resume = [&](Session& s) {
+    pause(s);
+    s.resume();
+  };
+  const auto cancel_paused = [&](Session& s) {
+    pause(s);
+    s.cancel();
+  };
   const std::string directory = (std::filesystem::temp_directory_path() / "tandem-session-benchmark").string();
+  const auto save = [&](Session& s) { s.save_now(directory).get(); };
+  const auto stop = [](Session& s) { s.request_stop(); };
   show_latency(
-      "save_now: it is on the disk", step_ms, [&](Session& s) { s.save_now(directory).get(); }, [](Session&) {});
+      "pause: all ranks stand", step_ms, [](Session& s) { s.pause(); }, when_paused);
+  show_latency("pause and resume: a step is done", step_ms, resume, when_stepped);
+  show_latency("request_stop: loops have ended", step_ms, stop, when_stopped);
+  show_latency("request_stop: it has ended", step_ms, stop, when_ended);
+  show_latency(
+      "cancel: it has ended", step_ms, [](Session& s) { s.cancel(); }, when_ended);
+  show_latency("cancel while paused: it has ended", step_ms, cancel_paused, when_ended);
+  show_latency(
+      "snapshot: it is there", step_ms, [](Session& s) { s.snapshot().get(); }, at_once);
+  show_latency("save_now: it is on the disk", step_ms, save, at_once);
   std::filesystem::remove_all(directory);
-  show_latency(
-      "cancel while paused", step_ms, [](Session& s) { (s.pause(), wait_until_paused(s)), s.cancel(); },
-      [](Session& s) { s.wait(); });
 }
