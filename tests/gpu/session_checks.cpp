@@ -1,6 +1,5 @@
 // Sessions on GPUs: what embedding programs rely on.
 #include <chrono>
-#include <filesystem>
 #include <thread>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include <torch/optim/adamw.h>
 
 #include "gpu/checks.h"
+#include "support/temp_dir.h"
 #include "tandem/tandem.h"
 
 namespace tandem::gpu_checks {
@@ -103,17 +103,15 @@ void check_bits(int ranks, const std::string& name) {
   });
   expect(same(plain, paused), name + "the same bits when paused and looked at");
 
-  const auto directory = std::filesystem::temp_directory_path() / ("tandem-gpu-session-" + std::to_string(ranks));
-  std::filesystem::remove_all(directory);
+  const test::TempDir directory;
   std::string saved;
-  std::string error = error_of([&] { saved = saved_and_cancelled(ranks, body, directory.string()); });
+  std::string error = error_of([&] { saved = saved_and_cancelled(ranks, body, directory / "state"); });
   Weights resumed;
   error += error_of([&] {
     resumed = trained(
         ranks, [&](Accelerator& a) { train(a, kEpochs, saved); }, [](Session&) {});
   });
   expect(same(plain, resumed), name + "the same bits when saved, cancelled and gone on with " + error);
-  std::filesystem::remove_all(directory);
 }
 
 // Bytes that LibTorch's allocator has of the first GPU; -1 where it does not count, as the fake one.

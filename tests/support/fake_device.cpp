@@ -103,15 +103,46 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
 };
 
+// Freed memory stays mapped and goes to the same stream again, as LibTorch's allocator does it: an all-reduce that a
+// cancelled rank has enqueued may still use it.
+class FreeMemory {
+ public:
+  void* take(Key stream, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    auto& free = free_[{stream, whole(bytes)}];
+    if (free.empty()) return std::aligned_alloc(kAlignment, whole(bytes));
+    void* const data = free.back();
+    free.pop_back();
+    return data;
+  }
+
+  void give(Key stream, std::size_t bytes, void* data) {
+    const std::lock_guard lock(mutex_);
+    free_[{stream, whole(bytes)}].push_back(data);
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64;
+  static std::size_t whole(std::size_t bytes) { return (bytes / kAlignment + 1) * kAlignment; }
+
+  std::mutex mutex_;
+  std::map<std::pair<Key, std::size_t>, std::vector<void*>> free_;
+};
+
+FreeMemory& free_memory() {
+  static FreeMemory& memory = *new FreeMemory;
+  return memory;
+}
+
 void release(void* data) {
-  order().freed(data);
-  std::free(data);
+  const Block block = order().freed(data);
+  free_memory().give(block.stream, block.bytes, data);
 }
 
 void* allocate_host(std::size_t bytes, bool on_device) {
-  constexpr std::size_t kAlignment = 64;
-  void* const data = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
-  order().allocated(data, bytes, on_device, key_of(stream_of(this_device)));
+  const Key stream = key_of(stream_of(this_device));
+  void* const data = free_memory().take(stream, bytes);
+  order().allocated(data, bytes, on_device, stream);
   return data;
 }
 

@@ -83,11 +83,10 @@ class Order {
     if (on_device) bytes_ += bytes;
   }
 
-  // The stream that allocated the memory may use it again at once.
-  void freed(void* data) {
+  // The stream that allocated the memory may use it again at once. Returns what it was.
+  Block freed(void* data) {
     const std::lock_guard lock(mutex_);
-    const auto found = blocks_.find(reinterpret_cast<std::uintptr_t>(data));
-    const Block& block = found->second;
+    Block block = std::move(blocks_.extract(reinterpret_cast<std::uintptr_t>(data)).mapped());
     if (block.on_device) bytes_ -= block.bytes;
     Clock clock = streams_[block.stream];
     join(clock, host_);
@@ -95,7 +94,7 @@ class Order {
       if (access.stream != block.stream && !block.recorded.contains(access.stream) &&
           !covers(block.on_device ? clock : host_, access.stream, access.count))
         report("memory is freed that " + name_of(access.stream) + " may still use");
-    blocks_.erase(found);
+    return block;
   }
 
   void recorded(const void* data, Key stream) {
