@@ -1,6 +1,8 @@
 // session: how long after a request a session has done it, and what a session costs a training that is looked at 60
 // times a second. Goals: pause and stop within a step, cancel within 100 ms, cost below 0.1 %.
 //   session [GPU...]     one rank on each GPU named, or two on the CPU
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -38,6 +40,24 @@ struct Images : torch::data::datasets::BatchDataset<Images, at::Tensor> {
 
 std::atomic<Clock::rep> last_loop_end{0};  // of any rank
 
+// Steps that each rank has begun.
+constexpr std::size_t kMostRanks = 64;
+std::array<std::atomic<std::int64_t>, kMostRanks> begun;
+
+std::array<std::int64_t, kMostRanks> steps_begun() {
+  std::array<std::int64_t, kMostRanks> now;
+  std::copy(begun.begin(), begun.end(), now.begin());
+  return now;
+}
+
+// The most that a rank has begun since `before`.
+std::int64_t most_begun_since(const std::array<std::int64_t, kMostRanks>& before) {
+  const auto now = steps_begun();
+  std::int64_t most = 0;
+  for (std::size_t rank = 0; rank < kMostRanks; ++rank) most = std::max(most, now[rank] - before[rank]);
+  return most;
+}
+
 // Trains a network of 0.8 million parameters for `steps` steps, or until it is stopped.
 void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size = 64) {
   torch::nn::Sequential net(torch::nn::Linear(784, 640), torch::nn::ReLU(), torch::nn::Linear(640, 512),
@@ -49,6 +69,7 @@ void train(Accelerator& accelerator, std::int64_t steps, std::int64_t batch_size
     for (auto& images : loader) {
       if (step++ == steps) break;
       auto window = accelerator.accumulate(model);
+      begun.at(static_cast<std::size_t>(accelerator.rank())) += 1;
       accelerator.backward(model(images).square().mean());
       optimizer.step();
       optimizer.zero_grad();
@@ -79,23 +100,27 @@ void wait_for_step(const Session& session) {
   while (session.progress().step == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
-// Milliseconds from `request` until the moment that `wait` returns.
+// Milliseconds from `request` until the moment that `wait` returns, and the steps that ranks have begun meanwhile.
 void show_latency(const char* name, double step_ms, const std::function<void(Session&)>& request,
                   const std::function<Clock::time_point(Session&)>& wait) {
   constexpr int kRuns = 30;
   std::vector<double> times;
+  std::int64_t most_begun = 0;
   for (int run = 0; run < kRuns; ++run) {
     Session session;
     last_loop_end = 0;
     session.start(config, [](Accelerator& accelerator) { train(accelerator, 1 << 30); });
     wait_for_step(session);
     std::this_thread::sleep_for(std::chrono::microseconds(1'000 + 379 * run));
+    const auto begun_before = steps_begun();
     const auto start = Clock::now();
     request(session);
     times.push_back(std::chrono::duration<double, std::milli>(wait(session) - start).count());
+    most_begun = std::max(most_begun, most_begun_since(begun_before));
   }
   const auto spread = measure::spread_of(times);
-  std::printf("%-33s %9.2f ms %9.2f ms %7.1f steps\n", name, spread.median, spread.max, spread.median / step_ms);
+  std::printf("%-33s %9.2f ms %9.2f ms %7.1f steps %9lld\n", name, spread.median, spread.max, spread.median / step_ms,
+              static_cast<long long>(most_begun));
 }
 
 // Often enough, and so seldom that ranks have the cores.
@@ -163,7 +188,7 @@ int main(int argc, char** argv) {
   std::printf("a session's own work, measured without a network: %.0f ns a step, %.4f %% of that step\n\n", cost_ns,
               cost_ns / step_ms / 1e6 * 100);
 
-  std::printf("%-33s %12s %12s\n", "from the call until", "median", "max");
+  std::printf("%-33s %12s %12s %13s %9s\n", "from the call until", "median", "max", "median", "begun");
   const auto pause = [](Session& s) {
     s.pause();
     when_paused(s);

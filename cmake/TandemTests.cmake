@@ -21,5 +21,5 @@ function(tandem_add_tests layer)
     target_precompile_headers(${target} REUSE_FROM tandem_quick_build)
   endif()
   catch_discover_tests(${target} TEST_PREFIX "${layer}: " DISCOVERY_MODE PRE_TEST
-                       PROPERTIES TIMEOUT 120 LABELS ${layer} ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+                       PROPERTIES TIMEOUT 400 LABELS ${layer} ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
 endfunction()

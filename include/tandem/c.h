@@ -50,8 +50,7 @@ typedef struct tandem_rank tandem_rank;
  * tandem_rank_fail. */
 typedef int (*tandem_training)(tandem_rank* rank, const char* options, void* user);
 
-/** Makes a function known under a name. It and `user`, which it is given, outlive all its
- * trainings. */
+/** Makes a function known under a name. It and `user`, which it is given, outlive all its trainings. */
 tandem_code tandem_register_training(const char* name, tandem_training training, void* user);
 
 /** Which rank it is, from 0; -1 for NULL. */
@@ -239,8 +238,7 @@ tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model
 struct DLManagedTensor;
 
 /** The same as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter frees
- * it.
- */
+ * it. */
 tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
                                    struct DLManagedTensor** tensor);
 

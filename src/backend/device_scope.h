@@ -10,6 +10,13 @@
 
 namespace tandem {
 
+/// Waits until everything that the calling thread has enqueued on `device` is done. Nothing for the CPU.
+inline void synchronize(c10::Device device) {
+  if (device.is_cpu()) return;
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  guard.synchronizeStream(guard.getStream(device));
+}
+
 /// While alive, the calling thread is on `device`, and computes on a stream of its own there: ranks that share a device
 /// would otherwise wait for each other. It comes after what the device's default stream had before.
 class DeviceScope {

@@ -10,10 +10,9 @@ void install_rank_memory();
 /// Frees what the calling thread keeps.
 void free_rank_memory();
 
-/// While alive, the CPU tensors of 16 KiB or more that the calling thread makes and frees keep their memory
-/// for its next tensors. The C
-/// library gives large blocks back to the kernel, which clears them anew for each step: in a small convolutional
-/// network that is a third of the time.
+/// While alive, the CPU tensors of 16 KiB or more that the calling thread makes and frees keep their memory for its
+/// next tensors. The C library gives large blocks back to the kernel, which clears them anew for each step: in a small
+/// convolutional network that is a third of the time.
 ///
 /// Kept memory is at most twice what the thread's tensors have ever used at a time (counting those that other threads
 /// have freed), and is freed with the scope; a tensor may outlive it, and be freed by any thread.

@@ -10,7 +10,7 @@
 #include <ATen/DLConvertor.h>
 #include <c10/util/Exception.h>
 
-#include "io/error_text.h"
+#include "core/error_text.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/session.h"
 #include "tandem/runtime/trainings.h"

@@ -89,7 +89,9 @@ std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
     if (!parameter.grad().defined()) continue;
     GradientReducer* const reducer = models.find(parameter);
     gradients.push_back({parameter.grad(), parameter, reducer, {}});
-    if (reducer) gradients.back().shared = reducer->shared_gradient(parameter);
+    if (!reducer) continue;
+    reducer->add_up_squares();
+    gradients.back().shared = reducer->shared_gradient(parameter);
   }
   return gradients;
 }

@@ -514,8 +514,7 @@ void GradientReducer::reduce_sparse(std::size_t index) {
                  .coalesce();
 }
 
-std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) {
-  adds_up_squares_ = true;
+std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) const {
   const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   const at::Tensor& gradient = parameter.grad();
   if (!slot.lent.defined() || !gradient.is_same(slot.lent) || !refers_to(gradient, slot.view)) return std::nullopt;

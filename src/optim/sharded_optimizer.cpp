@@ -2,18 +2,13 @@
 
 #include <algorithm>
 #include <numeric>
-#include <typeinfo>
 #include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/optim/adagrad.h>
-#include <torch/optim/adam.h>
-#include <torch/optim/adamw.h>
-#include <torch/optim/rmsprop.h>
-#include <torch/optim/sgd.h>
 
 #include "backend/rank_memory.h"
+#include "optim/optimizer_fields.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
@@ -25,30 +20,11 @@ using torch::optim::OptimizerParamState;
 
 comm::CallRecord record() { return {.operation = comm::Operation::optimizer_step}; }
 
-at::Tensor copied(const at::Tensor& tensor) { return tensor.defined() ? tensor.clone() : tensor; }
-
-template <class State>
-bool copy_adam(OptimizerParamState& any) {
-  auto* state = dynamic_cast<State*>(&any);
-  if (!state) return false;
-  state->exp_avg(copied(state->exp_avg()));
-  state->exp_avg_sq(copied(state->exp_avg_sq()));
-  state->max_exp_avg_sq(copied(state->max_exp_avg_sq()));
-  return true;
-}
-
 // Gives the state of a parameter memory of its own. LibTorch's clone() copies the references.
-void copy_tensors(OptimizerParamState& any) {
-  if (copy_adam<torch::optim::AdamParamState>(any) || copy_adam<torch::optim::AdamWParamState>(any)) return;
-  if (auto* sgd = dynamic_cast<torch::optim::SGDParamState*>(&any)) {
-    sgd->momentum_buffer(copied(sgd->momentum_buffer()));
-  } else if (auto* rms = dynamic_cast<torch::optim::RMSpropParamState*>(&any)) {
-    rms->square_avg(copied(rms->square_avg()));
-    rms->momentum_buffer(copied(rms->momentum_buffer()));
-    rms->grad_avg(copied(rms->grad_avg()));
-  } else if (auto* adagrad = dynamic_cast<torch::optim::AdagradParamState*>(&any)) {
-    adagrad->sum(copied(adagrad->sum()));
-  }
+void copy_tensors(OptimizerParamState& state) {
+  visit_tensors(state, [](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.clone();
+  });
 }
 
 }  // namespace
@@ -104,10 +80,7 @@ bool ShardedOptimizer::owns(const at::Tensor& parameter) const {
 }
 
 bool ShardedOptimizer::classes_may_be_divided() const {
-  const std::type_info& type = typeid(inner_);
-  return type == typeid(torch::optim::SGD) || type == typeid(torch::optim::Adam) ||
-         type == typeid(torch::optim::AdamW) || type == typeid(torch::optim::RMSprop) ||
-         type == typeid(torch::optim::Adagrad);
+  return with_class(inner_, [](auto) {});
 }
 
 // Gives each parameter, from the largest on, to the rank that has the fewest elements so far.

@@ -7,12 +7,25 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "runtime/checkpoints.h"
+#include "runtime/on_all_ranks.h"
+#include "runtime/profile_session.h"
 #include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
+
+Accelerator::Accelerator(RankContext& context)
+    : RankHandle(context), checkpoints_(std::make_unique<Checkpoints>(*this, context, prepared_)) {
+  const LaunchConfig& config = context_.state->config;
+  if (config.mixed_precision == Precision::fp16)
+    prepared_.scaler.emplace(config.grad_scaler, device(), [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
+}
+
+Accelerator::~Accelerator() = default;
+
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
-  auto reducer = reducers_.find(*module);
+  auto reducer = prepared_.reducers.find(*module);
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context_.state->config;
   if (config.device_placement) module->to(device());
@@ -21,9 +34,9 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
     return reducer;
   }
   nn::GradientReducerOptions options = config.gradient_reducer;
-  options.check_finite = options.check_finite && !scaler_;
+  options.check_finite = options.check_finite && !prepared_.scaler;
   reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, options);
-  reducers_.add(reducer);
+  prepared_.reducers.add(reducer);
   return reducer;
 }
 
@@ -32,15 +45,16 @@ std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Opti
   const bool automatic = sharding == Sharding::automatic;
   if (world_size() == 1 || sharding == Sharding::none || (automatic && !device().is_cpu())) return nullptr;
   using Weights = optim::ShardedOptimizer::Weights;
-  auto sharded = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
-                                                           reducers_, automatic ? Weights::shared : Weights::own);
+  auto sharded =
+      std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group, prepared_.reducers,
+                                                automatic ? Weights::shared : Weights::own);
   if (context_.gradients.local_sgd || reductions_in_join_) sharded->pause();
   return sharded;
 }
 
 void Accelerator::for_each_sharded(void (optim::ShardedOptimizer::*action)()) {
-  for (const auto& observer : optimizers_)
-    if (auto optimizer = observer.lock(); optimizer && optimizer->sharded()) (optimizer->sharded()->*action)();
+  for (auto& optimizer : prepared_.alive_optimizers())
+    if (optimizer.sharded()) (optimizer.sharded()->*action)();
 }
 
 bool Accelerator::stop_requested() const { return context_.follower && context_.follower->stops(); }
@@ -51,7 +65,7 @@ void Accelerator::set_total_steps(std::int64_t steps) {
 
 std::vector<std::shared_ptr<torch::nn::Module>> Accelerator::prepared_modules() const {
   std::vector<std::shared_ptr<torch::nn::Module>> modules;
-  for (const auto& reducer : reducers_) modules.push_back(reducer->module());
+  for (const auto& reducer : prepared_.reducers) modules.push_back(reducer->module());
   return modules;
 }
 
@@ -74,7 +88,7 @@ void Accelerator::begin_micro_batch(bool close) {
   if (context_.follower) context_.follower->before_micro_batch();
   GradientState& state = context_.gradients;
   // The scale stays the same within a window, whose gradients add up.
-  if (scaler_ && state.window_length == 0) scaler_->begin_iteration();
+  if (prepared_.scaler && state.window_length == 0) prepared_.scaler->begin_iteration();
   state.begin_micro_batch(close);
   if (state.window_length == 1) begin_window_of_gradients();
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
@@ -82,15 +96,23 @@ void Accelerator::begin_micro_batch(bool close) {
     scale_window(static_cast<double>(state.num_steps) / state.window_length);
 }
 
+void Accelerator::end_micro_batch() noexcept {
+  context_.gradients.end_micro_batch();
+  if (!sync_gradients()) return;
+  if (context_.follower) context_.follower->after_window();
+  trace::next_step();
+  if (profiler_) profiler_->step_ended();
+}
+
 void Accelerator::scale_window(double factor) {
-  for (const auto& reducer : reducers_) reducer->scale_window(factor);
+  for (const auto& reducer : prepared_.reducers) reducer->scale_window(factor);
 }
 
 // `loss` as autograd is to see it.
 at::Tensor Accelerator::scaled(const at::Tensor& loss) {
-  if (!scaler_) return loss;
-  if (!context_.gradients.inside_window && scaler_->has_stepped()) scaler_->begin_iteration();
-  return scaler_->scale(loss);
+  if (!prepared_.scaler) return loss;
+  if (!context_.gradients.inside_window && prepared_.scaler->has_stepped()) prepared_.scaler->begin_iteration();
+  return prepared_.scaler->scale(loss);
 }
 
 void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
@@ -134,7 +156,7 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
 
 // A backward pass whose gradients stay with this rank.
 void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) {
-  reducers_.before_pass();
+  prepared_.reducers.before_pass();
   scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
 }
 
@@ -146,10 +168,10 @@ void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions option
     run_backward(loss, options);
     record_reduction(*recording);
   } else {
-    reducers_.before_pass();
-    reducers_.begin_pass();
+    prepared_.reducers.before_pass();
+    prepared_.reducers.begin_pass();
     scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
-    reducers_.finish_pass(main);
+    prepared_.reducers.finish_pass(main);
   }
   if (context_.gradients.inside_window) return;
   begin_window_of_gradients();
@@ -157,7 +179,7 @@ void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions option
 }
 
 void Accelerator::begin_window_of_gradients() {
-  for (const auto& reducer : reducers_) reducer->begin_window();
+  for (const auto& reducer : prepared_.reducers) reducer->begin_window();
 }
 
 // The rank whose buffers all shall have after a reduction: the first that has not ended its part of a join.
@@ -171,95 +193,62 @@ double Accelerator::factor_over_items(double items) {
   return world_size() / all_items;
 }
 
-void Accelerator::check_may_be_local() const {
+void Accelerator::local_sgd(int steps, const std::function<void(nn::LocalSgd&)>& body) {
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
-}
-
-void Accelerator::begin_join() {
-  if (context_.gradients.local_sgd) throw ConfigError("join_uneven_inputs within local_sgd, which reduces no gradient");
-  if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
-  for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
-  reductions_in_join_ = 0;
-}
-
-// Returns the first rank that has not ended; -1 when all have.
-int Accelerator::meet_in_join(JoinState mine) {
-  const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
-  const auto states = context_.group->meet(rank(), record, static_cast<std::uint64_t>(mine));
-  int first = -1;
-  for (int peer = world_size() - 1; peer >= 0; --peer) {
-    const auto state = static_cast<JoinState>(states[static_cast<std::size_t>(peer)]);
-    if (state == JoinState::has_ended) continue;
-    first = peer;
-    if (mine == JoinState::has_ended)
-      answered_ = state;
-    else if (state != mine)
-      throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
+  for_each_sharded(&optim::ShardedOptimizer::pause);
+  {
+    const FlagScope alone(context_.gradients.local_sgd, true);
+    nn::LocalSgd local(prepared_.reducers, context_.gradients, steps);
+    body(local);
+    local.average();
   }
-  if (mine == JoinState::reduces_mean || mine == JoinState::reduces_items) *reductions_in_join_ += 1;
-  return first;
-}
-
-void Accelerator::answer_until_all_have_ended() {
-  if (context_.follower) context_.follower->step_aside();
-  for (int main = 0; (main = meet_in_join(JoinState::has_ended)) >= 0;) {
-    if (answered_ == JoinState::agrees_on_step) {
-      at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(device()));
-      context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
-      continue;
-    }
-    // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
-    if (answered_ == JoinState::reduces_items) scale_window(factor_over_items(context_.gradients.items.value_or(0)));
-    reducers_.begin_pass();
-    reducers_.finish_pass(main);
-    context_.gradients.begin_window();
-    begin_window_of_gradients();
-    for (const auto& reducer : reducers_) reducer->clear_gradients();
-  }
-  if (context_.follower) context_.follower->come_back();
-}
-
-void Accelerator::take_over_from_last() {
-  const auto reductions = gather_objects(*reductions_in_join_);
-  reductions_in_join_.reset();
-  const auto last = static_cast<int>(std::max_element(reductions.begin(), reductions.end()) - reductions.begin());
-  for (const auto& reducer : reducers_) reducer->broadcast(last);
-  for (const auto& observer : schedulers_)
-    if (auto scheduler = observer.lock()) scheduler->catch_up(broadcast_object(scheduler->updates(), last));
-  // After the schedulers, so that the learning rates are those of the state.
-  for (const auto& observer : optimizers_) {
-    auto optimizer = observer.lock();
-    if (!optimizer) continue;
-    // Copied before the next call, in which the last rank may go on.
-    const c10::IValue state =
-        broadcast_object(rank() == last ? optim::state_dict(optimizer->inner()) : c10::IValue(), last);
-    if (rank() != last) optim::prepare_load(optimizer->inner(), state)();
-    const auto [updates, skipped] =
-        broadcast_object(std::pair(optimizer->updates(), optimizer->step_was_skipped()), last);
-    optimizer->set_updates(updates, skipped);
-  }
-  if (scaler_) scaler_->load_state(broadcast_object(scaler_->state(), last));
   for_each_sharded(&optim::ShardedOptimizer::resume);
+}
+
+void Accelerator::check_between_updates() const {
+  const GradientState& state = context_.gradients;
+  if (state.window_length > 0 && !(state.inside_window && state.sync_gradients))
+    throw ConfigError(
+        "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
+        "after the micro-batch that closes the window (sync_gradients())");
+  if (reductions_in_join_ || state.local_sgd)
+    throw ConfigError("within join_uneven_inputs and local_sgd ranks differ: save or load the state outside");
+}
+
+std::string Accelerator::save_state(const std::string& directory, const SaveStateOptions& options) {
+  check_between_updates();
+  return checkpoints_->save(directory, options);
+}
+
+std::string Accelerator::load_state(const std::string& directory) {
+  check_between_updates();
+  return checkpoints_->load(directory);
+}
+
+void Accelerator::wait_for_saves() {
+  on_main_for_all(*this, [this] { finish_saving(); });
+}
+
+void Accelerator::finish_saving() { checkpoints_->finish_saving(); }
+
+void Accelerator::register_state_object(StateObject object) {
+  checkpoints_->registered().objects.push_back(std::move(object));
+}
+
+void Accelerator::register_state_hooks(StateHooks hooks) {
+  checkpoints_->registered().hooks.push_back(std::move(hooks));
 }
 
 void Accelerator::synchronize_rng_states(const std::vector<data::RngType>& types) {
   for (const data::RngType type : types) {
     if (type == data::RngType::generator) continue;
-    at::Generator* generator = type == data::RngType::cpu ? &context_.generators.cpu : cuda_generator();
+    at::Generator* generator = type == data::RngType::cpu ? &context_.generators.cpu : context_.cuda_generator();
     if (!generator) continue;
     at::Tensor state = generator->get_state();
     context_.communicator->broadcast(state, 0);
     generator->set_state(state);
   }
-}
-
-// This rank's on its GPU; null for a CPU rank.
-at::Generator* Accelerator::cuda_generator() {
-  const auto index = static_cast<std::size_t>(std::max<int>(device().index(), 0));
-  auto& generators = context_.generators.cuda;
-  return device().is_cuda() && index < generators.size() ? &generators[index] : nullptr;
 }
 
 std::function<void()> Accelerator::rng_synchronisation() {
@@ -269,59 +258,5 @@ std::function<void()> Accelerator::rng_synchronisation() {
   if (nothing_to_do) return {};
   return [this, types] { synchronize_rng_states(types); };
 }
-
-at::Tensor Accelerator::gather_tensor(const at::Tensor& tensor) {
-  auto parts = context_.communicator->all_gather(tensor);
-  return tensor.dim() == 0 ? at::stack(parts) : at::cat(parts);
-}
-
-at::Tensor Accelerator::clone_for_reduction(const at::Tensor& tensor) {
-  return tensor.detach().clone(at::MemoryFormat::Contiguous);
-}
-
-at::Tensor Accelerator::pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first) {
-  const bool has_dim = dim < tensor.dim() && dim >= -tensor.dim() && tensor.dim() > 0;
-  const std::int64_t size = has_dim ? tensor.size(dim) : 0;
-  const auto sizes = gather_objects(size);
-  const std::int64_t longest = *std::max_element(sizes.begin(), sizes.end());
-  if (!has_dim || longest == size) return tensor;
-  auto shape = tensor.sizes().vec();
-  shape[static_cast<std::size_t>(dim < 0 ? dim + tensor.dim() : dim)] = longest - size;
-  const at::Tensor padding = at::full(shape, value, tensor.options());
-  return pad_first ? at::cat({padding, tensor}, dim) : at::cat({tensor, padding}, dim);
-}
-
-bool Accelerator::check_trigger() {
-  const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::check_trigger};
-  const auto triggers = context_.group->meet(rank(), record, std::exchange(trigger_, false) ? 1 : 0);
-  return std::any_of(triggers.begin(), triggers.end(), [](std::uint64_t set) { return set != 0; });
-}
-
-Accelerator::Share Accelerator::share_of(std::size_t size, bool padding) const {
-  const auto ranks = static_cast<std::size_t>(world_size());
-  const auto index = static_cast<std::size_t>(rank());
-  const std::size_t longer = size % ranks;  // ranks that get one more
-  const std::size_t begin = index * (size / ranks) + std::min(index, longer);
-  const std::size_t end = begin + size / ranks + (index < longer ? 1 : 0);
-  const std::size_t longest = size / ranks + (longer > 0 ? 1 : 0);
-  return {begin, end, padding && size > 0 ? longest - (end - begin) : 0};
-}
-
-at::Tensor Accelerator::split_between_ranks(const at::Tensor& rows, bool padding) const {
-  if (rows.dim() == 0) throw DataError("split_between_ranks needs a tensor with rows (dim 0), got a 0-dim tensor");
-  const auto [begin, end, repeat] = share_of(static_cast<std::size_t>(rows.size(0)), padding);
-  const at::Tensor share = rows.slice(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end));
-  if (repeat == 0) return share;
-  return at::cat({share, rows.slice(0, -1).repeat_interleave(static_cast<std::int64_t>(repeat), 0)});
-}
-
-void Accelerator::check_rank(int rank, const char* operation) const {
-  if (rank < 0 || rank >= world_size())
-    throw CollectiveError(std::string(operation) + " from rank " + std::to_string(rank) + "; ranks are 0 to " +
-                          std::to_string(world_size() - 1));
-}
-
-void Accelerator::write_out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
 }  // namespace tandem

@@ -9,7 +9,7 @@ namespace tandem {
 std::unique_ptr<StepGraph> Accelerator::make_step_graph() {
   const auto parameters = [this] {
     std::vector<at::Tensor> all;
-    for (const auto& reducer : reducers_)
+    for (const auto& reducer : prepared_.reducers)
       for (const auto& [name, parameter] : reducer->parameters()) all.push_back(parameter);
     return all;
   };
@@ -19,16 +19,15 @@ std::unique_ptr<StepGraph> Accelerator::make_step_graph() {
 std::optional<std::string> Accelerator::obstacle_to_recording() const {
   const GradientState& state = context_.gradients;
   if (device().is_cpu()) return "CPU ranks have no graphs";
-  if (scaler_) return "under fp16 the host decides whether an update is made";
+  if (prepared_.scaler) return "under fp16 the host decides whether an update is made";
   if (state.num_steps > 1) return "a window of several micro-batches is not recorded";
   if (!state.sync_gradients) return "gradients are not reduced within no_sync";
   if (state.local_sgd) return "ranks train on their own within local_sgd";
   if (reductions_in_join_) return "ranks take different steps within join_uneven_inputs";
-  for (const auto& observer : optimizers_)
-    if (const auto optimizer = observer.lock(); optimizer && optimizer->sharded())
-      return "updates are divided over the ranks";
+  for (const auto& optimizer : prepared_.alive_optimizers())
+    if (optimizer.sharded()) return "updates are divided over the ranks";
   if (context_.state->config.gradient_reducer.check_finite) return "check_finite looks at each reduction's gradients";
-  for (const auto& reducer : reducers_)
+  for (const auto& reducer : prepared_.reducers)
     if (reducer->has_communication_hook()) return "a model has a communication hook";
   return std::nullopt;
 }
@@ -38,7 +37,7 @@ std::optional<std::string> Accelerator::obstacle_to_recording() const {
 void Accelerator::record_reduction(nn::Recording& recording) {
   std::vector<at::Tensor> gradients, buffers;
   std::uint64_t signature = 1;
-  for (const auto& reducer : reducers_) {
+  for (const auto& reducer : prepared_.reducers) {
     reducer->forget_pass();
     for (const auto& [name, parameter] : reducer->parameters()) {
       const at::Tensor& gradient = parameter.grad();

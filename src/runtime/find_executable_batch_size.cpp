@@ -1,10 +1,11 @@
 #include <algorithm>
 #include <new>
 
-#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
 
+#include "backend/device_memory.h"
 #include "backend/rank_memory.h"
+#include "runtime/checkpoints.h"
 #include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
@@ -44,13 +45,6 @@ bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int6
   return false;
 }
 
-// Memory that LibTorch's allocator for GPUs keeps for tensors to come.
-void free_device_memory(c10::Device device) {
-  auto* const allocator =
-      device.is_cpu() ? nullptr : dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
-  if (allocator) allocator->emptyCache();
-}
-
 }  // namespace
 
 std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
@@ -84,23 +78,24 @@ std::function<void()> Accelerator::undo_point() {
   for (const at::Generator& generator : context_.generators.cuda)
     if (generator.defined()) generators.emplace_back(generator, generator.get_state());
   std::optional<optim::GradScalerState> scaler;
-  if (scaler_) scaler = scaler_->state();
+  if (prepared_.scaler) scaler = prepared_.scaler->state();
   return [this, generators, scaler, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
-          models = reducers_.size(), optimizers = optimizers_.size(), schedulers = schedulers_.size(),
-          loaders = loaders_.size(), objects = state_objects_.size(), hooks = state_hooks_.size()] {
+          models = prepared_.reducers.size(), optimizers = prepared_.optimizers.size(),
+          schedulers = prepared_.schedulers.size(), loaders = prepared_.loaders.size(),
+          objects = checkpoints_->registered().objects.size(), hooks = checkpoints_->registered().hooks.size()] {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
-    reducers_.shorten(models);
-    shorten(optimizers_, optimizers);
-    shorten(schedulers_, schedulers);
-    shorten(loaders_, loaders);
-    shorten(state_objects_, objects);
-    shorten(state_hooks_, hooks);
+    prepared_.reducers.shorten(models);
+    shorten(prepared_.optimizers, optimizers);
+    shorten(prepared_.schedulers, schedulers);
+    shorten(prepared_.loaders, loaders);
+    shorten(checkpoints_->registered().objects, objects);
+    shorten(checkpoints_->registered().hooks, hooks);
     context_.gradients = gradients;
     reductions_in_join_ = join;
     trigger_ = trigger;
-    if (scaler) scaler_->load_state(*scaler);
+    if (scaler) prepared_.scaler->load_state(*scaler);
     for (auto [generator, state] : generators) generator.set_state(state);
   };
 }

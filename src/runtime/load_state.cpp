@@ -1,4 +1,4 @@
-// What an Accelerator does to go on from a saved state.
+// How a training goes on from a saved state.
 #include <algorithm>
 #include <unordered_set>
 
@@ -7,18 +7,16 @@
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
-#include "runtime/state_file.h"
-#include "runtime/state_saver.h"
+#include "runtime/checkpoints.h"
+#include "runtime/on_all_ranks.h"
 #include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
-#include "tandem/optim/state_dict.h"
-#include "tandem/runtime/accelerator.h"
 
 namespace tandem {
 
 // What the files of a checkpoint hold, read once for all ranks.
-struct Accelerator::LoadedState {
+struct Checkpoints::LoadedState {
   std::string directory;
   std::optional<StateFile> state;  // nothing: Python's checkpoint, which has the other files only
   std::vector<io::StoredWeights> models;
@@ -56,27 +54,27 @@ void check_count(const std::string& directory, const char* what, std::size_t sto
 }  // namespace
 
 // Reads all files that the prepared objects need.
-std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::string& directory) const {
+std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_state(const std::string& directory) const {
   const OtherMemoryScope memory;  // as file_bytes.cpp has it: not in huge pages
   io::CheckpointSource source(directory);
   auto loaded = std::make_shared<LoadedState>();
   loaded->directory = directory;
   if (const io::CheckpointReader* reader = source.reader(); reader && reader->has("tandem_state.json"))
     loaded->state = parse_state_file(read_small(*reader, "tandem_state.json"), source.shown("tandem_state.json"));
-  loaded->optimizers.resize(alive(optimizers_).size());
-  loaded->schedulers.resize(alive(schedulers_).size());
-  loaded->objects.resize(loaded->state ? state_objects_.size() : 0);
+  loaded->optimizers.resize(prepared_.alive_optimizers().size());
+  loaded->schedulers.resize(prepared_.alive_schedulers().size());
+  loaded->objects.resize(loaded->state ? registered_.objects.size() : 0);
   if (loaded->state) check_counts(*loaded);
 
   const auto pickle = [&](const std::string& name) { return io::pickle_in(source.load(name), source.shown(name)); };
-  for (std::size_t i = 0; i < reducers_.size(); ++i)
+  for (std::size_t i = 0; i < prepared_.reducers.size(); ++i)
     loaded->models.push_back(io::read_weights(source, numbered("model", i)));
   for (std::size_t i = 0; i < loaded->optimizers.size(); ++i)
     loaded->optimizers[i] = pickle(numbered("optimizer", i) + ".bin");
   for (std::size_t i = 0; i < loaded->schedulers.size(); ++i)
     if (!loaded->state || loaded->state->scheduler_steps[i] < 0)
       loaded->schedulers[i] = pickle(numbered("scheduler", i) + ".bin");
-  if (scaler_ && (source.has("scaler.pt") || loaded->state)) loaded->scaler = pickle("scaler.pt");
+  if (prepared_.scaler && (source.has("scaler.pt") || loaded->state)) loaded->scaler = pickle("scaler.pt");
   for (std::size_t i = 0; i < loaded->objects.size(); ++i)
     loaded->objects[i] = pickle("custom_checkpoint_" + std::to_string(i) + ".pkl");
   if (loaded->state)
@@ -85,37 +83,37 @@ std::shared_ptr<Accelerator::LoadedState> Accelerator::read_state(const std::str
   return loaded;
 }
 
-void Accelerator::check_counts(const LoadedState& loaded) const {
+void Checkpoints::check_counts(const LoadedState& loaded) const {
   const StateFile& state = *loaded.state;
   const auto check = [&](const char* what, auto stored, std::size_t prepared) {
     check_count(loaded.directory, what, static_cast<std::size_t>(stored), prepared);
   };
-  check("models", state.models, reducers_.size());
+  check("models", state.models, prepared_.reducers.size());
   check("optimizers", state.optimizers.size(), loaded.optimizers.size());
   check("schedulers", state.scheduler_steps.size(), loaded.schedulers.size());
-  check("loaders", state.loaders.size(), alive_loaders().size());
-  if (static_cast<std::size_t>(state.objects) != state_objects_.size())
+  check("loaders", state.loaders.size(), prepared_.alive_loaders().size());
+  if (static_cast<std::size_t>(state.objects) != registered_.objects.size())
     throw CheckpointError(loaded.directory + ": is of " + std::to_string(state.objects) +
                           " objects registered for checkpointing, and there are " +
-                          std::to_string(state_objects_.size()) + "; register what was registered when it was saved");
-  if (state.scaler && !scaler_)
+                          std::to_string(registered_.objects.size()) +
+                          "; register what was registered when it was saved");
+  if (state.scaler && !prepared_.scaler)
     throw CheckpointError(loaded.directory + ": is of a training in fp16, and this one has no scaler");
-  if (!state.scaler && scaler_)
+  if (!state.scaler && prepared_.scaler)
     throw CheckpointError(loaded.directory +
                           ": is of a training without a scaler, and this one, in fp16, needs its state");
 }
 
 // Rank 0 reads; when the newest checkpoint of the series is damaged, the one before.
-std::shared_ptr<Accelerator::LoadedState> Accelerator::read_latest() const {
-  const LaunchConfig& config = context_.state->config;
-  auto paths = io::list_checkpoints(config.checkpoints.directory);
-  if (paths.empty()) throw CheckpointError(config.checkpoints.directory + ": has no checkpoint");
+std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_latest() const {
+  auto paths = io::list_checkpoints(config().checkpoints.directory);
+  if (paths.empty()) throw CheckpointError(config().checkpoints.directory + ": has no checkpoint");
   std::optional<CheckpointError> newest;
   for (; !paths.empty(); paths.pop_back()) {
     try {
       return read_state(paths.back());
     } catch (const CheckpointError& error) {
-      if (config.on_warning) config.on_warning(std::string(error.what()) + "; the checkpoint before is tried");
+      if (config().on_warning) config().on_warning(std::string(error.what()) + "; the checkpoint before is tried");
       if (!newest) newest = error;
     }
   }
@@ -123,28 +121,28 @@ std::shared_ptr<Accelerator::LoadedState> Accelerator::read_latest() const {
 }
 
 // Of a scheduler of PyTorch's in Accelerate, which says how often it was stepped.
-std::int64_t Accelerator::updates_in(const c10::IValue& scheduler) const {
+std::int64_t Checkpoints::updates_in(const c10::IValue& scheduler) const {
   const auto steps = optim::scheduler_state_of(scheduler).get<std::int64_t>("last_epoch");
-  return steps / context_.state->config.scheduler_steps_per_update;
+  return steps / config().scheduler_steps_per_update;
 }
 
 // What gives this rank's models, schedulers, scaler and loaders their state, checked.
-std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState& loaded) {
+std::vector<std::function<void()>> Checkpoints::prepare_state(const LoadedState& loaded) {
   std::vector<std::function<void()>> steps;
   std::size_t index = 0;
   std::vector<std::function<void()>> weights;
-  for (const auto& reducer : reducers_) {
-    const auto others = written_by_others(*reducer, rank(), world_size());
+  for (const auto& reducer : prepared_.reducers) {
+    const auto others = written_by_others(*reducer, ranks_.rank(), ranks_.world_size());
     weights.push_back(io::prepare_load(loaded.models[index++], *reducer->module(), [&](const at::Tensor& tensor) {
       return !others.contains(tensor.unsafeGetTensorImpl());
     }));
   }
   index = 0;
   // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
-  for (const auto& optimizer : alive(optimizers_))
+  for (const auto& optimizer : prepared_.alive_optimizers())
     optim::prepare_load(optimizer.inner(), loaded.optimizers[index++], {.may_take = true});
   index = 0;
-  for (auto scheduler : alive(schedulers_)) {
+  for (auto scheduler : prepared_.alive_schedulers()) {
     if (!scheduler.inner()) {
       constexpr std::int64_t kMostUpdates = 1'000'000'000;  // each is a step of the scheduler's
       const std::int64_t updates =
@@ -166,9 +164,11 @@ std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState&
     index += 1;
   }
   if (loaded.scaler)
-    steps.emplace_back([this, state = optim::grad_scaler_state_of(*loaded.scaler)] { scaler_->load_state(state); });
+    steps.emplace_back(
+        [this, state = optim::grad_scaler_state_of(*loaded.scaler)] { prepared_.scaler->load_state(state); });
   index = 0;
-  for (const auto& loader : loaded.state ? alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
+  for (const auto& loader :
+       loaded.state ? prepared_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
     steps.emplace_back([loader, state] { loader->load_state(state); });
@@ -178,15 +178,15 @@ std::vector<std::function<void()>> Accelerator::prepare_state(const LoadedState&
   return steps;
 }
 
-void Accelerator::load_optimizers(const LoadedState& loaded) {
+void Checkpoints::load_optimizers(const LoadedState& loaded) {
   std::size_t index = 0;
-  for (auto optimizer : alive(optimizers_)) {
+  for (auto optimizer : prepared_.alive_optimizers()) {
     const c10::IValue& state = loaded.optimizers[index];
     const auto load = [&](const std::function<bool(const at::Tensor&)>& wanted) {
       // A tensor that one rank alone wants may become that rank's.
-      const bool may_take = static_cast<bool>(wanted) || world_size() == 1;
+      const bool may_take = static_cast<bool>(wanted) || ranks_.world_size() == 1;
       std::function<void()> apply;
-      check_on_all([&] { apply = optim::prepare_load(optimizer.inner(), state, {wanted, may_take}); });
+      check_on_all(ranks_, [&] { apply = optim::prepare_load(optimizer.inner(), state, {wanted, may_take}); });
       apply();
     };
     if (optimizer.sharded())
@@ -202,36 +202,35 @@ void Accelerator::load_optimizers(const LoadedState& loaded) {
 }
 
 // A rank that was not there before begins a stream of its own, which none has had.
-void Accelerator::load_generators(const StateFile& state) {
-  const auto index = static_cast<std::size_t>(rank());
+void Checkpoints::load_generators(const StateFile& state) {
+  const auto index = static_cast<std::size_t>(ranks_.rank());
   if (index >= state.generators.size()) {
     const auto updates = state.optimizers.empty() ? 0 : state.optimizers[0].updates;
-    rng::manual_seed(rng::rank_seed(context_.state->config.seed + static_cast<std::uint64_t>(updates), rank()));
+    rng::manual_seed(rng::rank_seed(config().seed + static_cast<std::uint64_t>(updates), ranks_.rank()));
     return;
   }
   const GeneratorStates& states = state.generators[index];
   context_.generators.cpu.set_state(generator_state_of(states.cpu));
-  at::Generator* const cuda = cuda_generator();
+  at::Generator* const cuda = context_.cuda_generator();
   if (cuda && cuda->defined() && !states.cuda.empty()) cuda->set_state(generator_state_of(states.cuda));
 }
 
-std::string Accelerator::load_state(const std::string& directory) {
+std::string Checkpoints::load(const std::string& directory) {
   const trace::Range range(trace::Event::checkpoint);
-  if (directory.empty() && context_.state->config.checkpoints.directory.empty())
+  if (directory.empty() && config().checkpoints.directory.empty())
     throw ConfigError("load_state without a directory needs LaunchConfig::checkpoints.directory");
-  check_between_updates();
   std::shared_ptr<LoadedState> loaded;
-  on_main_for_all([&] {
+  on_main_for_all(ranks_, [&] {
     finish_saving();
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
-  loaded = broadcast_object(loaded);
+  loaded = ranks_.broadcast_object(loaded);
   std::vector<std::function<void()>> steps;
-  check_on_all([&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
-  check_on_all([&] {
+  check_on_all(ranks_, [&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
+  check_on_all(ranks_, [&] {
     for (const auto& step : steps) step();
   });
-  for (const auto& reducer : reducers_) {
+  for (const auto& reducer : prepared_.reducers) {
     reducer->clear_gradients();
     reducer->weights().accept();
   }
@@ -240,14 +239,14 @@ std::string Accelerator::load_state(const std::string& directory) {
     context_.gradients.step = loaded->state->micro_batches;
     if (context_.follower && !loaded->state->optimizers.empty())
       context_.follower->continue_at(loaded->state->optimizers[0].updates);
-    check_on_all([&] { load_generators(*loaded->state); });
+    check_on_all(ranks_, [&] { load_generators(*loaded->state); });
   }
-  check_on_all([&] {
+  check_on_all(ranks_, [&] {
     // Each rank's own: objects may keep the tensors.
     const auto mine = [](const at::Tensor& tensor) { return tensor.clone(); };
     for (std::size_t i = 0; i < loaded->objects.size(); ++i)
-      state_objects_[i].load(io::map_tensors(loaded->objects[i], mine));
-    for (const StateHooks& hooks : state_hooks_)
+      registered_.objects[i].load(io::map_tensors(loaded->objects[i], mine));
+    for (const StateHooks& hooks : registered_.hooks)
       if (hooks.load && loaded->state) hooks.load(loaded->hook_files);
   });
   return loaded->directory;

@@ -1,4 +1,4 @@
-// What an Accelerator does about number formats: loss scaling, and clipping, which looks at gradients as they are.
+// Loss scaling, and clipping, which looks at gradients as they are.
 #include <algorithm>
 #include <unordered_set>
 
@@ -11,12 +11,6 @@
 
 namespace tandem {
 
-Accelerator::Accelerator(RankContext& context) : context_(context) {
-  const LaunchConfig& config = context_.state->config;
-  if (config.mixed_precision == Precision::fp16)
-    scaler_.emplace(config.grad_scaler, device(), [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
-}
-
 // The reduced gradients are the same on all ranks, but an optimizer may have others too: parameters of no prepared
 // model, or gradients that a rank has changed itself. A step that only some ranks took would part their weights.
 void Accelerator::agree_on_step(at::Tensor& found_inf) {
@@ -25,27 +19,24 @@ void Accelerator::agree_on_step(at::Tensor& found_inf) {
 }
 
 void Accelerator::unscale_gradients() {
-  for (const auto& observer : optimizers_)
-    if (const auto optimizer = observer.lock()) unscale_gradients(*optimizer);
+  for (const auto& optimizer : prepared_.alive_optimizers()) unscale_gradients(optimizer);
 }
 
 void Accelerator::unscale_gradients(const optim::AcceleratedOptimizer& optimizer) {
-  if (scaler_ && sync_gradients()) scaler_->unscale_(optimizer.inner());
+  if (prepared_.scaler && sync_gradients()) prepared_.scaler->unscale_(optimizer.inner());
 }
 
 // Of the optimizers that update any of `parameters`; the others may still wait for a backward pass.
 void Accelerator::unscale_gradients_of(const std::vector<at::Tensor>& parameters) {
-  if (!scaler_) return;
+  if (!prepared_.scaler) return;
   std::unordered_set<const void*> wanted;
   for (const at::Tensor& parameter : parameters)
     if (parameter.grad().defined()) wanted.insert(parameter.unsafeGetTensorImpl());
-  for (const auto& observer : optimizers_) {
-    const auto optimizer = observer.lock();
-    if (!optimizer) continue;
+  for (const auto& optimizer : prepared_.alive_optimizers()) {
     std::size_t found = 0;
-    for (const auto& group : optimizer->inner().param_groups())
+    for (const auto& group : optimizer.inner().param_groups())
       for (const at::Tensor& parameter : group.params()) found += wanted.erase(parameter.unsafeGetTensorImpl());
-    if (found > 0) scaler_->unscale_(optimizer->inner());
+    if (found > 0) prepared_.scaler->unscale_(optimizer.inner());
   }
   if (!wanted.empty())
     throw ConfigError("clipping under mixed precision fp16 needs to know whose the gradients are, but " +
@@ -56,11 +47,9 @@ void Accelerator::unscale_gradients_of(const std::vector<at::Tensor>& parameters
 
 bool Accelerator::step_was_skipped(const torch::optim::Optimizer* of) const {
   bool any = false;
-  for (const auto& observer : optimizers_) {
-    const auto optimizer = observer.lock();
-    if (!optimizer) continue;
-    if (&optimizer->inner() == of) return optimizer->step_was_skipped();
-    any = any || optimizer->step_was_skipped();
+  for (const auto& optimizer : prepared_.alive_optimizers()) {
+    if (&optimizer.inner() == of) return optimizer.step_was_skipped();
+    any = any || optimizer.step_was_skipped();
   }
   return any;
 }
@@ -72,7 +61,7 @@ at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameter
   if (!sync_gradients()) return {};
   const trace::Range range(trace::Event::clip);
   unscale_gradients_of(parameters);
-  const auto gradients = nn::reduced_gradients(reducers_, parameters);
+  const auto gradients = nn::reduced_gradients(prepared_.reducers, parameters);
   if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(device()));
   at::Tensor norm = nn::total_norm(gradients, norm_type);
   if (clips_together(gradients.front()))

@@ -6,7 +6,6 @@
 #include <filesystem>
 
 #include "runtime/profile_session.h"
-#include "runtime/step_follower.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"
@@ -76,14 +75,6 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
   if (!is_main()) session.reset();  // the last to hold it lets the process have another
   wait_for_everyone();              // all have left
   return broadcast_object(is_main() ? session->finish(path, options.first_step) : Profile{});
-}
-
-void Accelerator::end_micro_batch() noexcept {
-  context_.gradients.end_micro_batch();
-  if (!sync_gradients()) return;
-  if (context_.follower) context_.follower->after_window();
-  trace::next_step();
-  if (profiler_) profiler_->step_ended();
 }
 
 }  // namespace tandem

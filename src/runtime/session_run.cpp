@@ -5,11 +5,11 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
-#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 
+#include "backend/device_memory.h"
 #include "backend/rank_memory.h"
-#include "io/error_text.h"
+#include "core/error_text.h"
 #include "io/model_weights.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
@@ -29,9 +29,7 @@ io::NamedTensors copies_on_cpu(const torch::nn::Module& module) {
 // What its allocators keep of a rank's memory goes back to its device.
 void release_memory(c10::Device device) {
   free_rank_memory();
-  if (device.is_cpu()) return;
-  if (auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type())))
-    allocator->emptyCache();
+  free_device_memory(device);
 }
 
 // By who called, and not by what a rank did before.

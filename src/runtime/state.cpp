@@ -89,4 +89,9 @@ AcceleratorState examine(const LaunchConfig& config) {
   return state;
 }
 
+at::Generator* RankContext::cuda_generator() {
+  const auto index = static_cast<std::size_t>(std::max<int>(device().index(), 0));
+  return device().is_cuda() && index < generators.cuda.size() ? &generators.cuda[index] : nullptr;
+}
+
 }  // namespace tandem

@@ -123,7 +123,7 @@ std::string to_text(const StateFile& state) {
   Json json{{"format", kFormat},
             {"version", kVersion},
             {"models", state.models},
-            {"schedulers", state.schedulers},
+            {"schedulers", state.scheduler_steps.size()},
             {"objects", state.objects},
             {"scaler", state.scaler},
             {"micro_batches", state.micro_batches}};
@@ -151,7 +151,6 @@ StateFile parse_state_file(const std::string& text, const std::string& shown) {
                 std::to_string(kVersion));
   StateFile state;
   state.models = fields.count("models");
-  state.schedulers = fields.count("schedulers");
   state.objects = fields.count("objects");
   state.scaler = fields.flag("scaler");
   state.micro_batches = fields.count("micro_batches");

@@ -20,7 +20,7 @@ struct OptimizerCounts {
 };
 
 struct StateFile {
-  std::int64_t models = 0, schedulers = 0, objects = 0;  ///< how many there are in files of their own
+  std::int64_t models = 0, objects = 0;  ///< how many there are in files of their own
   bool scaler = false;
   std::vector<OptimizerCounts> optimizers;
   std::vector<std::int64_t> scheduler_steps;  ///< of LibTorch's: updates; of others -1, because their files say it

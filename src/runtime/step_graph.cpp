@@ -6,10 +6,10 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
-#include <c10/core/CachingDeviceAllocator.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
+#include "backend/device_memory.h"
+#include "backend/device_scope.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -51,18 +51,6 @@ class NoCalls {
 };
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-// Everything that this thread has enqueued is done.
-void synchronize(c10::Device device) {
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  guard.synchronizeStream(guard.getStream(device));
-}
-
-// A graph has memory of its own, and while one is recorded the allocator gives none back.
-void give_back_memory(c10::Device device) {
-  if (auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type())))
-    allocator->emptyCache();
-}
 
 bool same(const at::Tensor& a, const at::Tensor& b) { return a.defined() == b.defined() && a.is_same(b); }
 
@@ -212,7 +200,8 @@ bool StepGraph::record(const MakeInputs& make_inputs, const std::function<void()
   synchronize(context_.device());
   bool alike = true;
   meet(0, alike);
-  if (context_.rank == 0) give_back_memory(context_.device());
+  // A graph has memory of its own, and while one is recorded the allocator gives none back.
+  if (context_.rank == 0) free_device_memory(context_.device());
   meet(0, alike);
   std::string problem = try_to_record(make_inputs, step);
   const bool everywhere = meet(problem.empty() ? signature_ | 1 : 0, alike) != 0 && alike;

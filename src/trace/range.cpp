@@ -79,6 +79,4 @@ void next_step() noexcept {
   if (this_thread.rank == 0 && nvtx::is_attached()) nvtx::step_begins(this_thread.step, this_thread.capture);
 }
 
-std::int64_t current_step() noexcept { return this_thread.step; }
-
 }  // namespace tandem::trace

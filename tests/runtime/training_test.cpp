@@ -1,4 +1,4 @@
-// Accumulation, reduction, clipping, schedules and preparation, by semantics §8.
+// Accumulation, reduction, clipping, schedules and preparation.
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>

@@ -18,7 +18,7 @@ namespace tandem {
 /// something there or to be held.
 ///
 /// A rank passes the gate before each micro-batch and before each batch that it takes; when nothing is asked for, that
-/// is two stores and a load. Ranks agree on the place without a word: whoever asks closes the gate and then looks how
+/// is a store and a load. Ranks agree on the place without a word: whoever asks closes the gate and then looks how
 /// far the ranks are; all stop at the first place that none of them has reached.
 class StepGate {
  public:

@@ -37,9 +37,6 @@ class EpochPlan {
   /// split_batches, even where an uneven rank gets one step fewer.
   std::int64_t len(int rank) const;
 
-  /// True when no rank has a step after `step`.
-  bool is_last_step(std::int64_t step) const { return step + 1 >= steps(0); }
-
   /// Positions in the epoch's order that `rank` gets in `step` (0 <= step < steps(rank)).
   std::vector<std::int64_t> positions(std::int64_t step, int rank) const;
 

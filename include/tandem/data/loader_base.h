@@ -249,9 +249,6 @@ class LoaderBase : public LoaderPosition {
   /// True when this rank reads the dataset, and so takes part in drawing orders.
   virtual bool reads() const = 0;
 
-  /// Steps of the running epoch that were handed out, or skipped.
-  std::int64_t handed_out() const { return handed_out_; }
-
   /// The running epoch's number among those that the rank has begun, from 1.
   std::uint64_t epoch_number() const { return number_; }
 

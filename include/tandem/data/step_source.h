@@ -185,7 +185,7 @@ class IterableDatasetShard {
  private:
   // Until the end is known every step is a full one.
   static EpochPlan full_plan(EpochPlanOptions options) {
-    // Iterables are always evened out (semantics §2).
+    // Iterables are evened out whatever even_batches says, as in Accelerate.
     options.even_batches = true;
     options.length = std::numeric_limits<std::int64_t>::max() / 2;
     return EpochPlan(options);

@@ -52,7 +52,7 @@ class CheckpointWriter {
   void add(const std::string& name, const std::string& bytes);
 
   /// Puts the directory into place, with `info` in its manifest. Nothing can be added afterwards. Throws
-  /// CheckpointError; what was there before is there then, but for an error that says otherwise.
+  /// CheckpointError; the directory that was there before is still in place then, unless the error says otherwise.
   void commit(const std::map<std::string, std::string>& info = {});
 
  private:

@@ -16,10 +16,10 @@ namespace tandem::io {
 /// are those of any elements. `shown` names the file in errors. Throws CheckpointError.
 void write_pickle(const WriteBytes& write, const std::string& shown, const c10::IValue& value);
 
-/// What a file of torch.save holds, its tensors in one piece of CPU memory, which stays as long as one of
-/// them. OrderedDict and Counter become dicts,
-/// parameters tensors. Nothing of the file is run: it may be a stranger's. Throws CheckpointError that names the file
-/// (as `shown`, if that is given) when it is missing, damaged, or needs any other class or function of Python's.
+/// Reads a file of torch.save. Its tensors are in one piece of CPU memory, which stays as long as one of them.
+/// OrderedDict and Counter become dicts, parameters tensors. Nothing of the file is run: it may be a stranger's. Throws
+/// CheckpointError that names the file (as `shown`, if that is given) when it is missing, damaged, or needs any other
+/// class or function of Python's.
 c10::IValue read_pickle(const std::string& path, const std::string& shown = {});
 
 }  // namespace tandem::io

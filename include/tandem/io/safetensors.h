@@ -27,10 +27,9 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-/// Reads all tensors of `path`, in the order in which they lie there, into one piece of CPU memory, which stays
-/// as long as one of them. Throws
-/// CheckpointError that names the file (as `shown`, if that is given) and the field when it is missing, damaged or no
-/// such file.
+/// Reads all tensors of `path`, in the order in which they lie there, into one piece of CPU memory, which stays as long
+/// as one of them. Throws CheckpointError that names the file (as `shown`, if that is given) and the field when it is
+/// missing, damaged or no such file.
 NamedTensors load_safetensors(const std::string& path, const std::string& shown = {});
 
 /// Throws ConfigError when a file could not be written at `path`. Leaves nothing behind and an existing file untouched.

@@ -96,9 +96,11 @@ class GradientReducer {
     at::Tensor squares;  ///< sums of squares of its blocks, float64 (see comm::reduce_with_squares); perhaps undefined
   };
 
-  /// That of a parameter of this model, as long as this rank has not written to its gradient. From the next pass on
-  /// reductions also add up the squares of gradients.
-  std::optional<SharedGradient> shared_gradient(const at::Tensor& parameter);
+  /// Has reductions, from the next pass on, add up the squares of gradients too: SharedGradient::squares.
+  void add_up_squares() { adds_up_squares_ = true; }
+
+  /// The shared gradient of a parameter of this model; nothing once this rank has written to its gradient.
+  std::optional<SharedGradient> shared_gradient(const at::Tensor& parameter) const;
 
   /// Tells that the memory of such a gradient was written to.
   void shared_gradient_written(const at::Tensor& parameter);

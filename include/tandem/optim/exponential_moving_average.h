@@ -44,8 +44,8 @@ class ExponentialMovingAverage {
   explicit ExponentialMovingAverage(const nn::Model<Impl>& model, ExponentialMovingAverageOptions options = {})
       : ExponentialMovingAverage(*model.module(), options) {}
 
-  /// Takes in the model's weights; to be called after each optimizer update, outside of a step
-  /// that is compiled (its replays would neither count nor warm up). Throws ConfigError while swapped.
+  /// Takes in the model's weights; to be called after each optimizer update, outside of a step that is compiled (its
+  /// replays would neither count nor warm up). Throws ConfigError while swapped.
   void update();
 
   /// Updates made so far.

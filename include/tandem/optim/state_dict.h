@@ -38,16 +38,17 @@ struct LoadOptions {
 std::function<void()> prepare_load(torch::optim::Optimizer& optimizer, const c10::IValue& state,
                                    const LoadOptions& options = {});
 
-/// A scheduler's, as PyTorch's of the same kind gives it, without the options.
+/// The state of a scheduler, as PyTorch's of the same kind gives it, without the options.
 c10::IValue state_dict(const SchedulerState& state);
 
-/// Of a dict of Tandem's or PyTorch's; what is of no use to a scheduler is left out. Throws CheckpointError.
+/// Reads a scheduler's state from a dict that Tandem or PyTorch has written; what is of no use to a scheduler is left
+/// out. Throws CheckpointError.
 SchedulerState scheduler_state_of(const c10::IValue& state);
 
-/// A scaler's, as PyTorch's gives it.
+/// The state of a scaler, as PyTorch's gives it.
 c10::IValue state_dict(const GradScalerState& state);
 
-/// Throws CheckpointError that names the field that is missing or of another kind.
+/// Reads a scaler's state. Throws CheckpointError that names the field that is missing or of another kind.
 GradScalerState grad_scaler_state_of(const c10::IValue& state);
 
 }  // namespace tandem::optim

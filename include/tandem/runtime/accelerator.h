@@ -2,14 +2,11 @@
 
 #include <cstdint>
 #include <functional>
-#include <iosfwd>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <tuple>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -17,20 +14,16 @@
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
 
-#include "tandem/data/batch.h"
 #include "tandem/data/prepare.h"
-#include "tandem/io/checkpoint_directory.h"
 #include "tandem/io/model_files.h"
 #include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
 #include "tandem/nn/precision.h"
-#include "tandem/optim/accelerated.h"
-#include "tandem/optim/grad_scaler.h"
-#include "tandem/optim/state_dict.h"
 #include "tandem/runtime/checkpoint_options.h"
 #include "tandem/runtime/compiled_step.h"
+#include "tandem/runtime/prepared.h"
 #include "tandem/runtime/profile.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/rank_handle.h"
 #include "tandem/trace/range.h"
 
 namespace tandem::nn {
@@ -39,10 +32,8 @@ struct ReducedGradient;
 
 namespace tandem {
 
+class Checkpoints;
 class RankProfiler;
-class StateSaver;
-struct GeneratorStates;
-struct StateFile;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {
@@ -50,33 +41,22 @@ struct BackwardOptions {
   bool create_graph = false;  ///< the gradients are to be differentiated themselves
 };
 
-/// One rank's handle to the launch. `launch` makes one a rank and gives it to the body; it belongs to that thread.
+/// One rank's handle to the launch. `launch` makes one a rank and gives it to the body; it belongs to that thread. Who
+/// the rank is and what ranks do together is in its base, RankHandle.
 ///
 /// Members marked collective must be called by all ranks, in the same order. They throw CollectiveError when the ranks'
 /// calls differ. Every member that waits throws Cancelled when another rank has failed.
-class Accelerator {
+class Accelerator : public RankHandle {
  public:
   /// `launch` calls it. `context` outlives it.
   explicit Accelerator(RankContext& context);
-  Accelerator(const Accelerator&) = delete;
-  Accelerator& operator=(const Accelerator&) = delete;
+  ~Accelerator();
 
-  // ---- who and where
-
-  int rank() const { return context_.rank; }                                  ///< from 0
-  int world_size() const { return context_.state->world_size(); }             ///< how many ranks there are
-  bool is_main() const { return rank() == 0; }                                ///< whether it is rank 0
-  bool is_last() const { return rank() == world_size() - 1; }                 ///< whether no rank has a higher number
-  c10::Device device() const { return context_.device(); }                    ///< that this rank computes on
-  const AcceleratorState& state() const { return *context_.state; }           ///< the launch's, shared by all ranks
-  const GradientState& gradient_state() const { return context_.gradients; }  ///< where the accumulation window stands
+  /// Where the accumulation window stands.
+  const GradientState& gradient_state() const { return context_.gradients; }
 
   /// True in the micro-batch that closes its accumulation window.
   bool sync_gradients() const { return context_.gradients.sync_gradients; }
-
-  /// True once the launch is ending because a rank failed; for long computations of the body's own, and for datasets.
-  /// Any thread.
-  bool cancelled() const { return context_.group->token().cancelled(); }
 
   /// True once the host has asked a Session to end training well, and the open window is closed: from the same place on
   /// for all ranks. Loops over loaders have no more batches by then; this is for loops around them, and without them:
@@ -138,7 +118,8 @@ class Accelerator {
   };
 
   /// Opens a micro-batch: every gradient_accumulation_steps-th one, and the last of a loader, closes the window.
-  /// Within it backward, clipping, optimizer and scheduler act accordingly.
+  /// Within it backward, clipping, optimizer and scheduler act accordingly. It is that of all prepared models,
+  /// whichever are named, here and in the following three: the arguments are there for the likeness to Accelerate.
   template <class... Models>
   AccumulationStep accumulate(const Models&...) {
     return AccumulationStep(*this, false);
@@ -194,13 +175,7 @@ class Accelerator {
   /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
   /// Within `body` no other collective may be called, and no scheduler be given a metric that not all ranks give it
   /// (ConfigError). Collective.
-  template <class Body>
-  void join_uneven_inputs(Body&& body) {
-    begin_join();
-    body();
-    answer_until_all_have_ended();
-    take_over_from_last();
-  }
+  void join_uneven_inputs(const std::function<void()>& body);
 
   /// Runs `body(local)`, within which each rank trains on its own and the models are averaged now and then:
   ///
@@ -221,18 +196,7 @@ class Accelerator {
   /// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
   /// state of the rank that updates it. Ranks close the same number of windows. Collective. Throws ConfigError when
   /// `steps` is below 1, and within local_sgd or join_uneven_inputs.
-  template <class Body>
-  void local_sgd(int steps, Body&& body) {
-    check_may_be_local();
-    for_each_sharded(&optim::ShardedOptimizer::pause);
-    {
-      const FlagScope alone(context_.gradients.local_sgd, true);
-      nn::LocalSgd local(reducers_, context_.gradients, steps);
-      body(local);
-      local.average();
-    }
-    for_each_sharded(&optim::ShardedOptimizer::resume);
-  }
+  void local_sgd(int steps, const std::function<void(nn::LocalSgd&)>& body);
 
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
@@ -305,7 +269,7 @@ class Accelerator {
   /// What scales the losses under Precision::fp16; null otherwise. Its update comes once an iteration, however many
   /// optimizers share it: when the next window of accumulate() begins; outside of accumulate() with the first backward
   /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
-  optim::GradScaler* grad_scaler() { return scaler_ ? &*scaler_ : nullptr; }
+  optim::GradScaler* grad_scaler() { return prepared_.scaler ? &*prepared_.scaler : nullptr; }
 
   /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
   /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
@@ -318,72 +282,6 @@ class Accelerator {
   /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
   /// all ranks.
   bool optimizer_step_was_skipped() const;
-
-  // ---- collectives over any nesting of tensors (see data/batch.h)
-
-  /// Every tensor joined along dim 0 in rank order; a 0-dim tensor gives one of [world_size]. Ranks may differ in
-  /// dim 0. Collective.
-  template <class T>
-  T gather(const T& value) {
-    return data::map_tensors(value, [this](const at::Tensor& tensor) { return gather_tensor(tensor); });
-  }
-
-  /// `gather` without the samples that the loader repeated to fill the last step: over an epoch, each sample once.
-  /// Collective.
-  template <class T>
-  T gather_for_metrics(const T& value) {
-    T gathered = gather(value);
-    const data::StepInfo* loader = context_.gradients.loaders.current();
-    const std::int64_t keep = loader ? loader->samples_to_keep : 0;
-    return keep > 0 ? data::slice(std::move(gathered), 0, keep) : gathered;
-  }
-
-  /// Every rank's `object`, by rank, copied. Any copyable type, the same on all ranks. Collective.
-  template <class T>
-  std::vector<T> gather_objects(const T& object) {
-    const auto record = comm::describe_object_call(comm::Operation::gather_objects, typeid(T));
-    const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
-    std::vector<T> objects;
-    for (int peer = 0; peer < world_size(); ++peer) objects.push_back(call.template payload<T>(peer));
-    return objects;
-  }
-
-  /// Every tensor reduced over the ranks; `value` stays as it is. Mean needs floating-point or complex tensors, max and
-  /// min real ones (CollectiveError otherwise, for any number of ranks). Collective.
-  template <class T>
-  T reduce(const T& value, comm::ReduceOp op = comm::ReduceOp::sum) {
-    T result = data::map_tensors(value, [](const at::Tensor& tensor) { return clone_for_reduction(tensor); });
-    std::vector<at::Tensor> tensors;
-    data::for_each_tensor(result, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->all_reduce(tensors, op);
-    return result;
-  }
-
-  /// Overwrites every tensor in `value` with rank `root`'s. Collective.
-  template <class T>
-  void broadcast(T& value, int root = 0) {
-    std::vector<at::Tensor> tensors;
-    data::for_each_tensor(value, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->broadcast(tensors, root);
-  }
-
-  /// Rank `root`'s object. Any copyable type, the same on all ranks. Collective.
-  template <class T>
-  T broadcast_object(const T& object, int root = 0) {
-    check_rank(root, "broadcast_object");
-    auto record = comm::describe_object_call(comm::Operation::broadcast_object, typeid(T));
-    record.root = root;
-    const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
-    return call.template payload<T>(root);
-  }
-
-  /// Every tensor padded with `value` along `dim` to the longest rank's size, at the end or the front. A tensor
-  /// without that dim stays as it is. Collective.
-  template <class T>
-  T pad_across_ranks(const T& batch, std::int64_t dim = 0, double value = 0.0, bool pad_first = false) {
-    return data::map_tensors(batch,
-                             [&](const at::Tensor& tensor) { return pad_tensor(tensor, dim, value, pad_first); });
-  }
 
   // ---- files
 
@@ -456,7 +354,7 @@ class Accelerator {
   /// Throws Error when gradients were infinite or NaN, waiting for what is not known yet: see
   /// nn::GradientReducerOptions::check_finite. The launch calls it when the body has ended.
   void throw_if_not_finite() {
-    for (const auto& reducer : reducers_) reducer->throw_if_not_finite(true);
+    for (const auto& reducer : prepared_.reducers) reducer->throw_if_not_finite(true);
   }
 
   /// Returns when what this rank writes in the background is written; the launch calls it when the body has ended.
@@ -467,40 +365,6 @@ class Accelerator {
   /// optimizers' state, the largest parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's
   /// memory have it, as of the moment when memory ran out.
   std::string memory_summary() const;
-
-  /// Returns when all ranks are here. Collective.
-  void wait_for_everyone() { context_.communicator->barrier(); }
-
-  /// Sets this rank's trigger, which any rank's next check_trigger sees.
-  void set_trigger() { trigger_ = true; }
-
-  /// True on all ranks when any has set its trigger since the last check; resets it. Collective.
-  bool check_trigger();
-
-  /// Runs `function` on rank 0 and then, at the same time, on the other ranks. Collective. An exception on rank 0 ends
-  /// all.
-  template <class Function>
-  auto main_first(Function&& function) {
-    const comm::CallRecord record{.operation = comm::Operation::main_first};
-    if (!is_main()) {
-      context_.group->meet(rank(), record);
-      return function();
-    }
-    if constexpr (std::is_void_v<decltype(function())>) {
-      function();
-      context_.group->meet(rank(), record);
-    } else {
-      auto result = function();
-      context_.group->meet(rank(), record);
-      return result;
-    }
-  }
-
-  /// Runs `function` on rank 0 only, and waits for nobody.
-  template <class Function>
-  void on_main(Function&& function) const {
-    if (is_main()) function();
-  }
 
   /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
   /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
@@ -523,36 +387,9 @@ class Accelerator {
   /// the process records another profile; Error when LibTorch's profiler fails or the trace cannot be written.
   Profile profile(const ProfileOptions& options, const std::function<void()>& body);
 
-  /// This rank's share of `items`: consecutive, the first `size mod world_size` ranks get one more. With `padding` the
-  /// last item is repeated so that all ranks get as many. An empty input gives empty shares. Not collective.
-  template <class T>
-  std::vector<T> split_between_ranks(const std::vector<T>& items, bool padding = false) const {
-    const auto [begin, end, repeat] = share_of(items.size(), padding);
-    std::vector<T> share(items.begin() + static_cast<std::ptrdiff_t>(begin),
-                         items.begin() + static_cast<std::ptrdiff_t>(end));
-    for (std::size_t i = 0; i < repeat; ++i) share.push_back(items.back());
-    return share;
-  }
-
-  /// The same for the rows (dim 0) of a tensor.
-  at::Tensor split_between_ranks(const at::Tensor& rows, bool padding = false) const;
-
-  /// Writes the values and a newline to standard output, on rank 0 only.
-  template <class... Values>
-  void print(const Values&... values) const {
-    if (!is_main()) return;
-    std::ostringstream line;
-    (line << ... << values) << '\n';
-    write_out(line.str());
-  }
-
  private:
   // What a rank says within join_uneven_inputs before each reduction, and each step with a scaler.
   enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, has_ended };
-
-  struct Share {
-    std::size_t begin, end, repeat;
-  };
 
   template <class T>
   auto prepare_one(T& object) {
@@ -568,7 +405,7 @@ class Accelerator {
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
                                             context_.state->config.fused_optimizers, grad_scaler(), sharded(object));
-      optimizers_.emplace_back(optimizer);
+      prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
       const int steps_per_update = context_.state->config.scheduler_steps_per_update;
@@ -578,7 +415,7 @@ class Accelerator {
         else
           return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update);
       }();
-      schedulers_.emplace_back(scheduler);
+      prepared_.schedulers.emplace_back(scheduler);
       return scheduler;
     } else {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
@@ -586,7 +423,7 @@ class Accelerator {
                     "schedulers and tandem::data::DataLoader");
       auto loader = data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
                                          loader_context());
-      loaders_.push_back(loader.position());
+      prepared_.loaders.push_back(loader.position());
       return loader;
     }
   }
@@ -604,7 +441,7 @@ class Accelerator {
   // Tells whether the last step of the scheduler's optimizer was skipped. LibTorch's do not say whose it is.
   template <class Scheduler>
   std::function<bool()> skipping_of(const Scheduler& scheduler) const {
-    if (!scaler_) return {};
+    if (!prepared_.scaler) return {};
     if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
       return [this, optimizer = &scheduler.optimizer()] { return step_was_skipped(optimizer); };
     else
@@ -626,33 +463,11 @@ class Accelerator {
   void scale_window(double factor);
   void save_module(const torch::nn::Module& module, const std::string& directory, const io::ModelFileOptions& options);
   void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
-  void on_main_for_all(const std::function<void()>& work);
-  void check_on_all(const std::function<void()>& check);
+  void check_between_updates() const;
 
   // ---- sessions
   friend class SessionRun;
   std::vector<std::shared_ptr<torch::nn::Module>> prepared_modules() const;
-
-  // ---- checkpoints
-  struct LoadedState;
-  template <class Wrapper>
-  static std::vector<Wrapper> alive(const std::vector<optim::Observer<Wrapper>>& observers);
-  std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
-  StateSaver& saver();
-  void check_between_updates() const;
-  void finish_device_work() const;
-  GeneratorStates generator_states();
-  StateFile describe_state(const std::vector<GeneratorStates>& generators) const;
-  optim::GroupValues group_values(const torch::optim::Optimizer& optimizer) const;
-  std::vector<io::NewFile> state_files(const std::string& directory, StateFile state, std::uint64_t max_shard_bytes,
-                                       const std::function<at::Tensor(const at::Tensor&)>& keep) const;
-  std::shared_ptr<LoadedState> read_state(const std::string& directory) const;
-  std::shared_ptr<LoadedState> read_latest() const;
-  void check_counts(const LoadedState& loaded) const;
-  std::vector<std::function<void()>> prepare_state(const LoadedState& loaded);
-  std::int64_t updates_in(const c10::IValue& scheduler) const;
-  void load_optimizers(const LoadedState& loaded);
-  void load_generators(const StateFile& state);
 
   std::unique_ptr<StepGraph> make_step_graph();
   std::optional<std::string> obstacle_to_recording() const;
@@ -662,33 +477,17 @@ class Accelerator {
   void begin_window_of_gradients();
   int main_of_pass(JoinState mine);
   double factor_over_items(double items);
-  void check_may_be_local() const;
   void begin_join();
   void answer_until_all_have_ended();
   void take_over_from_last();
   int meet_in_join(JoinState mine);
-  at::Generator* cuda_generator();
   std::function<void()> rng_synchronisation();
-  at::Tensor gather_tensor(const at::Tensor& tensor);
-  at::Tensor pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first);
-  Share share_of(std::size_t size, bool padding) const;
-  void check_rank(int rank, const char* operation) const;
-  static at::Tensor clone_for_reduction(const at::Tensor& tensor);
-  static void write_out(const std::string& text);
 
-  RankContext& context_;
-  nn::GradientReducers reducers_;  // of the prepared models
-  std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers_;
-  std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers_;
-  std::optional<optim::GradScaler> scaler_;         // under fp16
+  Prepared prepared_;
+  std::unique_ptr<Checkpoints> checkpoints_;
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
-  std::vector<std::weak_ptr<data::LoaderPosition>> loaders_;
-  std::vector<StateObject> state_objects_;
-  std::vector<StateHooks> state_hooks_;
-  std::shared_ptr<StateSaver> saver_;  // of rank 0
-  bool trigger_ = false;
-  RankProfiler* profiler_ = nullptr;  // within profile
+  RankProfiler* profiler_ = nullptr;                // within profile
 };
 
 }  // namespace tandem

@@ -105,6 +105,9 @@ struct RankContext {
   StepFollower* follower = nullptr;                  ///< for the session that the rank belongs to, if it does
 
   c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }  ///< that it computes on
+
+  /// Its default generator on its GPU; null for a CPU rank.
+  at::Generator* cuda_generator();
 };
 
 /// The context of the calling rank thread; null on any other thread.

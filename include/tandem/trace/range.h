@@ -97,7 +97,4 @@ void name_thread(int rank, Steps capture);
 /// The calling thread's ranges belong to the next optimizer update from now on.
 void next_step() noexcept;
 
-/// Number of the optimizer update that the calling thread works on, from 1.
-std::int64_t current_step() noexcept;
-
 }  // namespace tandem::trace

@@ -1,0 +1,282 @@
+// States of optimizers as dicts, and back.
+#include <memory>
+#include <sstream>
+#include <tuple>
+#include <utility>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/serialize/archive.h>
+
+#include "optim/ivalue_dict.h"
+#include "optim/optimizer_fields.h"
+#include "tandem/optim/state_dict.h"
+
+namespace tandem::optim {
+namespace {
+
+using torch::optim::Optimizer;
+using torch::optim::OptimizerParamState;
+
+// ---- writing
+
+// Puts fields into a dict.
+struct Putter {
+  Dict dict = new_dict();
+  void operator()(const char* name, double value) const { insert(name, value); }
+  void operator()(const char* name, bool value) const { insert(name, value); }
+  void operator()(const char* name, std::int64_t step) const {  // which PyTorch has as a tensor
+    insert(name, at::scalar_tensor(static_cast<double>(step), at::kFloat));
+  }
+  void operator()(const char* name, const std::tuple<double, double>& betas) const {
+    insert(name, c10::ivalue::Tuple::create({std::get<0>(betas), std::get<1>(betas)}));
+  }
+  void operator()(const char* name, const at::Tensor& tensor) const {
+    if (tensor.defined()) insert(name, tensor);
+  }
+  void insert(const char* name, const IValue& value) const { Dict(dict).insert(name, value); }
+};
+
+// LibTorch's accessors of const objects give values; those of others give references, which visiting needs.
+template <class T>
+T& writable(const T& object) {
+  return const_cast<T&>(object);
+}
+
+template <class Class>
+IValue dict_of_class(const Optimizer& optimizer, const GroupValues& more) {
+  Dict states = new_dict();
+  List groups = new_list();
+  std::int64_t id = 0;
+  const auto& param_groups = optimizer.param_groups();
+  for (std::size_t g = 0; g < param_groups.size(); ++g) {
+    const Putter group;
+    visit_fields(writable(static_cast<const typename Class::Options&>(param_groups[g].options())), group);
+    for (const PythonField& only : Class::python_fields()) group.insert(only.name, only.value);
+    if (g < more.size())
+      for (const auto& [name, value] : more[g]) group.insert(name.c_str(), value);
+    List ids = new_list();
+    for (const at::Tensor& parameter : param_groups[g].params()) {
+      ids.push_back(id);
+      const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
+      if (found != optimizer.state().end()) {
+        const Putter state;
+        visit_fields(writable(static_cast<const typename Class::State&>(*found->second)), state);
+        if (!state.dict.empty()) states.insert(id, state.dict);
+      }
+      id += 1;
+    }
+    group.insert("params", ids);
+    groups.push_back(group.dict);
+  }
+  Dict all = new_dict();
+  all.insert("state", states);
+  all.insert("param_groups", groups);
+  return all;
+}
+
+constexpr const char* kArchive = "libtorch_archive";
+
+IValue dict_of_archive(const Optimizer& optimizer) {
+  torch::serialize::OutputArchive archive;
+  optimizer.save(archive);
+  std::ostringstream stream;
+  archive.save_to(stream);
+  const std::string bytes = stream.str();
+  Dict all = new_dict();
+  all.insert(
+      kArchive,
+      at::from_blob(const_cast<char*>(bytes.data()), static_cast<std::int64_t>(bytes.size()), at::kByte).clone());
+  return all;
+}
+
+}  // namespace
+
+IValue state_dict(const Optimizer& optimizer, const GroupValues& more) {
+  IValue dict;
+  if (with_class(optimizer, [&](auto its) { dict = dict_of_class<decltype(its)>(optimizer, more); })) return dict;
+  return dict_of_archive(optimizer);
+}
+
+// ---- reading
+
+namespace {
+
+// The tensors without which a step would fail.
+void require(const at::Tensor& tensor, const char* name, const std::string& where) {
+  if (!tensor.defined()) fail(where + " has no '" + name + "'");
+}
+
+void check_complete(torch::optim::SGDParamState&, const torch::optim::SGDOptions&, const std::string&) {}
+
+template <class State, class Options>
+void check_adam(State& state, const Options& options, const std::string& where) {
+  require(state.exp_avg(), "exp_avg", where);
+  require(state.exp_avg_sq(), "exp_avg_sq", where);
+  if (options.amsgrad()) require(state.max_exp_avg_sq(), "max_exp_avg_sq", where);
+}
+void check_complete(torch::optim::AdamParamState& state, const torch::optim::AdamOptions& options,
+                    const std::string& where) {
+  check_adam(state, options, where);
+}
+void check_complete(torch::optim::AdamWParamState& state, const torch::optim::AdamWOptions& options,
+                    const std::string& where) {
+  check_adam(state, options, where);
+}
+
+void check_complete(torch::optim::RMSpropParamState& state, const torch::optim::RMSpropOptions& options,
+                    const std::string& where) {
+  require(state.square_avg(), "square_avg", where);
+  if (options.momentum() > 0) require(state.momentum_buffer(), "momentum_buffer", where);
+  if (options.centered()) require(state.grad_avg(), "grad_avg", where);
+}
+
+void check_complete(torch::optim::AdagradParamState& state, const torch::optim::AdagradOptions&,
+                    const std::string& where) {
+  require(state.sum(), "sum", where);
+}
+
+// Takes fields out of a dict, into references.
+struct Getter {
+  const Dict& dict;
+  const std::string& where;
+  const at::Tensor* parameter = nullptr;  // whose state it is
+  bool may_take = false;
+  bool* all_fit = nullptr;  // becomes false when a tensor could not be taken as it is
+
+  void operator()(const char* name, double& value) const {
+    value = number_of(field(dict, name, where), where + ": '" + name + "'");
+  }
+  void operator()(const char* name, bool& value) const {
+    const IValue found = field(dict, name, where);
+    if (!found.isBool()) fail(where + ": '" + name + "' is neither true nor false");
+    value = found.toBool();
+  }
+  void operator()(const char* name, std::int64_t& step) const {
+    step = count_of(field(dict, name, where), where + ": '" + name + "'");
+  }
+  void operator()(const char* name, std::tuple<double, double>& betas) const {
+    const IValue found = field(dict, name, where);
+    std::vector<IValue> pair;
+    if (found.isTuple()) pair = found.toTupleRef().elements().vec();
+    if (found.isList()) pair = found.toListRef().vec();
+    const std::string what = where + ": '" + name + "'";
+    if (pair.size() != 2) fail(what + " is no pair");
+    betas = {number_of(pair[0], what), number_of(pair[1], what)};
+  }
+  void operator()(const char* name, at::Tensor& tensor) const {
+    if (!has(dict, name) || field(dict, name, where).isNone()) return;
+    const IValue found = field(dict, name, where);
+    if (!found.isTensor()) fail(where + ": '" + name + "' is no tensor");
+    if (found.toTensor().sizes() != parameter->sizes())
+      fail(where + ": '" + name + "' has sizes " + c10::str(found.toTensor().sizes()) + ", the parameter " +
+           c10::str(parameter->sizes()));
+    tensor = placed(found.toTensor());
+  }
+
+  // In the parameter's type and memory order, on its device, as PyTorch does.
+  at::Tensor placed(const at::Tensor& found) const {
+    const bool fits = found.scalar_type() == parameter->scalar_type() && found.device() == parameter->device() &&
+                      found.strides() == parameter->strides();
+    if (may_take && fits) return found;
+    if (!fits && all_fit) *all_fit = false;
+    return at::empty_like(*parameter, parameter->options().requires_grad(false)).copy_(found);
+  }
+};
+
+void check_python_fields(const Dict& group, const std::vector<PythonField>& fields, const std::string& where) {
+  for (const PythonField& only : fields)
+    if (only.matters && has(group, only.name) && field(group, only.name, where) != only.value)
+      fail(where + " has another '" + only.name + "' than this class of optimizer, so it is of another class");
+}
+
+// What is made of a dict, before the optimizer gets it.
+template <class Options>
+struct Prepared {
+  std::vector<Options> options;  // by group
+  std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
+  bool all_fit = true;
+};
+
+// The state of the parameters of group `g`, which `states` has under `ids`.
+template <class Class>
+void prepare_states(Prepared<typename Class::Options>& prepared, const std::vector<at::Tensor>& parameters,
+                    std::size_t g, const IValue& ids, const Dict& states, const LoadOptions& options) {
+  if (!ids.isList() || ids.toListRef().size() != parameters.size())
+    fail("parameter group " + std::to_string(g) + " is of another number of parameters than this optimizer's " +
+         std::to_string(parameters.size()));
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const IValue id = ids.toListRef()[i];
+    const auto found = id.isInt() ? states.find(id) : states.end();
+    if (found == states.end() || (options.wanted && !options.wanted(parameters[i]))) continue;
+    const std::string its = "the state of parameter " + std::to_string(i) + " of group " + std::to_string(g);
+    const Dict values = dict_of(found->value(), its);
+    auto state = std::make_unique<typename Class::State>();
+    visit_fields(*state, Getter{values, its, &parameters[i], options.may_take, &prepared.all_fit});
+    check_complete(*state, prepared.options.back(), its);
+    prepared.states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
+  }
+}
+
+template <class Class>
+Prepared<typename Class::Options> prepare_groups(Optimizer& optimizer, const IValue& groups, const Dict& states,
+                                                 const LoadOptions& options) {
+  Prepared<typename Class::Options> prepared;
+  auto& param_groups = optimizer.param_groups();
+  for (std::size_t g = 0; g < param_groups.size(); ++g) {
+    const std::string where = "parameter group " + std::to_string(g);
+    const Dict group = dict_of(groups.toListRef()[g], where);
+    check_python_fields(group, Class::python_fields(), where);
+    prepared.options.push_back(static_cast<const typename Class::Options&>(param_groups[g].options()));
+    visit_fields(prepared.options.back(), Getter{group, where});
+    prepare_states<Class>(prepared, param_groups[g].params(), g, field(group, "params", where), states, options);
+  }
+  return prepared;
+}
+
+template <class Class>
+std::function<void()> prepare_class(Optimizer& optimizer, const Dict& all, const LoadOptions& options) {
+  using Options = typename Class::Options;
+  const std::string whole = "the optimizer's state";
+  const IValue groups = field(all, "param_groups", whole);
+  const Dict states = dict_of(field(all, "state", whole), whole + "'s 'state'");
+  auto& param_groups = optimizer.param_groups();
+  if (!groups.isList()) fail(whole + "'s 'param_groups' is no list");
+  if (groups.toListRef().size() != param_groups.size())
+    fail(whole + " is of " + std::to_string(groups.toListRef().size()) + " parameter groups; this one has " +
+         std::to_string(param_groups.size()));
+  const at::NoGradGuard no_grad;
+  const auto prepared = std::make_shared<Prepared<Options>>(prepare_groups<Class>(optimizer, groups, states, options));
+  // One that is taken keeps the memory of the whole file, so it is all or none.
+  if (options.may_take && !prepared->all_fit)
+    *prepared = prepare_groups<Class>(optimizer, groups, states, {options.wanted, /*may_take=*/false});
+  return [&optimizer, prepared] {
+    for (std::size_t g = 0; g < prepared->options.size(); ++g)
+      static_cast<Options&>(optimizer.param_groups()[g].options()) = prepared->options[g];
+    optimizer.state().clear();
+    for (auto& [parameter, state] : prepared->states) optimizer.state()[parameter] = std::move(state);
+  };
+}
+
+std::function<void()> prepare_archive(Optimizer& optimizer, const Dict& all) {
+  const IValue bytes = field(all, kArchive, "the optimizer's state, which is not PyTorch's for this class,");
+  if (!bytes.isTensor()) fail("the optimizer's state is no tensor of bytes");
+  const at::Tensor content = bytes.toTensor().contiguous();
+  std::istringstream stream(
+      std::string(static_cast<const char*>(content.const_data_ptr()), static_cast<std::size_t>(content.nbytes())));
+  const auto archive = std::make_shared<torch::serialize::InputArchive>();
+  archive->load_from(stream);
+  return [&optimizer, archive] { optimizer.load(*archive); };
+}
+
+}  // namespace
+
+std::function<void()> prepare_load(Optimizer& optimizer, const IValue& state, const LoadOptions& options) {
+  const Dict all = dict_of(state, "the optimizer's state");
+  std::function<void()> load;
+  if (with_class(optimizer, [&](auto its) { load = prepare_class<decltype(its)>(optimizer, all, options); }))
+    return load;
+  return prepare_archive(optimizer, all);
+}
+
+}  // namespace tandem::optim

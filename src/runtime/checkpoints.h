@@ -1,0 +1,72 @@
+// The state of a training, saved and loaded: what Accelerator::save_state and load_state do.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/state_file.h"
+#include "runtime/state_saver.h"
+#include "tandem/io/checkpoint_directory.h"
+#include "tandem/optim/state_dict.h"
+#include "tandem/runtime/checkpoint_options.h"
+#include "tandem/runtime/prepared.h"
+#include "tandem/runtime/rank_handle.h"
+
+namespace tandem {
+
+/// One rank's.
+class Checkpoints {
+ public:
+  /// All outlive it. `context` is that of `ranks`.
+  Checkpoints(RankHandle& ranks, RankContext& context, Prepared& prepared)
+      : ranks_(ranks), context_(context), prepared_(prepared) {}
+
+  /// What the program adds to a state.
+  struct Registered {
+    std::vector<StateObject> objects;
+    std::vector<StateHooks> hooks;
+  };
+  Registered& registered() { return registered_; }
+
+  /// As Accelerator::save_state. Collective.
+  std::string save(const std::string& directory, const SaveStateOptions& options);
+
+  /// As Accelerator::load_state. Collective.
+  std::string load(const std::string& directory);
+
+  /// Returns when what this rank writes in the background is written. Throws CheckpointError.
+  void finish_saving();
+
+ private:
+  struct LoadedState;
+
+  const LaunchConfig& config() const { return context_.state->config; }
+
+  // ---- save_state.cpp
+  StateSaver& saver();
+  GeneratorStates generator_states();
+  StateFile describe_state(const std::vector<GeneratorStates>& generators) const;
+  optim::GroupValues group_values(const torch::optim::Optimizer& optimizer) const;
+  std::vector<io::NewFile> state_files(const std::string& directory, StateFile state, std::uint64_t max_shard_bytes,
+                                       const std::function<at::Tensor(const at::Tensor&)>& keep) const;
+
+  // ---- load_state.cpp
+  std::shared_ptr<LoadedState> read_state(const std::string& directory) const;
+  std::shared_ptr<LoadedState> read_latest() const;
+  void check_counts(const LoadedState& loaded) const;
+  std::vector<std::function<void()>> prepare_state(const LoadedState& loaded);
+  std::int64_t updates_in(const c10::IValue& scheduler) const;
+  void load_optimizers(const LoadedState& loaded);
+  void load_generators(const StateFile& state);
+
+  RankHandle& ranks_;
+  RankContext& context_;
+  Prepared& prepared_;
+  Registered registered_;
+  std::shared_ptr<StateSaver> saver_;  // of rank 0
+};
+
+}  // namespace tandem

@@ -1,0 +1,231 @@
+// States that cannot be saved or loaded.
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+
+#include "runtime/state_training.h"
+#include "support/error_of.h"
+#include "support/failing_calls.h"
+#include "support/temp_dir.h"
+
+using namespace tandem;
+using namespace tandem::test;
+using namespace tandem::test::states;
+namespace fs = std::filesystem;
+
+namespace {
+
+// A system call that fails, and how; 0: it does a part of what it was asked for.
+struct Failing {
+  const char* call;
+  int error;
+};
+
+}  // namespace
+
+TEST_CASE("what was prepared or registered differently is an error, and nothing is changed") {
+  const TempDir dir;
+  run_ranks(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state(dir / "state");
+  });
+  const auto error_with = [&](const std::function<void(Accelerator&)>& more) {
+    return on_ranks<std::string>(2, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      const at::Tensor before = small.net->weight.detach().clone();
+      more(accelerator);
+      std::string text = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+      if (!at::equal(before, small.net->weight)) text += " and the weights have changed";
+      small.train(accelerator);
+      return text;
+    });
+  };
+  torch::nn::Linear other(2, 2);
+  const auto another_model = error_with([](Accelerator& accelerator) { accelerator.prepare(torch::nn::Linear(2, 2)); });
+  CHECK_THAT(another_model[0], ContainsSubstring("is of 1 prepared models, and there are 2"));
+  CHECK(another_model[1] == another_model[0]);
+  optim::ExponentialMovingAverage average(*other);
+  CHECK_THAT(error_with([&](Accelerator& accelerator) { accelerator.register_for_checkpointing(average); })[1],
+             ContainsSubstring("is of 0 objects registered for checkpointing, and there are 1"));
+
+  const auto other_class = on_ranks<std::string>(2, [&](Accelerator& accelerator) {
+    torch::nn::Linear net(3, 2);
+    torch::optim::SGD inner(net->parameters(), 0.1);
+    auto [model, optimizer] = accelerator.prepare(net, inner);
+    const at::Tensor before = net->weight.detach().clone();
+    const std::string text = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+    return at::equal(before, net->weight) ? text : "the weights have changed";
+  });
+  CHECK_THAT(other_class[1], ContainsSubstring("parameter group 0 has no 'momentum'"));
+  const auto missing = run_ranks_expecting_error(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    accelerator.load_state(dir / "nowhere");
+  });
+  CHECK_THAT(missing.what(), ContainsSubstring("nowhere: does not exist"));
+}
+
+TEST_CASE("a state cannot be saved in the middle of a window") {
+  const TempDir dir;
+  const auto error = run_ranks_expecting_error(2,
+                                               [&](Accelerator& accelerator) {
+                                                 Small small(accelerator);
+                                                 auto window = accelerator.accumulate(small.model);
+                                                 accelerator.save_state(dir / "state");
+                                               },
+                                               {.gradient_accumulation_steps = 2});
+  CHECK_THAT(error.what(), ContainsSubstring("the accumulation window is open"));
+}
+
+TEST_CASE("a failed save is the same error on all ranks, and training goes on; in the background, at the next call") {
+  const TempDir dir;
+  std::ofstream(dir / "file") << "somebody's";
+  const auto texts = on_ranks<std::vector<std::string>>(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    std::vector<std::string> errors;
+    errors.push_back(error_of<CheckpointError>([&] { accelerator.save_state(dir / "file"); }));
+    accelerator.save_state(dir / "file/below", {.background = true});
+    small.train(accelerator);
+    errors.push_back(error_of<CheckpointError>([&] { accelerator.wait_for_saves(); }));
+    accelerator.wait_for_saves();  // told once
+    accelerator.save_state(dir / "good", {.background = true});
+    return errors;
+  });
+  CHECK(texts[0] == texts[1]);
+  CHECK_THAT(texts[0][0], ContainsSubstring("cannot be a checkpoint: it is there already, and no directory"));
+  CHECK_THAT(texts[0][1], ContainsSubstring("a save in the background failed"));
+  io::CheckpointReader(dir / "good").verify();
+  const auto error = run_ranks_expecting_error(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    accelerator.save_state(dir / "file/below", {.background = true});
+  });
+  CHECK_THAT(error.what(), ContainsSubstring("a save in the background failed"));
+}
+
+TEST_CASE(
+    "whichever system call of a save fails, the checkpoint before is there, or the new one, and training goes on") {
+  const bool background = GENERATE(false, true);
+  const auto failing =
+      GENERATE(Failing{"open", EMFILE}, Failing{"mkdtemp", EACCES}, Failing{"write", ENOSPC}, Failing{"write", EINTR},
+               Failing{"write", 0}, Failing{"fsync", EIO}, Failing{"close", EIO}, Failing{"renameat2", EIO},
+               Failing{"rename", EIO}, Failing{"symlink", EROFS});
+  CAPTURE(background, failing.call, failing.error);
+  int nth = 0, failures = 0;
+  for (bool came = true; came && nth < 200; ++nth) {
+    const TempDir dir;
+    LaunchConfig config;
+    config.checkpoints = {.directory = dir.path(), .total_limit = 1};
+    std::string said;
+    std::int64_t updates = 0;
+    std::vector<at::Tensor> saved(3);
+    run_ranks(
+        2,
+        [&](Accelerator& accelerator) {
+          Small small(accelerator);
+          const auto train_and_keep = [&] {
+            small.train(accelerator);
+            const auto index = static_cast<std::size_t>(small.optimizer.updates());
+            if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
+          };
+          train_and_keep();
+          accelerator.save_state();
+          train_and_keep();
+          std::optional<FailingCall> armed;
+          if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+          const std::string mine = error_of<CheckpointError>([&] {
+            accelerator.save_state({}, {.background = background});
+            accelerator.wait_for_saves();
+          });
+          if (accelerator.is_main()) said = mine, came = armed->came();
+          armed.reset();
+          accelerator.wait_for_everyone();
+          accelerator.load_state();
+          if (accelerator.is_main()) updates = small.optimizer.updates();
+          if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
+            throw std::logic_error("the weights are of another step than the optimizer");
+          small.train(accelerator);
+          accelerator.save_state();
+        },
+        config);
+    CAPTURE(nth, said);
+    REQUIRE(io::list_checkpoints(dir.path()).size() >= 1);
+    REQUIRE((updates == 1 || updates == 2));
+    if (said.empty()) REQUIRE(updates == 2);
+    failures += said.empty() ? 0 : 1;
+  }
+  CHECK(nth > 1);
+  const bool harmless = failing.error == 0 || (failing.error == EINTR && std::string(failing.call) == "write");
+  if (harmless)
+    CHECK(failures == 0);
+  else
+    CHECK(failures > 0);
+}
+
+TEST_CASE("whichever system call of a load fails or is short, it is an error or does not matter") {
+  const auto failing =
+      GENERATE(Failing{"open", EMFILE}, Failing{"read", EIO}, Failing{"read", EINTR}, Failing{"read", 0},
+               Failing{"pread", EIO}, Failing{"pread", EINTR}, Failing{"pread", 0});
+  CAPTURE(failing.call, failing.error);
+  const TempDir dir;
+  at::Tensor saved;
+  run_ranks(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state(dir / "state");
+    if (accelerator.is_main()) saved = small.net->weight.detach().clone();
+  });
+  int nth = 0, failures = 0;
+  for (bool came = true; came && nth < 200; ++nth) {
+    std::string said;
+    at::Tensor loaded;
+    run_ranks(2, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      std::optional<FailingCall> armed;
+      if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+      const std::string mine = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+      if (accelerator.is_main()) said = mine, came = armed->came(), loaded = small.net->weight.detach().clone();
+      armed.reset();
+      small.train(accelerator);
+    });
+    CAPTURE(nth, said);
+    REQUIRE(at::equal(loaded, saved) == said.empty());
+    failures += said.empty() ? 0 : 1;
+  }
+  CHECK(nth > 1);
+  if (failing.error == 0 || (failing.error == EINTR && std::string(failing.call) == "pread"))
+    CHECK(failures == 0);
+  else if (failing.error != EINTR)
+    CHECK(failures > 0);
+}
+
+TEST_CASE("every byte of a checkpoint that is flipped is found, and names its file") {
+  const TempDir dir;
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state(dir / "state");
+  });
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    for (const auto& entry : fs::directory_iterator(dir / "state")) {
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      const auto size = static_cast<std::streamoff>(fs::file_size(entry));
+      const std::streamoff step = size > 3000 ? 37 : 1;  // of the generators' states, which are long
+      for (std::streamoff at = 0; at < size; at += step) {
+        const auto flip = [&] {
+          file.seekg(at);
+          const auto byte = static_cast<char>(file.get() ^ 0x10);
+          file.seekp(at);
+          file.put(byte).flush();
+        };
+        flip();
+        const auto said = error_of<CheckpointError>([&] { accelerator.load_state(dir / "state"); });
+        flip();
+        if (said.find(entry.path().filename().string()) == std::string::npos)
+          throw std::logic_error(entry.path().string() + ", byte " + std::to_string(at) + ": " + said);
+      }
+    }
+    accelerator.load_state(dir / "state");
+  });
+}
