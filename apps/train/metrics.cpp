@@ -30,8 +30,12 @@ MetricsLog::MetricsLog(const std::string& path, std::int64_t steps) : path_(path
   if (path_.empty()) return;
   if (steps > 0) {  // a kill at any moment leaves the lines that were there, or those that are kept
     const std::string temporary = path_ + ".tmp";
-    std::ofstream(temporary, std::ios::trunc) << first_lines(path_, steps);
-    std::rename(temporary.c_str(), path_.c_str());
+    std::ofstream kept(temporary, std::ios::trunc);
+    kept << first_lines(path_, steps);
+    kept.close();
+    if (!kept || std::rename(temporary.c_str(), path_.c_str()) != 0)
+      throw tandem::ConfigError("--log-json '" + path_ + "' cannot be continued: '" + temporary +
+                                "' cannot be written; is the disk full?");
   }
   file_.open(path_, steps > 0 ? std::ios::app : std::ios::trunc);
   if (!file_) throw tandem::ConfigError("--log-json '" + path_ + "' cannot be written");

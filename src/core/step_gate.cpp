@@ -7,8 +7,11 @@
 namespace tandem {
 namespace {
 
-// A place in a rank's program: micro-batches begun, and batches taken since.
-constexpr std::uint64_t kMicroBatch = std::uint64_t{1} << 32;
+// A place in a rank's program: windows closed (32 bits), micro-batches begun since (12), and batches taken since (20).
+// Ranks may have different numbers of micro-batches in a window. One that has more of something than fits is a little
+// further than it seems, as all others are.
+constexpr std::uint64_t kMicroBatch = std::uint64_t{1} << 20;
+constexpr std::uint64_t kWindow = kMicroBatch << 12;
 
 // Ranks that wait for each other do so for microseconds, but for those who wait for somebody at the gate.
 constexpr auto kPatience = std::chrono::milliseconds(20);
@@ -40,6 +43,12 @@ void StepGate::pass_micro_batch(int rank) {
 }
 
 void StepGate::pass_batch(int rank) { pass(rank, ranks_[rank].position.load(std::memory_order_relaxed) + 1); }
+
+void StepGate::close_window(int rank) noexcept {
+  std::atomic<std::uint64_t>& position = ranks_[rank].position;
+  // relaxed: it is still before the gate that it passes next, where it looks whether that is closed.
+  position.store((position.load(std::memory_order_relaxed) / kWindow + 1) * kWindow, std::memory_order_relaxed);
+}
 
 void StepGate::pass(int rank, std::uint64_t position) {
   // seq_cst, as in `close`: either the rank sees that the gate is closed, or who closes it sees the rank beyond it.

@@ -103,12 +103,12 @@ std::string next_checkpoint(const std::string& directory) {
 void finish_checkpoint(const std::string& directory, const std::string& checkpoint,
                        std::optional<std::int64_t> total_limit) {
   const std::string name = fs::path(checkpoint).filename().string();
+  point_latest(directory, name);  // before the one goes that it was
   remove_left_over(directory);
   auto others = list_checkpoints(directory);
   std::erase_if(others, [&](const std::string& path) { return fs::path(path).filename() == name; });
   const auto kept = static_cast<std::size_t>(std::max<std::int64_t>(total_limit.value_or(0), 1)) - 1;
   for (std::size_t i = 0; total_limit && i + kept < others.size(); ++i) remove(directory, others[i]);
-  point_latest(directory, name);
 }
 
 }  // namespace tandem::io

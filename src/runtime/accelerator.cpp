@@ -221,6 +221,13 @@ std::string Accelerator::save_state(const std::string& directory, const SaveStat
   return checkpoints_->save(directory, options);
 }
 
+// As save_state; `written` hears how a save in the background has ended, which concerns nobody else then.
+std::string Accelerator::save_for_session(const std::string& directory, const SaveStateOptions& options,
+                                          const SaveWritten& written) {
+  check_between_updates();
+  return checkpoints_->save(directory, options, written);
+}
+
 std::string Accelerator::load_state(const std::string& directory) {
   check_between_updates();
   return checkpoints_->load(directory);

@@ -31,8 +31,9 @@ class Checkpoints {
   };
   Registered& registered() { return registered_; }
 
-  /// As Accelerator::save_state. Collective.
-  std::string save(const std::string& directory, const SaveStateOptions& options);
+  /// As Accelerator::save_state. `written`, of rank 0, hears how a save in the background has ended, on the thread that
+  /// writes; empty: the next call throws what went wrong. Collective.
+  std::string save(const std::string& directory, const SaveStateOptions& options, SaveWritten written = {});
 
   /// As Accelerator::load_state. Collective.
   std::string load(const std::string& directory);
@@ -42,6 +43,10 @@ class Checkpoints {
 
  private:
   struct LoadedState;
+  struct Steps {
+    std::vector<std::function<void()>> apply;
+    std::vector<std::function<void()>> undo;  // of those that may fail
+  };
 
   const LaunchConfig& config() const { return context_.state->config; }
 
@@ -57,7 +62,7 @@ class Checkpoints {
   std::shared_ptr<LoadedState> read_state(const std::string& directory) const;
   std::shared_ptr<LoadedState> read_latest() const;
   void check_counts(const LoadedState& loaded) const;
-  std::vector<std::function<void()>> prepare_state(const LoadedState& loaded);
+  Steps prepare_state(const LoadedState& loaded);
   std::int64_t updates_in(const c10::IValue& scheduler) const;
   void load_optimizers(const LoadedState& loaded);
   void load_generators(const StateFile& state);

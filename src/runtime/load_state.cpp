@@ -126,9 +126,9 @@ std::int64_t Checkpoints::updates_in(const c10::IValue& scheduler) const {
   return steps / config().scheduler_steps_per_update;
 }
 
-// What gives this rank's models, schedulers, scaler and loaders their state, checked.
-std::vector<std::function<void()>> Checkpoints::prepare_state(const LoadedState& loaded) {
-  std::vector<std::function<void()>> steps;
+// What gives this rank's models, schedulers, scaler and loaders their state, checked as far as that can be.
+Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded) {
+  Steps steps;
   std::size_t index = 0;
   std::vector<std::function<void()>> weights;
   for (const auto& reducer : prepared_.reducers) {
@@ -152,29 +152,30 @@ std::vector<std::function<void()>> Checkpoints::prepare_state(const LoadedState&
       if (scheduler.updates() > updates)
         throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
                           " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
-      steps.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
+      steps.apply.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
     } else {
       const auto state = optim::scheduler_state_of(loaded.schedulers[index]);
       const auto last = state.get<std::int64_t>("last_epoch");
-      steps.emplace_back([scheduler, state, last]() mutable {
-        scheduler.inner()->load_state(state);
-        scheduler.set_inner_steps(last);
-      });
+      // First, because only the schedulers themselves find out whether they can be there.
+      steps.apply.insert(steps.apply.begin(), [scheduler, state] { scheduler.inner()->load_state(state); });
+      steps.apply.emplace_back([scheduler, last]() mutable { scheduler.set_inner_steps(last); });
+      steps.undo.emplace_back(
+          [scheduler, before = scheduler.inner()->state()] { scheduler.inner()->load_state(before); });
     }
     index += 1;
   }
   if (loaded.scaler)
-    steps.emplace_back(
+    steps.apply.emplace_back(
         [this, state = optim::grad_scaler_state_of(*loaded.scaler)] { prepared_.scaler->load_state(state); });
   index = 0;
   for (const auto& loader :
        loaded.state ? prepared_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
-    steps.emplace_back([loader, state] { loader->load_state(state); });
+    steps.apply.emplace_back([loader, state] { loader->load_state(state); });
   }
   // Last: they cannot fail any more, and the others may.
-  steps.insert(steps.end(), weights.begin(), weights.end());
+  steps.apply.insert(steps.apply.end(), weights.begin(), weights.end());
   return steps;
 }
 
@@ -225,11 +226,16 @@ std::string Checkpoints::load(const std::string& directory) {
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
   loaded = ranks_.broadcast_object(loaded);
-  std::vector<std::function<void()>> steps;
+  Steps steps;
   check_on_all(ranks_, [&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
-  check_on_all(ranks_, [&] {
-    for (const auto& step : steps) step();
-  });
+  try {
+    check_on_all(ranks_, [&] {
+      for (const auto& step : steps.apply) step();
+    });
+  } catch (...) {
+    for (const auto& step : steps.undo) step();
+    throw;
+  }
   for (const auto& reducer : prepared_.reducers) {
     reducer->clear_gradients();
     reducer->weights().accept();

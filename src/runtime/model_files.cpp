@@ -1,4 +1,5 @@
 // What an Accelerator does about files of weights.
+#include "backend/device_scope.h"
 #include "runtime/on_all_ranks.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
@@ -7,7 +8,10 @@ namespace tandem {
 
 void Accelerator::save_module(const torch::nn::Module& module, const std::string& directory,
                               const io::ModelFileOptions& options) {
-  on_main_for_all(*this, [&] { io::save_model(directory, module, options); });
+  on_main_for_all(*this, [&] {
+    synchronize(device());  // threads read the weights, on streams of their own
+    io::save_model(directory, module, options);
+  });
 }
 
 void Accelerator::load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory) {

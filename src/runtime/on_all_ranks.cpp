@@ -9,21 +9,21 @@ namespace tandem {
 
 void check_on_all(RankHandle& ranks, const std::function<void()>& check) {
   struct Failure {
-    bool of_configuration = false;
-    std::string text;  // empty: none
+    enum class Kind { none, of_configuration, other } kind = Kind::none;
+    std::string text{};
   } mine;
   try {
     check();
   } catch (const Cancelled&) {
     throw;
   } catch (const ConfigError& error) {
-    mine = {true, error.what()};
+    mine = {Failure::Kind::of_configuration, error.what()};
   } catch (const std::exception& error) {
-    mine.text = error.what();
+    mine = {Failure::Kind::other, error.what()};
   }
   for (const Failure& failure : ranks.gather_objects(mine)) {
-    if (failure.of_configuration) throw ConfigError(failure.text);
-    if (!failure.text.empty()) throw CheckpointError(failure.text);
+    if (failure.kind == Failure::Kind::of_configuration) throw ConfigError(failure.text);
+    if (failure.kind == Failure::Kind::other) throw CheckpointError(failure.text);
   }
 }
 

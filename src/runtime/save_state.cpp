@@ -111,7 +111,7 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
   return files;
 }
 
-std::string Checkpoints::save(const std::string& directory, const SaveStateOptions& options) {
+std::string Checkpoints::save(const std::string& directory, const SaveStateOptions& options, SaveWritten written) {
   const CheckpointConfiguration& series = config().checkpoints;
   if (directory.empty() && series.directory.empty())
     throw ConfigError("save_state without a directory needs LaunchConfig::checkpoints.directory");
@@ -128,12 +128,14 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     const std::string path = directory.empty() ? io::next_checkpoint(series.directory) : directory;
     const StateFile state = describe_state(generators);
     job.files = state_files(path, state, options.max_shard_bytes, keep);
+    synchronize(ranks_.device());  // what objects have computed for it; threads write it
     job.info = {{"kind", "state"},
                 {"updates", std::to_string(state.optimizers.empty() ? 0 : state.optimizers[0].updates)},
                 {"ranks", std::to_string(ranks_.world_size())}};
     job.in_series = directory.empty();
     job.total_limit = series.total_limit;
     job.directory = path;
+    job.written = std::move(written);
     if (!options.background) StateSaver::write(job);
   });
   const std::string path = ranks_.broadcast_object(job.directory);

@@ -70,11 +70,15 @@ struct Session::Shared {
   SessionEvents events;  // ends first: a callback may use everything above
 };
 
-Session::Session(SessionOptions options) : shared_(std::make_unique<Shared>(options)) {}
+Session::Session(SessionOptions options) : shared_(std::make_shared<Shared>(options)) {}
 
 Session::~Session() {
   cancel();
-  if (shared_->thread.joinable()) shared_->thread.join();
+  std::thread& thread = shared_->thread;
+  if (thread.get_id() == std::this_thread::get_id())
+    thread.detach();
+  else if (thread.joinable())
+    thread.join();
 }
 
 void Session::start(LaunchConfig config, std::function<void(Accelerator&)> body) {
@@ -89,7 +93,7 @@ void Session::start(LaunchConfig config, std::function<void(Accelerator&)> body)
                                               shared_->step_interval);
   end_at_exit(shared_->run);
   try {
-    shared_->thread = std::thread([run = shared_->run] { run->execute(); });
+    shared_->thread = std::thread([run = shared_->run, shared = shared_] { run->execute(); });
   } catch (const std::system_error& error) {
     shared_->run = nullptr;
     shared_->progress.store({});

@@ -26,6 +26,21 @@ io::NamedTensors copies_on_cpu(const torch::nn::Module& module) {
   return weights;
 }
 
+// Gives `take` weights of its own, or the error when there are none.
+void give_copy(const std::shared_ptr<const ModelSnapshot>& weights, const SessionRun::TakeSnapshot& take,
+               std::exception_ptr error) {
+  std::shared_ptr<ModelSnapshot> copy;
+  if (weights) try {
+      copy = std::make_shared<ModelSnapshot>(*weights);
+      for (io::NamedTensors& model : copy->models)
+        for (auto& [name, tensor] : model) tensor = tensor.clone();
+    } catch (...) {  // for lack of memory
+      copy = nullptr;
+      error = std::current_exception();
+    }
+  take(copy, copy ? nullptr : error);
+}
+
 // What its allocators keep of a rank's memory goes back to its device.
 void release_memory(c10::Device device) {
   free_rank_memory();
@@ -143,9 +158,17 @@ void SessionRun::pause(PauseOptions options) {
   if (!is_active(lock) || stop_is_asked_ || pause_is_asked_) return;
   pause_is_asked_ = true;
   change_state(SessionState::pausing);
-  ask(lock, [this, options](StepGate& gate) {
-    gate.hold();
-    gate.add({.run = [this, options](int rank, const StepGate::Standing&) { stand(rank, options); }});
+  // Not with a batch in hand if the next place will do: there the state can be saved. At most one place later, for
+  // there are bodies that never use it.
+  const auto put_off = std::make_shared<std::vector<char>>();  // by rank
+  ask(lock, [this, options, put_off](StepGate& gate) {
+    put_off->resize(followers_.size());
+    gate.add({.may_run =
+                  [this, put_off](int rank, const StepGate::Standing&) {
+                    const bool first = !std::exchange((*put_off)[static_cast<std::size_t>(rank)], 1);
+                    return !first || !follower(rank).has_unused_batch();
+                  },
+              .run = [this, options](int rank, const StepGate::Standing&) { stand(rank, options); }});
   });
 }
 
@@ -153,6 +176,8 @@ void SessionRun::stand(int rank, PauseOptions options) {
   if (options.release_memory) release_memory(follower(rank).context().device());
   follower(rank).publish_now(false);
   const std::lock_guard lock(mutex_);
+  if (!pause_is_asked_) return;
+  gate_->hold();
   if (progress_.state != SessionState::pausing) return;
   change_state(SessionState::paused);
   post(SessionEvent::Kind::paused);
@@ -213,28 +238,38 @@ std::future<std::string> SessionRun::save_now(const std::string& directory, cons
                   [this](int rank, const StepGate::Standing& standing) {
                     return standing.aside + standing.left == 0 && standing.same_place && follower(rank).can_be_saved();
                   },
-              .run = [this, save](int rank, const StepGate::Standing&) { this->save(*save, rank); }});
+              .run = [this, save](int rank, const StepGate::Standing&) { this->save(save, rank); }});
   });
   return result;
 }
 
 // Collective.
-void SessionRun::save(Save& save, int rank) {
-  StepFollower& mine = follower(rank);
+void SessionRun::save(const std::shared_ptr<Save>& save, int rank) {
   std::string directory;
   std::exception_ptr error;
+  const auto written = [this, save](const std::string& where, const std::exception_ptr& problem) {
+    end_save(*save, where, problem);
+  };
   try {
-    directory = mine.accelerator().save_state(save.directory, save.options);
+    directory = follower(rank).accelerator().save_for_session(save->directory, save->options, written);
   } catch (const CheckpointError&) {  // on all ranks, as the next
     error = std::current_exception();
   } catch (const ConfigError&) {
     error = std::current_exception();
   }
   if (rank > 0) return;
+  if (error || directory.empty() || !save->options.background) end_save(*save, directory, error);
+}
+
+// Without a directory it was left out.
+void SessionRun::end_save(Save& save, const std::string& directory, const std::exception_ptr& error) {
   const std::lock_guard lock(mutex_);
   save.done = true;
   error ? save.result.set_exception(error) : save.result.set_value(directory);
-  post(error ? SessionEvent::Kind::save_failed : SessionEvent::Kind::saved, error ? text_of(error) : directory);
+  if (error)
+    post(SessionEvent::Kind::save_failed, text_of(error));
+  else if (!directory.empty())
+    post(SessionEvent::Kind::saved, directory);
 }
 
 void SessionRun::snapshot(TakeSnapshot take) {
@@ -255,11 +290,11 @@ void SessionRun::snapshot(TakeSnapshot take) {
     });
   }
   const auto weights = final_weights_;
+  const bool ended_well = progress_.state == SessionState::ended;
   lock.unlock();
-  if (weights)
-    take(weights, nullptr);
-  else
-    take(nullptr, std::make_exception_ptr(Error("there are no weights: the training has not ended well")));
+  give_copy(weights, take,
+            std::make_exception_ptr(Error(ended_well ? "there are no weights: the training has prepared no model"
+                                                     : "there are no weights: the training has not ended well")));
 }
 
 // Nobody changes the weights meanwhile: all stand at the gate, or wait for others, or have ended.
@@ -364,7 +399,7 @@ void SessionRun::end(std::exception_ptr error) noexcept {
   changed_.notify_all();
   lock.unlock();
   for (const auto& request : snapshots)
-    if (!request->done) request->take(weights, weights ? nullptr : problem);
+    if (!request->done) give_copy(weights, request->take, problem);
 }
 
 bool SessionRun::has_ended() const {

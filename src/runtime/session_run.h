@@ -80,7 +80,8 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   void ask(const std::unique_lock<std::mutex>& lock, GateRequest request);
   bool is_active(const std::unique_lock<std::mutex>& lock) const;
   void stand(int rank, PauseOptions options);
-  void save(Save& save, int rank);
+  void save(const std::shared_ptr<Save>& save, int rank);
+  void end_save(Save& save, const std::string& directory, const std::exception_ptr& error);
   void copy_weights(SnapshotRequest& request, int rank);
   void set_progress(const Progress& progress);
   void change_state(SessionState state);

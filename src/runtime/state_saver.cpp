@@ -37,7 +37,16 @@ void StateSaver::write(const Job& job) {
 }
 
 void StateSaver::start(Job job) {
-  writing_ = std::async(std::launch::async, [job = std::move(job)] { write(job); });
+  writing_ = std::async(std::launch::async, [job = std::move(job)] {
+    if (!job.written) return write(job);
+    std::exception_ptr error;
+    try {
+      write(job);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    job.written(job.directory, error);
+  });
 }
 
 }  // namespace tandem

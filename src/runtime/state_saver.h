@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <future>
 #include <map>
 #include <optional>
@@ -13,6 +15,9 @@
 
 namespace tandem {
 
+/// Hears how a save has ended.
+using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
+
 /// One at a time. Belongs to rank 0. Destroyed when the last one is written.
 class StateSaver {
  public:
@@ -22,6 +27,8 @@ class StateSaver {
     std::map<std::string, std::string> info;
     bool in_series = false;  ///< one of a series (io/checkpoint_series.h), of which `total_limit` stay
     std::optional<std::int64_t> total_limit;
+    /// Hears how a save in the background has ended, on the thread that writes. Empty: `wait` throws what went wrong.
+    SaveWritten written{};
   };
 
   /// Whether one is being written.

@@ -40,9 +40,16 @@ bool StepFollower::window_is_closed() const {
 }
 
 bool StepFollower::is_between_steps() const {
-  const auto trains = [this](std::uint64_t loader) { return trained_on_.contains(loader); };
-  return window_is_closed() && std::none_of(given_.begin(), given_.end(), trains);
+  // A loop that was left with a batch in hand does not use it any more.
+  const auto has_given_for_training = [this](const data::StepInfo* status) {
+    const auto loader = all_.find(status);
+    return loader != all_.end() && given_.contains(loader->second) && trained_on_.contains(loader->second);
+  };
+  const auto& active = context_.gradients.loaders.all();
+  return window_is_closed() && std::none_of(active.begin(), active.end(), has_given_for_training);
 }
+
+bool StepFollower::has_unused_batch() const { return window_is_closed() && !is_between_steps(); }
 
 bool StepFollower::can_be_saved() const {
   const auto& active = context_.gradients.loaders.all();
@@ -90,6 +97,7 @@ void StepFollower::note_what_trains() {
 void StepFollower::after_window() noexcept {
   note_what_trains();  // also by backward passes outside of accumulate
   given_.clear();
+  gate_.close_window(context_.rank);
   progress_.step += 1;
   if (!std::exchange(has_closed_window_, true)) outlive_what_was_made();
   publish_if_due();

@@ -48,7 +48,10 @@ class StepFollower {
   /// Between two windows, with every batch used that a loader has given for training.
   bool is_between_steps() const;
 
-  /// There, and in no loop over another loader, whose rest would be all that the next loop over it has.
+  /// With a batch in hand that is not used yet, and no window open.
+  bool has_unused_batch() const;
+
+  /// Between steps, and in no loop over another loader, whose rest would be all that the next loop over it has.
   bool can_be_saved() const;
 
   void stop() { stops_ = true; }

@@ -132,6 +132,19 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
   CHECK_THAT(wrong.output, ContainsSubstring("global batch"));
 }
 
+TEST_CASE("a log that cannot be continued is left as it is") {
+  const TempDir dir;
+  const std::string flags = "--cpu 1 --hidden 16 --limit-train-samples 1000 --no-progress --save-every 7 --log-json " +
+                            (dir / "log") + " --checkpoint-dir " + (dir / "c");
+  REQUIRE(train(flags + " --max-steps 7").exit_code == 0);
+  const std::string before = bytes_of(dir / "log");
+  fs::create_directory(dir / "log.tmp");  // where the lines to be kept would go
+  const auto result = train(flags + " --max-steps 14 --resume auto");
+  CHECK(result.exit_code == 2);
+  CHECK_THAT(result.output, ContainsSubstring("cannot be continued"));
+  CHECK(bytes_of(dir / "log") == before);
+}
+
 TEST_CASE("Ctrl-C writes a checkpoint, from which training goes on") {
   const TempDir dir;
   const std::string flags = "--cpu 2 --hidden 16 --epochs 100000 --no-progress --checkpoint-dir " + (dir / "c");

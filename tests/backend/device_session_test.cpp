@@ -3,11 +3,13 @@
 #include <thread>
 
 #include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
 
 #include "support/fake_machine.h"
 #include "support/ranks.h"
+#include "support/temp_dir.h"
 #include "tandem/runtime/session.h"
 
 using namespace tandem;
@@ -102,5 +104,23 @@ TEST_CASE("sessions on GPUs of their own run at once, each as its launch does, a
   CHECK(first.status().state == SessionState::failed);
   CHECK(second.status().state == SessionState::ended);
   for (std::size_t k = 0; k < 2; ++k) CHECK(at::equal(launched[1].at(k), together[1].at(k)));
+  machine.check_clean();
+}
+
+TEST_CASE("files get weights that the device has computed, also when several threads write them") {
+  fake::reset();
+  const Machine machine;
+  const TempDir dir;
+  launch(machine.config({0, 1}), [&](Accelerator& accelerator) {
+    torch::nn::Sequential net(torch::nn::Linear(64, 64), torch::nn::Linear(64, 64), torch::nn::Linear(64, 3));
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    for (int i = 0; i < 3; ++i) {
+      accelerator.backward(model(at::ones({2, 64}, accelerator.device())).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+      accelerator.save_model(model, dir / "model", {.max_shard_bytes = 10'000});
+    }
+  });
   machine.check_clean();
 }

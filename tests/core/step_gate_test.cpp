@@ -1,6 +1,8 @@
 #include "tandem/core/step_gate.h"
 
+#include <array>
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <random>
 #include <stdexcept>
@@ -193,6 +195,47 @@ TEST_CASE("a rank that others wait for is let through") {
   one.join();
   CHECK(batches == 50);
   CHECK(ran == 2);
+}
+
+TEST_CASE("ranks with different numbers of micro-batches in a window stop between windows") {
+  CancelToken token;
+  constexpr int kRanks = 3;
+  std::array<std::atomic<bool>, kRanks> waits{};
+  StepGate gate(kRanks, token, [&](int rank) { return waits[static_cast<std::size_t>(rank)].load(); });
+  std::barrier window(kRanks);
+  std::atomic<bool> stop = false, ends = false;
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < kRanks; ++rank)
+    ranks.emplace_back([&, rank] {
+      auto& waiting = waits[static_cast<std::size_t>(rank)];
+      for (bool last = false; !last;) {
+        for (int micro_batch = 0; micro_batch < 1 + 2 * rank; ++micro_batch) {
+          gate.pass_batch(rank);
+          gate.pass_micro_batch(rank);
+        }
+        waiting = true;
+        if (rank == 0) ends = stop.load();
+        window.arrive_and_wait();
+        last = ends;
+        window.arrive_and_wait();
+        waiting = false;
+        gate.close_window(rank);
+      }
+      gate.leave(rank);
+    });
+  std::atomic<int> ran = 0, apart = 0;
+  for (int task = 0; task < 20; ++task) {
+    gate.add({.may_run = [](int, const StepGate::Standing& standing) { return standing.same_place; },
+              .run =
+                  [&](int, const StepGate::Standing& standing) {
+                    apart += !standing.same_place;
+                    ran += 1;
+                  }});
+    wait_until([&] { return ran == kRanks * (task + 1); });
+  }
+  stop = true;
+  for (auto& rank : ranks) rank.join();
+  CHECK(apart == 0);
 }
 
 TEST_CASE("requests of many threads and ranks that come and go never leave anybody at the gate") {

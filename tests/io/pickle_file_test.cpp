@@ -8,6 +8,7 @@
 
 #include <ATen/Functions.h>
 
+#include "io/ivalue_tensors.h"
 #include "support/catch.h"
 #include "support/error_of.h"
 #include "support/mutated.h"
@@ -234,4 +235,15 @@ TEST_CASE("a damaged pickle in a good archive gives an error or another value, n
     errors += error_reading(dir / "file").empty() ? 0 : 1;
   }
   CHECK(errors > 1000);
+}
+
+TEST_CASE("a value that shares its parts again and again is refused, not visited for ever") {
+  c10::IValue value = 1;
+  for (int depth = 0; depth < 60; ++depth) {
+    c10::impl::GenericList twice(c10::AnyType::get());
+    twice.push_back(value);
+    twice.push_back(value);
+    value = twice;
+  }
+  CHECK_THROWS_AS(io::map_tensors(value, [](const at::Tensor& tensor) { return tensor; }), CheckpointError);
 }

@@ -2,6 +2,8 @@
 #include <filesystem>
 
 #include "runtime/state_training.h"
+#include "support/error_of.h"
+#include "support/failing_calls.h"
 #include "support/temp_dir.h"
 
 using namespace tandem;
@@ -92,4 +94,22 @@ TEST_CASE("a damaged newest checkpoint is told of, and the one before is loaded"
       },
       config);
   CHECK_THAT(error.what(), ContainsSubstring("checkpoint_1/optimizer.bin: is cut off"));
+}
+
+TEST_CASE("the link to the latest leads to the new checkpoint before the old one goes") {
+  const TempDir dir;
+  LaunchConfig config;
+  config.checkpoints = {.directory = dir.path(), .total_limit = 1};
+  run_ranks(
+      1,
+      [](Accelerator& accelerator) {
+        Small small(accelerator);
+        accelerator.save_state();
+        const FailingCall failing("rename", 2, EIO);  // the first is the link's
+        error_of<CheckpointError>([&] { accelerator.save_state(); });
+        if (!failing.came()) throw std::logic_error("nothing was renamed");
+      },
+      config);
+  CHECK(fs::read_symlink(dir / "latest") == "checkpoint_1");
+  CHECK_NOTHROW(io::CheckpointReader(dir / "latest").verify());
 }

@@ -1,6 +1,9 @@
 // What a host gets of the weights while a session trains: saves and snapshots.
+#include <atomic>
 #include <cmath>
+#include <fstream>
 #include <future>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -154,4 +157,68 @@ TEST_CASE("after a try that ran out of memory on one rank the others are asked a
   session.request_stop();
   session.wait();
   CHECK(session.status().state == SessionState::ended);
+}
+
+TEST_CASE("a save in the background is told of when it is written, and fails alone") {
+  TempDir directory;
+  std::ofstream(directory / "file") << "no directory";
+  Log log;
+  Session session(log.options());
+  std::atomic<bool> ends = false;
+  session.start(ranks(2), [&](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data::DataLoader(Points(), {.batch_size = 2}));
+    for (bool last = false; !last;)
+      for (auto& [points, classes] : loader) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+        optimizer.step();
+        optimizer.zero_grad();
+        last = accelerator.broadcast_object(ends.load());
+      }
+  });
+  wait_for_step(session, 1);
+  CHECK(session.save_now(directory / "state", {.background = true}).get() == directory / "state");
+  CHECK_NOTHROW(io::CheckpointReader(directory / "state").verify());
+  auto failed = session.save_now(directory / "file/state", {.background = true});
+  CHECK_THROWS_WITH(failed.get(), ContainsSubstring("/file: cannot be made"));
+  auto after = session.save_now(directory / "after");
+  CHECK(after.get() == directory / "after");
+  auto last = session.save_now(directory / "file/last", {.background = true});
+  ends = true;
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+  CHECK_THROWS_AS(last.get(), Error);
+  CHECK(session.snapshot().get().models.size() == 1);
+  CHECK(log.has(SessionEvent::Kind::ended));
+  CHECK(log.of(SessionEvent::Kind::saved).size() == 2);
+  CHECK(log.of(SessionEvent::Kind::save_failed).size() == 2);
+}
+
+TEST_CASE("what is paused while it waits for data is saved at once") {
+  TempDir directory;
+  Session session;
+  session.start(ranks(2), body({.points = Points(64, 500us)}));
+  wait_for_step(session, 2);
+  for (int run = 0; run < 20; ++run) {
+    std::this_thread::sleep_for(std::chrono::microseconds(333 * run));
+    session.pause();
+    REQUIRE(reaches(session, SessionState::paused));
+    auto saved = session.save_now(directory / std::to_string(run));
+    CHECK(saved.wait_for(20s) == std::future_status::ready);
+    session.resume();
+  }
+  session.request_stop();
+  session.wait();
+}
+
+TEST_CASE("snapshots of what a training ended with are each a copy of its own") {
+  Session session;
+  session.start(ranks(1), body({.epochs = 1}));
+  session.wait();
+  ModelSnapshot first = session.snapshot().get();
+  const at::Tensor before = first.models[0][0].second.clone();
+  first.models[0][0].second.zero_();
+  CHECK(at::equal(session.snapshot().get().models[0][0].second, before));
 }

@@ -1,5 +1,6 @@
 // Training that a host pauses and stops.
 #include <atomic>
+#include <future>
 #include <thread>
 #include <vector>
 
@@ -168,4 +169,124 @@ TEST_CASE("ranks with different numbers of batches are paused, stopped and shown
   session.request_stop();
   session.wait();
   CHECK(session.status().state == SessionState::ended);
+}
+
+TEST_CASE("ranks with different numbers of micro-batches in a window are paused, saved and stopped") {
+  TempDir directory;
+  LaunchConfig config = ranks(2);
+  config.gradient_accumulation_steps = 1000;
+  Session session;
+  session.start(config, [](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 1e-4);
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    while (!accelerator.stop_requested()) {
+      for (int more = accelerator.is_main() ? 2 : 0; more > 0; --more) {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(model(at::ones({2, 4})).sum(), 2);
+      }
+      auto window = accelerator.accumulate_and_close(model);
+      accelerator.backward(model(at::ones({2, 4})).sum(), 2);
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+  });
+  wait_for_step(session, 2);
+  for (int i = 0; i < 3; ++i) {
+    session.pause();
+    CHECK(reaches(session, SessionState::paused));
+    session.resume();
+  }
+  auto saved = session.save_now(directory / "state");
+  CHECK(saved.wait_for(20s) == std::future_status::ready);
+  session.request_stop();
+  CHECK(session.wait_for(20s));
+  session.cancel();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+}
+
+TEST_CASE("ranks without a last batch do not go on by themselves after a stop") {
+  for (int run = 0; run < 20; ++run) {
+    LaunchConfig config = ranks(2);
+    config.data_loader.even_batches = false;
+    Session session;
+    session.start(config, [](Accelerator& accelerator) {
+      torch::nn::Linear net(4, 3);
+      torch::optim::SGD sgd(net->parameters(), 0.05);
+      data::DataLoader data(Points(9), {.batch_size = 4});  // two steps for rank 0, one for rank 1
+      auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data);
+      const auto step = [&, &optimizer = optimizer](const at::Tensor& loss) {
+        accelerator.backward(loss);
+        optimizer.step();
+        optimizer.zero_grad();
+      };
+      while (!accelerator.stop_requested()) {
+        for (auto& [points, classes] : loader) {
+          auto window = accelerator.accumulate_and_close(model);
+          step(torch::nn::functional::cross_entropy(model(points), classes));
+        }
+        for (auto i = loader.steps_without_batch(); i > 0; --i) {
+          auto window = accelerator.accumulate_and_close(model);
+          step(model(at::zeros({0, 4})).sum());
+        }
+      }
+    });
+    wait_for_step(session, 2);
+    std::this_thread::sleep_for(std::chrono::microseconds(300 * run));
+    session.request_stop();
+    session.wait();
+    CHECK(session.status().state == SessionState::ended);
+  }
+}
+
+TEST_CASE("a loop that was left with a batch in hand is no obstacle to a stop") {
+  Session session;
+  std::atomic<int> looks = 0;
+  session.start(ranks(2), [&](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    data::DataLoader data(Points(), {.batch_size = 2}), held_out(Points(8), {.batch_size = 2});
+    auto [model, optimizer, loader, evaluation] = accelerator.prepare(net, sgd, data, held_out);
+    int step = 0;
+    for (auto& [points, classes] : loader) {
+      if (step++ == 2) break;
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    while (!accelerator.stop_requested())
+      for (auto& batch : evaluation) looks += batch.data.size(0) > 0;
+  });
+  while (looks < 20) std::this_thread::sleep_for(1ms);
+  session.request_stop();
+  CHECK(session.wait_for(20s));
+  session.cancel();
+  session.wait();
+  CHECK(session.status().state == SessionState::ended);
+}
+
+TEST_CASE("a stop in a loop without its first steps keeps the place") {
+  Session session;
+  std::atomic<std::int64_t> epoch = -1, step = -1, rest = -1;
+  session.start(ranks(2), [&](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 3);
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    auto [model, optimizer, loader] = accelerator.prepare(net, sgd, data::DataLoader(Points(4000), {.batch_size = 2}));
+    for (auto& [points, classes] : loader.skip_first_batches(100)) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(torch::nn::functional::cross_entropy(model(points), classes));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    if (!accelerator.is_main()) return;
+    epoch = loader.state_dict().epoch;
+    step = loader.state_dict().step;
+  });
+  wait_for_step(session, 3);
+  session.request_stop();
+  session.wait();
+  CHECK(epoch == 0);
+  CHECK(step == 100 + session.progress().step);
 }

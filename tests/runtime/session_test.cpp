@@ -205,3 +205,25 @@ TEST_CASE("a thousand sessions in turn leave nothing behind") {
   CHECK(handles() == files);
   CHECK(no_more_threads_than(threads));
 }
+
+TEST_CASE("a body may own what owns its session") {
+  struct Owner {
+    Session session;
+  };
+  const auto before = threads_of_this_process();
+  for (const bool waits : {true, false}) {
+    auto owner = std::make_shared<Owner>();
+    const std::weak_ptr<Owner> watched = owner;
+    std::atomic<bool> begun = false, goes_on = false;
+    owner->session.start(ranks(2), [owner, &begun, &goes_on](Accelerator&) {
+      begun = true;
+      while (!goes_on) std::this_thread::sleep_for(1ms);
+    });
+    while (waits && !begun) std::this_thread::sleep_for(1ms);
+    owner.reset();
+    goes_on = true;
+    for (int i = 0; i < 20'000 && !watched.expired(); ++i) std::this_thread::sleep_for(1ms);
+    CHECK(watched.expired());
+  }
+  CHECK(no_more_threads_than(before));
+}

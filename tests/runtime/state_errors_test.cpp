@@ -229,3 +229,45 @@ TEST_CASE("every byte of a checkpoint that is flipped is found, and names its fi
     accelerator.load_state(dir / "state");
   });
 }
+
+TEST_CASE("a scheduler that cannot be where the state is stays as it was, as all others do") {
+  const TempDir dir;
+  const auto with_schedule = [&](std::int64_t total_steps, const auto& use) {
+    run_ranks(2, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(3, 2);
+      torch::optim::SGD first(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9)),
+          second(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+      optim::StepLR decay(first, {.step_size = 2});
+      optim::OneCycleLR cycle(second, {.max_lr = {0.5}, .total_steps = total_steps});
+      auto [model, a, b, c, d] = accelerator.prepare(net, first, second, decay, cycle);
+      use(accelerator, decay, cycle, [&, &c = c, &d = d] {
+        c.step();
+        d.step();
+      });
+    });
+  };
+  with_schedule(100, [&](Accelerator& accelerator, auto&, auto&, const auto& step) {
+    for (int i = 0; i < 50; ++i) step();
+    accelerator.save_state(dir / "state");
+  });
+  with_schedule(10, [&](Accelerator& accelerator, auto& decay, auto& cycle, const auto& step) {
+    for (int i = 0; i < 3; ++i) step();
+    const auto decayed = decay.last_lr(), cycled = cycle.last_lr();
+    const auto error = error_of<ConfigError>([&] { accelerator.load_state(dir / "state"); });
+    if (error.find("total_steps") == std::string::npos) throw std::logic_error("no error: " + error);
+    if (decay.last_lr() != decayed || cycle.last_lr() != cycled) throw std::logic_error("the rates have changed");
+    step();
+    if (cycle.last_epoch() != 4 || decay.last_epoch() != 4) throw std::logic_error("the schedules have moved");
+  });
+}
+
+TEST_CASE("an error without a text is one too") {
+  const TempDir dir;
+  const auto error = run_ranks_expecting_error(2, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    accelerator.register_state_hooks({.save = []() -> StateFiles { throw std::runtime_error(""); }, .load = {}});
+    accelerator.save_state(dir / "state");
+  });
+  CHECK(error.rank() >= 0);
+  CHECK_FALSE(fs::exists(dir / "state"));
+}

@@ -18,8 +18,9 @@ namespace tandem {
 /// something there or to be held.
 ///
 /// A rank passes the gate before each micro-batch and before each batch that it takes; when nothing is asked for, that
-/// is a store and a load. Ranks agree on the place without a word: whoever asks closes the gate and then looks how
-/// far the ranks are; all stop at the first place that none of them has reached.
+/// is a store and a load. Ranks agree on the place without a word: whoever asks closes the gate and then looks how far
+/// the ranks are; all stop at the first place that none of them has reached. A place is so many windows closed, and
+/// within the next one so many micro-batches begun, and batches taken.
 class StepGate {
  public:
   /// Who is at the gate while a task is there.
@@ -53,6 +54,10 @@ class StepGate {
 
   /// Before each batch that the rank takes.
   void pass_batch(int rank);
+
+  /// After each window of micro-batches, which all ranks close together, whatever their numbers of micro-batches in it.
+  /// Throws nothing.
+  void close_window(int rank) noexcept;
 
   /// The rank passes no more: it has ended. Throws nothing.
   void leave(int rank) noexcept;

@@ -100,7 +100,8 @@ class LoaderBase : public LoaderPosition {
     if (context_.on_epoch) context_.on_epoch();
     leave();
     counter_->begun += 1;
-    first_step_ = std::exchange(resume_at_, std::nullopt).value_or(skip_);
+    first_step_ = std::max(std::exchange(counter_->resume_at, std::nullopt).value_or(0), skip_);
+    stopped_ = false;
     handed_out_ = first_step_;
     number_ = counter_->begun;
     generator_before_ = planner_ && reads() ? planner_->state_before(number_) : at::Tensor();
@@ -120,6 +121,7 @@ class LoaderBase : public LoaderPosition {
       const LoaderState here = state();  // to go on from
       leave();
       load_state(here);
+      stopped_ = true;
       return std::nullopt;
     }
     auto step = copies_ ? copies_->next([this] { return take(); }, [this] { return ready(); }) : take();
@@ -155,7 +157,7 @@ class LoaderBase : public LoaderPosition {
     if (counter_->running && counter_->running != this) return counter_->running->state();
     if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
     const bool has_generator = planner_ && reads();
-    return {counter_->epoch, resume_at_.value_or(0), global_batch_size(),
+    return {counter_->epoch, counter_->resume_at.value_or(0), global_batch_size(),
             has_generator ? planner_->state_before(counter_->begun + 1) : at::Tensor()};
   }
 
@@ -165,7 +167,7 @@ class LoaderBase : public LoaderPosition {
     check_loader_state(state, global_batch_size());
     leave();
     counter_->epoch = state.epoch;
-    resume_at_ = state.step;
+    counter_->resume_at = state.step;
     if (planner_ && reads()) planner_->restore(counter_->begun + 1, state.generator);
   }
 
@@ -190,8 +192,10 @@ class LoaderBase : public LoaderPosition {
                                                          : status_.remainder;
   }
 
-  /// Steps that other ranks have after this rank's last, in the epoch that was begun last.
+  /// Steps that other ranks have after this rank's last, in the epoch that was begun last; 0 where a session has
+  /// stopped it, for all ranks.
   std::int64_t steps_without_batch() const {
+    if (stopped_) return 0;
     const EpochPlan plan(planner().options());
     return std::max<std::int64_t>(plan.steps(0) - std::max(plan.steps(context_.rank), first_step_), 0);
   }
@@ -213,6 +217,7 @@ class LoaderBase : public LoaderPosition {
     std::int64_t epoch = 0;                             ///< that is running, or begins next
     std::uint64_t begun = 0;                            ///< epochs so far
     const LoaderBase* running = nullptr;                ///< which of them is
+    std::optional<std::int64_t> resume_at{};            ///< the step that the next epoch begins with
   };
 
   /// `planner` is null for an iterable, whose global batch size is given instead.
@@ -273,9 +278,8 @@ class LoaderBase : public LoaderPosition {
   std::shared_ptr<Counter> counter_;
   std::optional<DeviceCopies<Batch>> copies_;
   std::int64_t skip_ = 0;
-  std::optional<std::int64_t> resume_at_;
   // Of the epoch that runs, or ran last.
-  bool running_ = false;
+  bool running_ = false, stopped_ = false;  // by `before_batch`
   std::uint64_t number_ = 0;
   std::int64_t first_step_ = 0, handed_out_ = 0;
   at::Tensor generator_before_;

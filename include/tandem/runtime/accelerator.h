@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -34,6 +35,7 @@ namespace tandem {
 
 class Checkpoints;
 class RankProfiler;
+using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {
@@ -468,6 +470,8 @@ class Accelerator : public RankHandle {
   // ---- sessions
   friend class SessionRun;
   std::vector<std::shared_ptr<torch::nn::Module>> prepared_modules() const;
+  std::string save_for_session(const std::string& directory, const SaveStateOptions& options,
+                               const SaveWritten& written);
 
   std::unique_ptr<StepGraph> make_step_graph();
   std::optional<std::string> obstacle_to_recording() const;

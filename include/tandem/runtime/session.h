@@ -121,7 +121,8 @@ class Session {
   explicit Session(SessionOptions options = {});
 
   /// Cancels, and waits until all threads have ended: no longer than `cancel` says. No callback runs afterwards, and
-  /// one that runs is waited for, unless it is the caller.
+  /// one that runs is waited for, unless it is the caller. (Where the body owns the session it is destroyed on the
+  /// thread that trained, which ends by itself then.)
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -131,7 +132,8 @@ class Session {
   /// is wrong with `config` comes out of `wait`.
   void start(LaunchConfig config, std::function<void(Accelerator&)> body);
 
-  /// Has all ranks stand still, from the next micro-batch or batch on. `status` says when they do.
+  /// Has all ranks stand still, from the next micro-batch or batch on; with a batch in hand that is not used yet, from
+  /// the place after it, where the state can be saved. `status` says when they do.
   void pause(PauseOptions options = {});
 
   /// Lets ranks go on after `pause`.
@@ -150,8 +152,8 @@ class Session {
 
   /// Saves the state as Accelerator::save_state(directory, options) does, between two steps; training goes on also when
   /// that fails. The future has what save_state returns, or the error: save_state's, or Error when the body ends
-  /// before. With SaveStateOptions::background it has it as soon as the state is copied. What is paused in the middle
-  /// of a window or of an evaluation is saved after `resume`.
+  /// before. With SaveStateOptions::background training goes on as soon as the state is copied, and the future has it
+  /// when the copy is written. What is paused in the middle of a window or of an evaluation is saved after `resume`.
   std::future<std::string> save_now(const std::string& directory = {}, const SaveStateOptions& options = {});
 
   /// The weights between two steps, while ranks stand still for the copy; once the body has ended well, those it ended
@@ -192,7 +194,7 @@ class Session {
   ModelSnapshot wait_for_snapshot();
 
   struct Shared;
-  std::unique_ptr<Shared> shared_;
+  std::shared_ptr<Shared> shared_;  // also the thread's
 };
 
 }  // namespace tandem
