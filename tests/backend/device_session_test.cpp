@@ -115,7 +115,7 @@ TEST_CASE("files get weights that the device has computed, also when several thr
     torch::nn::Sequential net(torch::nn::Linear(64, 64), torch::nn::Linear(64, 64), torch::nn::Linear(64, 3));
     torch::optim::SGD sgd(net->parameters(), 0.05);
     auto [model, optimizer] = accelerator.prepare(net, sgd);
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < 60; ++i) {
       accelerator.backward(model(at::ones({2, 64}, accelerator.device())).sum());
       optimizer.step();
       optimizer.zero_grad();
