@@ -7,11 +7,11 @@
 namespace tandem {
 namespace {
 
-// A place in a rank's program: windows closed (32 bits), micro-batches begun since (12), and batches taken since (20).
-// Ranks may have different numbers of micro-batches in a window. One that has more of something than fits is a little
-// further than it seems, as all others are.
+// A place in a rank's program: windows closed (28 bits), micro-batches begun since (16), and batches taken since (20).
+// Ranks may have different numbers of micro-batches in a window. More than fit count as windows or micro-batches, which
+// is the same for all ranks that do the same.
 constexpr std::uint64_t kMicroBatch = std::uint64_t{1} << 20;
-constexpr std::uint64_t kWindow = kMicroBatch << 12;
+constexpr std::uint64_t kWindow = kMicroBatch << 16;
 
 // Ranks that wait for each other do so for microseconds, but for those who wait for somebody at the gate.
 constexpr auto kPatience = std::chrono::milliseconds(20);

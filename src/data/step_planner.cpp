@@ -21,6 +21,11 @@ StepPlanner::StepPlanner(EpochPlanOptions options, std::shared_ptr<BatchSampler>
 
 std::int64_t StepPlanner::global_batch_size() const { return sampler_ ? EpochPlan(options_).global_batch_size() : 0; }
 
+std::int64_t StepPlanner::steps(int rank) const {
+  if (sampler_) return EpochPlan(options_).steps(rank);
+  return batches_of_rank(batch_sampler_->size(), options_, rank);
+}
+
 std::int64_t StepPlanner::len(int rank) const {
   if (sampler_) return EpochPlan(options_).len(rank);
   return batches_of_rank(batch_sampler_->size(), options_, rank);

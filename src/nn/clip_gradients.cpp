@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_set>
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
@@ -85,8 +86,9 @@ void scale_part(const std::vector<ReducedGradient>& gradients, double factor, in
 std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
                                                const std::vector<at::Tensor>& parameters) {
   std::vector<ReducedGradient> gradients;
+  std::unordered_set<const void*> seen;  // modules list tied weights several times
   for (const at::Tensor& parameter : parameters) {
-    if (!parameter.grad().defined()) continue;
+    if (!parameter.grad().defined() || !seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
     GradientReducer* const reducer = models.find(parameter);
     gradients.push_back({parameter.grad(), parameter, reducer, {}});
     if (!reducer) continue;

@@ -84,10 +84,13 @@ void GradientReducer::settle() {
   std::size_t most_started = started_;
   for (std::size_t i = 0; i < slots_.size(); ++i) told_->states[i] = anywhere_[i] = state_of(i);
   if (!alone()) {
-    if (options_.static_graph && !buckets_.empty())
+    if (options_.static_graph && !buckets_.empty()) {
       check_as_promised();
-    else
+      anywhere_ = reached_;  // as in the first pass, on all ranks
+      most_started = buckets_.size();
+    } else {
       most_started = tell_each_other();
+    }
     if (hook_) add_buckets_of_unexpected();
     for (; started_ < buckets_.size(); ++started_) start(buckets_[started_], started_ < most_started);
   }
@@ -123,10 +126,10 @@ std::size_t GradientReducer::tell_each_other() {
 void GradientReducer::check_as_promised() const {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    if (slot.arrivals == (slot.active ? slot.expected : 0)) continue;
+    if (slot.arrivals == slot.expected) continue;
     throw ConfigError("static_graph is on, but this pass reached parameter " + parameters_[i].first + ' ' +
-                      std::to_string(slot.arrivals) + " times and the first one " +
-                      std::to_string(slot.active ? slot.expected : 0) + " times; turn it off for this model");
+                      std::to_string(slot.arrivals) + " times and the first one " + std::to_string(slot.expected) +
+                      " times; turn it off for this model");
   }
 }
 
@@ -320,7 +323,11 @@ void GradientReducer::end_pass() {
     reached_ = anywhere_;
     if (!alone() && !(options_.static_graph && !buckets_.empty())) learn();
   }
-  for (Slot& slot : slots_) slot.pending = false;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].pending = false;
+    // Its mean is there, which is to be scaled with the window on all ranks alike.
+    slots_[i].in_window = slots_[i].in_window || anywhere_[i] != 0;
+  }
   in_pass_ = false;
 }
 

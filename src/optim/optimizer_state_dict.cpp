@@ -192,7 +192,7 @@ void check_python_fields(const Dict& group, const std::vector<PythonField>& fiel
 
 // What is made of a dict, before the optimizer gets it.
 template <class Options>
-struct Prepared {
+struct LoadedGroups {
   std::vector<Options> options;  // by group
   std::vector<std::pair<void*, std::unique_ptr<OptimizerParamState>>> states;
   bool all_fit = true;
@@ -200,7 +200,7 @@ struct Prepared {
 
 // The state of the parameters of group `g`, which `states` has under `ids`.
 template <class Class>
-void prepare_states(Prepared<typename Class::Options>& prepared, const std::vector<at::Tensor>& parameters,
+void prepare_states(LoadedGroups<typename Class::Options>& prepared, const std::vector<at::Tensor>& parameters,
                     std::size_t g, const IValue& ids, const Dict& states, const LoadOptions& options) {
   if (!ids.isList() || ids.toListRef().size() != parameters.size())
     fail("parameter group " + std::to_string(g) + " is of another number of parameters than this optimizer's " +
@@ -219,9 +219,9 @@ void prepare_states(Prepared<typename Class::Options>& prepared, const std::vect
 }
 
 template <class Class>
-Prepared<typename Class::Options> prepare_groups(Optimizer& optimizer, const IValue& groups, const Dict& states,
-                                                 const LoadOptions& options) {
-  Prepared<typename Class::Options> prepared;
+LoadedGroups<typename Class::Options> prepare_groups(Optimizer& optimizer, const IValue& groups, const Dict& states,
+                                                     const LoadOptions& options) {
+  LoadedGroups<typename Class::Options> prepared;
   auto& param_groups = optimizer.param_groups();
   for (std::size_t g = 0; g < param_groups.size(); ++g) {
     const std::string where = "parameter group " + std::to_string(g);
@@ -246,7 +246,8 @@ std::function<void()> prepare_class(Optimizer& optimizer, const Dict& all, const
     fail(whole + " is of " + std::to_string(groups.toListRef().size()) + " parameter groups; this one has " +
          std::to_string(param_groups.size()));
   const at::NoGradGuard no_grad;
-  const auto prepared = std::make_shared<Prepared<Options>>(prepare_groups<Class>(optimizer, groups, states, options));
+  const auto prepared =
+      std::make_shared<LoadedGroups<Options>>(prepare_groups<Class>(optimizer, groups, states, options));
   // One that is taken keeps the memory of the whole file, so it is all or none.
   if (options.may_take && !prepared->all_fit)
     *prepared = prepare_groups<Class>(optimizer, groups, states, {options.wanted, /*may_take=*/false});

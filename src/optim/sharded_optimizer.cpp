@@ -91,6 +91,7 @@ void ShardedOptimizer::partition() {
   const auto same = [](const at::Tensor& a, const at::Tensor& b) { return a.is_same(b); };
   if (std::equal(parameters.begin(), parameters.end(), parameters_.begin(), parameters_.end(), same)) return;
   parameters_ = std::move(parameters);
+  has_new_parts_ = true;
 
   std::vector<std::size_t> order(parameters_.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -144,6 +145,7 @@ void ShardedOptimizer::decide() {
     mode_ = Mode::divided;
     return;
   }
+  if (std::exchange(has_new_parts_, false) && any_rank(!all_in_models_)) return make_whole(Mode::whole);
   std::optional<std::string> written;
   for (const nn::GradientReducer* model : with_models_)
     if (!written) written = model->weights().written();

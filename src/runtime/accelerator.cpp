@@ -122,16 +122,17 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   if (state.items) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
   if (context_.follower) context_.follower->after_backward(loss);
   const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
+  state.has_mean = true;
   if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
   reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
+  if (!state.inside_window) state.has_mean = false;
 }
 
 void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
   const trace::Range range(trace::Event::backward);
   GradientState& state = context_.gradients;
   context_.group->token().check();
-  if (state.window_length > 1 && !state.items)
-    throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
+  if (state.has_mean) throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
   if (state.records()) throw ConfigError("backward(loss_sum, items) asks the other ranks; use backward(loss)");
   if (state.items_reduced)
     throw ConfigError(
@@ -193,7 +194,7 @@ double Accelerator::factor_over_items(double items) {
   return world_size() / all_items;
 }
 
-void Accelerator::local_sgd(int steps, const std::function<void(nn::LocalSgd&)>& body) {
+void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body) {
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
   for_each_sharded(&optim::ShardedOptimizer::pause);

@@ -45,7 +45,7 @@ class Checkpoints {
   struct LoadedState;
   struct Steps {
     std::vector<std::function<void()>> apply;
-    std::vector<std::function<void()>> undo;  // of those that may fail
+    std::vector<std::function<void()>> undo;  // of the first, which alone find out whether they fit: schedulers'
   };
 
   const LaunchConfig& config() const { return context_.state->config; }

@@ -10,7 +10,7 @@
 
 namespace tandem {
 
-void Accelerator::join_uneven_inputs(const std::function<void()>& body) {
+void Accelerator::run_unevenly(const std::function<void()>& body) {
   begin_join();
   body();
   answer_until_all_have_ended();
@@ -20,6 +20,8 @@ void Accelerator::join_uneven_inputs(const std::function<void()>& body) {
 void Accelerator::begin_join() {
   if (context_.gradients.local_sgd) throw ConfigError("join_uneven_inputs within local_sgd, which reduces no gradient");
   if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
+  if (context_.state->config.gradient_reducer.static_graph)
+    throw ConfigError("join_uneven_inputs with static_graph, which promises that all passes are alike; turn it off");
   for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
   reductions_in_join_ = 0;
 }

@@ -120,7 +120,7 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
   StateSaver::Job job;                                                // on rank 0; without a directory: left out
   on_main_for_all(ranks_, [&] {
     if (options.background && options.when_busy == WhenBusy::skip && saver().busy()) return;
-    saver().wait();
+    written ? saver().settle() : saver().wait();  // the program's failures are not the host's
     saver().snapshot().begin();
     const auto keep = [&](const at::Tensor& tensor) {
       return options.background ? saver().snapshot().add(tensor) : tensor;

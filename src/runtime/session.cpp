@@ -75,10 +75,12 @@ Session::Session(SessionOptions options) : shared_(std::make_shared<Shared>(opti
 Session::~Session() {
   cancel();
   std::thread& thread = shared_->thread;
-  if (thread.get_id() == std::this_thread::get_id())
+  if (thread.get_id() == std::this_thread::get_id()) {
+    shared_->events.close();  // what they would be told is gone
     thread.detach();
-  else if (thread.joinable())
+  } else if (thread.joinable()) {
     thread.join();
+  }
 }
 
 void Session::start(LaunchConfig config, std::function<void(Accelerator&)> body) {

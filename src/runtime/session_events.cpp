@@ -157,7 +157,9 @@ SessionEvents::SessionEvents(const SessionOptions& options) : inbox_(std::make_s
   inbox_->queue = thread_.queue_;
 }
 
-SessionEvents::~SessionEvents() {
+SessionEvents::~SessionEvents() { close(); }
+
+void SessionEvents::close() {
   std::deque<Inbox::Entry> left;
   std::unique_lock lock(inbox_->mutex);
   inbox_->closed = true;

@@ -39,10 +39,12 @@ class SessionEvents {
   /// Throws Error when the system has no more threads.
   explicit SessionEvents(const SessionOptions& options);
 
-  /// No call begins afterwards; one that runs is waited for, unless it is the caller.
   ~SessionEvents();
   SessionEvents(const SessionEvents&) = delete;
   SessionEvents& operator=(const SessionEvents&) = delete;
+
+  /// No call begins afterwards; one that runs is waited for, unless it is the caller. The destructor does it, too.
+  void close();
 
   void post(SessionEvent event, OnError on_error);
   void post(std::function<void()> call, OnError on_error);

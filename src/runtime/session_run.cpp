@@ -173,6 +173,10 @@ void SessionRun::pause(PauseOptions options) {
 }
 
 void SessionRun::stand(int rank, PauseOptions options) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!pause_is_asked_) return;
+  }
   if (options.release_memory) release_memory(follower(rank).context().device());
   follower(rank).publish_now(false);
   const std::lock_guard lock(mutex_);
@@ -247,8 +251,9 @@ std::future<std::string> SessionRun::save_now(const std::string& directory, cons
 void SessionRun::save(const std::shared_ptr<Save>& save, int rank) {
   std::string directory;
   std::exception_ptr error;
-  const auto written = [this, save](const std::string& where, const std::exception_ptr& problem) {
-    end_save(*save, where, problem);
+  // A rank that is left behind, stuck, leaves the thread that writes behind too.
+  const auto written = [weak = weak_from_this(), save](const std::string& where, const std::exception_ptr& problem) {
+    if (const auto run = weak.lock()) run->end_save(*save, where, problem);
   };
   try {
     directory = follower(rank).accelerator().save_for_session(save->directory, save->options, written);
@@ -264,7 +269,7 @@ void SessionRun::save(const std::shared_ptr<Save>& save, int rank) {
 // Without a directory it was left out.
 void SessionRun::end_save(Save& save, const std::string& directory, const std::exception_ptr& error) {
   const std::lock_guard lock(mutex_);
-  save.done = true;
+  if (std::exchange(save.done, true)) return;
   error ? save.result.set_exception(error) : save.result.set_value(directory);
   if (error)
     post(SessionEvent::Kind::save_failed, text_of(error));
@@ -293,8 +298,9 @@ void SessionRun::snapshot(TakeSnapshot take) {
   const bool ended_well = progress_.state == SessionState::ended;
   lock.unlock();
   give_copy(weights, take,
-            std::make_exception_ptr(Error(ended_well ? "there are no weights: the training has prepared no model"
-                                                     : "there are no weights: the training has not ended well")));
+            std::make_exception_ptr(
+                Error(ended_well ? "there are no weights: no model was prepared, or there was no memory for a copy"
+                                 : "there are no weights: the training has not ended well")));
 }
 
 // Nobody changes the weights meanwhile: all stand at the gate, or wait for others, or have ended.
@@ -388,7 +394,7 @@ void SessionRun::end(std::exception_ptr error) noexcept {
   const auto problem = std::make_exception_ptr(
       Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
   for (const auto& save : std::exchange(saves_, {})) {
-    if (save->done) continue;
+    if (std::exchange(save->done, true)) continue;
     save->result.set_exception(problem);
     post(SessionEvent::Kind::save_failed, text_of(problem));
   }

@@ -1,6 +1,5 @@
 #include "runtime/state_saver.h"
 
-#include <chrono>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -12,16 +11,18 @@ namespace tandem {
 
 namespace fs = std::filesystem;
 
-bool StateSaver::busy() const {
-  return writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+void StateSaver::wait() {
+  settle();
+  if (problem_) std::rethrow_exception(std::exchange(problem_, nullptr));
 }
 
-void StateSaver::wait() {
+void StateSaver::settle() {
   if (!writing_.valid()) return;
   try {
     writing_.get();
   } catch (const std::exception& error) {
-    throw CheckpointError(std::string("a save in the background failed: ") + error.what());
+    problem_ =
+        std::make_exception_ptr(CheckpointError(std::string("a save in the background failed: ") + error.what()));
   }
 }
 
@@ -37,15 +38,19 @@ void StateSaver::write(const Job& job) {
 }
 
 void StateSaver::start(Job job) {
-  writing_ = std::async(std::launch::async, [job = std::move(job)] {
-    if (!job.written) return write(job);
+  busy_ = true;
+  writing_ = std::async(std::launch::async, [this, job = std::move(job)] {
     std::exception_ptr error;
     try {
       write(job);
     } catch (...) {
       error = std::current_exception();
     }
-    job.written(job.directory, error);
+    busy_ = false;  // who hears of it may ask for the next
+    if (job.written)
+      job.written(job.directory, error);
+    else if (error)
+      std::rethrow_exception(error);
   });
 }
 

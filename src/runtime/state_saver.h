@@ -1,6 +1,7 @@
 // Writes states as checkpoints, in the background if asked.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -32,10 +33,13 @@ class StateSaver {
   };
 
   /// Whether one is being written.
-  bool busy() const;
+  bool busy() const { return busy_; }
 
-  /// Waits until the last one is written. Throws what went wrong with it, once.
+  /// Waits until the last one is written. Throws what went wrong with those that told nobody else, once.
   void wait();
+
+  /// The same, but leaves what went wrong for `wait`.
+  void settle();
 
   /// Throws CheckpointError.
   static void write(const Job& job);
@@ -48,7 +52,9 @@ class StateSaver {
 
  private:
   Snapshot snapshot_;
-  std::future<void> writing_;
+  std::atomic<bool> busy_{false};
+  std::exception_ptr problem_;
+  std::future<void> writing_;  // ends first
 };
 
 }  // namespace tandem

@@ -162,6 +162,32 @@ TEST_CASE("transforms of a mapped dataset draw by sample too") {
   CHECK(at::equal(read(1, 6), read(3, 2)));
 }
 
+TEST_CASE("transforms of whole batches draw by batch, whoever reads it, and leave the rank's generator alone") {
+  using Samples = std::vector<torch::data::TensorExample>;
+  struct Noise : torch::data::transforms::BatchTransform<Samples, torch::data::TensorExample> {
+    torch::data::TensorExample apply_batch(Samples samples) override {
+      std::vector<at::Tensor> rows;
+      for (const auto& sample : samples) rows.push_back(sample.data);
+      const at::Tensor batch = at::stack(rows);
+      return batch + at::rand(batch.sizes());
+    }
+  };
+  const auto read = [](int workers) {
+    return on_ranks<std::vector<at::Tensor>>(2, [&](Accelerator& accelerator) {
+      auto dataset = torch::data::datasets::TensorDataset(at::arange(24, at::kFloat)).map(Noise());
+      auto loader = accelerator.prepare(data::DataLoader(dataset, {.batch_size = 3, .workers = workers}));
+      std::vector<at::Tensor> seen;
+      for (auto& batch : loader) seen.push_back(batch.data);
+      return std::vector<at::Tensor>{at::cat(seen), at::rand({4})};
+    });
+  };
+  const auto alone = read(0), helped = read(2);
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    CHECK(at::equal(alone[rank][0], helped[rank][0]));
+    CHECK(at::equal(alone[rank][1], helped[rank][1]));
+  }
+}
+
 TEST_CASE("reading samples leaves the rank's own generator alone") {
   const auto drawn = on_ranks<double>(1, [](Accelerator& accelerator) {
     auto loader = accelerator.prepare(data::DataLoader(Augmented(5), {.batch_size = 5}));
@@ -216,10 +242,14 @@ TEST_CASE("whole batches of a batch sampler are dealt round-robin") {
   CHECK(epochs_on_ranks(1, loader) == Ranks{{{{0, 1}, {2}, {3, 4, 5}, {6}, {7}}}});
   // Dispatched: joined and split evenly; the last round is filled up from the epoch's first samples.
   CHECK(epochs_on_ranks(2, loader, {.dispatch_batches = true}) == Ranks{{{{0}, {3, 4}, {7}}}, {{{1}, {5, 6}, {0}}}});
-  const auto lengths =
-      on_ranks<std::int64_t>(2, [&](Accelerator& accelerator) { return accelerator.prepare(loader).len(); },
-                             {.data_loader = {.even_batches = false}});
-  CHECK(lengths == std::vector<std::int64_t>{3, 2});
+  const auto lengths = on_ranks<std::vector<std::int64_t>>(
+      2,
+      [&](Accelerator& accelerator) {
+        const auto prepared = accelerator.prepare(loader);
+        return std::vector<std::int64_t>{prepared.len(), prepared.steps_without_batch()};
+      },
+      {.data_loader = {.even_batches = false}});
+  CHECK(lengths == std::vector<std::vector<std::int64_t>>{{3, 0}, {2, 1}});
   const auto error = run_ranks_expecting_error(2, [&](Accelerator& accelerator) { accelerator.prepare(loader); },
                                                {.data_loader = {.split_batches = true}});
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);

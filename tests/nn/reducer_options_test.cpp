@@ -94,6 +94,32 @@ TEST_CASE("a static graph gives the same gradients, and is an error that names t
   }
 }
 
+TEST_CASE("a static graph may differ between ranks, and have sparse gradients") {
+  Trial trial;
+  trial.make = [] { return std::make_shared<Two>(); };
+  trial.loss = [](torch::nn::Module& module, int rank, int step) {
+    return static_cast<Two&>(module).forward(row(rank, step), rank == 0);
+  };
+  trial.config.gradient_reducer.static_graph = true;
+  trial.config.gradient_reducer.bucket_bytes = GENERATE(1, 25 << 20);
+  CHECK(difference(gradients_on_ranks(3, trial), gradients_of_all(3, trial)) == "");
+
+  struct Words : torch::nn::Module {
+    Words() {
+      words = register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(7, 4).sparse(true)));
+      a = register_module("a", torch::nn::Linear(4, 4));
+    }
+    torch::nn::Embedding words{nullptr};
+    torch::nn::Linear a{nullptr};
+  };
+  trial.make = [] { return std::make_shared<Words>(); };
+  trial.loss = [](torch::nn::Module& module, int rank, int step) {
+    auto& words = static_cast<Words&>(module);
+    return words.a(words.words(at::tensor({rank, (rank + step) % 7}, at::kLong))).pow(2).mean();
+  };
+  CHECK(difference(gradients_on_ranks(3, trial), gradients_of_all(3, trial)) == "");
+}
+
 TEST_CASE("buffers are rank 0's after a reduction, or stay each rank's own") {
   const bool broadcast = GENERATE(true, false);
   const auto means = on_ranks<float>(2,

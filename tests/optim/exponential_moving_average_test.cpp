@@ -69,6 +69,7 @@ TEST_CASE("the averages are in the model while they are swapped in, and then its
   average.update();
   {
     const auto swapped = average.swap_in();
+    CHECK_THROWS_AS(average.swap_in(), ConfigError);  // it would give the model its own values
     CHECK(at::equal(net->weight, start));
     CHECK(net->weight.requires_grad());
     CHECK_THROWS_AS(average.update(), ConfigError);

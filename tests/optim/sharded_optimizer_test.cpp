@@ -320,3 +320,27 @@ TEST_CASE("averages are swapped in on one rank while the others train with the s
   const auto whole = weights(Sharding::none), shared = weights(Sharding::automatic);
   for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(whole[rank], shared[rank]));
 }
+
+TEST_CASE("a parameter of no model that is added later is each rank's own") {
+  for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
+    const auto values = on_ranks<double>(
+        2,
+        [](Accelerator& accelerator) {
+          torch::nn::Linear net(6, 2);
+          torch::optim::SGD sgd(net->parameters(), 0.1);
+          auto [model, optimizer] = accelerator.prepare(net, sgd);
+          at::Tensor temperature = at::ones({1}).requires_grad_();
+          for (int step = 0; step < 6; ++step) {
+            if (step == 3) sgd.add_param_group(OptimizerParamGroup({temperature}));
+            accelerator.backward((model(batch(accelerator.rank(), step)) * temperature).square().mean());
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+          return temperature.item<double>();
+        },
+        {.sharding = sharding});
+    CHECK(values[0] != 1);
+    CHECK(values[1] != 1);
+    CHECK(values[0] != values[1]);  // its gradient is that of the rank's own batches
+  }
+}

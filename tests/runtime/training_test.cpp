@@ -1,5 +1,6 @@
 // Accumulation, reduction, clipping, schedules and preparation.
 #include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
 
@@ -147,6 +148,79 @@ TEST_CASE("a tied weight's gradient is reduced once") {
   ((alone(input(0)).sum() + alone(input(1)).sum()) / 3).backward();
   CHECK(at::equal(gradients[0][0], gradients[1][0]));
   CHECK((gradients[0][0] - alone->first->weight.grad()).abs().max().item<float>() < 1e-6F);
+}
+
+TEST_CASE("a tied weight is clipped once") {
+  for (const int ranks : {1, 2, 3}) {
+    const auto seen = on_ranks<std::vector<at::Tensor>>(ranks, [&](Accelerator& accelerator) {
+      Tied module;
+      auto model = accelerator.prepare(module);
+      accelerator.backward(model(at::full({2, 50}, 3.0F + static_cast<float>(accelerator.rank()))).sum());
+      const at::Tensor before = module->first->weight.grad().clone();
+      const at::Tensor norm = accelerator.clip_grad_norm_(model, 1.0);
+      return std::vector<at::Tensor>{before, norm, module->first->weight.grad().clone()};
+    });
+    const double norm = seen[0][0].norm().item<double>();
+    REQUIRE(norm > 2);
+    for (const auto& rank : seen) {
+      CHECK(rank[1].item<double>() == Approx(norm));
+      CHECK(rank[2].norm().item<double>() == Approx(1.0).epsilon(1e-4));
+      CHECK(at::equal(rank[2], seen[0][2]));
+    }
+  }
+}
+
+TEST_CASE("the form of backward is that of the passes, not of the micro-batches") {
+  // A micro-batch without a backward is of neither form.
+  CHECK_NOTHROW(run_ranks(1,
+                          [](Accelerator& accelerator) {
+                            Scale scale;
+                            auto model = accelerator.prepare(scale);
+                            { auto step = accelerator.accumulate(model); }
+                            auto step = accelerator.accumulate(model);
+                            accelerator.backward(model(torch::ones({1})).sum(), 1);
+                          },
+                          {.gradient_accumulation_steps = 2}));
+  // Nor do passes outside of micro-batches mix them.
+  const auto error = run_ranks_expecting_error(1, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    {
+      const auto local = accelerator.no_sync(model);
+      accelerator.backward(model(torch::ones({1})).sum());
+    }
+    accelerator.backward(model(torch::ones({1})).sum(), 1);
+  });
+  CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
+}
+
+TEST_CASE("what was reduced within a window is scaled with it on all ranks") {
+  const auto gradients = on_ranks<std::vector<at::Tensor>>(
+      2,
+      [](Accelerator& accelerator) {
+        torch::nn::ModuleList heads(torch::nn::Linear(2, 1), torch::nn::Linear(2, 1), torch::nn::Linear(2, 1));
+        struct Heads : torch::nn::Module {
+          explicit Heads(const torch::nn::ModuleList& all) : list(register_module("list", all)) {}
+          torch::nn::ModuleList list;
+        };
+        auto model = accelerator.prepare(std::make_shared<Heads>(heads));
+        const auto loss = [&](std::size_t head) {
+          return model->list->ptr<torch::nn::LinearImpl>(head)->forward(at::ones({1, 2})).sum();
+        };
+        {
+          const auto now = accelerator.trigger_sync_in_backward(model);
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(
+              loss(static_cast<std::size_t>(accelerator.rank())));  // heads of which others know nothing
+        }
+        auto window = accelerator.accumulate_and_close(model);  // of two micro-batches instead of three
+        accelerator.backward(loss(2));
+        std::vector<at::Tensor> seen;
+        for (const at::Tensor& parameter : model->parameters()) seen.push_back(parameter.grad().clone());
+        return seen;
+      },
+      {.gradient_accumulation_steps = 3});
+  for (std::size_t i = 0; i < gradients[0].size(); ++i) CHECK(at::equal(gradients[0][i], gradients[1][i]));
 }
 
 TEST_CASE("the two forms of backward do not mix in a window") {

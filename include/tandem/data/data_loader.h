@@ -30,9 +30,11 @@ struct DataLoaderOptions {
   std::shared_ptr<Sampler> sampler = {};             ///< order of the samples, instead of shuffle
   std::shared_ptr<BatchSampler> batch_sampler = {};  ///< instead of batch_size, shuffle, sampler and drop_last
 
-  int workers = 0;       ///< threads that read ahead, for all ranks together; 0: each rank reads when it needs a batch
-  int prefetch = 2;      ///< batches that each worker may be ahead
-  bool in_order = true;  ///< off: with workers, whichever batch is ready first; the last one stays the last
+  int workers = 0;   ///< threads that read ahead, for all ranks together; 0: each rank reads when it needs a batch
+  int prefetch = 2;  ///< batches that each worker may be ahead
+  /// Off: with workers, whichever batch is ready first; the last one stays the last. A state that was taken in the
+  /// middle of such an epoch goes on after as many batches, which need not have been the first ones.
+  bool in_order = true;
   std::optional<std::chrono::milliseconds> timeout = {};  ///< longest wait for a batch from the workers
   std::function<void(int)> worker_init = {};              ///< called by each worker thread with its number, from 0
   bool pin_memory = true;                                 ///< copy through pinned memory, where ranks are GPUs

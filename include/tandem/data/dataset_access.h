@@ -108,7 +108,14 @@ auto get_batch(Dataset& dataset, const std::vector<std::int64_t>& indices, const
   } else if constexpr (is_mapped<Dataset>) {
     auto& source = const_cast<typename Dataset::DatasetType&>(dataset.dataset());
     auto& transform = const_cast<typename Dataset::TransformType&>(dataset.transform());
-    return transform.apply_batch(get_batch(source, indices, context));
+    auto batch = get_batch(source, indices, context);
+    // Below 0: other numbers than those that samples draw.
+    const rng::KeyedGenerator generator(context.seed, context.epoch, -1 - (indices.empty() ? 0 : indices.front()));
+    try {
+      return transform.apply_batch(std::move(batch));
+    } catch (...) {
+      throw_sample_error(name_samples(indices), context);
+    }
   } else {
     const rng::KeyedGenerator generator(context.seed, context.epoch, indices.empty() ? 0 : indices.front());
     try {

@@ -57,8 +57,8 @@ class SampledSteps final : public EpochSteps {
 std::int64_t batches_of_rank(std::int64_t batches, const EpochPlanOptions& options, int rank);
 
 /// Steps of a batch sampler, whose batches are dealt round-robin. In shard mode with even_batches the last round is
-/// completed with the epoch's first batches; in dispatch mode a round is joined and split evenly, or handed over batch
-/// by batch when all are of one size.
+/// completed with the epoch's first batches; in dispatch mode a round is joined and split evenly (what does not divide
+/// is left out), or handed over batch by batch when all are of one size.
 class BatchSampledSteps final : public EpochSteps {
  public:
   /// Uses ranks, even_batches and dispatch of `options`. Throws DataError when a batch is empty.

@@ -107,7 +107,8 @@ class LoaderBase : public LoaderPosition {
     number_ = counter_->begun;
     generator_before_ = planner_ && reads() ? planner_->state_before(number_) : at::Tensor();
     begin_epoch({.number = number_, .epoch = counter_->epoch, .first_step = handed_out_});
-    status_ = StepInfo{.step = -1, .remainder = known_remainder()};
+    // An iterable's workers may be reading already: it is told with the last step.
+    status_ = StepInfo{.step = -1, .remainder = planner_ ? known_remainder() : -1};
     running_ = true;
     counter_->running = this;
     context_.active->enter(&status_);
@@ -197,8 +198,8 @@ class LoaderBase : public LoaderPosition {
   /// stopped it, for all ranks.
   std::int64_t steps_without_batch() const {
     if (stopped_) return 0;
-    const EpochPlan plan(planner().options());
-    return std::max<std::int64_t>(plan.steps(0) - std::max(plan.steps(context_.rank), first_step_), 0);
+    const std::int64_t mine = std::max(planner().steps(context_.rank), first_step_);
+    return std::max<std::int64_t>(planner().steps(0) - mine, 0);
   }
 
   /// The step that was handed out last.

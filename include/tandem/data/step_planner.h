@@ -27,6 +27,9 @@ class StepPlanner {
   /// Samples of a full step of all ranks; 0 with a batch sampler, whose batches may differ.
   std::int64_t global_batch_size() const;
 
+  /// Steps of an epoch that `rank` has.
+  std::int64_t steps(int rank) const;
+
   /// What the prepared loader of `rank` reports as its length.
   std::int64_t len(int rank) const;
 

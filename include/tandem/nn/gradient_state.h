@@ -18,6 +18,7 @@ struct GradientState {
   int window_length = 0;               ///< micro-batches of the open window so far, this one included
   bool inside_window = false;          ///< within accumulate()
   bool local_sgd = false;              ///< within local_sgd(): gradients stay with their rank, optimizers step
+  bool has_mean = false;               ///< the open window has used backward(loss)
   std::optional<double> items;         ///< of this rank in the open window, when it uses backward(loss_sum, items)
   bool items_reduced = false;          ///< the window's gradients are already the mean over its items
   data::ActiveLoaders loaders;         ///< that the rank iterates over
@@ -59,6 +60,7 @@ struct GradientState {
   /// Begins a window, without micro-batches and items so far.
   void begin_window() {
     window_length = 0;
+    has_mean = false;
     items.reset();
     items_reduced = false;
   }

@@ -58,8 +58,11 @@ class ExponentialMovingAverage {
   /// While alive, the model has the averages; afterwards its own values again. Outlived by its average.
   class [[nodiscard]] Swapped {
    public:
-    /// Swaps. Throws what swap() throws.
-    explicit Swapped(ExponentialMovingAverage& average) : average_(average) { average_.swap(); }
+    /// Swaps. Throws what swap() throws, and ConfigError when they are swapped already.
+    explicit Swapped(ExponentialMovingAverage& average) : average_(average) {
+      average_.check_not_swapped("swap_in");
+      average_.swap();
+    }
     ~Swapped() { average_.swap(); }
     Swapped(const Swapped&) = delete;
     Swapped& operator=(const Swapped&) = delete;

@@ -87,6 +87,7 @@ class ShardedOptimizer {
   std::vector<std::vector<at::Tensor>> own_;       // by group
   std::vector<nn::GradientReducer*> with_models_;  // that the parameters belong to
   bool all_in_models_ = false;                     // each parameter belongs to one, and is listed once
+  bool has_new_parts_ = false;                     // since `decide` has looked
 };
 
 }  // namespace tandem::optim

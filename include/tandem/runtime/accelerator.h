@@ -177,7 +177,10 @@ class Accelerator : public RankHandle {
   /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
   /// Within `body` no other collective may be called, and no scheduler be given a metric that not all ranks give it
   /// (ConfigError). Collective.
-  void join_uneven_inputs(const std::function<void()>& body);
+  template <class Body>
+  void join_uneven_inputs(Body&& body) {
+    run_unevenly(std::ref(body));
+  }
 
   /// Runs `body(local)`, within which each rank trains on its own and the models are averaged now and then:
   ///
@@ -198,7 +201,10 @@ class Accelerator : public RankHandle {
   /// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
   /// state of the rank that updates it. Ranks close the same number of windows. Collective. Throws ConfigError when
   /// `steps` is below 1, and within local_sgd or join_uneven_inputs.
-  void local_sgd(int steps, const std::function<void(nn::LocalSgd&)>& body);
+  template <class Body>
+  void local_sgd(int steps, Body&& body) {
+    run_locally(steps, std::ref(body));
+  }
 
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
@@ -481,6 +487,8 @@ class Accelerator : public RankHandle {
   void begin_window_of_gradients();
   int main_of_pass(JoinState mine);
   double factor_over_items(double items);
+  void run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body);
+  void run_unevenly(const std::function<void()>& body);
   void begin_join();
   void answer_until_all_have_ended();
   void take_over_from_last();

@@ -171,7 +171,7 @@ class RankHandle {
   ~RankHandle() = default;
 
   RankContext& context_;  ///< the rank's
-  bool trigger_ = false;  ///< set_trigger()
+  bool trigger_ = false;  ///< set_trigger(); also set back when a batch size is tried anew
 
  private:
   struct Share {

@@ -133,7 +133,7 @@ class Session {
   void start(LaunchConfig config, std::function<void(Accelerator&)> body);
 
   /// Has all ranks stand still, from the next micro-batch or batch on; with a batch in hand that is not used yet, from
-  /// the place after it, where the state can be saved. `status` says when they do.
+  /// the place after it, where, unless a window is open, the state can be saved. `status` says when they do.
   void pause(PauseOptions options = {});
 
   /// Lets ranks go on after `pause`.
