@@ -207,11 +207,18 @@ TEST_CASE("a thousand sessions in turn leave nothing behind") {
 }
 
 TEST_CASE("a body may own what owns its session") {
+  static std::atomic<bool> gone;
+  static std::atomic<int> late;
+  struct SetsGone {
+    ~SetsGone() { gone = true; }
+  };
   struct Owner {
-    Session session;
+    SetsGone destroyed_last;
+    Session session{{.on_event = [](const SessionEvent&) { late += gone; }}};
   };
   const auto before = threads_of_this_process();
   for (const bool waits : {true, false}) {
+    gone = false;
     auto owner = std::make_shared<Owner>();
     const std::weak_ptr<Owner> watched = owner;
     std::atomic<bool> begun = false, goes_on = false;
@@ -226,4 +233,5 @@ TEST_CASE("a body may own what owns its session") {
     CHECK(watched.expired());
   }
   CHECK(no_more_threads_than(before));
+  CHECK(late == 0);
 }
