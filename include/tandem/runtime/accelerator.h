@@ -35,6 +35,7 @@ namespace tandem {
 
 class Checkpoints;
 class RankProfiler;
+/// Hears how a save in the background has ended, on the thread that has written it.
 using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
