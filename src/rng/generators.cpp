@@ -72,9 +72,18 @@ DefaultGeneratorGuard::~DefaultGeneratorGuard() {
   c10::impl::tls_set_dispatch_key_included(kDefaultGeneratorKey, previous_ != nullptr);
 }
 
+namespace {
+
+// What is drawn on a GPU goes on as the thread's.
+std::vector<at::Generator> cuda_generators() {
+  return thread_generators ? thread_generators->cuda : std::vector<at::Generator>();
+}
+
+}  // namespace
+
 KeyedGenerator::KeyedGenerator(std::uint64_t seed, std::int64_t epoch, std::int64_t index)
     : stream_(combine(mix64(seed), epoch)),
-      generators_{.cpu = at::make_generator<at::CPUGeneratorImpl>(combine(stream_, index))},
+      generators_{.cpu = at::make_generator<at::CPUGeneratorImpl>(combine(stream_, index)), .cuda = cuda_generators()},
       guard_(generators_) {}
 
 void KeyedGenerator::restart(std::int64_t index) { seed_generator(generators_.cpu, combine(stream_, index)); }

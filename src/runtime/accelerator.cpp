@@ -90,7 +90,10 @@ void Accelerator::begin_micro_batch(bool close) {
   // The scale stays the same within a window, whose gradients add up.
   if (prepared_.scaler && state.window_length == 0) prepared_.scaler->begin_iteration();
   state.begin_micro_batch(close);
-  if (state.window_length == 1) begin_window_of_gradients();
+  if (state.window_length == 1) {
+    begin_window_of_gradients();
+    state.has_mean = false;  // of passes before it
+  }
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
   if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
     scale_window(static_cast<double>(state.num_steps) / state.window_length);

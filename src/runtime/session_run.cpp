@@ -80,7 +80,8 @@ void SessionRun::execute() noexcept {
   } catch (...) {
     error = std::current_exception();
   }
-  body_ = nullptr;  // with what it has captured
+  answer_what_is_left(error);  // a callback may wait for it, and the session for the callback when it is captured
+  body_ = nullptr;             // with what it has captured
   end(error);
 }
 
@@ -391,18 +392,40 @@ void SessionRun::end(std::exception_ptr error) noexcept {
   }
   change_state(was_cancelled ? SessionState::cancelled : error ? SessionState::failed : SessionState::ended);
   early_.clear();
-  const auto problem = std::make_exception_ptr(
-      Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
-  for (const auto& save : std::exchange(saves_, {})) {
-    if (std::exchange(save->done, true)) continue;
-    save->result.set_exception(problem);
-    post(SessionEvent::Kind::save_failed, text_of(problem));
-  }
+  const auto problem = problem_of_requests();
+  fail_saves(problem);
   const auto snapshots = std::exchange(snapshots_, {});
   const auto weights = error ? nullptr : final_weights_;
   post(kind, error_text_);
   ended_ = true;
   changed_.notify_all();
+  lock.unlock();
+  for (const auto& request : snapshots)
+    if (!request->done) give_copy(weights, request->take, problem);
+}
+
+std::exception_ptr SessionRun::problem_of_requests() const {
+  return std::make_exception_ptr(
+      Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
+}
+
+void SessionRun::fail_saves(const std::exception_ptr& problem) {
+  for (const auto& save : std::exchange(saves_, {})) {
+    if (std::exchange(save->done, true)) continue;
+    save->result.set_exception(problem);
+    post(SessionEvent::Kind::save_failed, text_of(problem));
+  }
+}
+
+void SessionRun::answer_what_is_left(std::exception_ptr error) {
+  std::unique_lock lock(mutex_);
+  const bool was_cancelled = error && cancel_.stop_requested() && !host_error_ && is_cancellation(error);
+  if (host_error_) error = host_error_;
+  if (error && !was_cancelled) error_text_ = text_of(error);
+  const auto problem = problem_of_requests();
+  fail_saves(problem);
+  const auto snapshots = std::exchange(snapshots_, {});
+  const auto weights = error ? nullptr : final_weights_;
   lock.unlock();
   for (const auto& request : snapshots)
     if (!request->done) give_copy(weights, request->take, problem);

@@ -86,6 +86,9 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   void set_progress(const Progress& progress);
   void change_state(SessionState state);
   void post(SessionEvent::Kind kind, std::string text = {});
+  void answer_what_is_left(std::exception_ptr error);
+  std::exception_ptr problem_of_requests() const;
+  void fail_saves(const std::exception_ptr& problem);
   void end(std::exception_ptr error) noexcept;
   void run_launch();
   void take_final_weights() noexcept;

@@ -181,6 +181,8 @@ TEST_CASE("transforms of whole batches draw by batch, whoever reads it, and leav
       return std::vector<at::Tensor>{at::cat(seen), at::rand({4})};
     });
   };
+  static_assert(data::detail::times_mapped<torch::data::datasets::MapDataset<
+                    torch::data::datasets::MapDataset<torch::data::datasets::TensorDataset, Noise>, Noise>>() == 2);
   const auto alone = read(0), helped = read(2);
   for (std::size_t rank = 0; rank < 2; ++rank) {
     CHECK(at::equal(alone[rank][0], helped[rank][0]));

@@ -181,6 +181,17 @@ TEST_CASE("the form of backward is that of the passes, not of the micro-batches"
                             accelerator.backward(model(torch::ones({1})).sum(), 1);
                           },
                           {.gradient_accumulation_steps = 2}));
+  // A window begins anew.
+  CHECK_NOTHROW(run_ranks(1, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    {
+      const auto local = accelerator.no_sync(model);
+      accelerator.backward(model(torch::ones({1})).sum());
+    }
+    auto step = accelerator.accumulate(model);
+    accelerator.backward(model(torch::ones({1})).sum(), 1);
+  }));
   // Nor do passes outside of micro-batches mix them.
   const auto error = run_ranks_expecting_error(1, [](Accelerator& accelerator) {
     Scale scale;

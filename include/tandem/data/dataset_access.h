@@ -65,6 +65,15 @@ constexpr bool gives_single_samples() {
     return requires(Dataset & dataset) { dataset.get(std::size_t{}); };
 }
 
+// How many transforms come after each other.
+template <class Dataset>
+constexpr std::int64_t times_mapped() {
+  if constexpr (is_mapped<Dataset>)
+    return 1 + times_mapped<typename Dataset::DatasetType>();
+  else
+    return 0;
+}
+
 /// "reading sample 4711 (epoch 0, step 12, for rank 1)"
 std::string describe_read(const std::string& what, const ReadContext& context);
 
@@ -109,8 +118,10 @@ auto get_batch(Dataset& dataset, const std::vector<std::int64_t>& indices, const
     auto& source = const_cast<typename Dataset::DatasetType&>(dataset.dataset());
     auto& transform = const_cast<typename Dataset::TransformType&>(dataset.transform());
     auto batch = get_batch(source, indices, context);
-    // Below 0: other numbers than those that samples draw.
-    const rng::KeyedGenerator generator(context.seed, context.epoch, -1 - (indices.empty() ? 0 : indices.front()));
+    // Below 0, and others for each transform: other numbers than those that samples draw.
+    constexpr std::int64_t kTransform = std::int64_t{1} << 48;
+    const std::int64_t first = indices.empty() ? 0 : indices.front();
+    const rng::KeyedGenerator generator(context.seed, context.epoch, first - times_mapped<Dataset>() * kTransform);
     try {
       return transform.apply_batch(std::move(batch));
     } catch (...) {
