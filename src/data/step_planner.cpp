@@ -26,10 +26,7 @@ std::int64_t StepPlanner::steps(int rank) const {
   return batches_of_rank(batch_sampler_->size(), options_, rank);
 }
 
-std::int64_t StepPlanner::len(int rank) const {
-  if (sampler_) return EpochPlan(options_).len(rank);
-  return batches_of_rank(batch_sampler_->size(), options_, rank);
-}
+std::int64_t StepPlanner::len(int rank) const { return sampler_ ? EpochPlan(options_).len(rank) : steps(rank); }
 
 std::shared_ptr<const EpochSteps> StepPlanner::draw(std::int64_t epoch) {
   if (batch_sampler_) return std::make_shared<BatchSampledSteps>(batch_sampler_->batches(epoch), options_);

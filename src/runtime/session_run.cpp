@@ -378,57 +378,52 @@ void SessionRun::take_final_weights() noexcept {
   }
 }
 
-void SessionRun::end(std::exception_ptr error) noexcept {
-  final_models_.clear();
-  std::unique_lock lock(mutex_);
-  const bool was_cancelled = error && cancel_.stop_requested() && !host_error_ && is_cancellation(error);
-  if (host_error_) error = host_error_;
-  const auto kind = was_cancelled ? SessionEvent::Kind::cancelled
-                    : error       ? SessionEvent::Kind::failed
-                                  : SessionEvent::Kind::ended;
-  if (error && !was_cancelled) {
-    error_ = error;
-    error_text_ = text_of(error);
-  }
-  change_state(was_cancelled ? SessionState::cancelled : error ? SessionState::failed : SessionState::ended);
-  early_.clear();
-  const auto problem = problem_of_requests();
-  fail_saves(problem);
-  const auto snapshots = std::exchange(snapshots_, {});
-  const auto weights = error ? nullptr : final_weights_;
-  post(kind, error_text_);
-  ended_ = true;
-  changed_.notify_all();
-  lock.unlock();
-  for (const auto& request : snapshots)
-    if (!request->done) give_copy(weights, request->take, problem);
+// What the end of the launch means. Under the mutex, as the next.
+SessionRun::Outcome SessionRun::outcome_of(const std::exception_ptr& error) const {
+  using Kind = SessionEvent::Kind;
+  if (host_error_) return {SessionState::failed, Kind::failed, host_error_};
+  if (!error) return {SessionState::ended, Kind::ended, nullptr};
+  if (cancel_.stop_requested() && is_cancellation(error)) return {SessionState::cancelled, Kind::cancelled, nullptr};
+  return {SessionState::failed, Kind::failed, error};
 }
 
-std::exception_ptr SessionRun::problem_of_requests() const {
-  return std::make_exception_ptr(
-      Error(error_text_.empty() ? "the training has ended before" : "the training has failed before: " + error_text_));
-}
-
-void SessionRun::fail_saves(const std::exception_ptr& problem) {
+// Fails the saves that are left. Returns what answers the snapshots, to be called without the mutex.
+std::function<void()> SessionRun::answer_requests(const Outcome& outcome) {
+  const auto problem = std::make_exception_ptr(Error(
+      outcome.error ? "the training has failed before: " + text_of(outcome.error) : "the training has ended before"));
   for (const auto& save : std::exchange(saves_, {})) {
     if (std::exchange(save->done, true)) continue;
     save->result.set_exception(problem);
     post(SessionEvent::Kind::save_failed, text_of(problem));
   }
+  const auto weights = outcome.state == SessionState::ended ? final_weights_ : nullptr;
+  return [problem, weights, snapshots = std::exchange(snapshots_, {})] {
+    for (const auto& request : snapshots)
+      if (!request->done) give_copy(weights, request->take, problem);
+  };
 }
 
-void SessionRun::answer_what_is_left(std::exception_ptr error) {
+void SessionRun::answer_what_is_left(const std::exception_ptr& error) {
   std::unique_lock lock(mutex_);
-  const bool was_cancelled = error && cancel_.stop_requested() && !host_error_ && is_cancellation(error);
-  if (host_error_) error = host_error_;
-  if (error && !was_cancelled) error_text_ = text_of(error);
-  const auto problem = problem_of_requests();
-  fail_saves(problem);
-  const auto snapshots = std::exchange(snapshots_, {});
-  const auto weights = error ? nullptr : final_weights_;
+  const auto answer_snapshots = answer_requests(outcome_of(error));
   lock.unlock();
-  for (const auto& request : snapshots)
-    if (!request->done) give_copy(weights, request->take, problem);
+  answer_snapshots();
+}
+
+void SessionRun::end(const std::exception_ptr& error) noexcept {
+  final_models_.clear();
+  std::unique_lock lock(mutex_);
+  const Outcome outcome = outcome_of(error);
+  error_ = outcome.error;
+  if (error_) error_text_ = text_of(error_);
+  change_state(outcome.state);
+  early_.clear();
+  const auto answer_snapshots = answer_requests(outcome);
+  post(outcome.event, error_text_);
+  ended_ = true;
+  changed_.notify_all();
+  lock.unlock();
+  answer_snapshots();
 }
 
 bool SessionRun::has_ended() const {

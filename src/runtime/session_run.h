@@ -67,6 +67,11 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
     TakeSnapshot take;
     bool done = false;
   };
+  struct Outcome {
+    SessionState state;
+    SessionEvent::Kind event;
+    std::exception_ptr error;  // where it has failed
+  };
 
   void before_ranks(comm::RankGroup& group) override;
   void after_ranks() noexcept override;
@@ -86,10 +91,10 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   void set_progress(const Progress& progress);
   void change_state(SessionState state);
   void post(SessionEvent::Kind kind, std::string text = {});
-  void answer_what_is_left(std::exception_ptr error);
-  std::exception_ptr problem_of_requests() const;
-  void fail_saves(const std::exception_ptr& problem);
-  void end(std::exception_ptr error) noexcept;
+  Outcome outcome_of(const std::exception_ptr& error) const;
+  std::function<void()> answer_requests(const Outcome& outcome);
+  void answer_what_is_left(const std::exception_ptr& error);
+  void end(const std::exception_ptr& error) noexcept;
   void run_launch();
   void take_final_weights() noexcept;
   StepFollower& follower(int rank) { return *followers_[static_cast<std::size_t>(rank)]; }

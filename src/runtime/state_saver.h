@@ -13,11 +13,9 @@
 
 #include "runtime/snapshot.h"
 #include "tandem/io/checkpoint_directory.h"
+#include "tandem/runtime/checkpoint_options.h"
 
 namespace tandem {
-
-/// Hears how a save has ended.
-using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// One at a time. Belongs to rank 0. Destroyed when the last one is written.
 class StateSaver {
@@ -28,8 +26,7 @@ class StateSaver {
     std::map<std::string, std::string> info;
     bool in_series = false;  ///< one of a series (io/checkpoint_series.h), of which `total_limit` stay
     std::optional<std::int64_t> total_limit;
-    /// Hears how a save in the background has ended, on the thread that writes. Empty: `wait` throws what went wrong.
-    SaveWritten written{};
+    SaveWritten written{};  ///< of a save in the background; empty: `wait` throws what went wrong
   };
 
   /// Whether one is being written.

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -35,8 +34,6 @@ namespace tandem {
 
 class Checkpoints;
 class RankProfiler;
-/// Hears how a save in the background has ended, on the thread that has written it.
-using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <map>
 #include <optional>
@@ -30,6 +31,9 @@ struct SaveStateOptions {
   WhenBusy when_busy = WhenBusy::wait;             ///< with `background`
   std::uint64_t max_shard_bytes = 10'000'000'000;  ///< as io::ModelFileOptions
 };
+
+/// Hears how a save in the background has ended, on the thread that has written it.
+using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// An object of the program's that is part of the state. See Accelerator::register_for_checkpointing.
 struct StateObject {
