@@ -12,14 +12,19 @@
 
 namespace tandem::nn {
 
-// lazy_clone_storage would make such a storage of most others, but not of memory in the middle of one, nor of memory
-// that another allocator than LibTorch's keeps.
-at::Tensor lendable(const at::Tensor& of) {
-  auto keeper = std::make_unique<at::Storage>(of.storage());
-  std::unique_ptr<void, c10::DeleterFnPtr> kept(keeper.release(),
-                                                [](void* storage) { delete static_cast<at::Storage*>(storage); });
+// lazy_clone_storage would make such memory of most storages, but not of memory in the middle of one, nor of memory that
+// another allocator than LibTorch's keeps.
+at::DataPtr copy_on_write(void* data, std::shared_ptr<void> keeper, c10::Device device) {
+  auto holder = std::make_unique<std::shared_ptr<void>>(std::move(keeper));
+  std::unique_ptr<void, c10::DeleterFnPtr> kept(
+      holder.release(), [](void* pointer) { delete static_cast<std::shared_ptr<void>*>(pointer); });
   auto* context = new c10::impl::cow::COWDeleterContext(std::move(kept));  // cow_deleter deletes it
-  c10::DataPtr data(const_cast<void*>(of.const_data_ptr()), context, c10::impl::cow::cow_deleter, of.device());
+  return {data, context, c10::impl::cow::cow_deleter, device};
+}
+
+at::Tensor lendable(const at::Tensor& of) {
+  at::DataPtr data = copy_on_write(const_cast<void*>(of.const_data_ptr()), std::make_shared<at::Storage>(of.storage()),
+                                   of.device());
   const at::Storage storage(c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), of.nbytes(), std::move(data), c10::GetCPUAllocator(), /*resizable=*/false));
   return at::empty({0}, of.options().requires_grad(false)).set_(storage, 0, of.sizes(), of.strides());

@@ -80,11 +80,25 @@ GradientReducer::~GradientReducer() { stop(); }
 
 void GradientReducer::update() {
   stop();
-  weights_.unshare();
+  weights_.separate();
+  weights_.end();
   take_over_tensors();
   check_same_on_all_ranks();
   broadcast(0);
+  weights_.lend_again();
   watch_parameters();
+}
+
+void GradientReducer::leave_launch() {
+  stop();
+  if (module_.use_count() == 1) {  // nobody needs the weights any more
+    module_.reset();
+    index_.clear();
+    slots_.clear();
+    buffers_.clear();
+    parameters_.clear();
+  }
+  weights_.end();
 }
 
 void GradientReducer::take_over_tensors() {
@@ -174,7 +188,7 @@ void GradientReducer::clear_gradients() {
 void GradientReducer::broadcast(int root) {
   std::vector<at::Tensor> everything(buffers_);
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
-  communicator_.broadcast(everything, root);
+  weights_.write([&] { communicator_.broadcast(everything, root); });
   weights_.accept();
 }
 
@@ -189,8 +203,10 @@ void GradientReducer::average_weights() {
     (parameter.requires_grad() ? averaged : copied).push_back(parameter);
   if (options_.broadcast_buffers)
     for (const at::Tensor& buffer : buffers_) (has_mean(buffer) ? averaged : copied).push_back(buffer);
-  if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
-  if (!copied.empty()) communicator_.broadcast(copied, 0);
+  weights_.write([&] {
+    if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
+    if (!copied.empty()) communicator_.broadcast(copied, 0);
+  });
   for (std::size_t i = 0; i < slots_.size(); ++i)
     slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }

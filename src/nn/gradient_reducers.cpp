@@ -28,7 +28,7 @@ void GradientReducers::add(const std::shared_ptr<GradientReducer>& reducer) {
 void GradientReducers::shorten(std::size_t size) {
   while (all_.size() > size) {
     // The user may keep the model, and with it the reducer, for longer than the launch.
-    all_.back()->stop();
+    all_.back()->leave_launch();
     all_.back()->reducers_ = nullptr;
     std::erase(turns_, all_.back().get());
     all_.pop_back();

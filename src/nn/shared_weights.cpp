@@ -2,79 +2,236 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "nn/lent_storage.h"
 #include "nn/memory.h"
 #include "tandem/comm/describe_call.h"
 
 namespace tandem::nn {
 namespace {
 
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  if (a.scalar_type() != b.scalar_type() || !same_order_in_memory(a, b)) return false;
-  return std::memcmp(a.data_ptr(), b.data_ptr(), a.nbytes()) == 0;
-}
-
 comm::CallRecord record() { return comm::describe_object_call(comm::Operation::share_weights, typeid(SharedWeights)); }
 
+bool same_bytes(const void* a, const void* b, std::size_t bytes) { return a == b || std::memcmp(a, b, bytes) == 0; }
+
+bool same_bytes(const at::Storage& a, const at::Storage& b) {
+  return a.nbytes() == b.nbytes() && same_bytes(a.data(), b.data(), a.nbytes());
+}
+
+// The elements' bytes, as numbers: NaN is equal to itself then.
+at::Tensor bytes_of_elements(const at::Tensor& tensor) {
+  return tensor.detach().contiguous().view({-1}).view(at::kByte);
+}
+
 }  // namespace
+
+// Where the parameters lie, for the ranks to compare.
+struct SharedWeights::Candidates {
+  struct Place {
+    std::ptrdiff_t storage = -1;  // in storages; -1: the parameter has none that is its memory
+    std::int64_t offset = 0;
+    std::vector<std::int64_t> strides;
+    bool operator==(const Place&) const = default;
+  };
+  std::vector<Place> places;  // of the parameters
+  std::vector<at::Storage> storages;
+  std::vector<std::uint8_t> possible;  // whether they can be lent
+};
 
 SharedWeights::SharedWeights(const NamedTensors& parameters, comm::Communicator& communicator, comm::RankGroup& group)
     : parameters_(parameters), communicator_(communicator), group_(group) {}
 
-void SharedWeights::accept() {
-  seen_.clear();
-  for (const auto& [name, parameter] : parameters_)
-    seen_.push_back({parameter.data_ptr(), static_cast<std::uint32_t>(parameter._version())});
-}
+SharedWeights::~SharedWeights() = default;
 
-std::optional<std::string> SharedWeights::written() const {
-  for (std::size_t i = 0; i < seen_.size(); ++i) {
-    const auto& [name, parameter] = parameters_[i];
-    if (parameter.data_ptr() != seen_[i].data || static_cast<std::uint32_t>(parameter._version()) != seen_[i].version)
-      return name;
+SharedWeights::Candidates SharedWeights::candidates() const {
+  Candidates found;
+  std::unordered_map<const void*, std::ptrdiff_t> known;
+  for (const auto& [name, parameter] : parameters_) {
+    auto& place = found.places.emplace_back();
+    if (!parameter.is_cpu() || parameter.layout() != at::kStrided || !parameter.has_storage()) continue;
+    const at::Storage& storage = parameter.storage();
+    const auto [entry, is_new] =
+        known.try_emplace(storage.unsafeGetStorageImpl(), static_cast<std::ptrdiff_t>(found.storages.size()));
+    place = {entry->second, parameter.storage_offset(), parameter.strides().vec()};
+    if (!is_new) continue;
+    found.storages.push_back(storage);
+    const bool taken = std::any_of(touched_.begin(), touched_.end(), [&](const auto& weak) {
+      return weak.lock().get() == storage.unsafeGetStorageImpl();
+    });
+    found.possible.push_back(LentStorage::possible(storage) && !taken ? 1 : 0);
   }
-  return std::nullopt;
+  return found;
 }
 
-bool SharedWeights::shareable() const {
-  return !forbidden_ && std::all_of(parameters_.begin(), parameters_.end(), [](const auto& named) {
-    const at::Tensor& parameter = named.second;
-    return parameter.is_cpu() && parameter.layout() == at::kStrided && parameter.is_non_overlapping_and_dense();
-  });
+// Of flags in the same order on all ranks, whether any rank's is set, or all are.
+std::vector<std::uint8_t> SharedWeights::agreed(const std::vector<std::uint8_t>& mine, bool any) const {
+  std::vector<std::uint8_t> all(mine);
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &mine);
+  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+    const auto& theirs = call.payload<std::vector<std::uint8_t>>(peer);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = any ? all[i] | theirs[i] : all[i] & theirs[i];
+  }
+  return all;
 }
 
-bool SharedWeights::equal_on_all_ranks() const {
-  bool equal = true;
+void SharedWeights::lend(Lending lending) {
+  end();
+  lending_ = lending;
+  separated_ = false;
+  if (lending == Lending::none || !communicator_.shares_memory() || communicator_.world_size() == 1) return;
+  const Candidates mine = candidates();
+  std::vector<std::uint8_t> fits(parameters_.size(), 0);
   {
-    const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &parameters_);
-    const auto& main = call.payload<NamedTensors>(0);
-    for (std::size_t i = 0; equal && communicator_.rank() != 0 && i < parameters_.size(); ++i)
-      equal = same_bits(parameters_[i].second, main[i].second);
+    const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &mine);
+    const auto& main = call.payload<Candidates>(0);
+    std::vector<std::uint8_t> storage_fits(mine.possible);
+    const bool alike = mine.places == main.places;
+    for (std::size_t s = 0; s < storage_fits.size(); ++s)
+      storage_fits[s] = alike && storage_fits[s] && same_bytes(mine.storages[s], main.storages[s]) ? 1 : 0;
+    for (std::size_t i = 0; i < fits.size(); ++i)
+      if (mine.places[i].storage >= 0) fits[i] = storage_fits[static_cast<std::size_t>(mine.places[i].storage)];
   }
-  const auto all = group_.meet(communicator_.rank(), record(), equal ? 1 : 0);
-  return std::all_of(all.begin(), all.end(), [](std::uint64_t one) { return one == 1; });
+  fits = agreed(fits, /*any=*/false);
+  std::unordered_map<std::ptrdiff_t, std::size_t> places;
+  for (std::size_t i = 0; i < fits.size(); ++i) {
+    if (!fits[i]) continue;
+    const std::ptrdiff_t storage = mine.places[i].storage;
+    const auto [entry, is_new] = places.try_emplace(storage, lent_.size());
+    if (is_new) lent_.push_back(std::make_unique<LentStorage>(mine.storages[static_cast<std::size_t>(storage)]));
+    place_of_[parameters_[i].second.unsafeGetTensorImpl()] = entry->second;
+  }
+  separated_ = lending == Lending::shared;
+  share();
+}
+
+void SharedWeights::end() {
+  std::vector<std::size_t> all;
+  for (std::size_t k = 0; k < lent_.size(); ++k)
+    if (lent_[k] && !lent_[k]->untouched()) all.push_back(k);
+  give_up(all);
+  lent_.clear();
+  place_of_.clear();
+}
+
+std::optional<std::size_t> SharedWeights::lent_storage(const at::Tensor& parameter) const {
+  const auto found = place_of_.find(parameter.unsafeGetTensorImpl());
+  if (found == place_of_.end() || !lent_[found->second]) return std::nullopt;
+  return found->second;
+}
+
+bool SharedWeights::shares(const at::Tensor& parameter) const {
+  return lending_ == Lending::shared && !separated_ && lent_storage(parameter).has_value();
+}
+
+bool SharedWeights::touched(const at::Tensor& parameter) const {
+  const auto place = lent_storage(parameter);
+  return place && !(lent_[*place]->untouched() && lent_[*place]->holds(parameter));
+}
+
+void SharedWeights::notice() {
+  if (lent_.empty()) return;
+  std::vector<std::uint8_t> mine(lent_.size(), 0);
+  for (const auto& [name, parameter] : parameters_)
+    if (touched(parameter)) mine[place_of_.at(parameter.unsafeGetTensorImpl())] = 1;
+  const auto any = agreed(mine, /*any=*/true);
+  std::vector<std::size_t> storages;
+  for (std::size_t k = 0; k < any.size(); ++k)
+    if (any[k]) storages.push_back(k);
+  give_up(storages);
+}
+
+void SharedWeights::give_up(const std::vector<std::size_t>& storages) {
+  for (const std::size_t k : storages) {
+    if (!lent_[k]) continue;
+    touched_.emplace_back(lent_[k]->storage().getIntrusivePtr());
+    lent_[k].reset();
+  }
+}
+
+void SharedWeights::separate() {
+  if (lending_ != Lending::shared || separated_) return;
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);  // all copy before anybody writes
+  separated_ = true;
+  if (communicator_.rank() == 0) return;
+  for (const auto& lent : lent_)
+    if (lent) lent->separate();
 }
 
 void SharedWeights::share() {
-  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &parameters_);
-  const auto& main = call.payload<NamedTensors>(0);
-  for (std::size_t i = 0; communicator_.rank() != 0 && i < parameters_.size(); ++i)
-    at::Tensor(parameters_[i].second).set_data(alias_of(main[i].second));
-  shared_ = true;
-  accept();
+  if (!std::exchange(separated_, false)) return;
+  std::vector<std::uint8_t> fits(lent_.size(), 0);
+  for (const auto& [name, parameter] : parameters_)
+    if (const auto place = lent_storage(parameter)) fits[*place] = 1;
+  for (const auto& [name, parameter] : parameters_)
+    if (const auto place = lent_storage(parameter); place && touched(parameter)) fits[*place] = 0;
+  {
+    const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);
+    const auto& main = call.payload<SharedWeights>(0);
+    for (std::size_t k = 0; k < lent_.size(); ++k)
+      if (fits[k] && communicator_.rank() != 0)
+        fits[k] = main.lent_[k]->untouched() && same_bytes(lent_[k]->storage(), main.lent_[k]->storage()) ? 1 : 0;
+  }
+  fits = agreed(fits, /*any=*/false);
+  std::vector<std::size_t> others;
+  for (std::size_t k = 0; k < fits.size(); ++k)
+    if (!fits[k]) others.push_back(k);
+  give_up(others);
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);
+  if (communicator_.rank() == 0) return;
+  const auto& main = call.payload<SharedWeights>(0);
+  for (std::size_t k = 0; k < lent_.size(); ++k)
+    if (lent_[k]) lent_[k]->refer_to(main.lent_[k]->memory());
 }
 
-void SharedWeights::unshare() {
-  if (!shared_) return;
-  // All have their copies before anybody writes.
-  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &parameters_);
-  const at::NoGradGuard no_grad;
+void SharedWeights::write(const std::function<void()>& write) {
+  std::vector<LentStorage*> all;
+  for (const auto& lent : lent_)
+    if (lent) all.push_back(lent.get());
+  const LentStorage::Writing writing(std::move(all));
+  write();
+}
+
+std::vector<LentStorage*> SharedWeights::storages_of(const std::vector<at::Tensor>& parameters) const {
+  std::vector<LentStorage*> storages;
+  for (const at::Tensor& parameter : parameters)
+    if (const auto place = lent_storage(parameter)) storages.push_back(lent_[*place].get());
+  std::sort(storages.begin(), storages.end());
+  storages.erase(std::unique(storages.begin(), storages.end()), storages.end());
+  return storages;
+}
+
+void SharedWeights::accept() {
+  seen_.clear();
   for (const auto& [name, parameter] : parameters_)
-    if (communicator_.rank() != 0) at::Tensor(parameter).set_data(parameter.detach().clone(at::MemoryFormat::Preserve));
-  shared_ = false;
-  accept();
+    seen_.push_back({parameter.const_data_ptr(), static_cast<std::uint32_t>(parameter._version())});
+}
+
+bool SharedWeights::written() const {
+  for (std::size_t i = 0; i < seen_.size(); ++i) {
+    const at::Tensor& parameter = parameters_[i].second;
+    if (lent_storage(parameter)) continue;
+    if (parameter.const_data_ptr() != seen_[i].data ||
+        static_cast<std::uint32_t>(parameter._version()) != seen_[i].version)
+      return true;
+  }
+  return false;
+}
+
+bool SharedWeights::equal_on_all_ranks() const {
+  const at::NoGradGuard no_grad;
+  bool equal = true;
+  for (const auto& [name, parameter] : parameters_) {
+    const at::Tensor mine = bytes_of_elements(parameter);
+    at::Tensor main = mine.clone();
+    communicator_.broadcast(main, 0);
+    equal = equal && at::equal(mine, main);
+  }
+  const auto all = group_.meet(communicator_.rank(), record(), equal ? 1 : 0);
+  return std::all_of(all.begin(), all.end(), [](std::uint64_t one) { return one == 1; });
 }
 
 }  // namespace tandem::nn

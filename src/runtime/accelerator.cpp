@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "backend/rank_memory.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
@@ -37,17 +38,35 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   options.check_finite = options.check_finite && !prepared_.scaler;
   reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, options);
   prepared_.reducers.add(reducer);
+  lend_weights(reducer->weights());
   return reducer;
+}
+
+void Accelerator::lend_weights(nn::SharedWeights& weights) {
+  const Sharding sharding = context_.state->config.sharding;
+  if (!device().is_cpu() || sharding == Sharding::none) return;
+  weights.lend(sharding == Sharding::automatic ? nn::Lending::shared : nn::Lending::own);
+  if (context_.gradients.local_sgd || reductions_in_join_) weights.separate();
+  free_rank_memory();  // of the rank's own copy
+}
+
+// Until `go_on_together`, ranks update their weights by themselves.
+void Accelerator::go_on_apart() {
+  for (const auto& reducer : prepared_.reducers) reducer->weights().separate();
+  for_each_sharded(&optim::ShardedOptimizer::pause);
+}
+
+void Accelerator::go_on_together() {
+  for (const auto& reducer : prepared_.reducers) reducer->weights().share();
+  for_each_sharded(&optim::ShardedOptimizer::resume);
 }
 
 std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
   const Sharding sharding = context_.state->config.sharding;
-  const bool automatic = sharding == Sharding::automatic;
-  if (world_size() == 1 || sharding == Sharding::none || (automatic && !device().is_cpu())) return nullptr;
-  using Weights = optim::ShardedOptimizer::Weights;
-  auto sharded =
-      std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group, prepared_.reducers,
-                                                automatic ? Weights::shared : Weights::own);
+  const bool wanted = sharding == Sharding::optimizer || (sharding == Sharding::automatic && device().is_cpu());
+  if (world_size() == 1 || !wanted) return nullptr;
+  auto sharded = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
+                                                           prepared_.reducers, context_.state->config.on_warning);
   if (context_.gradients.local_sgd || reductions_in_join_) sharded->pause();
   return sharded;
 }
@@ -200,14 +219,14 @@ double Accelerator::factor_over_items(double items) {
 void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body) {
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
-  for_each_sharded(&optim::ShardedOptimizer::pause);
+  go_on_apart();
   {
     const FlagScope alone(context_.gradients.local_sgd, true);
     nn::LocalSgd local(prepared_.reducers, context_.gradients, steps);
     body(local);
     local.average();
   }
-  for_each_sharded(&optim::ShardedOptimizer::resume);
+  go_on_together();
 }
 
 void Accelerator::check_between_updates() const {

@@ -22,7 +22,7 @@ void Accelerator::begin_join() {
   if (reductions_in_join_) throw ConfigError("join_uneven_inputs within join_uneven_inputs");
   if (context_.state->config.gradient_reducer.static_graph)
     throw ConfigError("join_uneven_inputs with static_graph, which promises that all passes are alike; turn it off");
-  for_each_sharded(&optim::ShardedOptimizer::pause);  // ranks step as often as they like
+  go_on_apart();  // ranks step as often as they like
   reductions_in_join_ = 0;
 }
 
@@ -81,7 +81,7 @@ void Accelerator::take_over_from_last() {
     optimizer.set_updates(updates, skipped);
   }
   if (prepared_.scaler) prepared_.scaler->load_state(broadcast_object(prepared_.scaler->state(), last));
-  for_each_sharded(&optim::ShardedOptimizer::resume);
+  go_on_together();
 }
 
 }  // namespace tandem

@@ -36,11 +36,11 @@ std::string read_small(const io::CheckpointReader& reader, const std::string& na
 // Of weights that all ranks have in one memory, each rank writes a part; these are the others' parts.
 std::unordered_set<const void*> written_by_others(nn::GradientReducer& reducer, int rank, int world_size) {
   std::unordered_set<const void*> others, seen;
-  if (!reducer.weights().shared()) return others;
   for (const at::Tensor& parameter : reducer.module()->parameters()) {
     const void* const impl = parameter.unsafeGetTensorImpl();
     const int place = static_cast<int>(seen.size());
-    if (seen.insert(impl).second && place % world_size != rank) others.insert(impl);
+    if (seen.insert(impl).second && place % world_size != rank && reducer.weights().shares(parameter))
+      others.insert(impl);
   }
   return others;
 }
@@ -133,9 +133,11 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded) {
   std::vector<std::function<void()>> weights;
   for (const auto& reducer : prepared_.reducers) {
     const auto others = written_by_others(*reducer, ranks_.rank(), ranks_.world_size());
-    weights.push_back(io::prepare_load(loaded.models[index++], *reducer->module(), [&](const at::Tensor& tensor) {
-      return !others.contains(tensor.unsafeGetTensorImpl());
-    }));
+    weights.push_back([reducer, load = io::prepare_load(
+                                    loaded.models[index++], *reducer->module(),
+                                    [&](const at::Tensor& tensor) {
+                                      return !others.contains(tensor.unsafeGetTensorImpl());
+                                    })] { reducer->weights().write(load); });
   }
   index = 0;
   // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
@@ -226,6 +228,7 @@ std::string Checkpoints::load(const std::string& directory) {
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
   loaded = ranks_.broadcast_object(loaded);
+  for (const auto& reducer : prepared_.reducers) reducer->weights().notice();
   Steps steps;
   check_on_all(ranks_, [&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
   try {

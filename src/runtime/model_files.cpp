@@ -17,8 +17,8 @@ void Accelerator::save_module(const torch::nn::Module& module, const std::string
 void Accelerator::load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory) {
   const auto reducer = prepared_.reducers.find(*module);
   if (!reducer) throw ConfigError("load_model takes a model that this accelerator has prepared");
-  reducer->weights().unshare();  // another rank may still compute with them
-  on_main_for_all(*this, [&] { io::load_model(directory, *module); });
+  reducer->weights().separate();  // another rank may still compute with them
+  on_main_for_all(*this, [&] { reducer->weights().write([&] { io::load_model(directory, *module); }); });
   reducer->update();  // all get rank 0's weights
 }
 

@@ -126,6 +126,7 @@ class GradientReducer {
   void check_same_on_all_ranks() const;
   void watch_parameters();
   void stop();
+  void leave_launch();
 
   // ---- a pass, in this order; see GradientReducers
   void begin_pass();

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -11,40 +13,43 @@
 #include "tandem/comm/communicator.h"
 #include "tandem/nn/gradient_reducer.h"
 
+namespace tandem::nn {
+struct LentMemory;
+}
+
 namespace tandem::optim {
 
 /// Divides the update of an optimizer over the ranks: each updates its own parameters, and keeps the state of these
 /// only (Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 2020, stage 1).
 /// Results are those of the undivided step, to the bit.
 ///
-/// The first steps find out what is exact for this optimizer and its models, the same on all ranks:
+/// Before an update the ranks find out what is exact, the same on all ranks:
 ///
 /// - A class of optimizer that may need all parameters at once (all but LibTorch's SGD, Adam, AdamW, RMSprop and
-///   Adagrad), a parameter of no prepared model, and weights that differ between the ranks: not divided.
-/// - CPU ranks whose weights nobody else has written to between one step and the next: divided, and from
-///   then on all ranks have one copy of the weights (SharedWeights).
-/// - Otherwise: divided, and after each update every rank gets the others' parameters.
+///   Adagrad), a parameter of no prepared model, and one that is listed twice: not divided.
+/// - On CPU ranks each storage of weights that is lent (nn::SharedWeights) has a rank that updates the parameters on it.
+///   One that anybody has written to, by whatever way, or could have, each rank updates by itself from then on, as
+///   without division; so too when it was a parameter's state that was written to.
+/// - On GPUs: divided while all ranks' weights are equal, which is looked at after operators have written to them. What
+///   is written by ways that LibTorch does not count (Tensor::data(), pointers) has to be the same on all ranks.
 ///
-/// Weights that others write to later are compared: where ranks then differ, the division ends. Once ranks share their
-/// weights it is too late, because every rank's write was to the same memory: ConfigError.
-///
-/// On CPU ranks, between steps, the optimizer's state on each rank is complete, so that it can be saved as ever: for
-/// parameters of others it refers to their memory.
+/// Where ranks do not have one memory, each gets the new weights from those who have made them. Between steps the
+/// optimizer's state on each rank is complete, so that it can be saved as ever: for parameters of others it refers to
+/// their memory, on CPU ranks by copy-on-write.
 class ShardedOptimizer {
  public:
-  /// Whether ranks may share one copy of them.
-  enum class Weights { own, shared };
-
-  /// Refers to all of them. `models` are those that were prepared.
+  /// Refers to all of them. `models` are those that were prepared. `warn` hears once when ranks' weights have become
+  /// different.
   ShardedOptimizer(torch::optim::Optimizer& inner, comm::Communicator& communicator, comm::RankGroup& group,
-                   nn::GradientReducers& models, Weights weights);
+                   nn::GradientReducers& models, std::function<void(const std::string&)> warn = {});
+  ~ShardedOptimizer();
 
   /// One update of the inner optimizer: `update` is called with its groups cut down to what this rank is to update, and
   /// must update these. Collective, unless `divided` has become false.
   void step(const std::function<void()>& update);
 
-  /// Ends the division until `resume`: every rank gets the whole state and weights of its own, and steps by itself.
-  /// Collective.
+  /// Ends the division until `resume`: every rank gets the whole state, and steps by itself. The models' weights are
+  /// separated before (nn::SharedWeights::separate). Collective.
   void pause();
 
   /// The next step begins anew to find out what is exact. To be called on all ranks.
@@ -57,34 +62,48 @@ class ShardedOptimizer {
   /// Whether the last step was divided over the ranks.
   bool divided() const { return mode_ == Mode::divided; }
 
-  /// Whether this rank updates `parameter`, as of the last step.
-  bool owns(const at::Tensor& parameter) const;
-
  private:
   enum class Mode : std::uint8_t { unknown, divided, paused, whole };
+  struct Part;  // a parameter and its state
+  struct Found;
   class OwnGroups;
+  static constexpr int kEachRank = -1, kNobodyYet = -2;
 
+  // ---- who updates what
   bool classes_may_be_divided() const;
-  void partition();
-  void find_models();
+  void list_parts();
   void decide();
-  void share_weights();
+  void settle();
+  bool storages_overlap() const;
+  void give_up_touched();
+  void assign();
+  void list_own();
+  void make_whole();
+  bool touched(const Part& part) const;
+  bool lent() const { return communicator_.shares_memory(); }
+  void warn_of_differences(const std::vector<std::size_t>& parts);
+
+  // ---- an update
+  std::vector<nn::LentStorage*> storages_of(const std::function<bool(const Part&)>& wanted) const;
+  void update_own(const std::function<void()>& update);
   void give_weights();
+
+  // ---- state
+  void lend_own_state();
   void refer_to_state();
-  void make_whole(Mode mode);
+  void refer(Part& part, Found& found);
+  void own_state(Part& part);
+
   bool any_rank(bool mine) const;
-  int owner_of(const at::Tensor& parameter) const;
 
   torch::optim::Optimizer& inner_;
   comm::Communicator& communicator_;
   comm::RankGroup& group_;
   nn::GradientReducers& models_;
-  Weights weights_;
+  std::function<void(const std::string&)> warn_;
   Mode mode_ = Mode::unknown;
-  bool refers_ = false;                            // to the state of other ranks
-  std::vector<at::Tensor> parameters_;             // of all groups, in their order
-  std::vector<int> owners_;                        // of parameters_
-  std::vector<std::vector<at::Tensor>> own_;       // by group
+  std::vector<Part> parts_;                        // of all groups, in their order
+  std::vector<std::vector<at::Tensor>> own_;       // what this rank updates, by group
   std::vector<nn::GradientReducer*> with_models_;  // that the parameters belong to
   bool all_in_models_ = false;                     // each parameter belongs to one, and is listed once
   bool has_new_parts_ = false;                     // since `decide` has looked

@@ -457,6 +457,9 @@ class Accelerator : public RankHandle {
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
+  void lend_weights(nn::SharedWeights& weights);
+  void go_on_apart();
+  void go_on_together();
   void begin_micro_batch(bool close);
   void end_micro_batch() noexcept;
   data::LoaderContext loader_context();
