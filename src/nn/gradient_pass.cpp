@@ -7,6 +7,7 @@
 
 #include "nn/copy_on_write.h"
 #include "nn/finite_check.h"
+#include "nn/followed_tensors.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
 #include "tandem/comm/call_record.h"
@@ -260,8 +261,7 @@ void GradientReducer::reduce_rest(int main) {
     for (std::size_t i = 0; i < slots_.size(); ++i)
       if ((anywhere_[i] & (Told::kSparse | Told::kDense)) == Told::kSparse) reduce_sparse(i);
   }
-  if (options_.broadcast_buffers && !buffers_.empty() && communicator_.world_size() > 1)
-    communicator_.broadcast(buffers_, main);
+  followed_->follow(communicator_, group_, main);
 }
 
 void GradientReducer::reduce_unexpected() {

@@ -8,9 +8,12 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/optim/optimizer.h>
 
 #include "nn/copy_on_write.h"
 #include "nn/finite_check.h"
+#include "nn/followed_tensors.h"
 #include "nn/gradient_reducer_parts.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
@@ -47,6 +50,19 @@ std::optional<std::string> difference(const char* kind, int rank, const NamedTen
   return std::nullopt;
 }
 
+// Weights that a forward pass writes to, on each rank the rows that it has looked up.
+std::vector<at::Tensor> renormed_weights(const torch::nn::Module& module) {
+  std::vector<at::Tensor> weights;
+  const auto add_of = [&](const auto* embedding) {
+    if (embedding && embedding->options.max_norm()) weights.push_back(embedding->weight);
+  };
+  for (const auto& part : module.modules()) {
+    add_of(part->as<torch::nn::EmbeddingImpl>());
+    add_of(part->as<torch::nn::EmbeddingBagImpl>());
+  }
+  return weights;
+}
+
 // Calls `arrived` after a gradient was added to.
 class AfterAccumulation final : public torch::autograd::FunctionPostHook {
  public:
@@ -72,6 +88,7 @@ GradientReducer::GradientReducer(std::shared_ptr<torch::nn::Module> module, comm
       options_(options),
       weights_(parameters_, communicator, group),
       finite_check_(options.check_finite ? std::make_unique<FiniteCheck>() : nullptr),
+      followed_(std::make_unique<FollowedTensors>()),
       told_(std::make_unique<Told>()) {
   update();
 }
@@ -87,6 +104,7 @@ void GradientReducer::update() {
   broadcast(0);
   weights_.lend_again();
   watch_parameters();
+  followed_->watch(synchronized_buffers(), renormed_weights(*module_));
 }
 
 void GradientReducer::leave_launch() {
@@ -112,6 +130,13 @@ void GradientReducer::take_over_tensors() {
   reached_ = anywhere_;
   buffers_.clear();
   for (const auto& [name, buffer] : each_once(module_->named_buffers())) buffers_.push_back(buffer);
+}
+
+void GradientReducer::updated_by(const torch::optim::Optimizer& optimizer) {
+  if (!followed_->left_any()) return;
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& parameter : group.params())
+      if (has(parameter)) return followed_->forget_references();
 }
 
 void GradientReducer::check_same_on_all_ranks() const {

@@ -147,7 +147,7 @@ void SharedWeights::notice() {
 void SharedWeights::give_up(const std::vector<std::size_t>& storages) {
   for (const std::size_t k : storages) {
     if (!lent_[k]) continue;
-    touched_.emplace_back(lent_[k]->storage().getIntrusivePtr());
+    touched_.push_back(lent_[k]->storage().getWeakStorageImpl());
     lent_[k].reset();
   }
 }

@@ -43,7 +43,7 @@ struct ShardedOptimizer::Part {
   nn::GradientReducer* model = nullptr;
   int owner = kNobodyYet;
   // The state's defined tensors, on CPU ranks while the parameter has an owner.
-  std::vector<std::unique_ptr<nn::LentStorage>> state;
+  std::vector<std::unique_ptr<nn::LentStorage>> state{};
 
   void* key() const { return parameter.unsafeGetTensorImpl(); }
 };

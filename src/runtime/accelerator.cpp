@@ -42,6 +42,10 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   return reducer;
 }
 
+void Accelerator::after_update(const torch::optim::Optimizer& optimizer) {
+  for (const auto& reducer : prepared_.reducers) reducer->updated_by(optimizer);
+}
+
 void Accelerator::lend_weights(nn::SharedWeights& weights) {
   const Sharding sharding = context_.state->config.sharding;
   if (!device().is_cpu() || sharding == Sharding::none) return;

@@ -18,12 +18,20 @@
 #include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/shared_weights.h"
 
+namespace torch::optim {
+class Optimizer;
+}
+
 namespace tandem::nn {
 
 class FiniteCheck;
+class FollowedTensors;
 class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
+/// Buffers become rank 0's when a reduction ends, but for those that a graph which waits for its backward pass has
+/// saved: these follow with the next reduction after that. So do weights of embeddings with max_norm, which a forward
+/// pass writes to.
 ///
 /// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended.
 /// From then on the parameters that passes reach lie in buckets, in the order in which their gradients came on rank 0,
@@ -68,7 +76,7 @@ class GradientReducer {
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
 
-  /// The buffers that each reduction makes rank 0's.
+  /// The buffers that reductions make rank 0's.
   std::vector<at::Tensor> synchronized_buffers() const {
     return options_.broadcast_buffers ? buffers_ : std::vector<at::Tensor>();
   }
@@ -76,6 +84,9 @@ class GradientReducer {
   /// Throws Error when gradients of a reduction were infinite or NaN, as far as that is known; with `wait`, of all
   /// reductions so far. See GradientReducerOptions::check_finite.
   void throw_if_not_finite(bool wait);
+
+  /// Tells that `optimizer` has updated its parameters: graphs through a model that has one of them are of no use now.
+  void updated_by(const torch::optim::Optimizer& optimizer);
 
   /// Forgets what a backward pass has reached that is not reduced here.
   void forget_pass();
@@ -181,6 +192,7 @@ class GradientReducer {
   std::vector<Slot> slots_;  // of parameters_
   std::vector<Bucket> buckets_;
   std::unique_ptr<FiniteCheck> finite_check_;  // null: gradients are not looked at
+  std::unique_ptr<FollowedTensors> followed_;
   GradientReducers* reducers_ = nullptr;       // told when a bucket may be ready
 
   // Of the current pass.

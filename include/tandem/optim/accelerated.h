@@ -49,11 +49,13 @@ class AcceleratedOptimizer {
  public:
   /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
+  /// `updated` is called after each update.
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
-                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr)
+                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
+                       std::function<void()> updated = {})
       : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
                                                 fused ? std::optional(FusedStep(inner)) : std::nullopt,
-                                                std::move(sharded)})) {}
+                                                std::move(sharded), std::move(updated)})) {}
 
   /// Updates the parameters, when gradients are in sync. With a scaler: unless one of their gradients, on any rank, is
   /// infinite or NaN. Collective then, with a scaler or a division of the updates. Throws what GradScaler::step and
@@ -67,7 +69,9 @@ class AcceleratedOptimizer {
       shared_->skipped = !shared_->scaler->step(shared_->inner, [this] { update(); });
     else
       update();
-    if (!shared_->skipped) shared_->updates += 1;
+    if (shared_->skipped) return;
+    shared_->updates += 1;
+    if (shared_->updated) shared_->updated();
   }
 
   /// True when the last step changed nothing because a gradient was infinite or NaN. The same on all ranks.
@@ -104,6 +108,7 @@ class AcceleratedOptimizer {
     bool skipped;
     std::optional<FusedStep> fused_step;
     std::unique_ptr<ShardedOptimizer> sharded;
+    std::function<void()> updated;
   };
 
   void record_step(nn::Recording& recording) {

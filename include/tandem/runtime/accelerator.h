@@ -410,7 +410,8 @@ class Accelerator : public RankHandle {
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
-                                            context_.state->config.fused_optimizers, grad_scaler(), sharded(object));
+                                            context_.state->config.fused_optimizers, grad_scaler(), sharded(object),
+                                            [this, &object] { after_update(object); });
       prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
@@ -457,6 +458,7 @@ class Accelerator : public RankHandle {
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
+  void after_update(const torch::optim::Optimizer& optimizer);
   void lend_weights(nn::SharedWeights& weights);
   void go_on_apart();
   void go_on_together();

@@ -1,0 +1,90 @@
+#include "nn/followed_tensors.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "nn/memory.h"
+#include "tandem/comm/describe_call.h"
+#include "tandem/comm/rank_group.h"
+
+namespace tandem::nn {
+namespace {
+
+std::size_t references_of_storage(const at::Tensor& tensor) {
+  return tensor.has_storage() ? tensor.storage().use_count() : 0;
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.layout() == at::kStrided && a.is_non_overlapping_and_dense() && same_order_in_memory(a, b) &&
+         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+}
+
+}  // namespace
+
+void FollowedTensors::watch(std::vector<at::Tensor> buffers, std::vector<at::Tensor> in_any_case) {
+  all_.clear();
+  left_any_ = false;
+  // Moved, so that these lists do not count as references.
+  for (at::Tensor& tensor : buffers) all_.push_back({std::move(tensor), false, 0, 0});
+  for (at::Tensor& tensor : in_any_case) all_.push_back({std::move(tensor), true, 0, 0});
+  forget_references();
+}
+
+void FollowedTensors::forget_references() {
+  for (Followed& followed : all_) {
+    followed.tensor_references = followed.tensor.use_count();
+    followed.storage_references = references_of_storage(followed.tensor);
+  }
+}
+
+// Whether a graph may have saved it.
+bool FollowedTensors::waits(Followed& followed) {
+  const std::size_t of_tensor = followed.tensor.use_count(), of_storage = references_of_storage(followed.tensor);
+  const bool more = of_tensor > followed.tensor_references || of_storage > followed.storage_references;
+  followed.tensor_references = std::min(followed.tensor_references, of_tensor);
+  followed.storage_references = std::min(followed.storage_references, of_storage);
+  return more && !followed.in_any_case;
+}
+
+void FollowedTensors::follow(comm::Communicator& communicator, comm::RankGroup& group, int root) {
+  left_any_ = false;
+  if (all_.empty() || communicator.world_size() == 1) return;
+  const at::NoGradGuard no_grad;
+  if (communicator.shares_memory())
+    follow_in_shared_memory(communicator, group, root);
+  else
+    follow_by_broadcast(communicator, root);
+}
+
+// Reads the root's where they are, and writes only what differs: a write makes a graph that has saved the tensor useless.
+void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, comm::RankGroup& group, int root) {
+  comm::CallRecord record{.operation = comm::Operation::broadcast,
+                          .root = root,
+                          .tensors = static_cast<std::int32_t>(all_.size())};
+  const comm::RankGroup::Call call(group, communicator.rank(), record, &all_);
+  if (communicator.rank() == root) return;
+  const auto& main = call.payload<std::vector<Followed>>(root);
+  for (std::size_t i = 0; i < all_.size(); ++i) {
+    if (same_bits(all_[i].tensor, main[i].tensor)) continue;
+    if (waits(all_[i]))
+      left_any_ = true;
+    else
+      all_[i].tensor.detach().copy_(main[i].tensor.detach());
+  }
+}
+
+void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, int root) {
+  std::vector<at::Tensor> tensors;
+  for (Followed& followed : all_) {
+    const bool left = waits(followed) && communicator.rank() != root;
+    left_any_ = left_any_ || left;
+    tensors.push_back(left ? at::empty_like(followed.tensor) : followed.tensor.detach());
+  }
+  communicator.broadcast(tensors, root);
+}
+
+}  // namespace tandem::nn

@@ -1,0 +1,240 @@
+// When buffers, and weights that forward passes write to, follow rank 0.
+#include <functional>
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
+
+#include "support/ranks.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+torch::nn::Sequential generator() {
+  return torch::nn::Sequential(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4));
+}
+
+torch::nn::Sequential critic() {
+  return torch::nn::Sequential(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4), torch::nn::Linear(4, 1));
+}
+
+at::Tensor noise(int rank, int step) {
+  return at::arange(32, at::kFloat).view({8, 4}).mul(0.37 * (rank + 1)).add(step).sin();
+}
+
+std::vector<at::Tensor> copies(const std::vector<at::Tensor>& tensors) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.detach().clone());
+  return result;
+}
+
+bool equal(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const auto& one, const auto& other) { return at::equal(one, other); });
+}
+
+// What a step does with two models whose forward passes and backward passes come in some order.
+struct Order {
+  const char* name;
+  std::function<void(Accelerator&, torch::nn::Sequential&, torch::nn::Sequential&, int step)> step;
+};
+
+// Each is a step that plain LibTorch takes without an error.
+const Order kOrders[] = {
+    {"the issue's GAN",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential& d, int step) {
+       const auto fake = g->forward(noise(a.rank(), step));
+       a.backward(d->forward(fake.detach()).mean());
+       a.backward(d->forward(fake).mean());
+     }},
+    {"one forward, two losses",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential&, int step) {
+       const auto out = g->forward(noise(a.rank(), step));
+       a.backward(out.mean(), {.retain_graph = true});
+       a.backward(out.pow(2).mean());
+     }},
+    {"a frozen batch norm, two losses",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential&, int step) {
+       g[1]->eval();
+       const auto out = g->forward(noise(a.rank(), step));
+       a.backward(out.mean(), {.retain_graph = true});
+       a.backward(out.pow(2).mean());
+       g[1]->train();
+     }},
+    {"a batch norm that learns and is frozen in the same step",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential&, int step) {
+       const auto learns = g->forward(noise(a.rank(), step));
+       g[1]->eval();
+       const auto frozen = g->forward(noise(a.rank(), step + 1));
+       g[1]->train();
+       a.backward(learns.pow(2).mean());
+       a.backward(frozen.pow(2).mean());
+     }},
+    {"two forwards, then two backwards",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential&, int step) {
+       const auto first = g->forward(noise(a.rank(), step)), second = g->forward(noise(a.rank(), step + 1));
+       a.backward(first.pow(2).mean());
+       a.backward(second.pow(2).mean());
+     }},
+    {"a gradient penalty",
+     [](Accelerator& a, torch::nn::Sequential&, torch::nn::Sequential& d, int step) {
+       const auto real = noise(a.rank(), step).requires_grad_();
+       const auto out = d->forward(real);
+       const auto slope = torch::autograd::grad({out.sum()}, {real}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+       a.backward(out.mean(), {.retain_graph = true});
+       a.backward(slope.pow(2).sum());
+     }},
+    {"a part that is computed again in backward",
+     [](Accelerator& a, torch::nn::Sequential& g, torch::nn::Sequential& d, int step) {
+       const auto input = noise(a.rank(), step);
+       const auto fake = g->forward(input);
+       a.backward(d->forward(fake.detach()).mean());
+       const auto again = g->forward(input);
+       a.backward(d->forward(again).mean() + fake.pow(2).mean());
+     }},
+};
+
+struct Ended {
+  std::vector<at::Tensor> buffers, gradients;
+};
+
+enum class Around { nothing, accumulation, no_sync_first, join, local_sgd };
+
+Ended train(Accelerator& a, const Order& order, Around around, bool steps) {
+  auto g = generator(), d = critic();
+  torch::optim::SGD of_g(g->parameters(), 0.05), of_d(d->parameters(), 0.05);
+  auto [gen, disc, opt_g, opt_d] = a.prepare(g, d, of_g, of_d);
+  {
+    const at::NoGradGuard no_grad;
+    double value = 0;
+    for (auto* net : {&g, &d})
+      for (auto& parameter : (*net)->parameters())
+        parameter.copy_(at::arange(parameter.numel(), at::kFloat).view(parameter.sizes()).add(value += 1).sin());
+  }
+  const auto one = [&](int step) {
+    order.step(a, g, d, step);
+    if (!steps) return;
+    opt_g.step();
+    opt_d.step();
+    opt_g.zero_grad();
+    opt_d.zero_grad();
+  };
+  const auto all = [&] {
+    for (int step = 0; step < 4; ++step) {
+      if (around == Around::accumulation) {
+        const auto window = a.accumulate(gen);
+        one(step);
+      } else if (around == Around::no_sync_first && step == 0) {
+        const auto alone = a.no_sync();
+        order.step(a, g, d, step);
+      } else {
+        one(step);
+      }
+    }
+  };
+  if (around == Around::join)
+    a.join_uneven_inputs(all);
+  else if (around == Around::local_sgd)
+    a.local_sgd(2, [&](nn::LocalSgd& local) {
+      for (int step = 0; step < 4; ++step) {
+        one(step);
+        local.step();
+      }
+    });
+  else
+    all();
+  Ended ended;
+  for (auto* net : {&g, &d}) {
+    for (const auto& buffer : copies((*net)->buffers())) ended.buffers.push_back(buffer);
+    for (const auto& parameter : (*net)->parameters())
+      ended.gradients.push_back(parameter.grad().defined() ? parameter.grad().clone() : at::zeros({1}));
+  }
+  return ended;
+}
+
+}  // namespace
+
+TEST_CASE("passes in any order that LibTorch allows work on several ranks, and buffers follow rank 0") {
+  for (const Order& order : kOrders)
+    for (const Around around :
+         {Around::nothing, Around::accumulation, Around::no_sync_first, Around::join, Around::local_sgd})
+      for (const bool steps : {true, false})
+        for (const int ranks : {2, 3}) {
+          CAPTURE(order.name, static_cast<int>(around), steps, ranks);
+          const auto ended = on_ranks<Ended>(
+              ranks, [&](Accelerator& a) { return train(a, order, around, steps); },
+              {.gradient_accumulation_steps = around == Around::accumulation ? 2 : 1});
+          for (int rank = 1; rank < ranks; ++rank)
+            CHECK(equal(ended[0].buffers, ended[static_cast<std::size_t>(rank)].buffers));
+        }
+}
+
+TEST_CASE("a graph that waits for its backward pass gets the gradient of the buffers that it was made with") {
+  // The batch norm is frozen in the waiting graph, whose gradient needs the buffers; they are other ones on each rank.
+  const auto gradients = [](int ranks, bool broadcast) {
+    return on_ranks<at::Tensor>(
+        ranks,
+        [](Accelerator& a) {
+          torch::nn::BatchNorm1d norm(4);
+          torch::nn::Linear other(4, 1);
+          auto [model, head] = a.prepare(norm, other);
+          norm->forward(noise(a.rank(), 0));  // each rank's own buffers
+          norm->eval();
+          const auto input = noise(a.rank(), 1).requires_grad_();
+          const auto frozen = norm->forward(input);
+          a.backward(other->forward(noise(a.rank(), 2)).mean());
+          return torch::autograd::grad({frozen.pow(2).sum()}, {input})[0];
+        },
+        {.gradient_reducer = {.broadcast_buffers = broadcast}});
+  };
+  const auto follow = gradients(2, true), apart = gradients(2, false);
+  for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(follow[rank], apart[rank]));
+}
+
+TEST_CASE("a buffer that the program holds follows after the next update") {
+  const auto means = on_ranks<at::Tensor>(2, [](Accelerator& a) {
+    torch::nn::Sequential net(torch::nn::BatchNorm1d(4));
+    torch::optim::SGD sgd(net->parameters(), 0.1);
+    auto [model, optimizer] = a.prepare(net, sgd);
+    const at::Tensor held = net->buffers()[0];
+    const auto view = held.view({2, 2});
+    for (int step = 0; step < 2; ++step) {
+      a.backward(net->forward(noise(a.rank(), step)).pow(3).mean());
+      optimizer.step();
+    }
+    return view.clone();
+  });
+  CHECK(at::equal(means[0], means[1]));
+}
+
+TEST_CASE("embeddings with max_norm, which write to their weights in forward, are rank 0's on all ranks") {
+  const bool bag = GENERATE(true, false);
+  const auto sharding = GENERATE(Sharding::automatic, Sharding::none, Sharding::optimizer);
+  const auto weights = on_ranks<std::vector<at::Tensor>>(
+      3,
+      [&](Accelerator& a) {
+        torch::nn::Embedding words(torch::nn::EmbeddingOptions(9, 4).max_norm(0.5));
+        torch::nn::EmbeddingBag bags(torch::nn::EmbeddingBagOptions(9, 4).max_norm(0.5));
+        torch::nn::Linear head(4, 1);
+        auto table = bag ? bags->weight : words->weight;
+        torch::optim::SGD sgd({table, head->weight, head->bias}, torch::optim::SGDOptions(0.5).momentum(0.9));
+        auto [m1, m2, m3, optimizer] = a.prepare(words, bags, head, sgd);
+        for (int step = 0; step < 5; ++step) {
+          const auto rows = at::tensor({a.rank(), (a.rank() + step) % 9, (2 * a.rank() + step) % 9}, at::kLong);
+          const auto looked_up = bag ? bags->forward(rows.view({1, 3})) : words->forward(rows);
+          a.backward(head->forward(looked_up).pow(2).mean());
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+        return copies({table, head->weight});
+      },
+      {.sharding = sharding});
+  CHECK(equal(weights[0], weights[1]));
+  CHECK(equal(weights[0], weights[2]));
+}
