@@ -50,14 +50,20 @@ bool FollowedTensors::waits(Followed& followed) {
   return more && !followed.in_any_case;
 }
 
+// The root's own values stay as they are, so it waits for nothing.
+std::vector<bool> FollowedTensors::waiting(bool is_root) {
+  std::vector<bool> flags;
+  for (Followed& followed : all_) flags.push_back(waits(followed) && !is_root);
+  return flags;
+}
+
 void FollowedTensors::follow(comm::Communicator& communicator, comm::RankGroup& group, int root) {
-  left_any_ = false;
   if (all_.empty() || communicator.world_size() == 1) return;
   const at::NoGradGuard no_grad;
   if (communicator.shares_memory())
     follow_in_shared_memory(communicator, group, root);
   else
-    follow_by_broadcast(communicator, root);
+    follow_by_broadcast(communicator, group, root);
 }
 
 // Reads the root's where they are, and writes only what differs: a write makes a graph that has saved the tensor useless.
@@ -65,25 +71,32 @@ void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, 
   comm::CallRecord record{.operation = comm::Operation::broadcast,
                           .root = root,
                           .tensors = static_cast<std::int32_t>(all_.size())};
-  const comm::RankGroup::Call call(group, communicator.rank(), record, &all_);
-  if (communicator.rank() == root) return;
-  const auto& main = call.payload<std::vector<Followed>>(root);
-  for (std::size_t i = 0; i < all_.size(); ++i) {
-    if (same_bits(all_[i].tensor, main[i].tensor)) continue;
-    if (waits(all_[i]))
-      left_any_ = true;
-    else
-      all_[i].tensor.detach().copy_(main[i].tensor.detach());
+  struct Mine {
+    const std::vector<Followed>& all;
+    std::vector<bool> waiting;
+  };
+  const Mine mine{all_, waiting(communicator.rank() == root)};
+  const comm::RankGroup::Call call(group, communicator.rank(), record, &mine);
+  left_any_ = false;
+  for (int rank = 0; rank < communicator.world_size(); ++rank) {
+    const auto& theirs = call.payload<Mine>(rank).waiting;
+    left_any_ = left_any_ || std::find(theirs.begin(), theirs.end(), true) != theirs.end();
   }
+  if (communicator.rank() == root) return;
+  const auto& main = call.payload<Mine>(root).all;
+  for (std::size_t i = 0; i < all_.size(); ++i)
+    if (!mine.waiting[i] && !same_bits(all_[i].tensor, main[i].tensor))
+      all_[i].tensor.detach().copy_(main[i].tensor.detach());
 }
 
-void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, int root) {
+void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, comm::RankGroup& group, int root) {
+  const auto mine = waiting(communicator.rank() == root);
+  const bool any = std::find(mine.begin(), mine.end(), true) != mine.end();
+  const auto all = group.meet(communicator.rank(), {.operation = comm::Operation::broadcast, .root = root}, any ? 1 : 0);
+  left_any_ = std::any_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; });
   std::vector<at::Tensor> tensors;
-  for (Followed& followed : all_) {
-    const bool left = waits(followed) && communicator.rank() != root;
-    left_any_ = left_any_ || left;
-    tensors.push_back(left ? at::empty_like(followed.tensor) : followed.tensor.detach());
-  }
+  for (std::size_t i = 0; i < all_.size(); ++i)
+    tensors.push_back(mine[i] ? at::empty_like(all_[i].tensor) : all_[i].tensor.detach());
   communicator.broadcast(tensors, root);
 }
 

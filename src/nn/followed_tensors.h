@@ -13,8 +13,8 @@ namespace tandem::nn {
 /// writes to.
 ///
 /// A buffer that a graph has saved must not change before that graph's backward pass, so it is left alone by a rank as
-/// long as more refers to it than did when it was watched, and follows with a later reduction. What refers to it when
-/// the model's parameters are updated is no graph that can still be used; from then on it does not count.
+/// long as more refers to it than did when it was watched, and follows with a later reduction, or when the model's
+/// parameters are updated: what refers to it then is no graph that can still be used, and does not count from then on.
 class FollowedTensors {
  public:
   /// Watches these from now on. `in_any_case`: weights, which are written to whoever refers to them.
@@ -23,7 +23,7 @@ class FollowedTensors {
   /// Gives all ranks rank `root`'s, but for those that have to wait on a rank. Collective.
   void follow(comm::Communicator& communicator, comm::RankGroup& group, int root);
 
-  /// Whether the last `follow` left any as they were on this rank.
+  /// Whether the last `follow` left any as they were on some rank. The same on all ranks.
   bool left_any() const { return left_any_; }
 
   /// What refers to them now need not be waited for.
@@ -37,8 +37,9 @@ class FollowedTensors {
   };
 
   bool waits(Followed& followed);
+  std::vector<bool> waiting(bool is_root);
   void follow_in_shared_memory(comm::Communicator& communicator, comm::RankGroup& group, int root);
-  void follow_by_broadcast(comm::Communicator& communicator, int root);
+  void follow_by_broadcast(comm::Communicator& communicator, comm::RankGroup& group, int root);
 
   std::vector<Followed> all_;
   bool left_any_ = false;

@@ -134,9 +134,13 @@ void GradientReducer::take_over_tensors() {
 
 void GradientReducer::updated_by(const torch::optim::Optimizer& optimizer) {
   if (!followed_->left_any()) return;
-  for (const auto& group : optimizer.param_groups())
-    for (const at::Tensor& parameter : group.params())
-      if (has(parameter)) return followed_->forget_references();
+  const auto& groups = optimizer.param_groups();
+  const bool is_mine = std::any_of(groups.begin(), groups.end(), [this](const auto& group) {
+    return std::any_of(group.params().begin(), group.params().end(), [this](const auto& one) { return has(one); });
+  });
+  if (!is_mine) return;
+  followed_->forget_references();
+  followed_->follow(communicator_, group_, 0);
 }
 
 void GradientReducer::check_same_on_all_ranks() const {

@@ -43,6 +43,7 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
 }
 
 void Accelerator::after_update(const torch::optim::Optimizer& optimizer) {
+  if (context_.gradients.local_sgd || reductions_in_join_) return;  // ranks take different steps
   for (const auto& reducer : prepared_.reducers) reducer->updated_by(optimizer);
 }
 

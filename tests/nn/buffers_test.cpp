@@ -149,6 +149,7 @@ Ended train(Accelerator& a, const Order& order, Around around, bool steps) {
     });
   else
     all();
+  if (!steps) a.backward(g->forward(noise(0, 9)).mean() + d->forward(noise(0, 9)).mean());  // no graph waits any more
   Ended ended;
   for (auto* net : {&g, &d}) {
     for (const auto& buffer : copies((*net)->buffers())) ended.buffers.push_back(buffer);

@@ -29,8 +29,8 @@ class FollowedTensors;
 class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
-/// Buffers become rank 0's when a reduction ends, but for those that a graph which waits for its backward pass has
-/// saved: these follow with the next reduction after that. So do weights of embeddings with max_norm, which a forward
+/// Buffers become rank 0's when a reduction ends; one that a graph which waits for its backward pass has saved follows
+/// after the model's next update, or with a reduction after that pass. So do weights of embeddings with max_norm, which a forward
 /// pass writes to.
 ///
 /// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended.
@@ -85,7 +85,8 @@ class GradientReducer {
   /// reductions so far. See GradientReducerOptions::check_finite.
   void throw_if_not_finite(bool wait);
 
-  /// Tells that `optimizer` has updated its parameters: graphs through a model that has one of them are of no use now.
+  /// Tells that `optimizer` has updated its parameters. Graphs through a model that has one of them are of no use now,
+  /// so its buffers that had to wait for them become rank 0's. Collective.
   void updated_by(const torch::optim::Optimizer& optimizer);
 
   /// Forgets what a backward pass has reached that is not reduced here.

@@ -58,7 +58,7 @@ class AcceleratedOptimizer {
                                                 std::move(sharded), std::move(updated)})) {}
 
   /// Updates the parameters, when gradients are in sync. With a scaler: unless one of their gradients, on any rank, is
-  /// infinite or NaN. Collective then, with a scaler or a division of the updates. Throws what GradScaler::step and
+  /// infinite or NaN. Collective then. Throws what GradScaler::step and
   /// ShardedOptimizer::step throw.
   void step() {
     shared_->token.check();
