@@ -135,10 +135,17 @@ bool ShardedOptimizer::any_rank(bool mine) const {
   return std::any_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; });
 }
 
+// Whether this rank is about to step on a gradient that no reduction has made the same on all ranks. Weights part then.
+bool ShardedOptimizer::has_local_gradients() const {
+  return std::any_of(with_models_.begin(), with_models_.end(),
+                     [this](const nn::GradientReducer* model) { return model->has_local_gradient(parameters_); });
+}
+
 // All ranks have come here, and none reads weights, when it returns.
 void ShardedOptimizer::decide() {
+  const bool local = has_local_gradients();
   if (mode_ == Mode::unknown) {
-    bool possible = !any_rank(!classes_may_be_divided() || !all_in_models_);
+    bool possible = !any_rank(!classes_may_be_divided() || !all_in_models_ || local);
     for (std::size_t i = 0; possible && i < with_models_.size(); ++i)
       possible = with_models_[i]->weights().equal_on_all_ranks();
     if (!possible) return make_whole(Mode::whole);
@@ -149,7 +156,8 @@ void ShardedOptimizer::decide() {
   std::optional<std::string> written;
   for (const nn::GradientReducer* model : with_models_)
     if (!written) written = model->weights().written();
-  if (any_rank(written.has_value())) {
+  if (any_rank(written.has_value() || local)) {
+    if (any_rank(local)) return make_whole(Mode::whole);
     for (nn::GradientReducer* model : with_models_) {
       nn::SharedWeights& weights = model->weights();
       if (weights.shared())

@@ -21,6 +21,8 @@ namespace tandem::optim {
 ///
 /// - A class of optimizer that may need all parameters at once (all but LibTorch's SGD, Adam, AdamW, RMSprop and
 ///   Adagrad), a parameter of no prepared model, and weights that differ between the ranks: not divided.
+/// - Nor is a step on gradients that a rank's passes have added to since the last reduction (no_sync), and from then on
+///   none: each rank has gradients, weights and state of its own.
 /// - CPU ranks whose weights nobody else has written to between one step and the next: divided, and from
 ///   then on all ranks have one copy of the weights (SharedWeights).
 /// - Otherwise: divided, and after each update every rank gets the others' parameters.
@@ -73,6 +75,7 @@ class ShardedOptimizer {
   void refer_to_state();
   void make_whole(Mode mode);
   bool any_rank(bool mine) const;
+  bool has_local_gradients() const;
   int owner_of(const at::Tensor& parameter) const;
 
   torch::optim::Optimizer& inner_;
