@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
+#include <string>
 #include <unordered_set>
 
 #include <ATen/Functions.h>
@@ -10,6 +12,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "nn/memory.h"
+#include "tandem/core/error.h"
 
 namespace tandem::nn {
 namespace {
@@ -17,15 +20,39 @@ namespace {
 constexpr double kKeepsFromDividingByZero = 1e-6;  // PyTorch's
 constexpr std::int64_t kBlocksOfTask = 64;         // as much as at::parallel_for's usual grain
 
-std::vector<at::Tensor> tensors_of(const std::vector<ReducedGradient>& gradients) {
+// What is multiplied when the gradients are. (Those entries of a sparse tensor that have one place add up.)
+std::vector<at::Tensor> factors_of(const std::vector<ReducedGradient>& gradients) {
   std::vector<at::Tensor> tensors;
-  for (const ReducedGradient& one : gradients) tensors.push_back(one.gradient);
+  for (const ReducedGradient& one : gradients)
+    tensors.push_back(one.gradient.is_sparse() ? one.gradient.detach()._values() : one.gradient);
   return tensors;
 }
 
+// Numbers whose norm is that of the gradient.
+at::Tensor numbers_of(const at::Tensor& gradient, double norm_type) {
+  if (!gradient.is_sparse()) return gradient;
+  const at::Tensor values = gradient.detach().coalesce().values();
+  // Where the zeros between them count, one does as well as all.
+  if (norm_type >= 0 || values.numel() == gradient.numel()) return values;
+  return at::cat({values.flatten(), at::zeros({1}, values.options())});
+}
+
+// Of the gradients that have elements; the maximum of none is not defined.
+std::vector<at::Tensor> numbers_of(const std::vector<ReducedGradient>& gradients, double norm_type) {
+  std::vector<at::Tensor> numbers;
+  for (const ReducedGradient& one : gradients)
+    if (at::Tensor some = numbers_of(one.gradient, norm_type); some.numel() > 0) numbers.push_back(std::move(some));
+  return numbers;
+}
+
+at::Tensor zero_norm(const std::vector<ReducedGradient>& gradients) {
+  const at::Tensor& first = gradients.front().gradient;
+  return at::zeros({}, at::dtype(c10::toRealValueType(first.scalar_type())).device(first.device()));
+}
+
 bool has_blocks(const at::Tensor& gradient) {
-  return gradient.is_cpu() && gradient.layout() == at::kStrided && at::isFloatingType(gradient.scalar_type()) &&
-         gradient.element_size() > 1;
+  return gradient.is_cpu() && (gradient.layout() == at::kStrided || gradient.is_sparse()) &&
+         at::isFloatingType(gradient.scalar_type()) && gradient.element_size() > 1;
 }
 
 double add_blocks(double total, const at::Tensor& gradient) {
@@ -53,7 +80,8 @@ at::Tensor norm_of_blocks(const std::vector<ReducedGradient>& gradients) {
   double total = 0;
   auto type = gradients.front().gradient.scalar_type();
   for (const auto& [gradient, parameter, reducer, shared] : gradients) {
-    total = shared && shared->squares.defined() ? add_known(total, shared->squares) : add_blocks(total, gradient);
+    total = shared && shared->squares.defined() ? add_known(total, shared->squares)
+                                                : add_blocks(total, numbers_of(gradient, 2.0));
     type = c10::promoteTypes(type, gradient.scalar_type());
   }
   return at::scalar_tensor(std::sqrt(total), at::dtype(type));
@@ -102,13 +130,33 @@ at::Tensor total_norm(const std::vector<ReducedGradient>& gradients, double norm
   const at::NoGradGuard no_grad;
   const bool blocks = norm_type == 2.0 && std::all_of(gradients.begin(), gradients.end(),
                                                       [](const auto& one) { return has_blocks(one.gradient); });
-  return blocks ? norm_of_blocks(gradients)
-                : at::stack(at::_foreach_norm(tensors_of(gradients), norm_type)).norm(norm_type);
+  if (blocks) return norm_of_blocks(gradients);
+  const auto numbers = numbers_of(gradients, norm_type);
+  return numbers.empty() ? zero_norm(gradients) : at::stack(at::_foreach_norm(numbers, norm_type)).norm(norm_type);
+}
+
+at::Tensor total_norm_as_torch(const std::vector<ReducedGradient>& gradients, double norm_type) {
+  const at::NoGradGuard no_grad;
+  const bool largest = norm_type == std::numeric_limits<double>::infinity();
+  if (norm_type == 0)
+    return at::full({}, static_cast<double>(gradients.size()),
+                    at::dtype(at::kFloat).device(gradients.front().gradient.device()));
+  std::vector<at::Tensor> norms;
+  for (const at::Tensor& numbers : numbers_of(gradients, norm_type))
+    norms.push_back(largest ? numbers.abs().max() : numbers.norm(norm_type));
+  if (norms.size() < 2) return norms.empty() ? zero_norm(gradients) : norms.front();
+  return largest ? at::stack(norms).max() : at::stack(norms).norm(norm_type);
+}
+
+void clip_as_torch(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor factor = (max_norm / (norm + kKeepsFromDividingByZero)).clamp_max(1.0);
+  for (const at::Tensor& tensor : factors_of(gradients)) tensor.mul_(factor);
 }
 
 void clip_each(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm) {
   const at::NoGradGuard no_grad;
-  const auto tensors = tensors_of(gradients);
+  const auto tensors = factors_of(gradients);
   if (!norm.is_cpu()) {
     at::_foreach_mul_(tensors, (max_norm / (norm + kKeepsFromDividingByZero)).clamp_max(1.0));
     return;
@@ -116,6 +164,20 @@ void clip_each(const std::vector<ReducedGradient>& gradients, const at::Tensor& 
   // The norm is there already, and gradients that need no clipping are not touched.
   const double factor = factor_of(norm, max_norm);
   if (changes_anything(factor)) at::_foreach_mul_(tensors, factor);
+}
+
+void clip_values(const at::Tensor& gradient, double limit) {
+  const at::NoGradGuard no_grad;
+  if (!gradient.is_sparse()) {
+    gradient.clamp_(-limit, limit);
+    return;
+  }
+  if (limit < 0)
+    throw ConfigError("clip_grad_value_ of a sparse gradient with the limit " + std::to_string(limit) +
+                      ", which no zero is within; use 0 or more");
+  const at::Tensor coalesced = gradient.detach().coalesce();
+  coalesced._values().clamp_(-limit, limit);
+  if (!coalesced.is_same(gradient) && !gradient.is_coalesced()) gradient.detach().copy_(coalesced);
 }
 
 void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm,

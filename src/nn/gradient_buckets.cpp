@@ -193,6 +193,40 @@ bool GradientReducer::buckets_fit() const {
   });
 }
 
+// Before the memory of buckets is written to again: what the program still refers to of the gradients that lie there
+// gets memory of its own, or keeps this one. A parameter's gradient that it refers to is reduced where it is.
+void GradientReducer::spare_what_is_kept() {
+  if (alone()) return;
+  for (std::size_t b = 0; b < buckets_.size(); ++b) spare_bucket(b);
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    const at::Tensor& gradient = parameters_[i].second.grad();
+    const auto is = [&](const at::Tensor& tensor) { return tensor.defined() && gradient.is_same(tensor); };
+    // A view's storage has others on it, and the bucket has two references to the view.
+    const std::size_t references = 1U + (is(slot.lent) ? 1U : 0U) + (is(slot.view) ? 2U : 0U);
+    slot.kept = gradient.defined() && (gradient.use_count() > references ||
+                                       (!is(slot.view) && !gradient.is_sparse() && gradient.storage().use_count() > 1));
+    if (!slot.lent.defined()) continue;
+    const bool referred_to = slot.lent.use_count() > (is(slot.lent) ? 2 : 1) || slot.lent.storage().use_count() > 1;
+    if (!referred_to) continue;
+    end_loan(slot.lent);
+    slot.lent.reset();
+  }
+}
+
+// A bucket of the rank's own whose memory the program refers to is left to it.
+void GradientReducer::spare_bucket(std::size_t index) {
+  const Bucket& bucket = buckets_[index];
+  if (!bucket.of_hook || slots_[bucket.slots.front()].lendable.defined()) return;
+  const auto& memory = bucket.of_hook->gradients;
+  bool referred_to = memory.use_count() > 1 || memory.storage().use_count() > 1 + bucket.slots.size();
+  for (const std::size_t i : bucket.slots) {
+    const at::Tensor& view = slots_[i].view;
+    referred_to = referred_to || view.use_count() > (parameters_[i].second.grad().is_same(view) ? 3 : 2);
+  }
+  if (referred_to) allocate_own(index, /*lend=*/false);
+}
+
 void GradientReducer::drop_buckets() {
   buckets_.clear();
   for (Slot& slot : slots_) {

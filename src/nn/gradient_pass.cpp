@@ -27,6 +27,10 @@ void GradientReducer::check_not_interrupted() const {
 void GradientReducer::begin_pass() {
   throw_if_not_finite(false);
   if (!buckets_fit()) drop_buckets();
+  spare_what_is_kept();
+  // Other ranks' passes may reach a gradient that this rank's does not.
+  for (std::size_t i = 0; keeps_apart() && i < slots_.size(); ++i)
+    if (!slots_[i].in_window) keep_before(i);
   for (Slot& slot : slots_) slot.arrivals = 0;
   for (Bucket& bucket : buckets_) {
     bucket.missing = 0;
@@ -41,11 +45,23 @@ void GradientReducer::begin_pass() {
   in_pass_ = true;
 }
 
-// The gradient of parameter `index` has been added to.
+// The gradient of parameter `index` is going to be added to.
+void GradientReducer::arriving(std::size_t index) {
+  Slot& slot = slots_[index];
+  if (slot.taken) return;
+  if (slot.in_window)
+    look_for_writes(index);
+  else if (keeps_apart())
+    keep_before(index);
+}
+
+// It has been added to.
 void GradientReducer::arrived(std::size_t index) {
   group_.token().check();  // a long backward pass ends here when another rank has failed
   Slot& slot = slots_[index];
   slot.pending = slot.in_window = true;
+  if (slot.before.defined() && !slot.taken) slot.leave(parameters_[index].second.grad());
+  adds_locally_ = adds_locally_ || !in_pass_;
   if (!in_pass_ || !reducers_) return;
   slot.arrivals += 1;
   if (slot.arrivals == 1) told_->order.push_back(index);
@@ -74,8 +90,8 @@ void GradientReducer::release_reduced() {
     Bucket& bucket = buckets_[released_];
     bucket.inputs.clear();
     for (std::size_t k = 0; k < bucket.taken.size(); ++k)
-      if (bucket.gradients[k].defined() && becomes_view(bucket.gradients[k]))
-        bucket.gradients[k] = slots_[bucket.taken[k]].view;
+      if (Slot& slot = slots_[bucket.taken[k]]; bucket.gradients[k].defined() && becomes_view(slot, bucket.gradients[k]))
+        bucket.gradients[k] = slot.view;
   }
 }
 
@@ -87,7 +103,9 @@ void GradientReducer::settle() {
   if (!alone()) {
     if (options_.static_graph && !buckets_.empty()) {
       check_as_promised();
-      anywhere_ = reached_;  // as in the first pass, on all ranks
+      // As in the first pass, on all ranks.
+      for (std::size_t i = 0; i < slots_.size(); ++i)
+        anywhere_[i] = static_cast<std::uint8_t>(reached_[i] | (anywhere_[i] & Told::kLocalBefore));
       most_started = buckets_.size();
     } else {
       most_started = tell_each_other();
@@ -101,9 +119,10 @@ std::uint8_t GradientReducer::state_of(std::size_t index) const {
   const Slot& slot = slots_[index];
   const at::Tensor& gradient = parameters_[index].second.grad();
   if (!slot.pending) return 0;
-  if (slot.taken) return gradient.defined() ? Told::kDense | Told::kLate : Told::kDense;
-  if (!gradient.defined() || !gradient.is_sparse()) return Told::kDense;
-  return static_cast<std::uint8_t>(Told::kSparse | gradient.sparse_dim() << Told::kSparseDims);
+  const std::uint8_t before = slot.before.defined() && slot.before_is_local ? Told::kLocalBefore : 0;
+  if (slot.taken) return before | Told::kDense | (gradient.defined() ? Told::kLate : 0);
+  if (!gradient.defined() || !gradient.is_sparse()) return before | Told::kDense;
+  return static_cast<std::uint8_t>(before | Told::kSparse | gradient.sparse_dim() << Told::kSparseDims);
 }
 
 // Returns how many buckets the rank that has started most has started.
@@ -194,15 +213,15 @@ void GradientReducer::list_for_reduction(Bucket& bucket, Slot& slot, const at::T
     input = at::zeros_like(slot.view);
   else if (!fits)
     input = at::empty_like(slot.view).copy_(gradient.detach());
-  bucket.outputs.push_back(fits && !becomes_view(gradient) ? input : slot.view);
+  bucket.outputs.push_back(fits && !becomes_view(slot, gradient) ? input : slot.view);
   bucket.inputs.push_back(std::move(input));
   slot.squares_known = adds_up_squares_ && slot.squares.defined();
   if (slot.squares_known) bucket.squares_of_outputs.push_back(slot.squares);
 }
 
 // Whether `gradient` is to be a view of its bucket after the reduction.
-bool GradientReducer::becomes_view(const at::Tensor& gradient) const {
-  return options_.gradient_as_bucket_view && !(gradient.defined() && gradient.requires_grad());
+bool GradientReducer::becomes_view(const Slot& slot, const at::Tensor& gradient) const {
+  return options_.gradient_as_bucket_view && !(gradient.defined() && (slot.kept || gradient.requires_grad()));
 }
 
 // The reduced gradient that the parameter gets.
@@ -234,7 +253,7 @@ void GradientReducer::give_back(Bucket& bucket) {
       parameters_[i].second.mutable_grad() = std::move(gradient);
       continue;
     }
-    if (becomes_view(gradient)) {
+    if (becomes_view(slot, gradient)) {
       gradient = result(slot);
     } else {
       if (!gradient.defined()) gradient = new_gradient(i);
@@ -260,6 +279,7 @@ void GradientReducer::reduce_rest(int main) {
     reduce_unexpected();
     for (std::size_t i = 0; i < slots_.size(); ++i)
       if ((anywhere_[i] & (Told::kSparse | Told::kDense)) == Told::kSparse) reduce_sparse(i);
+    reduce_before();
   }
   followed_->follow(communicator_, group_, main);
 }
@@ -321,14 +341,19 @@ void GradientReducer::reduce_sparse(std::size_t index) {
 void GradientReducer::end_pass() {
   if (std::any_of(anywhere_.begin(), anywhere_.end(), [](std::uint8_t state) { return state != 0; })) {
     reached_ = anywhere_;
+    for (std::uint8_t& state : reached_) state = static_cast<std::uint8_t>(state & ~Told::kLocalBefore);
     if (!alone() && !(options_.static_graph && !buckets_.empty())) learn();
   }
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].pending = false;
     // Its mean is there, which is to be scaled with the window on all ranks alike.
     slots_[i].in_window = slots_[i].in_window || anywhere_[i] != 0;
+    if (!slots_[i].in_window)
+      slots_[i].forget_window();
+    else if (slots_[i].before.defined())
+      slots_[i].leave(parameters_[i].second.grad());
   }
-  in_pass_ = false;
+  in_pass_ = adds_locally_ = false;
 }
 
 }  // namespace tandem::nn

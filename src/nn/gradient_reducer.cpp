@@ -62,6 +62,19 @@ std::vector<at::Tensor> renormed_weights(const torch::nn::Module& module) {
   }
   return weights;
 }
+// Calls `arriving` before a gradient is added to.
+class BeforeAccumulation final : public torch::autograd::FunctionPreHook {
+ public:
+  explicit BeforeAccumulation(std::function<void()> arriving) : arriving_(std::move(arriving)) {}
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+    arriving_();
+    return gradients;
+  }
+
+ private:
+  std::function<void()> arriving_;
+};
 
 // Calls `arrived` after a gradient was added to.
 class AfterAccumulation final : public torch::autograd::FunctionPostHook {
@@ -184,17 +197,17 @@ void GradientReducer::watch_parameters() {
     Slot& slot = slots_[i];
     if (!parameter.requires_grad()) continue;
     if (slot.accumulator && torch::autograd::impl::try_get_grad_accumulator(parameter) == slot.accumulator) continue;
-    if (slot.accumulator) slot.accumulator->del_post_hook(slot.hook);
+    slot.stop_watching();
     slot.accumulator = torch::autograd::impl::grad_accumulator(parameter);
+    auto before = std::make_unique<BeforeAccumulation>([this, i] { arriving(i); });
+    slot.hook_before = before.get();
+    slot.accumulator->add_pre_hook(std::move(before));
     slot.hook = slot.accumulator->add_post_hook(std::make_unique<AfterAccumulation>([this, i] { arrived(i); }));
   }
 }
 
 void GradientReducer::stop() {
-  for (Slot& slot : slots_) {
-    if (slot.accumulator) slot.accumulator->del_post_hook(slot.hook);
-    slot.accumulator.reset();
-  }
+  for (Slot& slot : slots_) slot.stop_watching();
   drop_buckets();
 }
 
@@ -240,20 +253,19 @@ void GradientReducer::average_weights() {
     slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }
 
+bool GradientReducer::has_local_gradient(const std::vector<at::Tensor>& parameters) const {
+  return adds_locally_ && std::any_of(parameters.begin(), parameters.end(), [this](const at::Tensor& parameter) {
+           const auto found = index_.find(parameter.unsafeGetTensorImpl());
+           return found != index_.end() && slots_[found->second].pending && parameter.grad().defined();
+         });
+}
+
 void GradientReducer::forget_pass() {
-  for (Slot& slot : slots_) slot.pending = slot.in_window = false;
-}
-
-void GradientReducer::begin_window() {
-  for (Slot& slot : slots_) slot.in_window = false;
-}
-
-void GradientReducer::scale_window(double factor) {
-  const at::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const at::Tensor& gradient = parameters_[i].second.grad();
-    if (slots_[i].in_window && gradient.defined()) gradient.detach().mul_(factor);
+  for (Slot& slot : slots_) {
+    slot.pending = false;
+    slot.forget_window();
   }
+  adds_locally_ = false;
 }
 
 std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) const {

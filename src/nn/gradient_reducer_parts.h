@@ -5,6 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include <c10/core/TensorImpl.h>
+#include <c10/core/UndefinedTensorImpl.h>
+#include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/autograd/function.h>
 
 #include "nn/copy_on_write.h"
@@ -14,9 +17,17 @@ namespace tandem::nn {
 
 // A parameter and its gradient.
 struct GradientReducer::Slot {
-  // The node that adds to the gradient, with our hook.
+  // The node that adds to the gradient, with our hooks.
   std::shared_ptr<torch::autograd::Node> accumulator;
   std::uintptr_t hook = 0;
+  const torch::autograd::FunctionPreHook* hook_before = nullptr;
+
+  void stop_watching() {
+    if (!accumulator) return;
+    accumulator->del_post_hook(hook);
+    std::erase_if(accumulator->pre_hooks(), [this](const auto& one) { return one.get() == hook_before; });
+    accumulator.reset();
+  }
 
   bool pending = false;     // reached since the last reduction
   bool in_window = false;   // reached in the accumulation window
@@ -25,6 +36,32 @@ struct GradientReducer::Slot {
   bool active = false;      // some rank's last pass had its gradient: it takes part in its bucket's reduction
   bool taken = false;       // by its bucket, in this pass
   bool unexpected = false;  // reduced after the buckets
+  bool kept = false;        // the program refers to the gradient, which then is reduced where it is
+
+  // What the gradient held when the window began to add to it, where it is to be told apart from what the window adds.
+  at::Tensor before;
+  bool before_is_local = false;  // not all of it is reduced
+  bool before_is_lost = false;   // the program has written to the gradient since
+  using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+  WeakTensor left{c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>()};
+  std::uint32_t left_version = 0;  // of `left`, the gradient as the window's last pass has left it
+
+  void leave(const at::Tensor& gradient) {
+    if (!gradient.defined()) return left.reset();
+    left = WeakTensor(gradient.getIntrusivePtr());
+    left_version = static_cast<std::uint32_t>(gradient._version());
+  }
+
+  bool is_as_left(const at::Tensor& gradient) const {
+    return gradient.defined() && gradient.unsafeGetTensorImpl() == left._unsafe_get_target() &&
+           static_cast<std::uint32_t>(gradient._version()) == left_version;
+  }
+
+  void forget_window() {
+    in_window = before_is_local = before_is_lost = false;
+    before.reset();
+    left.reset();
+  }
 
   int bucket = -1;      // -1: none
   at::Tensor view;      // its part of the bucket, in the parameter's shape
@@ -67,6 +104,7 @@ struct GradientReducer::Bucket {
 
 struct GradientReducer::Told {
   static constexpr std::uint8_t kDense = 1, kSparse = 2, kLate = 4;
+  static constexpr std::uint8_t kLocalBefore = 8;  // Slot::before_is_local
   static constexpr int kSparseDims = 4;  // above these bits: the number of sparse dimensions
   std::vector<std::uint8_t> states;      // of the parameters
   std::size_t started = 0;               // buckets

@@ -13,7 +13,7 @@ LocalSgd::LocalSgd(const GradientReducers& models, const GradientState& state, i
 }
 
 void LocalSgd::step() {
-  if (!state_.sync_gradients) return;
+  if (!state_.closes_window()) return;
   windows_ += 1;
   if (windows_ % steps_ == 0) average();
 }

@@ -105,6 +105,31 @@ bool GradScaler::step(torch::optim::Optimizer& optimizer) {
   return step(optimizer, [&optimizer] { optimizer.step(); });
 }
 
+void GradScaler::rescale_kept(const std::vector<const torch::optim::Optimizer*>& optimizers) {
+  const at::NoGradGuard no_grad;
+  std::vector<Scaled> scaled;
+  for (const torch::optim::Optimizer* optimizer : optimizers) {
+    const auto known = std::find_if(scaled_.begin(), scaled_.end(),
+                                    [&](const Scaled& one) { return one.optimizer == optimizer; });
+    if (known != scaled_.end()) {
+      const at::Tensor factor = known->scale.defined() ? scale_ / known->scale : scale_;
+      for (const Gradients& group : gradients_of(*optimizer))
+        at::_foreach_mul_(group.tensors, factor.to(group.device));
+    }
+    scaled.push_back({optimizer, scale_.clone()});
+  }
+  scaled_ = std::move(scaled);
+  has_rescaled_ = true;
+}
+
+// What was unscaled is kept so.
+void GradScaler::end_iteration() {
+  for (Scaled& one : scaled_)
+    if (find(*one.optimizer)) one.scale.reset();
+  unscaled_.clear();
+  has_rescaled_ = false;
+}
+
 void GradScaler::gradients_dropped(const torch::optim::Optimizer& optimizer) {
   std::erase_if(unscaled_, [&](const Unscaled& known) { return known.optimizer == &optimizer && !known.stepped; });
 }
@@ -125,12 +150,12 @@ void GradScaler::adapt(at::Tensor& scale, at::Tensor& growth_tracker) const {
 void GradScaler::update() {
   if (!has_stepped()) throw ConfigError("an update of the scale without a step before it; call step first");
   adapt(scale_, growth_tracker_);
-  unscaled_.clear();
+  end_iteration();
 }
 
 void GradScaler::begin_iteration() {
   if (has_stepped()) update();
-  unscaled_.clear();
+  end_iteration();
 }
 
 double GradScaler::get_scale() const { return scale_.item<double>(); }
@@ -159,7 +184,7 @@ void GradScaler::load_state(const GradScalerState& state) {
   options_ = options;
   scale_.fill_(state.scale);
   growth_tracker_.fill_(state.growth_tracker);
-  unscaled_.clear();
+  end_iteration();
 }
 
 }  // namespace tandem::optim

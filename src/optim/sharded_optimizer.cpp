@@ -151,9 +151,17 @@ bool ShardedOptimizer::touched(const Part& part) const {
   return !as_it_was || known != part.state.size();
 }
 
+// Whether this rank is about to step on a gradient that no reduction has made the same on all ranks. Weights part then.
+bool ShardedOptimizer::has_local_gradients() const {
+  std::vector<at::Tensor> parameters;
+  for (const Part& part : parts_) parameters.push_back(part.parameter);
+  return std::any_of(with_models_.begin(), with_models_.end(),
+                     [&](const nn::GradientReducer* model) { return model->has_local_gradient(parameters); });
+}
+
 // All ranks have come here, and none reads weights, when it returns.
 void ShardedOptimizer::decide() {
-  bool mine = std::exchange(has_new_parts_, false) || mode_ == Mode::unknown;
+  bool mine = std::exchange(has_new_parts_, false) || mode_ == Mode::unknown || has_local_gradients();
   if (lent())
     mine = mine || std::any_of(parts_.begin(), parts_.end(), [this](const Part& part) { return touched(part); });
   else
@@ -163,7 +171,7 @@ void ShardedOptimizer::decide() {
 }
 
 void ShardedOptimizer::settle() {
-  if (any_rank(!classes_may_be_divided() || !all_in_models_)) return make_whole();
+  if (any_rank(!classes_may_be_divided() || !all_in_models_ || has_local_gradients())) return make_whole();
   if (lent()) {
     give_up_touched();
   } else {

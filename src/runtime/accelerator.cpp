@@ -109,8 +109,10 @@ data::LoaderContext Accelerator::loader_context() {
 
 void Accelerator::begin_micro_batch(bool close) {
   context_.group->token().check();  // a body may make no other call that waits
-  if (context_.follower) context_.follower->before_micro_batch();
   GradientState& state = context_.gradients;
+  if (state.in_closure)
+    throw ConfigError("accumulate() within the closure of step(closure); open it around the step instead");
+  if (context_.follower) context_.follower->before_micro_batch();
   // The scale stays the same within a window, whose gradients add up.
   if (prepared_.scaler && state.window_length == 0) prepared_.scaler->begin_iteration();
   state.begin_micro_batch(close);
@@ -118,8 +120,9 @@ void Accelerator::begin_micro_batch(bool close) {
     begin_window_of_gradients();
     state.has_mean = false;  // of passes before it
   }
+  prepared_.reducers.keep_apart(!state.closes_window());
   // The micro-batches before this one were divided by num_steps; a window that ends early is shorter.
-  if (state.sync_gradients && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
+  if (state.closes_window() && state.window_length > 1 && state.window_length < state.num_steps && !state.items)
     scale_window(static_cast<double>(state.num_steps) / state.window_length);
 }
 
@@ -139,6 +142,11 @@ void Accelerator::scale_window(double factor) {
 at::Tensor Accelerator::scaled(const at::Tensor& loss) {
   if (!prepared_.scaler) return loss;
   if (!context_.gradients.inside_window && prepared_.scaler->has_stepped()) prepared_.scaler->begin_iteration();
+  if (!prepared_.scaler->has_rescaled()) {
+    std::vector<const torch::optim::Optimizer*> optimizers;
+    for (const auto& optimizer : prepared_.alive_optimizers()) optimizers.push_back(&optimizer.inner());
+    prepared_.scaler->rescale_kept(optimizers);
+  }
   return prepared_.scaler->scale(loss);
 }
 
@@ -150,9 +158,14 @@ void Accelerator::backward(const at::Tensor& loss, BackwardOptions options) {
   if (context_.follower) context_.follower->after_backward(loss);
   const at::Tensor mean = state.divisor() > 1 ? loss / state.divisor() : loss;
   state.has_mean = true;
-  if (!state.sync_gradients && !state.trigger_sync) return run_backward(mean, options);
-  reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
-  if (!state.inside_window) state.has_mean = false;
+  prepared_.reducers.keep_apart(!state.closes_window() || (reductions_in_join_ && !state.reduces()));
+  if (state.reduces())
+    reduce_backward(mean, options, main_of_pass(JoinState::reduces_mean));
+  else
+    run_backward(mean, options);
+  if (!state.pass_is_window()) return;
+  state.has_mean = false;
+  end_window_of_pass();
 }
 
 void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOptions options) {
@@ -168,18 +181,24 @@ void Accelerator::backward(const at::Tensor& loss_sum, double items, BackwardOpt
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
   if (context_.follower && items > 0) context_.follower->after_backward(loss_sum / items);
   state.items = state.items.value_or(0) + items;
-  if (!state.sync_gradients) {
-    if (!state.trigger_sync) return run_backward(loss_sum, options);
+  prepared_.reducers.keep_apart(!state.pass_ends_sums());
+  if (!state.pass_ends_sums()) {
+    if (!state.reduces()) return run_backward(loss_sum, options);
     return reduce_backward(loss_sum, options, main_of_pass(JoinState::reduces_mean));
   }
-  const int main = main_of_pass(JoinState::reduces_items);
-  const double factor = factor_over_items(*state.items);
+  const bool reduces = state.reduces();
+  const int main = reduces ? main_of_pass(JoinState::reduces_items) : 0;
+  const double factor = factor_over_items(*state.items, reduces);
+  state.loss_factor = factor;
   scale_window(factor);
-  reduce_backward(loss_sum * factor, options, main);
-  if (state.inside_window)
-    state.items_reduced = true;
+  if (reduces)
+    reduce_backward(loss_sum * factor, options, main);
   else
-    state.begin_window();
+    run_backward(loss_sum * factor, options);
+  state.items_reduced = true;
+  if (!state.pass_is_window()) return;
+  state.begin_window();
+  end_window_of_pass();
 }
 
 // A backward pass whose gradients stay with this rank.
@@ -188,20 +207,21 @@ void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) 
   scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
 }
 
-// One whose gradients are reduced, unless ranks train on their own; buffers become rank `main`'s.
+// One whose gradients are reduced; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
-  if (context_.gradients.local_sgd) {
+  if (nn::Recording* recording = context_.gradients.records()) {
     run_backward(loss, options);
-  } else if (nn::Recording* recording = context_.gradients.records()) {
-    run_backward(loss, options);
-    record_reduction(*recording);
-  } else {
-    prepared_.reducers.before_pass();
-    prepared_.reducers.begin_pass();
-    scaled(loss).backward({}, options.retain_graph || options.create_graph, options.create_graph);
-    prepared_.reducers.finish_pass(main);
+    return record_reduction(*recording);
   }
-  if (context_.gradients.inside_window) return;
+  prepared_.reducers.before_pass();
+  const at::Tensor as_autograd_sees_it = scaled(loss);
+  prepared_.reducers.begin_pass();
+  as_autograd_sees_it.backward({}, options.retain_graph || options.create_graph, options.create_graph);
+  prepared_.reducers.finish_pass(main);
+}
+
+// Ends the window that a backward pass outside of accumulate() is.
+void Accelerator::end_window_of_pass() {
   begin_window_of_gradients();
   if (context_.follower) context_.follower->after_window();
 }
@@ -213,9 +233,10 @@ void Accelerator::begin_window_of_gradients() {
 // The rank whose buffers all shall have after a reduction: the first that has not ended its part of a join.
 int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? meet_in_join(mine) : 0; }
 
-// What a sum over items is multiplied by, so that the mean over the ranks becomes the mean over the items of all ranks.
-double Accelerator::factor_over_items(double items) {
-  if (context_.gradients.local_sgd) return items > 0 ? 1 / items : 0;
+// What a sum over items is multiplied by: so that the mean over the ranks becomes the mean over the items of all ranks,
+// or this rank's sum the mean over its own.
+double Accelerator::factor_over_items(double items, bool of_all_ranks) {
+  if (!of_all_ranks) return items > 0 ? 1 / items : 0;
   const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
   return world_size() / all_items;
@@ -236,7 +257,7 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
 
 void Accelerator::check_between_updates() const {
   const GradientState& state = context_.gradients;
-  if (state.window_length > 0 && !(state.inside_window && state.sync_gradients))
+  if (state.window_length > 0 && !(state.inside_window && state.closes_window()))
     throw ConfigError(
         "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
         "after the micro-batch that closes the window (sync_gradients())");

@@ -21,7 +21,7 @@ std::optional<std::string> Accelerator::obstacle_to_recording() const {
   if (device().is_cpu()) return "CPU ranks have no graphs";
   if (prepared_.scaler) return "under fp16 the host decides whether an update is made";
   if (state.num_steps > 1) return "a window of several micro-batches is not recorded";
-  if (!state.sync_gradients) return "gradients are not reduced within no_sync";
+  if (state.no_sync) return "gradients are not reduced within no_sync";
   if (state.local_sgd) return "ranks train on their own within local_sgd";
   if (reductions_in_join_) return "ranks take different steps within join_uneven_inputs";
   for (const auto& optimizer : prepared_.alive_optimizers())

@@ -53,8 +53,11 @@ void Accelerator::answer_until_all_have_ended() {
       context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
       continue;
     }
-    // What the unfinished window of this rank has accumulated goes in with the first of these reductions.
-    if (answered_ == JoinState::reduces_items) scale_window(factor_over_items(context_.gradients.items.value_or(0)));
+    // What the unfinished window of this rank has accumulated goes in with the first of these reductions; what has been
+    // reduced before is the others' as well, and counts as zero.
+    for (const auto& reducer : prepared_.reducers) reducer->keep_unreduced();
+    if (answered_ == JoinState::reduces_items)
+      scale_window(factor_over_items(context_.gradients.items.value_or(0), /*of_all_ranks=*/true));
     prepared_.reducers.begin_pass();
     prepared_.reducers.finish_pass(main);
     context_.gradients.begin_window();

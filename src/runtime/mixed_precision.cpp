@@ -23,7 +23,7 @@ void Accelerator::unscale_gradients() {
 }
 
 void Accelerator::unscale_gradients(const optim::AcceleratedOptimizer& optimizer) {
-  if (prepared_.scaler && sync_gradients()) prepared_.scaler->unscale_(optimizer.inner());
+  if (prepared_.scaler && context_.gradients.acts()) prepared_.scaler->unscale_(optimizer.inner());
 }
 
 // Of the optimizers that update any of `parameters`; the others may still wait for a backward pass.
@@ -58,11 +58,16 @@ bool Accelerator::optimizer_step_was_skipped() const { return step_was_skipped(n
 
 at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type) {
   context_.group->token().check();
-  if (!sync_gradients()) return {};
+  if (!context_.gradients.acts()) return {};
   const trace::Range range(trace::Event::clip);
   unscale_gradients_of(parameters);
   const auto gradients = nn::reduced_gradients(prepared_.reducers, parameters);
   if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(device()));
+  if (world_size() == 1 && !context_.state->config.fused_optimizers) {
+    at::Tensor norm = nn::total_norm_as_torch(gradients, norm_type);
+    nn::clip_as_torch(gradients, norm, max_norm);
+    return norm;
+  }
   at::Tensor norm = nn::total_norm(gradients, norm_type);
   if (clips_together(gradients.front()))
     nn::clip_together(gradients, norm, max_norm, *context_.group, rank());
@@ -78,12 +83,11 @@ bool Accelerator::clips_together(const nn::ReducedGradient& first) const {
 }
 
 void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
-  if (!sync_gradients()) return;
+  if (!context_.gradients.acts()) return;
   const trace::Range range(trace::Event::clip);
   unscale_gradients_of(parameters);
-  const at::NoGradGuard no_grad;
   for (const at::Tensor& parameter : parameters)
-    if (parameter.grad().defined()) parameter.grad().clamp_(-limit, limit);
+    if (parameter.grad().defined()) nn::clip_values(parameter.grad(), limit);
 }
 
 }  // namespace tandem

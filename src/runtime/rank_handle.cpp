@@ -17,6 +17,7 @@ at::Tensor RankHandle::gather_tensor(const at::Tensor& tensor) {
 }
 
 at::Tensor RankHandle::clone_for_reduction(const at::Tensor& tensor) {
+  if (tensor.defined()) comm::check_dense(tensor, tensor.device(), "reduce");  // others cannot be copied so
   return tensor.detach().clone(at::MemoryFormat::Contiguous);
 }
 

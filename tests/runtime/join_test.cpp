@@ -1,6 +1,7 @@
 // Ranks with different numbers of steps.
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
@@ -121,6 +122,159 @@ TEST_CASE("a loader whose ranks differ in steps trains in a join") {
       {.data_loader = {.even_batches = false}});
   CHECK(at::equal(weights[0], weights[1]));
   CHECK(at::equal(weights[0], weights[2]));
+}
+
+namespace {
+
+// w * x with w = 0: the gradient of the sum is the sum of x. Beside it a row of sparse gradients that gets the same.
+struct TwoKinds : torch::nn::Module {
+  TwoKinds() {
+    weight = register_parameter("weight", torch::zeros({1}));
+    rows = register_module("rows", torch::nn::Embedding(torch::nn::EmbeddingOptions(2, 1).sparse(true)));
+    const at::NoGradGuard no_grad;
+    rows->weight.zero_();
+  }
+  at::Tensor forward(double x) { return (weight * x).sum() + (rows(at::ones({1}, at::kLong)) * x).sum(); }
+  at::Tensor weight;
+  torch::nn::Embedding rows{nullptr};
+};
+
+enum class Zeroes { first, last, never };
+
+// Where the weights are after rank r has made steps(r) steps of SGD with gradient 1 + r: two models, both trained.
+std::vector<std::vector<double>> join_on(int ranks, const std::function<int(int)>& steps, Zeroes zeroes, bool hook,
+                                         bool items, int accumulation) {
+  return on_ranks<std::vector<double>>(
+      ranks,
+      [&](Accelerator& accelerator) {
+        auto first = std::make_shared<TwoKinds>(), second = std::make_shared<TwoKinds>();
+        torch::optim::SGD sgd(first->parameters(), 1.0), other(second->parameters(), 1.0);
+        auto [model, model_2, optimizer, optimizer_2] = accelerator.prepare(first, second, sgd, other);
+        if (hook)
+          for (auto* reducer : {&model.reducer(), &model_2.reducer()})
+            reducer->set_communication_hook(
+                [](nn::GradientBucket& bucket, comm::Communicator& communicator) -> nn::FinishReduction {
+                  const auto number = communicator.start_all_reduce({bucket.gradients}, {bucket.gradients},
+                                                                    comm::ReduceOp::mean);
+                  return [&communicator, number] { communicator.wait(number); };
+                });
+        const auto zero = [&] {
+          optimizer.zero_grad();
+          optimizer_2.zero_grad();
+        };
+        accelerator.join_uneven_inputs([&] {
+          for (int i = 0; i < steps(accelerator.rank()); ++i)
+            for (int m = 0; m < accumulation; ++m) {
+              auto window = accelerator.accumulate(model, model_2);
+              if (zeroes == Zeroes::first && m == 0 && i > 0) {  // before the window's first pass
+                sgd.zero_grad();
+                other.zero_grad();
+              }
+              const double x = accelerator.rank() + 1;
+              const auto loss = model->forward(x) + model_2->forward(x);
+              if (items)
+                accelerator.backward(loss, 1);
+              else
+                accelerator.backward(loss);
+              optimizer.step();
+              optimizer_2.step();
+              if (zeroes == Zeroes::last) zero();
+            }
+        });
+        std::vector<double> weights;
+        for (const auto& net : {first, second}) {
+          weights.push_back(net->weight.item<double>());
+          weights.push_back(net->rows->weight[1].item<double>());
+        }
+        return weights;
+      },
+      {.gradient_accumulation_steps = accumulation});
+}
+
+// The same in plain numbers: a rank that has ended counts as zero.
+double expected_weight(int ranks, const std::function<int(int)>& steps, Zeroes zeroes, bool items) {
+  double weight = 0, held = 0;
+  for (int i = 0;; ++i) {
+    double mean = 0, alive = 0;
+    for (int rank = 0; rank < ranks; ++rank)
+      if (i < steps(rank)) mean += held + rank + 1, alive += 1;
+    if (alive == 0) return weight;
+    mean /= items && zeroes != Zeroes::never ? alive : ranks;
+    held = zeroes == Zeroes::never ? mean : 0;
+    weight -= mean;
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a rank that has ended answers with zeros, whenever gradients are dropped and whatever they are") {
+  const int ranks = GENERATE(2, 4);
+  const auto zeroes = GENERATE(Zeroes::first, Zeroes::last, Zeroes::never);
+  const bool hook = GENERATE(false, true), items = GENERATE(false, true);
+  const int accumulation = GENERATE(1, 2);
+  // Of sums over items the mean is over those of the ranks that go on; what is kept of earlier windows is another sum.
+  if (items && zeroes == Zeroes::never) return;
+  const std::vector<std::function<int(int)>> uneven{[](int rank) { return rank == 0 ? 1 : 3; },
+                                                    [](int rank) { return rank == 0 ? 3 : 1; },
+                                                    [](int rank) { return rank + 1; }, [](int) { return 2; }};
+  for (const auto& steps : uneven) {
+    CAPTURE(ranks, static_cast<int>(zeroes), hook, items, accumulation, steps(0), steps(1));
+    const double expected = expected_weight(ranks, steps, zeroes, items);
+    for (const auto& weights : join_on(ranks, steps, zeroes, hook, items, accumulation))
+      for (const double weight : weights) CHECK(weight == Approx(expected));
+  }
+}
+
+TEST_CASE("loaders of different lengths: zero_grad may come first") {
+  // 4 ranks, 5 samples of 1, one a batch: rank 0 alone has a second step.
+  const auto weights = on_ranks<double>(
+      4,
+      [](Accelerator& accelerator) {
+        auto net = std::make_shared<TwoKinds>();
+        torch::optim::SGD sgd(net->parameters(), 1.0);
+        auto [model, optimizer, loader] = accelerator.prepare(
+            net, sgd, data::DataLoader(data::TensorDataset(at::ones({5})), {.batch_size = 1}));
+        accelerator.join_uneven_inputs([&] {
+          for (auto& batch : loader) {
+            optimizer.zero_grad();
+            accelerator.backward(model->forward(batch.template item<double>()));
+            optimizer.step();
+          }
+        });
+        return net->weight.item<double>();
+      },
+      {.data_loader = {.even_batches = false}});
+  for (const double weight : weights) CHECK(weight == Approx(-1.25));
+}
+
+TEST_CASE("what an unfinished window has added goes in without what was kept before it") {
+  const bool items = GENERATE(false, true);
+  const auto gradients = on_ranks<std::vector<double>>(
+      2,
+      [&](Accelerator& accelerator) {
+        auto net = std::make_shared<TwoKinds>();
+        auto model = accelerator.prepare(net);
+        std::vector<double> seen;
+        accelerator.join_uneven_inputs([&] {
+          // Rank 0: a window and a half. Rank 1: three windows. Nothing is dropped on rank 0.
+          for (int i = 0; i < (accelerator.is_main() ? 3 : 6); ++i) {
+            auto window = accelerator.accumulate(model);
+            if (!accelerator.is_main() && i % 2 == 0) net->zero_grad();
+            const double x = accelerator.is_main() ? 10 : 1;
+            if (items)
+              accelerator.backward(model->forward(x), 1);
+            else
+              accelerator.backward(model->forward(x));
+            if (accelerator.sync_gradients()) seen.push_back(net->weight.grad().item<double>());
+          }
+        });
+        return seen;
+      },
+      {.gradient_accumulation_steps = 2});
+  // Means: (10 + 1) / 2, then (10/2 + 1) / 2, then (0 + 1) / 2. Items: 22 of 4, 12 of 3, 2 of 2.
+  const std::vector<double> expected = items ? std::vector<double>{5.5, 4, 1} : std::vector<double>{5.5, 3, 0.5};
+  REQUIRE(gradients[1].size() == 3);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(gradients[1][i] == Approx(expected[i]));
 }
 
 TEST_CASE("another collective within a join is an error that names it, not a hang") {

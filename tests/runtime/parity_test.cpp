@@ -1,4 +1,6 @@
 // Training on ranks against a plain single-threaded LibTorch loop over the same global batches.
+#include <limits>
+
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -47,6 +49,8 @@ struct Setup {
   int accumulation;
   double clip;  // 0: none
   bool fused = true;
+  double norm_type = 2.0;
+  bool clips_values = false;
 };
 
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Setup& setup, const torch::nn::Sequential& net) {
@@ -81,7 +85,9 @@ Trained train_plainly(const Setup& setup) {
       (loss / setup.accumulation).backward();
       if (++in_window < setup.accumulation) continue;
       in_window = 0;
-      if (setup.clip > 0) torch::nn::utils::clip_grad_norm_(net->parameters(), setup.clip);
+      if (setup.clip > 0 && !setup.clips_values)
+        torch::nn::utils::clip_grad_norm_(net->parameters(), setup.clip, setup.norm_type);
+      if (setup.clip > 0 && setup.clips_values) torch::nn::utils::clip_grad_value_(net->parameters(), setup.clip);
       optimizer->step();
       optimizer->zero_grad();
     }
@@ -107,7 +113,9 @@ Trained train_on_ranks(const Setup& setup, int ranks, bool dispatch) {
             auto loss = F::cross_entropy(model(inputs), targets);
             trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
             accelerator.backward(loss);
-            if (setup.clip > 0) accelerator.clip_grad_norm_(model, setup.clip);
+            if (setup.clip > 0 && !setup.clips_values)
+              accelerator.clip_grad_norm_(model, setup.clip, setup.norm_type);
+            if (setup.clip > 0 && setup.clips_values) accelerator.clip_grad_value_(model, setup.clip);
             optimizer.step();
             optimizer.zero_grad();
           }
@@ -139,7 +147,24 @@ TEST_CASE("training on 1, 2 and 4 ranks is the plain loop") {
 }
 
 TEST_CASE("one rank gives the plain loop's weights to the bit when the optimizer's own step is used") {
-  const Setup setup{.adamw = true, .accumulation = 1, .clip = 0.0, .fused = false};
+  const double inf = std::numeric_limits<double>::infinity();
+  const auto [clip, norm_type] = GENERATE_REF(table<double, double>({{0.0, 2.0},
+                                                                     {0.3, 2.0},
+                                                                     {0.02, 2.0},
+                                                                     {0.3, 1.0},
+                                                                     {0.3, 3.0},
+                                                                     {0.3, 0.5},
+                                                                     {0.02, inf},
+                                                                     {0.3, 0.0},
+                                                                     {1e-4, -inf},
+                                                                     {1e-4, -1.0}}));
+  const Setup setup{.adamw = GENERATE(true, false),
+                    .accumulation = GENERATE(1, 4),
+                    .clip = clip,
+                    .fused = false,
+                    .norm_type = norm_type,
+                    .clips_values = GENERATE(false, true)};
+  CAPTURE(setup.adamw, setup.accumulation, setup.clip, setup.norm_type, setup.clips_values);
   const Trained expected = train_plainly(setup);
   const Trained trained = train_on_ranks(setup, 1, false);
   for (std::size_t i = 0; i < expected.weights.size(); ++i) CHECK(at::equal(trained.weights[i], expected.weights[i]));

@@ -73,6 +73,16 @@ class GradientReducer {
   /// Drops the gradients.
   void clear_gradients();
 
+  /// Leaves of the gradients what no reduction has averaged: drops those, and subtracts those parts, that one has.
+  void keep_unreduced();
+
+  /// Whether passes of this rank have added to a gradient of `parameters`, which it still has, since the last
+  /// reduction.
+  bool has_local_gradient(const std::vector<at::Tensor>& parameters) const;
+
+  /// Whether passes of this rank have added to any gradient since the last reduction.
+  bool has_local_gradients() const { return adds_locally_; }
+
   /// Overwrites parameters and buffers with rank `root`'s. Collective.
   void broadcast(int root);
 
@@ -99,7 +109,9 @@ class GradientReducer {
   /// Forgets which gradients came in the accumulation window so far, for `scale_window`.
   void begin_window();
 
-  /// Multiplies this rank's gradients that backward passes of the window have reached by `factor`.
+  /// Multiplies by `factor` what backward passes of the window have added to this rank's gradients. What these held
+  /// before the window stays. Throws ConfigError where the two can no longer be told apart, because the program has
+  /// written to such a gradient between the window's passes.
   void scale_window(double factor);
 
   /// A reduced gradient that is one memory for all ranks.
@@ -142,6 +154,9 @@ class GradientReducer {
 
   // ---- a pass, in this order; see GradientReducers
   void begin_pass();
+  void spare_what_is_kept();
+  void spare_bucket(std::size_t index);
+  void arriving(std::size_t index);
   void arrived(std::size_t index);
   bool start_ready_buckets();
   void release_reduced();
@@ -159,13 +174,20 @@ class GradientReducer {
   void take(Bucket& bucket, std::size_t index);
   void write_to_bucket(Slot& slot, at::Tensor& gradient);
   void list_for_reduction(Bucket& bucket, Slot& slot, const at::Tensor& gradient);
-  bool becomes_view(const at::Tensor& gradient) const;
+  bool becomes_view(const Slot& slot, const at::Tensor& gradient) const;
   const at::Tensor& result(Slot& slot) const;
   void give_back(Bucket& bucket);
   void reduce_unexpected();
+  void reduce_before();
   void reduce_sparse(std::size_t index);
   at::Tensor new_gradient(std::size_t index) const;
   std::uint8_t state_of(std::size_t index) const;
+
+  // ---- what gradients held before the window
+  bool keeps_apart() const;
+  void keep_before(std::size_t index);
+  void look_for_writes(std::size_t index);
+  void scale_added(std::size_t index, double factor);
 
   // ---- buckets
   void learn();
@@ -201,6 +223,7 @@ class GradientReducer {
   std::size_t started_ = 0;   // buckets
   std::size_t released_ = 0;  // of them
   bool adds_up_squares_ = false;
+  bool adds_locally_ = false;  // a pass that is not reduced has reached a parameter since the last reduction
   std::unique_ptr<Told> told_;
   std::vector<std::uint8_t> anywhere_;  // what told_ has of each parameter, of all ranks together
   std::vector<std::uint8_t> reached_;   // anywhere_ of the last pass that reached any
@@ -234,6 +257,10 @@ class GradientReducers {
   /// was prepared.
   void before_pass();
 
+  /// Whether passes from now on are followed by GradientReducer::scale_window: then what gradients held before them is
+  /// kept apart, which takes as much memory as the gradients that there are.
+  void keep_apart(bool keeps) { keeps_apart_ = keeps; }
+
   /// Begins a pass whose gradients, with those accumulated since the last reduction, are reduced. Throws
   /// CollectiveError when the last one was left in the middle. Collective, with `finish_pass`.
   void begin_pass();
@@ -248,6 +275,7 @@ class GradientReducers {
   std::vector<std::shared_ptr<GradientReducer>> all_;
   std::vector<GradientReducer*> turns_;
   std::uint64_t arrivals_ = 0;
+  bool keeps_apart_ = false;
 };
 
 }  // namespace tandem::nn

@@ -9,11 +9,17 @@
 namespace tandem {
 
 /// Where a rank stands in its accumulation window, shared by its models, optimizers, schedulers and loaders.
+///
+/// Three states are told apart. The window closes (`closes_window`). A backward pass is reduced (`reduces`): by itself
+/// in the micro-batch that closes the window, but not within no_sync() and local_sgd(), and everywhere within
+/// trigger_sync_in_backward(). Optimizers, schedulers, clipping and zero_grad act (`acts`) when the window closes, on
+/// the gradients that there are, reduced or not.
 struct GradientState {
   int num_steps = 1;                   ///< micro-batches of a full window
   bool sync_with_dataloader = true;    ///< the end of a loader closes the window
-  bool sync_gradients = true;          ///< this micro-batch closes its window: gradients are averaged, optimizers step
-  bool trigger_sync = false;           ///< backward reduces, whatever the window
+  bool sync_gradients = true;          ///< this micro-batch closes its window; true before the first one
+  bool trigger_sync = false;           ///< within trigger_sync_in_backward(): backward reduces, whatever the window
+  bool no_sync = false;                ///< within no_sync(): backward does not reduce, whatever the window
   std::int64_t step = 0;               ///< micro-batches since the count last began anew
   int window_length = 0;               ///< micro-batches of the open window so far, this one included
   bool inside_window = false;          ///< within accumulate()
@@ -23,6 +29,23 @@ struct GradientState {
   bool items_reduced = false;          ///< the window's gradients are already the mean over its items
   data::ActiveLoaders loaders;         ///< that the rank iterates over
   nn::Recording* recording = nullptr;  ///< of the step that is being called, if it is to be recorded
+  bool in_closure = false;             ///< within the closure of an optimizer's step(closure)
+  double loss_factor = 1;              ///< what the last backward(loss_sum, items) of a closure was multiplied by
+
+  /// Whether this micro-batch closes its window; outside of accumulate(), whether a backward pass is a window.
+  bool closes_window() const { return sync_gradients; }
+
+  /// Whether a backward pass is averaged over the ranks now.
+  bool reduces() const { return !local_sgd && (trigger_sync || (sync_gradients && !no_sync)); }
+
+  /// Whether optimizers, schedulers, clipping and zero_grad act now.
+  bool acts() const { return sync_gradients; }
+
+  /// Whether a backward pass now is a window of its own: outside of accumulate(), but for those that add up in no_sync.
+  bool pass_is_window() const { return !inside_window && (trigger_sync || (sync_gradients && !no_sync)); }
+
+  /// Whether backward(loss_sum, items) now is the last of its window, and makes the gradients the mean over the items.
+  bool pass_ends_sums() const { return sync_gradients && (inside_window || !no_sync); }
 
   /// That of a step whose work is recorded now, instead of done.
   nn::Recording* records() const { return recording && recording->records() ? recording : nullptr; }

@@ -42,6 +42,12 @@ class Observer {
   std::weak_ptr<typename Wrapper::Shared> shared_;
 };
 
+/// Computes a loss and its gradients, and returns the loss. For optimizers that need them several times a step.
+using Closure = std::function<at::Tensor()>;
+
+/// Calls `step` with what evaluates `closure` as all ranks have to: gradients and loss of all of them.
+using ClosureSteps = std::function<void(const Closure& closure, const std::function<void(const Closure&)>& step)>;
+
 /// What `prepare` returns for an optimizer: acts only in the micro-batch that closes its accumulation window.
 /// The inner optimizer, the rank's state and its scaler outlive it. Copies share the inner optimizer and the count of
 /// updates.
@@ -49,20 +55,23 @@ class AcceleratedOptimizer {
  public:
   /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
-  /// `updated` is called after each update.
+  /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `updated` is called after each
+  /// update.
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
                        GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
-                       std::function<void()> updated = {})
+                       ClosureSteps closure_steps = {}, std::function<void()> updated = {})
       : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
                                                 fused ? std::optional(FusedStep(inner)) : std::nullopt,
-                                                std::move(sharded), std::move(updated)})) {}
+                                                std::move(sharded), std::move(closure_steps), std::move(updated)})) {}
 
-  /// Updates the parameters, when gradients are in sync. With a scaler: unless one of their gradients, on any rank, is
-  /// infinite or NaN. Collective then. Throws what GradScaler::step and
-  /// ShardedOptimizer::step throw.
+  /// Updates the parameters, in the micro-batch that closes the window. With a scaler: unless one of their gradients,
+  /// on any rank, is infinite or NaN. Collective then. Throws what GradScaler::step and ShardedOptimizer::step throw, and
+  /// ConfigError for an optimizer that needs a closure and for gradients that are sums over items, which no
+  /// backward(loss_sum, items) has made a mean yet.
   void step() {
     shared_->token.check();
-    if (!shared_->state.sync_gradients) return;
+    if (!shared_->state.acts()) return;
+    check_plain_step();
     const trace::Range range(trace::Event::optimizer);
     if (nn::Recording* recording = shared_->state.records()) return record_step(*recording);
     if (shared_->scaler)
@@ -74,12 +83,32 @@ class AcceleratedOptimizer {
     if (shared_->updated) shared_->updated();
   }
 
+  /// A step of an optimizer that evaluates the loss itself, as torch::optim::LBFGS does several times a step:
+  ///
+  ///     auto window = accelerator.accumulate(model);
+  ///     optimizer.step([&] {
+  ///       optimizer.zero_grad();
+  ///       auto loss = loss_of(model(inputs), targets);
+  ///       accelerator.backward(loss);
+  ///       return loss;
+  ///     });
+  ///
+  /// Each evaluation is reduced, and counts in full, whatever LaunchConfig::gradient_accumulation_steps. The optimizer
+  /// gets the mean of the ranks' losses (after backward(loss_sum, items), where the closure returns loss_sum: the mean
+  /// over all items), so that all ranks decide alike. Optimizers that need no closure take one too, and call it once.
+  ///
+  /// Returns the loss of the first evaluation. Collective. Throws ConfigError in a window of several micro-batches (a
+  /// closure that goes through several batches has them in one), under fp16, in a step that is recorded, within
+  /// join_uneven_inputs, for an accumulate() within the closure, and when the closure's gradients were not reduced
+  /// because it did not call Accelerator::backward.
+  at::Tensor step(const Closure& closure);
+
   /// True when the last step changed nothing because a gradient was infinite or NaN. The same on all ranks.
   bool step_was_skipped() const { return shared_->skipped; }
 
-  /// Drops the gradients, when they are in sync.
+  /// Drops the gradients, in the micro-batch that closes the window.
   void zero_grad(bool set_to_none = true) {
-    if (!shared_->state.sync_gradients) return;
+    if (!shared_->state.acts()) return;
     shared_->inner.zero_grad(set_to_none);
     if (shared_->scaler) shared_->scaler->gradients_dropped(shared_->inner);
   }
@@ -108,8 +137,12 @@ class AcceleratedOptimizer {
     bool skipped;
     std::optional<FusedStep> fused_step;
     std::unique_ptr<ShardedOptimizer> sharded;
+    ClosureSteps closure_steps;
     std::function<void()> updated;
   };
+
+  void check_plain_step() const;
+  void check_closure_step(const Closure& closure) const;
 
   void record_step(nn::Recording& recording) {
     if (!shared_->fused_step || !shared_->fused_step->step(&recording))
@@ -119,10 +152,15 @@ class AcceleratedOptimizer {
   }
 
   void update() {
+    divided([this] { update_parameters(); });
+  }
+
+  template <class Update>
+  void divided(const Update& update) {
     if (shared_->sharded)
-      shared_->sharded->step([this] { update_parameters(); });
+      shared_->sharded->step(update);
     else
-      update_parameters();
+      update();
   }
 
   void update_parameters() {
@@ -169,23 +207,23 @@ class AcceleratedScheduler {
                                                 {},
                                                 ours(inner)})) {}
 
-  /// Advances the schedule, when gradients are in sync and its optimizer has not skipped the step. Throws ConfigError
-  /// when it goes by a metric.
+  /// Advances the schedule, in the micro-batch that closes the window, unless its optimizer has skipped the step. Throws
+  /// ConfigError when it goes by a metric.
   void step() {
     require<Step>("it goes by a metric; use step(metric)");
     if (nn::Recording* recording = shared_->state.records())
       return recording->at_each_replay({.after = [same = *this]() mutable { same.step(); }});
-    if (!shared_->state.sync_gradients || (shared_->skipped && shared_->skipped())) return;
+    if (!shared_->state.acts() || (shared_->skipped && shared_->skipped())) return;
     catch_up(updates() + 1);
   }
 
   /// Gives the schedule a metric, which must be the same on all ranks. Acts at once outside of accumulate(), as after
-  /// an evaluation; within, when gradients are in sync. A skipped update does not matter to it. Throws ConfigError when
+  /// an evaluation; within, when the window closes. A skipped update does not matter to it. Throws ConfigError when
   /// it goes by the number of updates.
   void step(double metric) {
     const auto& step = require<MetricStep>("it goes by the number of updates; use step()");
     if (shared_->state.records()) throw ConfigError("a scheduler that goes by a metric cannot be part of it");
-    if (shared_->state.inside_window && !shared_->state.sync_gradients) return;
+    if (shared_->state.inside_window && !shared_->state.acts()) return;
     step(metric);
     shared_->updates += 1;
   }

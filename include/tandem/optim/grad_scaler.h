@@ -66,6 +66,14 @@ class GradScaler {
   /// The same with the optimizer's own step.
   bool step(torch::optim::Optimizer& optimizer);
 
+  /// True from the first `rescale_kept` of an iteration on.
+  bool has_rescaled() const { return has_rescaled_; }
+
+  /// Brings gradients that the optimizers' parameters have kept from earlier iterations to the scale of this one,
+  /// whether they were unscaled or not, so that what backward adds has the same. To be called before an iteration's
+  /// first backward. Not collective.
+  void rescale_kept(const std::vector<const torch::optim::Optimizer*>& optimizers);
+
   /// The gradients of `optimizer` were dropped without a step: those that follow are scaled anew.
   void gradients_dropped(const torch::optim::Optimizer& optimizer);
 
@@ -96,7 +104,14 @@ class GradScaler {
     bool stepped = false;
   };
 
+  // What an optimizer's gradients were multiplied by when an iteration last had begun.
+  struct Scaled {
+    const torch::optim::Optimizer* optimizer;
+    at::Tensor scale;  // 0-dim float32; undefined: they were unscaled since
+  };
+
   Unscaled* find(const torch::optim::Optimizer& optimizer);
+  void end_iteration();
   void adapt(at::Tensor& scale, at::Tensor& growth_tracker) const;
 
   GradScalerOptions options_;
@@ -104,6 +119,8 @@ class GradScaler {
   at::Tensor scale_;           // 0-dim float32
   at::Tensor growth_tracker_;  // 0-dim int32
   std::vector<Unscaled> unscaled_;
+  std::vector<Scaled> scaled_;
+  bool has_rescaled_ = false;
 };
 
 }  // namespace tandem::optim

@@ -27,6 +27,8 @@ namespace tandem::optim {
 ///
 /// - A class of optimizer that may need all parameters at once (all but LibTorch's SGD, Adam, AdamW, RMSprop and
 ///   Adagrad), a parameter of no prepared model, and one that is listed twice: not divided.
+/// - Nor is a step on gradients that a rank's passes have added to since the last reduction (no_sync), and from then on
+///   none: each rank has gradients, weights and state of its own.
 /// - On CPU ranks each storage of weights that is lent (nn::SharedWeights) has a rank that updates the parameters on it.
 ///   One that anybody has written to, by whatever way, or could have, each rank updates by itself from then on, as
 ///   without division; so too when it was a parameter's state that was written to.
@@ -95,6 +97,7 @@ class ShardedOptimizer {
   void own_state(Part& part);
 
   bool any_rank(bool mine) const;
+  bool has_local_gradients() const;
 
   torch::optim::Optimizer& inner_;
   comm::Communicator& communicator_;

@@ -55,8 +55,9 @@ class Accelerator : public RankHandle {
   /// Where the accumulation window stands.
   const GradientState& gradient_state() const { return context_.gradients; }
 
-  /// True in the micro-batch that closes its accumulation window.
-  bool sync_gradients() const { return context_.gradients.sync_gradients; }
+  /// True in the micro-batch that closes its accumulation window: optimizers, schedulers, clipping and zero_grad act.
+  /// Backward passes are reduced then, but within no_sync.
+  bool sync_gradients() const { return context_.gradients.closes_window(); }
 
   /// True once the host has asked a Session to end training well, and the open window is closed: from the same place on
   /// for all ranks. Loops over loaders have no more batches by then; this is for loops around them, and without them:
@@ -145,33 +146,51 @@ class Accelerator : public RankHandle {
     bool before_;
   };
 
-  /// Suspends the reduction of gradients for a scope: they add up on each rank until the next backward outside of it.
+  /// Says, while alive, whether backward passes are reduced. Of several, the innermost counts.
+  class [[nodiscard]] ReductionScope {
+   public:
+    /// `reduces`: all passes are reduced; otherwise none. The destructor sets back what was before.
+    ReductionScope(GradientState& state, bool reduces)
+        : no_sync_(state.no_sync, !reduces), trigger_(state.trigger_sync, reduces) {}
+
+   private:
+    FlagScope no_sync_, trigger_;
+  };
+
+  /// Suspends the reduction of gradients for a scope: those of backward passes within it, also in micro-batches that are
+  /// opened in it, stay with their rank, and are reduced with those of the next backward outside of it. Nothing else
+  /// changes: windows close, optimizers step on what each rank has, zero_grad acts. After such a step ranks' weights
+  /// differ, and updates are no longer divided over the ranks nor weights shared. With backward(loss_sum, items) a
+  /// window that closes within the scope has the mean over this rank's items; outside of accumulate() the sums add up
+  /// until the next backward outside of the scope. All ranks open it alike.
   template <class... Models>
-  FlagScope no_sync(const Models&...) {
-    return {context_.gradients.sync_gradients, false};
+  ReductionScope no_sync(const Models&...) {
+    return {context_.gradients, false};
   }
 
   /// Has every backward within a scope reduce the gradients, also in a micro-batch that does not close its window. What
   /// was accumulated before is reduced with them. Optimizers go on waiting for the window.
   template <class... Models>
-  FlagScope trigger_sync_in_backward(const Models&...) {
-    return {context_.gradients.trigger_sync, true};
+  ReductionScope trigger_sync_in_backward(const Models&...) {
+    return {context_.gradients, true};
   }
 
   /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
   /// closes, the gradients of all prepared models are averaged over the ranks. A shorter last window is divided by its
-  /// own length. Under Precision::fp16 the gradients are scaled (grad_scaler()) until clipping or the step. Collective
-  /// when sync_gradients(). Throws what autograd throws.
+  /// own length; gradients that were kept from earlier windows stay as they are. Under Precision::fp16 the gradients are
+  /// scaled (grad_scaler()) until clipping or the step. Collective when gradient_state().reduces(). Throws what autograd
+  /// throws.
   void backward(const at::Tensor& loss, BackwardOptions options = {});
 
   /// Backward pass of `loss_sum`, a sum over `items` of this rank. When the window closes the gradients become the mean
-  /// over all items of the window and of all ranks. A window has either form of backward (ConfigError), and this form
-  /// once in the micro-batch that closes it. Collective when sync_gradients(). Throws DataError when all ranks together
-  /// have no items.
+  /// over all items of the window and of all ranks; what was kept from earlier windows stays as it is. A window has
+  /// either form of backward (ConfigError), and this form once in the micro-batch that closes it. Collective when
+  /// gradient_state().reduces(). Throws DataError when all ranks together have no items.
   void backward(const at::Tensor& loss_sum, double items, BackwardOptions options = {});
 
   /// Runs `body`, in which ranks may take different numbers of steps. A rank whose body has ended answers the gradient
-  /// reductions of the others with zeros (the mean still divides by the world size) until all have ended. Afterwards
+  /// reductions of the others with zeros (the mean still divides by the world size) until all have ended, whatever its
+  /// gradients were; what an unfinished window has added to them goes in with the first of these reductions. Afterwards
   /// all ranks have the weights, buffers, optimizer states and schedules of the rank that made the most reductions.
   /// Within `body` no other collective may be called, and no scheduler be given a metric that not all ranks give it
   /// (ConfigError). Collective.
@@ -207,9 +226,10 @@ class Accelerator : public RankHandle {
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
   /// undefined tensor when !sync_gradients(): it acts only when the window closes, after the reduction, so that all
-  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. Unscales first (see unscale_gradients).
-  /// Collective for prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared
-  /// optimizer.
+  /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. A sparse gradient counts as the dense one that
+  /// it stands for, and is scaled like the others. With one rank and fused_optimizers off, norm and scaled gradients are
+  /// those of torch::nn::utils::clip_grad_norm_, to the bit. Unscales first (see unscale_gradients). Collective for
+  /// prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared optimizer.
   at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
 
   /// The same for all parameters of a prepared model.
@@ -218,8 +238,9 @@ class Accelerator : public RankHandle {
     return clip_grad_norm_(model.parameters(), max_norm, norm_type);
   }
 
-  /// Limits each gradient value to [-limit, limit]. Acts only when sync_gradients(). Unscales first, and throws, as
-  /// clip_grad_norm_.
+  /// Limits each gradient value to [-limit, limit], in sparse gradients those of the dense one that it stands for. Acts
+  /// only when sync_gradients(). Unscales first, and throws, as clip_grad_norm_. Throws ConfigError for a sparse gradient
+  /// and a limit below 0, which would fill it.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
 
   /// The same for all parameters of a prepared model.
@@ -411,7 +432,7 @@ class Accelerator : public RankHandle {
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
                                             context_.state->config.fused_optimizers, grad_scaler(), sharded(object),
-                                            [this, &object] { after_update(object); });
+                                            closure_steps(), [this, &object] { after_update(object); });
       prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
@@ -457,6 +478,8 @@ class Accelerator : public RankHandle {
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
+  optim::ClosureSteps closure_steps();
+  at::Tensor evaluate(const optim::Closure& closure);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void after_update(const torch::optim::Optimizer& optimizer);
   void lend_weights(nn::SharedWeights& weights);
@@ -488,8 +511,9 @@ class Accelerator : public RankHandle {
   void run_backward(const at::Tensor& loss, BackwardOptions options);
   void reduce_backward(const at::Tensor& loss, BackwardOptions options, int main);
   void begin_window_of_gradients();
+  void end_window_of_pass();
   int main_of_pass(JoinState mine);
-  double factor_over_items(double items);
+  double factor_over_items(double items, bool of_all_ranks);
   void run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body);
   void run_unevenly(const std::function<void()>& body);
   void begin_join();
