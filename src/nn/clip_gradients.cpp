@@ -139,11 +139,13 @@ at::Tensor total_norm_as_torch(const std::vector<ReducedGradient>& gradients, do
   const at::NoGradGuard no_grad;
   const bool largest = norm_type == std::numeric_limits<double>::infinity();
   if (norm_type == 0)
-    return at::full({}, static_cast<double>(gradients.size()),
-                    at::dtype(at::kFloat).device(gradients.front().gradient.device()));
+    return at::full({}, static_cast<double>(gradients.size()), at::device(gradients.front().gradient.device()));
   std::vector<at::Tensor> norms;
-  for (const at::Tensor& numbers : numbers_of(gradients, norm_type))
+  for (const ReducedGradient& one : gradients) {
+    const at::Tensor numbers = numbers_of(one.gradient, norm_type);
+    if (numbers.numel() == 0 && (largest || norm_type < 0)) continue;  // not defined
     norms.push_back(largest ? numbers.abs().max() : numbers.norm(norm_type));
+  }
   if (norms.size() < 2) return norms.empty() ? zero_norm(gradients) : norms.front();
   return largest ? at::stack(norms).max() : at::stack(norms).norm(norm_type);
 }

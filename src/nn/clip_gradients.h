@@ -31,8 +31,8 @@ at::Tensor total_norm(const std::vector<ReducedGradient>& gradients, double norm
 /// gradients.)
 at::Tensor total_norm_as_torch(const std::vector<ReducedGradient>& gradients, double norm_type);
 
-/// Scales by the operators of torch::nn::utils::clip_grad_norm_, but for sparse gradients, which that one leaves as they
-/// are.
+/// Scales by the operators of torch::nn::utils::clip_grad_norm_, but for sparse gradients, which that one leaves as
+/// they are.
 void clip_as_torch(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm);
 
 /// Scales the gradients as PyTorch's clip_grad_norm_ does, also where `norm` is infinite or NaN, so that their norm is
@@ -43,8 +43,8 @@ void clip_each(const std::vector<ReducedGradient>& gradients, const at::Tensor& 
 /// stands for.
 void clip_values(const at::Tensor& gradient, double limit);
 
-/// Scales like `clip_each`, on CPU ranks, gradients that all have: where all ranks' are one memory each scales a part of it.
-/// Collective; the norm is the same on all ranks then.
+/// Scales like `clip_each`, on CPU ranks, gradients that all have: where all ranks' are one memory each scales a part
+/// of it. Collective; the norm is the same on all ranks then.
 void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm,
                    comm::RankGroup& group, int rank);
 

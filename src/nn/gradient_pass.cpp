@@ -90,7 +90,8 @@ void GradientReducer::release_reduced() {
     Bucket& bucket = buckets_[released_];
     bucket.inputs.clear();
     for (std::size_t k = 0; k < bucket.taken.size(); ++k)
-      if (Slot& slot = slots_[bucket.taken[k]]; bucket.gradients[k].defined() && becomes_view(slot, bucket.gradients[k]))
+      if (Slot& slot = slots_[bucket.taken[k]];
+          bucket.gradients[k].defined() && becomes_view(slot, bucket.gradients[k]))
         bucket.gradients[k] = slot.view;
   }
 }

@@ -105,12 +105,12 @@ struct GradientReducer::Bucket {
 struct GradientReducer::Told {
   static constexpr std::uint8_t kDense = 1, kSparse = 2, kLate = 4;
   static constexpr std::uint8_t kLocalBefore = 8;  // Slot::before_is_local
-  static constexpr int kSparseDims = 4;  // above these bits: the number of sparse dimensions
-  std::vector<std::uint8_t> states;      // of the parameters
-  std::size_t started = 0;               // buckets
-  std::vector<std::size_t> order;        // parameters, as their gradients came
-  std::uint64_t last_arrival = 0;        // by the count over all models; 0: none
-  std::uint64_t passes = 0;              // that were reduced
+  static constexpr int kSparseDims = 4;            // above these bits: the number of sparse dimensions
+  std::vector<std::uint8_t> states;                // of the parameters
+  std::size_t started = 0;                         // buckets
+  std::vector<std::size_t> order;                  // parameters, as their gradients came
+  std::uint64_t last_arrival = 0;                  // by the count over all models; 0: none
+  std::uint64_t passes = 0;                        // that were reduced
 };
 
 }  // namespace tandem::nn

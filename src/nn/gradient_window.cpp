@@ -18,10 +18,13 @@ bool is_zero(const at::Tensor& gradient) {
 // Nobody waits for a GPU to learn it: there zeros are kept like other numbers.
 bool is_known_to_be_zero(const at::Tensor& gradient) { return gradient.is_cpu() && is_zero(gradient); }
 
-// To gradients that are dense or sparse, in place where that can be.
+// Dense gradients may be part of a graph, which is not to see that they change. What is done in place to a detached
+// sparse tensor the tensor itself does not see.
+at::Tensor changeable(const at::Tensor& gradient) { return gradient.is_sparse() ? gradient : gradient.detach(); }
+
 void add(at::Tensor& gradient, const at::Tensor& other, double factor) {
   if (gradient.is_sparse() && !other.is_sparse()) gradient = gradient.to_dense();
-  gradient.detach().add_(other, factor);
+  changeable(gradient).add_(other, factor);
 }
 
 }  // namespace
@@ -74,7 +77,7 @@ void GradientReducer::scale_added(std::size_t index, double factor) {
                       "now to be scaled and cannot be told apart; write to gradients when the window has closed, or "
                       "drop them (zero_grad) before it begins");
   if (slot.before.defined()) add(gradient, slot.before, -1);
-  gradient.detach().mul_(factor);
+  changeable(gradient).mul_(factor);
   if (slot.before.defined()) add(gradient, slot.before, 1);
 }
 

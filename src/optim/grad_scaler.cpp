@@ -109,12 +109,11 @@ void GradScaler::rescale_kept(const std::vector<const torch::optim::Optimizer*>&
   const at::NoGradGuard no_grad;
   std::vector<Scaled> scaled;
   for (const torch::optim::Optimizer* optimizer : optimizers) {
-    const auto known = std::find_if(scaled_.begin(), scaled_.end(),
-                                    [&](const Scaled& one) { return one.optimizer == optimizer; });
+    const auto known =
+        std::find_if(scaled_.begin(), scaled_.end(), [&](const Scaled& one) { return one.optimizer == optimizer; });
     if (known != scaled_.end()) {
       const at::Tensor factor = known->scale.defined() ? scale_ / known->scale : scale_;
-      for (const Gradients& group : gradients_of(*optimizer))
-        at::_foreach_mul_(group.tensors, factor.to(group.device));
+      for (const Gradients& group : gradients_of(*optimizer)) at::_foreach_mul_(group.tensors, factor.to(group.device));
     }
     scaled.push_back({optimizer, scale_.clone()});
   }

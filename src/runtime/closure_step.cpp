@@ -61,9 +61,8 @@ at::Tensor Accelerator::evaluate(const optim::Closure& closure) {
   const bool local = std::any_of(prepared_.reducers.begin(), prepared_.reducers.end(),
                                  [](const auto& reducer) { return reducer->has_local_gradients(); });
   if (local)
-    throw ConfigError(
-        "the closure of step(closure) has left gradients of rank " + std::to_string(rank()) +
-        " alone: write accelerator.backward(loss) in it for loss.backward()");
+    throw ConfigError("the closure of step(closure) has left gradients of rank " + std::to_string(rank()) +
+                      " alone: write accelerator.backward(loss) in it for loss.backward()");
   const at::NoGradGuard no_grad;
   at::Tensor mean = loss.detach() * context_.gradients.loss_factor;
   context_.communicator->all_reduce(mean, comm::ReduceOp::mean);

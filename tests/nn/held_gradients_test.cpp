@@ -33,8 +33,7 @@ LaunchConfig config_of(const Case& of) {
 
 nn::CommunicationHook mean_hook() {
   return [](nn::GradientBucket& bucket, comm::Communicator& communicator) -> nn::FinishReduction {
-    const auto number =
-        communicator.start_all_reduce({bucket.gradients}, {bucket.gradients}, comm::ReduceOp::mean);
+    const auto number = communicator.start_all_reduce({bucket.gradients}, {bucket.gradients}, comm::ReduceOp::mean);
     return [&communicator, number] { communicator.wait(number); };
   };
 }
@@ -111,7 +110,8 @@ TEST_CASE("a gradient that the program holds stays what it is, however it is hel
       for (const auto& [way, hold] : ways_to_hold())
         for (const int who : {-1, 0, ranks - 1}) {
           CAPTURE(ranks, of.name, way, who, clips);
-          const auto seen = train(ranks, of, [&](int rank) { return who < 0 || rank == who; }, hold, clips);
+          const auto seen = train(
+              ranks, of, [&](int rank) { return who < 0 || rank == who; }, hold, clips);
           for (std::size_t rank = 0; rank < seen.size(); ++rank) {
             CHECK(seen[rank].wrong == "");
             for (std::size_t i = 0; i < seen[rank].weights.size(); ++i)

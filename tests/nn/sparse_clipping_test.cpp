@@ -28,9 +28,7 @@ struct Words : torch::nn::Module {
   torch::nn::Linear dense{nullptr};
 };
 
-at::Tensor indices_of(int rank, int step) {
-  return at::tensor({rank, 3, 3, (rank + step) % 9, 7}, at::kLong);
-}
+at::Tensor indices_of(int rank, int step) { return at::tensor({rank, 3, 3, (rank + step) % 9, 7}, at::kLong); }
 
 struct Clipped {
   std::vector<double> norms;
@@ -81,12 +79,11 @@ TEST_CASE("sparse gradients are clipped as the dense ones that they stand for, b
   const double norm_type = GENERATE(2.0, 1.0, 3.0, 0.5, kInf, 0.0, -kInf, -1.0);
   const double max_norm = GENERATE(0.05, 1e6);
   CAPTURE(ranks, with_dense, fused, norm_type, max_norm);
-  check_like_dense(
-      ranks, with_dense,
-      [&](Accelerator& accelerator, const auto& parameters) {
-        return accelerator.clip_grad_norm_(parameters, max_norm, norm_type);
-      },
-      {.fused_optimizers = fused});
+  check_like_dense(ranks, with_dense,
+                   [&](Accelerator& accelerator, const auto& parameters) {
+                     return accelerator.clip_grad_norm_(parameters, max_norm, norm_type);
+                   },
+                   {.fused_optimizers = fused});
 }
 
 TEST_CASE("the values of sparse gradients are limited as those of the dense ones that they stand for") {
@@ -130,15 +127,16 @@ TEST_CASE("gradients without elements have a norm, of every kind") {
           explicit Empty(bool sparse)
               : none(register_parameter("none", at::zeros({0, 4}))),
                 one(register_parameter("one", at::zeros({1}))),
-                words(register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(9, 4).sparse(sparse)))) {
-          }
+                words(
+                    register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(9, 4).sparse(sparse)))) {}
           at::Tensor none, one;
           torch::nn::Embedding words;
         };
         auto model = accelerator.prepare(std::make_shared<Empty>(sparse));
         const auto nothing = model->none.sum() + model->words(at::empty({0}, at::kLong)).sum();
         accelerator.backward(nothing);
-        const double of_nothing = accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>();
+        const double of_nothing =
+            accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>();
         drop_gradients(*model);
         accelerator.backward(model->none.sum() + model->words(at::empty({0}, at::kLong)).sum() + model->one.sum() * 3);
         return std::vector<double>{

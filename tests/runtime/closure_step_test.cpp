@@ -20,6 +20,7 @@ constexpr std::int64_t kSamples = 24;
 
 torch::nn::Sequential make_net() {
   torch::nn::Sequential net(torch::nn::Linear(5, 8), torch::nn::Tanh(), torch::nn::Linear(8, 1));
+  net->to(at::kDouble);  // the line search may make much of a rounding
   const at::NoGradGuard no_grad;
   auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
   for (const auto& parameter : net->parameters())
@@ -31,8 +32,8 @@ struct Data {
   at::Tensor inputs, targets;
   Data() {
     auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
-    inputs = at::randn({kSamples, 5}, generator);
-    targets = at::sin(inputs.sum(1, /*keepdim=*/true)) + 0.1 * at::randn({kSamples, 1}, generator);
+    inputs = at::randn({kSamples, 5}, generator, at::kDouble);
+    targets = at::sin(inputs.sum(1, /*keepdim=*/true)) + 0.1 * at::randn({kSamples, 1}, generator, at::kDouble);
   }
 };
 
@@ -83,12 +84,14 @@ using Make = std::function<std::unique_ptr<torch::optim::Optimizer>(const torch:
 
 const std::vector<std::pair<std::string, Make>>& optimizers() {
   static const std::vector<std::pair<std::string, Make>> all{
-      {"LBFGS", [](const auto& net) { return std::make_unique<torch::optim::LBFGS>(net->parameters(), options_of(false)); }},
+      {"LBFGS",
+       [](const auto& net) { return std::make_unique<torch::optim::LBFGS>(net->parameters(), options_of(false)); }},
       {"LBFGS with strong_wolfe",
        [](const auto& net) { return std::make_unique<torch::optim::LBFGS>(net->parameters(), options_of(true)); }},
       {"SGD", [](const auto& net) { return std::make_unique<torch::optim::SGD>(net->parameters(), 0.05); }},
       {"AdamW", [](const auto& net) { return std::make_unique<torch::optim::AdamW>(net->parameters(), 0.02); }},
-      {"one of a user's own", [](const auto& net) { return std::make_unique<Extragradient>(net->parameters(), 0.05); }}};
+      {"one of a user's own",
+       [](const auto& net) { return std::make_unique<Extragradient>(net->parameters(), 0.05); }}};
   return all;
 }
 
@@ -142,7 +145,7 @@ std::vector<Trained> train_on(int ranks, const Make& make, Form form, const Laun
             accelerator.backward(loss);
             return loss;
           }
-          at::Tensor total = at::zeros({});
+          at::Tensor total = at::zeros({}, at::kDouble);
           for (int half = 0; half < 2; ++half) {
             auto loss = F::mse_loss(model(inputs.chunk(2)[half]), targets.chunk(2)[half]) / 2;
             accelerator.backward(loss);
@@ -175,10 +178,10 @@ TEST_CASE("a step with a closure is that of one rank on all ranks' data") {
     const auto seen = train_on(ranks, make, form, {.gradient_accumulation_steps = accumulation});
     for (const Trained& rank : seen) {
       CHECK(rank.updates == 4);
-      for (std::size_t i = 0; i < 4; ++i) CHECK(rank.losses[i] == Approx(expected.losses[i]).epsilon(1e-5));
+      for (std::size_t i = 0; i < 4; ++i) CHECK(rank.losses[i] == Approx(expected.losses[i]).epsilon(1e-8));
       CHECK(rank.losses == seen[0].losses);
       for (std::size_t i = 0; i < expected.weights.size(); ++i) {
-        CHECK(at::allclose(rank.weights[i], expected.weights[i], 1e-4, 1e-5));
+        CHECK(at::allclose(rank.weights[i], expected.weights[i], 1e-6, 1e-8));
         CHECK(rank.weights[i].equal(seen[0].weights[i]));
       }
     }
@@ -204,7 +207,7 @@ struct Wrong {
 };
 
 at::Tensor pass(Accelerator& accelerator, const torch::nn::Sequential& net) {
-  auto loss = net->ptr()->forward<at::Tensor>(at::ones({2, 5}) * (accelerator.rank() + 1)).pow(2).mean();
+  auto loss = net.ptr()->forward<at::Tensor>(at::ones({2, 5}, at::kDouble) * (accelerator.rank() + 1)).pow(2).mean();
   accelerator.backward(loss);
   return loss;
 }
@@ -219,8 +222,7 @@ TEST_CASE("what cannot be done with a closure is said, the same on all ranks") {
          pass(accelerator, net);
          optimizer.step();
        }},
-      {"empty function",
-       [](Accelerator&, const auto&, auto& optimizer) { optimizer.step(optim::Closure()); }},
+      {"empty function", [](Accelerator&, const auto&, auto& optimizer) { optimizer.step(optim::Closure()); }},
       {"several micro-batches",
        [](Accelerator& accelerator, const auto& net, auto& optimizer) {
          for (int m = 0; m < 2; ++m) {
@@ -281,7 +283,7 @@ TEST_CASE("a closure that calls LibTorch's backward is an error on several ranks
     auto [model, optimizer] = accelerator.prepare(net, lbfgs);
     optimizer.step([&, &model = model] {
       lbfgs.zero_grad();
-      auto loss = model(at::ones({2, 5})).pow(2).mean();
+      auto loss = model(at::ones({2, 5}, at::kDouble)).pow(2).mean();
       loss.backward();
       return loss;
     });
@@ -299,7 +301,7 @@ TEST_CASE("within no_sync and local_sgd each rank takes its own step with a clos
     const auto step = [&, &model = model, &optimizer = optimizer] {
       optimizer.step([&] {
         optimizer.zero_grad();
-        auto loss = (model(at::ones({2, 5})) - (1.0 + accelerator.rank())).pow(2).mean();
+        auto loss = (model(at::ones({2, 5}, at::kDouble)) - (1.0 + accelerator.rank())).pow(2).mean();
         accelerator.backward(loss);
         return loss;
       });
@@ -322,7 +324,7 @@ TEST_CASE("within no_sync and local_sgd each rank takes its own step with a clos
     torch::optim::LBFGS lbfgs(net->parameters(), options_of(true));
     lbfgs.step([&] {
       lbfgs.zero_grad();
-      auto loss = (net->forward(at::ones({2, 5})) - (1.0 + rank)).pow(2).mean();
+      auto loss = (net->forward(at::ones({2, 5}, at::kDouble)) - (1.0 + rank)).pow(2).mean();
       loss.backward();
       return loss;
     });

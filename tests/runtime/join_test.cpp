@@ -154,8 +154,8 @@ std::vector<std::vector<double>> join_on(int ranks, const std::function<int(int)
           for (auto* reducer : {&model.reducer(), &model_2.reducer()})
             reducer->set_communication_hook(
                 [](nn::GradientBucket& bucket, comm::Communicator& communicator) -> nn::FinishReduction {
-                  const auto number = communicator.start_all_reduce({bucket.gradients}, {bucket.gradients},
-                                                                    comm::ReduceOp::mean);
+                  const auto number =
+                      communicator.start_all_reduce({bucket.gradients}, {bucket.gradients}, comm::ReduceOp::mean);
                   return [&communicator, number] { communicator.wait(number); };
                 });
         const auto zero = [&] {
@@ -227,50 +227,51 @@ TEST_CASE("a rank that has ended answers with zeros, whenever gradients are drop
 
 TEST_CASE("loaders of different lengths: zero_grad may come first") {
   // 4 ranks, 5 samples of 1, one a batch: rank 0 alone has a second step.
-  const auto weights = on_ranks<double>(
-      4,
-      [](Accelerator& accelerator) {
-        auto net = std::make_shared<TwoKinds>();
-        torch::optim::SGD sgd(net->parameters(), 1.0);
-        auto [model, optimizer, loader] = accelerator.prepare(
-            net, sgd, data::DataLoader(data::TensorDataset(at::ones({5})), {.batch_size = 1}));
-        accelerator.join_uneven_inputs([&] {
-          for (auto& batch : loader) {
-            optimizer.zero_grad();
-            accelerator.backward(model->forward(batch.template item<double>()));
-            optimizer.step();
-          }
-        });
-        return net->weight.item<double>();
-      },
-      {.data_loader = {.even_batches = false}});
+  const auto weights =
+      on_ranks<double>(4,
+                       [](Accelerator& accelerator) {
+                         auto net = std::make_shared<TwoKinds>();
+                         torch::optim::SGD sgd(net->parameters(), 1.0);
+                         auto [model, optimizer, loader] = accelerator.prepare(
+                             net, sgd, data::DataLoader(data::TensorDataset(at::ones({5})), {.batch_size = 1}));
+                         accelerator.join_uneven_inputs([&] {
+                           for (auto& batch : loader) {
+                             optimizer.zero_grad();
+                             accelerator.backward(model->forward(batch.template item<double>()));
+                             optimizer.step();
+                           }
+                         });
+                         return net->weight.item<double>();
+                       },
+                       {.data_loader = {.even_batches = false}});
   for (const double weight : weights) CHECK(weight == Approx(-1.25));
 }
 
 TEST_CASE("what an unfinished window has added goes in without what was kept before it") {
   const bool items = GENERATE(false, true);
-  const auto gradients = on_ranks<std::vector<double>>(
-      2,
-      [&](Accelerator& accelerator) {
-        auto net = std::make_shared<TwoKinds>();
-        auto model = accelerator.prepare(net);
-        std::vector<double> seen;
-        accelerator.join_uneven_inputs([&] {
-          // Rank 0: a window and a half. Rank 1: three windows. Nothing is dropped on rank 0.
-          for (int i = 0; i < (accelerator.is_main() ? 3 : 6); ++i) {
-            auto window = accelerator.accumulate(model);
-            if (!accelerator.is_main() && i % 2 == 0) net->zero_grad();
-            const double x = accelerator.is_main() ? 10 : 1;
-            if (items)
-              accelerator.backward(model->forward(x), 1);
-            else
-              accelerator.backward(model->forward(x));
-            if (accelerator.sync_gradients()) seen.push_back(net->weight.grad().item<double>());
-          }
-        });
-        return seen;
-      },
-      {.gradient_accumulation_steps = 2});
+  const auto gradients = on_ranks<std::vector<double>>(2,
+                                                       [&](Accelerator& accelerator) {
+                                                         auto net = std::make_shared<TwoKinds>();
+                                                         auto model = accelerator.prepare(net);
+                                                         std::vector<double> seen;
+                                                         accelerator.join_uneven_inputs([&] {
+                                                           // Rank 0: a window and a half. Rank 1: three windows.
+                                                           // Nothing is dropped on rank 0.
+                                                           for (int i = 0; i < (accelerator.is_main() ? 3 : 6); ++i) {
+                                                             auto window = accelerator.accumulate(model);
+                                                             if (!accelerator.is_main() && i % 2 == 0) net->zero_grad();
+                                                             const double x = accelerator.is_main() ? 10 : 1;
+                                                             if (items)
+                                                               accelerator.backward(model->forward(x), 1);
+                                                             else
+                                                               accelerator.backward(model->forward(x));
+                                                             if (accelerator.sync_gradients())
+                                                               seen.push_back(net->weight.grad().item<double>());
+                                                           }
+                                                         });
+                                                         return seen;
+                                                       },
+                                                       {.gradient_accumulation_steps = 2});
   // Means: (10 + 1) / 2, then (10/2 + 1) / 2, then (0 + 1) / 2. Items: 22 of 4, 12 of 3, 2 of 2.
   const std::vector<double> expected = items ? std::vector<double>{5.5, 4, 1} : std::vector<double>{5.5, 3, 0.5};
   REQUIRE(gradients[1].size() == 3);

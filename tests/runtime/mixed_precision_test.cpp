@@ -392,3 +392,54 @@ TEST_CASE("clipping norms that are infinite or NaN does what PyTorch does, and w
     CHECK(accelerator.clip_grad_norm_(std::vector{at::zeros({2}).requires_grad_()}, 1.0).item<float>() == 0);
   });
 }
+
+TEST_CASE("gradients that are kept over updates of fp16's scale count as they do without one") {
+  // One model steps in every window and drops nothing, one in every second, and both are looked at in between.
+  struct Scale : torch::nn::Module {
+    Scale() : weight(register_parameter("weight", torch::ones({2}))) {}
+    at::Tensor forward(double x) { return (weight * x).sum(); }
+    at::Tensor weight;
+  };
+  const int ranks = GENERATE(1, 2), accumulation = GENERATE(1, 3);
+  const bool clips = GENERATE(false, true), in_windows = GENERATE(true, false);
+  if (!in_windows && accumulation > 1) return;
+  const auto train = [&](Precision precision) {
+    return on_ranks<std::vector<double>>(
+        ranks,
+        [&](Accelerator& accelerator) {
+          auto every = std::make_shared<Scale>(), second = std::make_shared<Scale>();
+          torch::optim::SGD sgd(every->parameters(), 0.1), other(second->parameters(), 0.1);
+          auto [model, model_2, optimizer, optimizer_2] = accelerator.prepare(every, second, sgd, other);
+          std::vector<double> seen;
+          for (int w = 0; w < 6; ++w) {
+            for (int m = 0; m < accumulation; ++m) {
+              std::optional<Accelerator::AccumulationStep> window;
+              // The last window is shorter.
+              if (in_windows) window.emplace(accelerator, /*close=*/w == 5 && m == 1);
+              const double x = 1 + accelerator.rank() + w + m;
+              accelerator.backward(every->forward(x) + second->forward(2 * x));
+              if (!accelerator.sync_gradients()) continue;
+              if (clips) accelerator.clip_grad_norm_(model, 3.0);
+              optimizer.step();
+              if (w % 2 == 1) {
+                optimizer_2.step();
+                optimizer_2.zero_grad(/*set_to_none=*/w == 1);
+              }
+              seen.push_back(every->weight[0].item<double>());
+              seen.push_back(second->weight[0].item<double>());
+              if (w == 5) break;
+            }
+          }
+          return seen;
+        },
+        {.mixed_precision = precision,
+         .grad_scaler = {.init_scale = 1024, .growth_interval = 1},
+         .gradient_accumulation_steps = accumulation});
+  };
+  const auto plain = train(Precision::no), scaled = train(Precision::fp16);
+  for (std::size_t rank = 0; rank < plain.size(); ++rank)
+    for (std::size_t i = 0; i < plain[rank].size(); ++i) {
+      CAPTURE(ranks, accumulation, clips, in_windows, rank, i);
+      CHECK(scaled[rank][i] == Approx(plain[rank][i]).epsilon(1e-4));
+    }
+}

@@ -1,6 +1,8 @@
 // Training on ranks against a plain single-threaded LibTorch loop over the same global batches.
 #include <limits>
 
+#include <torch/data/dataloader.h>
+#include <torch/data/samplers/sequential.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -113,8 +115,7 @@ Trained train_on_ranks(const Setup& setup, int ranks, bool dispatch) {
             auto loss = F::cross_entropy(model(inputs), targets);
             trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
             accelerator.backward(loss);
-            if (setup.clip > 0 && !setup.clips_values)
-              accelerator.clip_grad_norm_(model, setup.clip, setup.norm_type);
+            if (setup.clip > 0 && !setup.clips_values) accelerator.clip_grad_norm_(model, setup.clip, setup.norm_type);
             if (setup.clip > 0 && setup.clips_values) accelerator.clip_grad_value_(model, setup.clip);
             optimizer.step();
             optimizer.zero_grad();
@@ -176,4 +177,49 @@ TEST_CASE("the same launch gives the same bits again") {
   const Trained second = train_on_ranks(setup, 4, false);
   CHECK(first.losses == second.losses);
   for (std::size_t i = 0; i < first.weights.size(); ++i) CHECK(at::equal(first.weights[i], second.weights[i]));
+}
+
+TEST_CASE("the two programs of docs/migration.md, in small, read the same batches and end with the same weights") {
+  const int ranks = GENERATE(1, 2);
+  Data data = make_data();
+  data = {data.inputs.slice(0, 0, kSamples - 5), data.targets.slice(0, 0, kSamples - 5)};  // a last, shorter batch
+
+  torch::manual_seed(42);
+  auto plain_batches = torch::data::make_data_loader<torch::data::samplers::SequentialSampler>(
+      PairDataset(data), torch::data::DataLoaderOptions().batch_size(kGlobalBatch).workers(2).drop_last(true));
+  auto plain = make_net();
+  torch::optim::AdamW plain_adamw(plain->parameters(), 2e-3);
+  for (int epoch = 0; epoch < 2; ++epoch)
+    for (auto& batch : *plain_batches) {
+      plain_adamw.zero_grad();
+      F::cross_entropy(plain->forward(batch.data), batch.target).backward();
+      torch::nn::utils::clip_grad_norm_(plain->parameters(), 1.0);
+      plain_adamw.step();
+    }
+
+  const auto weights = on_ranks<std::vector<at::Tensor>>(
+      ranks,
+      [&](Accelerator& accelerator) {
+        auto net = make_net();
+        torch::optim::AdamW adamw(net->parameters(), 2e-3);
+        data::DataLoader loader(
+            PairDataset(data),
+            {.batch_size = kGlobalBatch / accelerator.world_size(), .drop_last = true, .workers = 2});
+        auto [model, optimizer, batches] = accelerator.prepare(net, adamw, loader);
+        for (int epoch = 0; epoch < 2; ++epoch)
+          for (auto& batch : batches) {
+            auto step = accelerator.accumulate(model);
+            accelerator.backward(F::cross_entropy(model(batch.data), batch.target));
+            accelerator.clip_grad_norm_(model, 1.0);
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+        return copies(net->parameters());
+      },
+      {.seed = 42, .fused_optimizers = false});
+  const auto expected = plain->parameters();
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (ranks == 1) CHECK(weights[0][i].equal(expected[i]));
+    CHECK(at::allclose(weights[0][i], expected[i], 1e-4, 1e-5));
+  }
 }

@@ -107,32 +107,31 @@ TEST_CASE("no_sync suspends the reduction of micro-batches that are opened in it
     std::vector<double> closes, gradients, weights, norms, rates;
     bool operator==(const Seen&) const = default;
   };
-  const auto seen = on_ranks<Seen>(
-      2,
-      [](Accelerator& accelerator) {
-        Scale scale;
-        torch::optim::SGD sgd(scale->parameters(), 0.1);
-        optim::StepLR halving(sgd, {.step_size = 1, .gamma = 0.5});
-        auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
-        Seen seen;
-        auto local = accelerator.no_sync(model);
-        for (int m = 0; m < 4; ++m) {
-          auto window = accelerator.accumulate(model);
-          seen.closes.push_back(accelerator.sync_gradients());
-          accelerator.backward(model(4.0 * (accelerator.rank() + 1)));
-          const auto norm = accelerator.clip_grad_norm_(model, 1e9);
-          seen.norms.push_back(norm.defined() ? norm.item<double>() : -1);
-          seen.gradients.push_back(scale->weight.grad().item<double>());
-          optimizer.step();
-          scheduler.step();
-          optimizer.zero_grad();
-          seen.gradients.push_back(scale->weight.grad().defined());
-          seen.weights.push_back(scale->weight.item<double>());
-          seen.rates.push_back(sgd.param_groups()[0].options().get_lr());
-        }
-        return seen;
-      },
-      {.gradient_accumulation_steps = 2});
+  const auto seen = on_ranks<Seen>(2,
+                                   [](Accelerator& accelerator) {
+                                     Scale scale;
+                                     torch::optim::SGD sgd(scale->parameters(), 0.1);
+                                     optim::StepLR halving(sgd, {.step_size = 1, .gamma = 0.5});
+                                     auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
+                                     Seen seen;
+                                     auto local = accelerator.no_sync(model);
+                                     for (int m = 0; m < 4; ++m) {
+                                       auto window = accelerator.accumulate(model);
+                                       seen.closes.push_back(accelerator.sync_gradients());
+                                       accelerator.backward(model(4.0 * (accelerator.rank() + 1)));
+                                       const auto norm = accelerator.clip_grad_norm_(model, 1e9);
+                                       seen.norms.push_back(norm.defined() ? norm.item<double>() : -1);
+                                       seen.gradients.push_back(scale->weight.grad().item<double>());
+                                       optimizer.step();
+                                       scheduler.step();
+                                       optimizer.zero_grad();
+                                       seen.gradients.push_back(scale->weight.grad().defined());
+                                       seen.weights.push_back(scale->weight.item<double>());
+                                       seen.rates.push_back(sgd.param_groups()[0].options().get_lr());
+                                     }
+                                     return seen;
+                                   },
+                                   {.gradient_accumulation_steps = 2});
   for (int rank = 0; rank < 2; ++rank) {
     const double g = 4.0 * (rank + 1);
     const Seen& mine = seen[static_cast<std::size_t>(rank)];
@@ -146,56 +145,53 @@ TEST_CASE("no_sync suspends the reduction of micro-batches that are opened in it
 }
 
 TEST_CASE("of no_sync and trigger_sync_in_backward the innermost counts") {
-  const auto gradients = on_ranks<std::vector<double>>(
-      2,
-      [](Accelerator& accelerator) {
-        Scale scale;
-        auto model = accelerator.prepare(scale);
-        std::vector<double> seen;
-        const auto pass = [&] {
-          scale->weight.mutable_grad().reset();
-          accelerator.backward(model(2.0 * accelerator.rank()));
-          seen.push_back(scale->weight.grad().item<double>());
-        };
-        {
-          auto local = accelerator.no_sync(model);
-          auto reduced = accelerator.trigger_sync_in_backward(model);
-          pass();
-        }
-        {
-          auto reduced = accelerator.trigger_sync_in_backward(model);
-          auto local = accelerator.no_sync(model);
-          pass();
-          {
-            auto again = accelerator.trigger_sync_in_backward(model);
-            pass();
-          }
-          pass();
-        }
+  const auto gradients = on_ranks<std::vector<double>>(2, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    std::vector<double> seen;
+    const auto pass = [&] {
+      scale->weight.mutable_grad().reset();
+      accelerator.backward(model(2.0 * accelerator.rank()));
+      seen.push_back(scale->weight.grad().item<double>());
+    };
+    {
+      auto local = accelerator.no_sync(model);
+      auto reduced = accelerator.trigger_sync_in_backward(model);
+      pass();
+    }
+    {
+      auto reduced = accelerator.trigger_sync_in_backward(model);
+      auto local = accelerator.no_sync(model);
+      pass();
+      {
+        auto again = accelerator.trigger_sync_in_backward(model);
         pass();
-        return seen;
-      });
+      }
+      pass();
+    }
+    pass();
+    return seen;
+  });
   CHECK(gradients[0] == std::vector<double>{1, 0, 1, 0, 1});
   CHECK(gradients[1] == std::vector<double>{1, 2, 1, 2, 1});
 }
 
 TEST_CASE("sums over items within no_sync are the mean over the rank's own where the window closes") {
-  const auto gradients = on_ranks<std::vector<double>>(
-      2,
-      [](Accelerator& accelerator) {
-        Scale scale;
-        auto model = accelerator.prepare(scale);
-        std::vector<double> seen;
-        const double items = accelerator.rank() + 1;
-        auto local = accelerator.no_sync(model);
-        for (int m = 0; m < 2; ++m) {
-          auto window = accelerator.accumulate(model);
-          accelerator.backward(model(6.0), items);
-          seen.push_back(scale->weight.grad().item<double>());
-        }
-        return seen;
-      },
-      {.gradient_accumulation_steps = 2});
+  const auto gradients = on_ranks<std::vector<double>>(2,
+                                                       [](Accelerator& accelerator) {
+                                                         Scale scale;
+                                                         auto model = accelerator.prepare(scale);
+                                                         std::vector<double> seen;
+                                                         const double items = accelerator.rank() + 1;
+                                                         auto local = accelerator.no_sync(model);
+                                                         for (int m = 0; m < 2; ++m) {
+                                                           auto window = accelerator.accumulate(model);
+                                                           accelerator.backward(model(6.0), items);
+                                                           seen.push_back(scale->weight.grad().item<double>());
+                                                         }
+                                                         return seen;
+                                                       },
+                                                       {.gradient_accumulation_steps = 2});
   CHECK(gradients[0] == std::vector<double>{6, 6});
   CHECK(gradients[1] == std::vector<double>{6, 3});
 }
@@ -277,9 +273,9 @@ TORCH_MODULE(TwoKinds);
 
 // What happens in one window.
 struct Window {
-  int length;          // micro-batches, the last of which closes it
+  int length;  // micro-batches, the last of which closes it
   bool items, no_sync, keeps;
-  int triggers;        // bits: micro-batches whose pass is reduced
+  int triggers;  // bits: micro-batches whose pass is reduced
 };
 
 double gradient_of(int rank, int window, int micro_batch) { return 1 + 3 * rank + window + 0.5 * micro_batch; }
@@ -407,26 +403,25 @@ TEST_CASE("six batches of gradient 1 in windows of four add up to 2, where nothi
 TEST_CASE("kept gradients that the program writes to between the passes of a window are scaled right, or refused") {
   const auto kept_and = [](const std::function<void(const at::Tensor&, torch::optim::Optimizer&)>& write) {
     double gradient = 0;
-    run_ranks(
-        1,
-        [&](Accelerator& accelerator) {
-          Scale scale;
-          torch::optim::SGD sgd(scale->parameters(), 1.0);
-          auto model = accelerator.prepare(scale);
-          {
-            auto step = accelerator.accumulate_and_close(model);
-            accelerator.backward(model(5.0));
-          }
-          {
-            auto step = accelerator.accumulate(model);
-            accelerator.backward(model(4.0));
-          }
-          write(scale->weight.grad(), sgd);
-          auto step = accelerator.accumulate_and_close(model);
-          accelerator.backward(model(4.0));
-          gradient = scale->weight.grad().item<double>();
-        },
-        {.gradient_accumulation_steps = 4});
+    run_ranks(1,
+              [&](Accelerator& accelerator) {
+                Scale scale;
+                torch::optim::SGD sgd(scale->parameters(), 1.0);
+                auto model = accelerator.prepare(scale);
+                {
+                  auto step = accelerator.accumulate_and_close(model);
+                  accelerator.backward(model(5.0));
+                }
+                {
+                  auto step = accelerator.accumulate(model);
+                  accelerator.backward(model(4.0));
+                }
+                write(scale->weight.grad(), sgd);
+                auto step = accelerator.accumulate_and_close(model);
+                accelerator.backward(model(4.0));
+                gradient = scale->weight.grad().item<double>();
+              },
+              {.gradient_accumulation_steps = 4});
     return gradient;
   };
   CHECK(kept_and([](const at::Tensor&, auto&) {}) == Approx(9.0));

@@ -12,8 +12,8 @@ struct GradientReducerOptions {
   /// Size of the first bucket.
   std::size_t first_bucket_bytes = 1 << 20;
   /// After a reduction gradients are views of the buckets' memory. A gradient that the program still refers to (by
-  /// itself, or by a view or detach() of it) when the next reduction begins stays what it is: it gets memory of its own.
-  /// Off: each gradient has memory of its own.
+  /// itself, or by a view or detach() of it) when the next reduction begins stays what it is: it gets memory of its
+  /// own. Off: each gradient has memory of its own.
   bool gradient_as_bucket_view = true;
   /// On CPU ranks all ranks' gradients then are one memory. A rank that writes to a gradient of its own, through
   /// LibTorch or a pointer that it asks LibTorch for then, gets a copy. Communication hooks need a bucket a rank.

@@ -207,8 +207,8 @@ class AcceleratedScheduler {
                                                 {},
                                                 ours(inner)})) {}
 
-  /// Advances the schedule, in the micro-batch that closes the window, unless its optimizer has skipped the step. Throws
-  /// ConfigError when it goes by a metric.
+  /// Advances the schedule, in the micro-batch that closes the window, unless its optimizer has skipped the step.
+  /// Throws ConfigError when it goes by a metric.
   void step() {
     require<Step>("it goes by a metric; use step(metric)");
     if (nn::Recording* recording = shared_->state.records())

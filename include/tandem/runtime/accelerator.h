@@ -157,12 +157,12 @@ class Accelerator : public RankHandle {
     FlagScope no_sync_, trigger_;
   };
 
-  /// Suspends the reduction of gradients for a scope: those of backward passes within it, also in micro-batches that are
-  /// opened in it, stay with their rank, and are reduced with those of the next backward outside of it. Nothing else
-  /// changes: windows close, optimizers step on what each rank has, zero_grad acts. After such a step ranks' weights
-  /// differ, and updates are no longer divided over the ranks nor weights shared. With backward(loss_sum, items) a
-  /// window that closes within the scope has the mean over this rank's items; outside of accumulate() the sums add up
-  /// until the next backward outside of the scope. All ranks open it alike.
+  /// Suspends the reduction of gradients for a scope: those of backward passes within it, also in micro-batches that
+  /// are opened in it, stay with their rank, and are reduced with those of the next backward outside of it. Nothing
+  /// else changes: windows close, optimizers step on what each rank has, zero_grad acts. After such a step ranks'
+  /// weights differ, and updates are no longer divided over the ranks nor weights shared. With backward(loss_sum,
+  /// items) a window that closes within the scope has the mean over this rank's items; outside of accumulate() the sums
+  /// add up until the next backward outside of the scope. All ranks open it alike.
   template <class... Models>
   ReductionScope no_sync(const Models&...) {
     return {context_.gradients, false};
@@ -177,9 +177,9 @@ class Accelerator : public RankHandle {
 
   /// Backward pass of `loss` (a mean over this rank's samples) divided by the accumulation steps; when the window
   /// closes, the gradients of all prepared models are averaged over the ranks. A shorter last window is divided by its
-  /// own length; gradients that were kept from earlier windows stay as they are. Under Precision::fp16 the gradients are
-  /// scaled (grad_scaler()) until clipping or the step. Collective when gradient_state().reduces(). Throws what autograd
-  /// throws.
+  /// own length; gradients that were kept from earlier windows stay as they are. Under Precision::fp16 the gradients
+  /// are scaled (grad_scaler()) until clipping or the step. Collective when gradient_state().reduces(). Throws what
+  /// autograd throws.
   void backward(const at::Tensor& loss, BackwardOptions options = {});
 
   /// Backward pass of `loss_sum`, a sum over `items` of this rank. When the window closes the gradients become the mean
@@ -227,8 +227,8 @@ class Accelerator : public RankHandle {
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An
   /// undefined tensor when !sync_gradients(): it acts only when the window closes, after the reduction, so that all
   /// ranks get the same norm. Infinite and NaN norms act as in PyTorch. A sparse gradient counts as the dense one that
-  /// it stands for, and is scaled like the others. With one rank and fused_optimizers off, norm and scaled gradients are
-  /// those of torch::nn::utils::clip_grad_norm_, to the bit. Unscales first (see unscale_gradients). Collective for
+  /// it stands for, and is scaled like the others. With one rank and fused_optimizers off, norm and scaled gradients
+  /// are those of torch::nn::utils::clip_grad_norm_, to the bit. Unscales first (see unscale_gradients). Collective for
   /// prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared optimizer.
   at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
 
@@ -239,8 +239,8 @@ class Accelerator : public RankHandle {
   }
 
   /// Limits each gradient value to [-limit, limit], in sparse gradients those of the dense one that it stands for. Acts
-  /// only when sync_gradients(). Unscales first, and throws, as clip_grad_norm_. Throws ConfigError for a sparse gradient
-  /// and a limit below 0, which would fill it.
+  /// only when sync_gradients(). Unscales first, and throws, as clip_grad_norm_. Throws ConfigError for a sparse
+  /// gradient and a limit below 0, which would fill it.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
 
   /// The same for all parameters of a prepared model.
