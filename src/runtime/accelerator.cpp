@@ -1,6 +1,7 @@
 #include "tandem/runtime/accelerator.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 
@@ -10,7 +11,10 @@
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
+#include "runtime/refusal.h"
+#include "runtime/same_models.h"
 #include "runtime/step_follower.h"
+#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -25,10 +29,13 @@ Accelerator::Accelerator(RankContext& context)
 Accelerator::~Accelerator() = default;
 
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
-  auto reducer = prepared_.reducers.find(*module);
+  auto reducer = module ? prepared_.reducers.find(*module) : nullptr;
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context_.state->config;
-  if (config.device_placement) module->to(device());
+  check_same_models(*context_.group, rank(), module.get());
+  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::prepare}, [&] {
+    if (config.device_placement) module->to(device());
+  });
   if (reducer) {
     reducer->update();
     return reducer;
@@ -38,6 +45,12 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, options);
   prepared_.reducers.add(reducer);
   return reducer;
+}
+
+std::shared_ptr<bool> Accelerator::called_flag(const std::shared_ptr<nn::GradientReducer>& reducer) {
+  for (const PreparedForward& forward : prepared_.forwards)
+    if (forward.reducer == reducer) return forward.called;
+  return prepared_.forwards.emplace_back(PreparedForward{reducer, std::make_shared<bool>(false)}).called;
 }
 
 std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
@@ -166,6 +179,7 @@ void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) 
 
 // One whose gradients are reduced, unless ranks train on their own; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
+  tell_of_raw_forward();
   if (context_.gradients.local_sgd) {
     run_backward(loss, options);
   } else if (nn::Recording* recording = context_.gradients.records()) {
@@ -182,6 +196,31 @@ void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions option
   if (context_.follower) context_.follower->after_window();
 }
 
+// Under mixed precision: of a model whose gradients have come though nobody has called it, nor made a scope of
+// autocast(): its forward was called on the module. Looks at what the passes before have reached.
+void Accelerator::tell_of_raw_forward() {
+  const LaunchConfig& config = context_.state->config;
+  if (config.mixed_precision == Precision::no || !config.on_warning || autocast_used_ || told_of_raw_forward_) return;
+  const auto was_called = [this](const at::Tensor& parameter) {
+    return std::any_of(prepared_.forwards.begin(), prepared_.forwards.end(),
+                       [&](const PreparedForward& other) { return *other.called && other.reducer->has(parameter); });
+  };
+  for (const PreparedForward& forward : prepared_.forwards) {
+    const auto& parameters = forward.reducer->parameters();
+    // A part of another model gets gradients through that one.
+    if (*forward.called || parameters.empty() || was_called(parameters.front().second)) continue;
+    const auto trained = std::count_if(parameters.begin(), parameters.end(),
+                                       [](const auto& named) { return named.second.requires_grad(); });
+    if (static_cast<std::ptrdiff_t>(forward.reducer->unused_parameters().size()) == trained) continue;
+    told_of_raw_forward_ = true;
+    if (is_main())
+      config.on_warning(
+          "a model is trained in full precision although the launch asks for mixed precision: its forward was called "
+          "on the module itself; call what prepare returned, model(x), or do it within autocast()");
+    return;
+  }
+}
+
 void Accelerator::begin_window_of_gradients() {
   for (const auto& reducer : prepared_.reducers) reducer->begin_window();
 }
@@ -192,7 +231,10 @@ int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? mee
 // What a sum over items is multiplied by, so that the mean over the ranks becomes the mean over the items of all ranks.
 double Accelerator::factor_over_items(double items) {
   if (context_.gradients.local_sgd) return items > 0 ? 1 / items : 0;
-  const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
+  const comm::CallRecord record{.operation = comm::Operation::all_reduce};
+  double all_items = 0;
+  for (const std::uint64_t of_rank : context_.group->meet(rank(), record, std::bit_cast<std::uint64_t>(items)))
+    all_items += std::bit_cast<double>(of_rank);
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
   return world_size() / all_items;
 }
@@ -200,6 +242,13 @@ double Accelerator::factor_over_items(double items) {
 void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body) {
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
+  const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";
+  comm::agree(*context_.group, rank(), {.operation = comm::Operation::local_sgd},
+              {.signature = static_cast<std::uint64_t>(steps),
+               .refusal = refusal_of([&] {
+                 if (steps < 1) throw ConfigError(call + "; use 1 or more");
+               }),
+               .describe = [&] { return call; }});
   for_each_sharded(&optim::ShardedOptimizer::pause);
   {
     const FlagScope alone(context_.gradients.local_sgd, true);
@@ -221,19 +270,19 @@ void Accelerator::check_between_updates() const {
 }
 
 std::string Accelerator::save_state(const std::string& directory, const SaveStateOptions& options) {
-  check_between_updates();
+  check_on_all(*this, [this] { check_between_updates(); });
   return checkpoints_->save(directory, options);
 }
 
 // As save_state; `written` hears how a save in the background has ended, which concerns nobody else then.
 std::string Accelerator::save_for_session(const std::string& directory, const SaveStateOptions& options,
                                           const SaveWritten& written) {
-  check_between_updates();
+  check_on_all(*this, [this] { check_between_updates(); });
   return checkpoints_->save(directory, options, written);
 }
 
 std::string Accelerator::load_state(const std::string& directory) {
-  check_between_updates();
+  check_on_all(*this, [this] { check_between_updates(); });
   return checkpoints_->load(directory);
 }
 
