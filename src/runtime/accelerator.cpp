@@ -259,30 +259,33 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
   for_each_sharded(&optim::ShardedOptimizer::resume);
 }
 
-void Accelerator::check_between_updates() const {
+// On all ranks the same, also when the window is open on one only.
+void Accelerator::check_between_updates() {
   const GradientState& state = context_.gradients;
-  if (state.window_length > 0 && !(state.inside_window && state.sync_gradients))
-    throw ConfigError(
-        "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
-        "after the micro-batch that closes the window (sync_gradients())");
-  if (reductions_in_join_ || state.local_sgd)
+  if (reductions_in_join_ || state.local_sgd)  // on all ranks, which do not meet in a join
     throw ConfigError("within join_uneven_inputs and local_sgd ranks differ: save or load the state outside");
+  check_on_all(*this, [&] {
+    if (state.window_length > 0 && !(state.inside_window && state.sync_gradients))
+      throw ConfigError(
+          "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
+          "after the micro-batch that closes the window (sync_gradients())");
+  });
 }
 
 std::string Accelerator::save_state(const std::string& directory, const SaveStateOptions& options) {
-  check_on_all(*this, [this] { check_between_updates(); });
+  check_between_updates();
   return checkpoints_->save(directory, options);
 }
 
 // As save_state; `written` hears how a save in the background has ended, which concerns nobody else then.
 std::string Accelerator::save_for_session(const std::string& directory, const SaveStateOptions& options,
                                           const SaveWritten& written) {
-  check_on_all(*this, [this] { check_between_updates(); });
+  check_between_updates();
   return checkpoints_->save(directory, options, written);
 }
 
 std::string Accelerator::load_state(const std::string& directory) {
-  check_on_all(*this, [this] { check_between_updates(); });
+  check_between_updates();
   return checkpoints_->load(directory);
 }
 

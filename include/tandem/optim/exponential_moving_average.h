@@ -72,7 +72,7 @@ class ExponentialMovingAverage {
   };
 
   /// Exchanges the model's values with the averages for a scope.
-  Swapped swap_in() { return Swapped(*this); }
+  Swapped swap_in() & { return Swapped(*this); }
 
   /// The averages and copies themselves, by the model's names (the first one of tied weights), for a checkpoint;
   /// updates() belongs to them. Throws ConfigError while swapped.

@@ -494,7 +494,7 @@ class Accelerator : public RankHandle {
   void scale_window(double factor);
   void save_module(const torch::nn::Module* module, const std::string& directory, const io::ModelFileOptions& options);
   void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
-  void check_between_updates() const;
+  void check_between_updates();
 
   // ---- sessions
   friend class SessionRun;
