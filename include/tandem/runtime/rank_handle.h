@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <sstream>
 #include <string>
 #include <type_traits>
@@ -148,7 +149,7 @@ class RankHandle {
   bool check_trigger();
 
   /// Runs `function` on rank 0 and then, at the same time, on the other ranks. Collective. An exception on rank 0 ends
-  /// all.
+  /// all ranks, also where its body catches it.
   template <class Function>
   auto main_first(Function&& function) {
     const comm::CallRecord record{.operation = comm::Operation::main_first};
@@ -157,10 +158,10 @@ class RankHandle {
       return function();
     }
     if constexpr (std::is_void_v<decltype(function())>) {
-      function();
+      call_before_others(function);
       context_.group->meet(rank(), record);
     } else {
-      auto result = function();
+      auto result = call_before_others(function);
       context_.group->meet(rank(), record);
       return result;
     }
@@ -207,6 +208,17 @@ class RankHandle {
   struct Share {
     std::size_t begin, end, repeat;
   };
+
+  // The others wait for it to end well.
+  template <class Function>
+  decltype(auto) call_before_others(Function& function) {
+    try {
+      return function();
+    } catch (...) {
+      context_.group->token().cancel(std::current_exception(), rank());
+      throw;
+    }
+  }
 
   template <class T>
   Gathered<T> gather_rows(const T& value, std::int64_t keep) {
