@@ -112,8 +112,8 @@ class RankHandle {
     detail::walk(value, place);
   }
 
-  /// Rank `root`'s object, copied. Any copyable type, the same on all ranks; of tensors in it see gather_objects. Throws
-  /// CollectiveError on all ranks when `root` is no rank, or not the same on all. Collective.
+  /// Rank `root`'s object, copied. Any copyable type, the same on all ranks; of tensors in it see gather_objects.
+  /// Throws CollectiveError on all ranks when `root` is no rank, or not the same on all. Collective.
   template <class T>
   T broadcast_object(const T& object, int root = 0) {
     auto record = comm::describe_object_call(comm::Operation::broadcast_object, typeid(T));
