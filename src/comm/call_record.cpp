@@ -1,12 +1,28 @@
 #include "tandem/comm/call_record.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <sstream>
 
+#include <cxxabi.h>
+
 namespace tandem::comm {
+namespace {
+
+// The name of a type as the program has it, of the compiler's.
+std::string readable(const char* name) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name, nullptr, nullptr, &status), std::free);
+  return status == 0 ? text.get() : name;
+}
+
+}  // namespace
+
 CallRecord describe_object_call(Operation operation, const std::type_info& type) {
   CallRecord record{.operation = operation};
   record.signature = type.hash_code();
+  record.type = type.name();
   return record;
 }
 
@@ -32,6 +48,8 @@ const char* to_string(Operation operation) {
     case Operation::find_executable_batch_size: return "find_executable_batch_size";
     case Operation::connect: return "connect";
     case Operation::compile_step: return "compile_step";
+    case Operation::pad_across_ranks: return "pad_across_ranks";
+    case Operation::local_sgd: return "local_sgd";
   }
   return "unknown operation";
 }
@@ -50,6 +68,8 @@ std::string to_string(const CallRecord& record) {
     text << (record.dims > shown ? ", ...]" : "]");
     if (record.tensors > 1) text << " and " << record.tensors - 1 << " more";
     if (record.elements > 0) text << " (" << record.elements << " elements)";
+  } else if (record.operation == Operation::gather_objects || record.operation == Operation::broadcast_object) {
+    text << " of " << readable(record.type);
   }
   return text.str();
 }

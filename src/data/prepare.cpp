@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "backend/intra_op_threads.h"
+#include "tandem/comm/agree.h"
 
 namespace tandem::data {
 namespace {
@@ -80,11 +81,21 @@ std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, C
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
   const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(EpochPlanOptions));
-  const comm::RankGroup::Call call(*context.group, context.rank, record, &plan);
-  const auto& main = call.payload<EpochPlanOptions>(0);
-  if (main.length == plan.length && main.batch_size == plan.batch_size && main.drop_last == plan.drop_last) return;
-  throw DataError("a data loader differs between ranks: rank " + std::to_string(context.rank) + " has " +
-                  to_string(plan) + ", rank 0 has " + to_string(main));
+  std::string difference;  // the same on all ranks
+  {
+    const comm::RankGroup::Call call(*context.group, context.rank, record, &plan);
+    const auto& main = call.payload<EpochPlanOptions>(0);
+    for (int rank = 1; rank < context.group->world_size() && difference.empty(); ++rank) {
+      const auto& theirs = call.payload<EpochPlanOptions>(rank);
+      if (main.length != theirs.length || main.batch_size != theirs.batch_size || main.drop_last != theirs.drop_last)
+        difference = "rank " + std::to_string(rank) + " has " + to_string(theirs) + ", rank 0 has " + to_string(main);
+    }
+  }
+  if (!difference.empty()) throw DataError("a data loader differs between ranks: " + difference);
+}
+
+void check_on_all(const LoaderContext& context, const std::function<void()>& check) {
+  comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, check);
 }
 
 std::uint64_t next_loader_number() noexcept {

@@ -7,6 +7,7 @@
 #include <c10/util/Exception.h>
 
 #include "tandem/core/error.h"
+#include "tandem/nn/model.h"
 
 namespace tandem::nn {
 namespace {
@@ -56,6 +57,22 @@ void explain_missing_kernel(c10::DeviceType device, Precision precision) {
   std::throw_with_nested(ConfigError("LibTorch has no " + std::string(half ? "float16" : "bfloat16") + " kernel on " +
                                      c10::DeviceTypeName(device) + " for an operator of this model (" + text +
                                      "); use mixed precision " + (half ? "bf16 or no" : "no")));
+}
+
+void check_on_device(const torch::nn::Module& module, c10::Device device) {
+  for (const at::Tensor& parameter : module.parameters()) {
+    const c10::Device here = parameter.device();
+    if (here.type() == device.type() && (!device.has_index() || here.index() == device.index())) continue;
+    throw ConfigError("a prepared model stays on its rank's device, " + here.str() + ", and cannot go to " +
+                      device.str() + "; LaunchConfig says on which devices ranks are");
+  }
+}
+
+void check_of_type(const torch::nn::Module& module, at::ScalarType type) {
+  for (const at::Tensor& parameter : module.parameters())
+    if (parameter.is_floating_point() && parameter.scalar_type() != type)
+      throw ConfigError(std::string("a prepared model keeps its type, ") + c10::toString(parameter.scalar_type()) +
+                        ", and cannot become " + c10::toString(type) + "; convert the module before prepare");
 }
 
 }  // namespace tandem::nn

@@ -1,6 +1,7 @@
 #include "tandem/runtime/accelerator.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 
@@ -11,7 +12,10 @@
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
+#include "runtime/refusal.h"
+#include "runtime/same_models.h"
 #include "runtime/step_follower.h"
+#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -26,10 +30,13 @@ Accelerator::Accelerator(RankContext& context)
 Accelerator::~Accelerator() = default;
 
 std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_ptr<torch::nn::Module>& module) {
-  auto reducer = prepared_.reducers.find(*module);
+  auto reducer = module ? prepared_.reducers.find(*module) : nullptr;
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context_.state->config;
-  if (config.device_placement) module->to(device());
+  check_same_models(*context_.group, rank(), module.get());
+  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::prepare}, [&] {
+    if (config.device_placement) module->to(device());
+  });
   if (reducer) {
     reducer->update();
     return reducer;
@@ -64,6 +71,12 @@ void Accelerator::go_on_apart() {
 void Accelerator::go_on_together() {
   for (const auto& reducer : prepared_.reducers) reducer->weights().share();
   for_each_sharded(&optim::ShardedOptimizer::resume);
+}
+
+std::shared_ptr<bool> Accelerator::called_flag(const std::shared_ptr<nn::GradientReducer>& reducer) {
+  for (const PreparedForward& forward : prepared_.forwards)
+    if (forward.reducer == reducer) return forward.called;
+  return prepared_.forwards.emplace_back(PreparedForward{reducer, std::make_shared<bool>(false)}).called;
 }
 
 std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
@@ -209,6 +222,7 @@ void Accelerator::run_backward(const at::Tensor& loss, BackwardOptions options) 
 
 // One whose gradients are reduced; buffers become rank `main`'s.
 void Accelerator::reduce_backward(const at::Tensor& loss, BackwardOptions options, int main) {
+  tell_of_raw_forward();
   if (nn::Recording* recording = context_.gradients.records()) {
     run_backward(loss, options);
     return record_reduction(*recording);
@@ -226,6 +240,31 @@ void Accelerator::end_window_of_pass() {
   if (context_.follower) context_.follower->after_window();
 }
 
+// Under mixed precision: of a model whose gradients have come though nobody has called it, nor made a scope of
+// autocast(): its forward was called on the module. Looks at what the passes before have reached.
+void Accelerator::tell_of_raw_forward() {
+  const LaunchConfig& config = context_.state->config;
+  if (config.mixed_precision == Precision::no || !config.on_warning || autocast_used_ || told_of_raw_forward_) return;
+  const auto was_called = [this](const at::Tensor& parameter) {
+    return std::any_of(prepared_.forwards.begin(), prepared_.forwards.end(),
+                       [&](const PreparedForward& other) { return *other.called && other.reducer->has(parameter); });
+  };
+  for (const PreparedForward& forward : prepared_.forwards) {
+    const auto& parameters = forward.reducer->parameters();
+    // A part of another model gets gradients through that one.
+    if (*forward.called || parameters.empty() || was_called(parameters.front().second)) continue;
+    const auto trained = std::count_if(parameters.begin(), parameters.end(),
+                                       [](const auto& named) { return named.second.requires_grad(); });
+    if (static_cast<std::ptrdiff_t>(forward.reducer->unused_parameters().size()) == trained) continue;
+    told_of_raw_forward_ = true;
+    if (is_main())
+      config.on_warning(
+          "a model is trained in full precision although the launch asks for mixed precision: its forward was called "
+          "on the module itself; call what prepare returned, model(x), or do it within autocast()");
+    return;
+  }
+}
+
 void Accelerator::begin_window_of_gradients() {
   for (const auto& reducer : prepared_.reducers) reducer->begin_window();
 }
@@ -237,7 +276,10 @@ int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? mee
 // or this rank's sum the mean over its own.
 double Accelerator::factor_over_items(double items, bool of_all_ranks) {
   if (!of_all_ranks) return items > 0 ? 1 / items : 0;
-  const double all_items = reduce(at::scalar_tensor(items, at::kDouble)).item<double>();
+  const comm::CallRecord record{.operation = comm::Operation::all_reduce};
+  double all_items = 0;
+  for (const std::uint64_t of_rank : context_.group->meet(rank(), record, std::bit_cast<std::uint64_t>(items)))
+    all_items += std::bit_cast<double>(of_rank);
   if (all_items == 0) throw DataError("an accumulation window without a single item on any rank has no mean gradient");
   return world_size() / all_items;
 }
@@ -245,6 +287,13 @@ double Accelerator::factor_over_items(double items, bool of_all_ranks) {
 void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body) {
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
+  const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";
+  comm::agree(*context_.group, rank(), {.operation = comm::Operation::local_sgd},
+              {.signature = static_cast<std::uint64_t>(steps),
+               .refusal = refusal_of([&] {
+                 if (steps < 1) throw ConfigError(call + "; use 1 or more");
+               }),
+               .describe = [&] { return call; }});
   go_on_apart();
   {
     const FlagScope alone(context_.gradients.local_sgd, true);
@@ -255,14 +304,17 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
   go_on_together();
 }
 
-void Accelerator::check_between_updates() const {
+// On all ranks the same, also when the window is open on one only.
+void Accelerator::check_between_updates() {
   const GradientState& state = context_.gradients;
-  if (state.window_length > 0 && !(state.inside_window && state.closes_window()))
-    throw ConfigError(
-        "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
-        "after the micro-batch that closes the window (sync_gradients())");
-  if (reductions_in_join_ || state.local_sgd)
+  if (reductions_in_join_ || state.local_sgd)  // on all ranks, which do not meet in a join
     throw ConfigError("within join_uneven_inputs and local_sgd ranks differ: save or load the state outside");
+  check_on_all(*this, [&] {
+    if (state.window_length > 0 && !(state.inside_window && state.closes_window()))
+      throw ConfigError(
+          "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
+          "after the micro-batch that closes the window (sync_gradients())");
+  });
 }
 
 std::string Accelerator::save_state(const std::string& directory, const SaveStateOptions& options) {

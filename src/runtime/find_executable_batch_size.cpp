@@ -6,7 +6,9 @@
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
 #include "runtime/checkpoints.h"
+#include "runtime/refusal.h"
 #include "runtime/step_follower.h"
+#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -49,10 +51,16 @@ bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int6
 
 std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
                                                      const std::function<void(std::int64_t)>& body) {
-  if (start < 1)
-    throw ConfigError("batch size " + std::to_string(start) + " to start from is too small; use 1 or more");
-  const auto undo = undo_point();
   const comm::CallRecord record{.operation = comm::Operation::find_executable_batch_size};
+  comm::agree(
+      *context_.group, rank(), record,
+      {.signature = static_cast<std::uint64_t>(start),
+       .refusal = refusal_of([&] {
+         if (start < 1)
+           throw ConfigError("batch size " + std::to_string(start) + " to start from is too small; use 1 or more");
+       }),
+       .describe = [&] { return "find_executable_batch_size from " + std::to_string(start); }});
+  const auto undo = undo_point();
   int failed = -1;
   for (std::int64_t size = start; size > 0; size /= 2) {
     const bool mine_failed = runs_out_of_memory(body, size);
@@ -87,6 +95,7 @@ std::function<void()> Accelerator::undo_point() {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
     prepared_.reducers.shorten(models);
+    shorten(prepared_.forwards, models);
     shorten(prepared_.optimizers, optimizers);
     shorten(prepared_.schedulers, schedulers);
     shorten(prepared_.loaders, loaders);

@@ -35,11 +35,10 @@ int Accelerator::meet_in_join(JoinState mine) {
   for (int peer = world_size() - 1; peer >= 0; --peer) {
     const auto state = static_cast<JoinState>(states[static_cast<std::size_t>(peer)]);
     if (state == JoinState::has_ended) continue;
-    first = peer;
-    if (mine == JoinState::has_ended)
-      answered_ = state;
-    else if (state != mine)
+    if (first >= 0 && state != answered_)  // on all ranks, also those that have ended
       throw ConfigError("ranks use different forms of backward within join_uneven_inputs");
+    first = peer;
+    answered_ = state;
   }
   if (mine == JoinState::reduces_mean || mine == JoinState::reduces_items) *reductions_in_join_ += 1;
   return first;

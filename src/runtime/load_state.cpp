@@ -220,8 +220,10 @@ void Checkpoints::load_generators(const StateFile& state) {
 
 std::string Checkpoints::load(const std::string& directory) {
   const trace::Range range(trace::Event::checkpoint);
-  if (directory.empty() && config().checkpoints.directory.empty())
-    throw ConfigError("load_state without a directory needs LaunchConfig::checkpoints.directory");
+  check_on_all(ranks_, [&] {
+    if (directory.empty() && config().checkpoints.directory.empty())
+      throw ConfigError("load_state without a directory needs LaunchConfig::checkpoints.directory");
+  });
   std::shared_ptr<LoadedState> loaded;
   on_main_for_all(ranks_, [&] {
     finish_saving();

@@ -20,6 +20,8 @@ void check_on_all(RankHandle& ranks, const std::function<void()>& check) {
     mine = {Failure::Kind::of_configuration, error.what()};
   } catch (const std::exception& error) {
     mine = {Failure::Kind::other, error.what()};
+  } catch (...) {
+    mine = {Failure::Kind::other, "an exception of an unknown type"};
   }
   for (const Failure& failure : ranks.gather_objects(mine)) {
     if (failure.kind == Failure::Kind::of_configuration) throw ConfigError(failure.text);

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/profile_session.h"
+#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"
@@ -58,13 +59,14 @@ void prepare_profiler() {
 }
 
 Profile Accelerator::profile(const ProfileOptions& options, const std::function<void()>& body) {
-  check(options);
   std::shared_ptr<ProfileSession> session;
   std::string path;
-  if (is_main()) {
+  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::broadcast_object}, [&] {
+    check(options);
+    if (!is_main()) return;
     path = make_path(options.directory);
     session = std::make_shared<ProfileSession>(world_size(), !device().is_cpu());
-  }
+  });
   session = broadcast_object(session);
   {
     RankProfiler profiler(session, rank(), options);
@@ -74,7 +76,11 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
   }
   if (!is_main()) session.reset();  // the last to hold it lets the process have another
   wait_for_everyone();              // all have left
-  return broadcast_object(is_main() ? session->finish(path, options.first_step) : Profile{});
+  Profile profile;
+  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::broadcast_object}, [&] {
+    if (is_main()) profile = session->finish(path, options.first_step);
+  });
+  return broadcast_object(profile);
 }
 
 }  // namespace tandem

@@ -6,32 +6,12 @@
 #include <ATen/Functions.h>
 
 #include "comm/check_tensors.h"
+#include "runtime/refusal.h"
+#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {
-
-at::Tensor RankHandle::gather_tensor(const at::Tensor& tensor) {
-  auto parts = context_.communicator->all_gather(tensor);
-  return tensor.dim() == 0 ? at::stack(parts) : at::cat(parts);
-}
-
-at::Tensor RankHandle::clone_for_reduction(const at::Tensor& tensor) {
-  if (tensor.defined()) comm::check_dense(tensor, tensor.device(), "reduce");  // others cannot be copied so
-  return tensor.detach().clone(at::MemoryFormat::Contiguous);
-}
-
-at::Tensor RankHandle::pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first) {
-  const bool has_dim = dim < tensor.dim() && dim >= -tensor.dim() && tensor.dim() > 0;
-  const std::int64_t size = has_dim ? tensor.size(dim) : 0;
-  const auto sizes = gather_objects(size);
-  const std::int64_t longest = *std::max_element(sizes.begin(), sizes.end());
-  if (!has_dim || longest == size) return tensor;
-  auto shape = tensor.sizes().vec();
-  shape[static_cast<std::size_t>(dim < 0 ? dim + tensor.dim() : dim)] = longest - size;
-  const at::Tensor padding = at::full(shape, value, tensor.options());
-  return pad_first ? at::cat({padding, tensor}, dim) : at::cat({tensor, padding}, dim);
-}
 
 bool RankHandle::check_trigger() {
   const trace::Range range(trace::Event::collective);
@@ -51,6 +31,7 @@ RankHandle::Share RankHandle::share_of(std::size_t size, bool padding) const {
 }
 
 at::Tensor RankHandle::split_between_ranks(const at::Tensor& rows, bool padding) const {
+  if (!rows.defined()) throw DataError("split_between_ranks needs a tensor with rows (dim 0), got an undefined tensor");
   if (rows.dim() == 0) throw DataError("split_between_ranks needs a tensor with rows (dim 0), got a 0-dim tensor");
   const auto [begin, end, repeat] = share_of(static_cast<std::size_t>(rows.size(0)), padding);
   const at::Tensor share = rows.slice(0, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end));
@@ -58,7 +39,13 @@ at::Tensor RankHandle::split_between_ranks(const at::Tensor& rows, bool padding)
   return at::cat({share, rows.slice(0, -1).repeat_interleave(static_cast<std::int64_t>(repeat), 0)});
 }
 
-void RankHandle::check_root(int root, const char* operation) const { comm::check_root(root, world_size(), operation); }
+// Before the ranks exchange anything: all find out when the root of one is none.
+void RankHandle::check_root(const comm::CallRecord& record) const {
+  comm::agree(*context_.group, rank(), record,
+              {.signature = static_cast<std::uint64_t>(record.root) + 1,
+               .refusal = refusal_of([&] { comm::check_root(record.root, world_size(), to_string(record.operation)); }),
+               .describe = [&] { return to_string(record); }});
+}
 
 void RankHandle::write_out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 

@@ -113,9 +113,11 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
 
 std::string Checkpoints::save(const std::string& directory, const SaveStateOptions& options, SaveWritten written) {
   const CheckpointConfiguration& series = config().checkpoints;
-  if (directory.empty() && series.directory.empty())
-    throw ConfigError("save_state without a directory needs LaunchConfig::checkpoints.directory");
-  synchronize(ranks_.device());
+  check_on_all(ranks_, [&] {
+    if (directory.empty() && series.directory.empty())
+      throw ConfigError("save_state without a directory needs LaunchConfig::checkpoints.directory");
+    synchronize(ranks_.device());
+  });
   const auto generators = ranks_.gather_objects(generator_states());  // the work of all ranks is done
   StateSaver::Job job;                                                // on rank 0; without a directory: left out
   on_main_for_all(ranks_, [&] {
@@ -138,8 +140,8 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     job.written = std::move(written);
     if (!options.background) StateSaver::write(job);
   });
-  const std::string path = ranks_.broadcast_object(job.directory);
-  if (!options.background || path.empty()) return path;
+  const auto [path, background] = ranks_.broadcast_object(std::pair(job.directory, options.background));
+  if (!background || path.empty()) return path;
   ranks_.broadcast_object(saver_)->snapshot().copy_part(ranks_.rank(), context_.state->devices);
   synchronize(ranks_.device());
   ranks_.wait_for_everyone();

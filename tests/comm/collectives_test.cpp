@@ -322,6 +322,20 @@ TEST_CASE("main_first runs rank 0 before the others") {
   CHECK(error.rank() == 0);
 }
 
+TEST_CASE("what main_first throws on rank 0 ends all ranks, also when rank 0's body catches it") {
+  const auto error = run_ranks_expecting_error(3, [](Accelerator& accelerator) {
+    try {
+      accelerator.main_first([&] {
+        if (accelerator.is_main()) throw std::runtime_error("no disk");
+      });
+    } catch (const std::runtime_error&) {
+      if (!accelerator.is_main()) throw;
+    }
+  });
+  CHECK(error.rank() == 0);
+  CHECK_THAT(error.what(), ContainsSubstring("no disk"));
+}
+
 TEST_CASE("split_between_ranks deals consecutive shares, padded with the last item on request") {
   using List = std::vector<int>;
   const auto split = [](int ranks, List items, bool padding) {

@@ -179,3 +179,69 @@ TEST_CASE("parameter groups added after the scheduler was made are an error") {
   sgd.add_param_group(torch::optim::OptimizerParamGroup({at::zeros({1})}));
   CHECK_THROWS_AS(scheduler.step(), ConfigError);
 }
+
+TEST_CASE("options in PyTorch's order are those with names, of every scheduler that has an order") {
+  const auto same = [](const auto& make, const auto& make_with_names) {
+    auto sgd = make_sgd(), other = make_sgd();
+    auto scheduler = make(sgd), named = make_with_names(other);
+    CHECK(rates(*scheduler, 12) == rates(*named, 12));
+  };
+  using torch::optim::Optimizer;
+  const auto warm = [](std::int64_t update) { return 1.0 / static_cast<double>(update + 1); };
+  same(
+      [](Optimizer& o) { return std::make_unique<ConstantLR>(o, 0.5, 3); },
+      [](Optimizer& o) { return std::make_unique<ConstantLR>(o, ConstantLROptions{.factor = 0.5, .total_iters = 3}); });
+  same([](Optimizer& o) { return std::make_unique<StepLR>(o, 1, 0.5); },
+       [](Optimizer& o) { return std::make_unique<StepLR>(o, StepLROptions{.step_size = 1, .gamma = 0.5}); });
+  same([](Optimizer& o) { return std::make_unique<StepLR>(o, 4u); },
+       [](Optimizer& o) { return std::make_unique<StepLR>(o, StepLROptions{.step_size = 4}); });
+  same(
+      [](Optimizer& o) {
+        return std::make_unique<MultiStepLR>(o, std::vector<int>{2, 5}, 0.5);
+      },
+      [](Optimizer& o) {
+        return std::make_unique<MultiStepLR>(o, MultiStepLROptions{.milestones = {2, 5}, .gamma = 0.5});
+      });
+  same([](Optimizer& o) { return std::make_unique<ExponentialLR>(o, 0.9f); },
+       [](Optimizer& o) { return std::make_unique<ExponentialLR>(o, ExponentialLROptions{.gamma = 0.9f}); });
+  same([](Optimizer& o) { return std::make_unique<LinearLR>(o, 0.25, 0.75, 4); },
+       [](Optimizer& o) {
+         return std::make_unique<LinearLR>(o,
+                                           LinearLROptions{.start_factor = 0.25, .end_factor = 0.75, .total_iters = 4});
+       });
+  same([](Optimizer& o) { return std::make_unique<PolynomialLR>(o, 10, 2.0); },
+       [](Optimizer& o) {
+         return std::make_unique<PolynomialLR>(o, PolynomialLROptions{.total_iters = 10, .power = 2.0});
+       });
+  same([](Optimizer& o) { return std::make_unique<CosineAnnealingLR>(o, 8, 0.1); },
+       [](Optimizer& o) {
+         return std::make_unique<CosineAnnealingLR>(o, CosineAnnealingLROptions{.T_max = 8, .eta_min = 0.1});
+       });
+  same([](Optimizer& o) { return std::make_unique<CosineAnnealingWarmRestarts>(o, 3, 2, 0.1); },
+       [](Optimizer& o) {
+         return std::make_unique<CosineAnnealingWarmRestarts>(
+             o, CosineAnnealingWarmRestartsOptions{.T_0 = 3, .T_mult = 2, .eta_min = 0.1});
+       });
+  same([&](Optimizer& o) { return std::make_unique<LambdaLR>(o, warm); },
+       [&](Optimizer& o) { return std::make_unique<LambdaLR>(o, LambdaLROptions{.lr_lambda = {warm}}); });
+  same([](Optimizer& o) { return std::make_unique<LambdaLR>(o, [](int epoch) { return epoch < 3 ? 1 : 0.5; }); },
+       [](Optimizer& o) {
+         return std::make_unique<LambdaLR>(
+             o, LambdaLROptions{.lr_lambda = {[](std::int64_t update) { return update < 3 ? 1 : 0.5; }}});
+       });
+}
+
+TEST_CASE("lines that users write for schedulers compile, and mean the same with braces") {
+  auto sgd = make_sgd();
+  const StepLR step(sgd, 1, 0.5), named(sgd, {.step_size = 1});
+  const LambdaLR lambda(sgd, [](auto) { return 1.0; }), list(sgd, {.lr_lambda = {[](auto) { return 1.0; }}});
+  const MultiStepLR milestones(sgd, {2, 5}, 0.5);
+  const ConstantLR constant(sgd, {}), defaults(sgd);
+  const ReduceLROnPlateau plateau(sgd, PlateauMode::max, 0.5, 3), least(sgd, {}), options(sgd, {.patience = 3});
+  torch::optim::SGD momentum({at::zeros({1})}, torch::optim::SGDOptions(0.1).momentum(0.9));
+  const OneCycleLR cycle(momentum, 0.1, 10);
+  CHECK(constant.last_lr() == defaults.last_lr());
+  CHECK(std::abs(cycle.last_lr()[0] - 0.1 / 25) < 1e-12);
+  CHECK_THROWS_AS(StepLR(sgd, 0), ConfigError);
+  CHECK_THROWS_AS(LambdaLR(sgd, std::function<double(std::int64_t)>()), ConfigError);
+}

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <ATen/autocast_mode.h>
+#include <torch/nn/modules/adaptive.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/linear.h>
@@ -26,9 +27,22 @@ struct Mixed {
 };
 [[maybe_unused]] auto batch_fields(Mixed& mixed) { return std::tie(mixed.half, mixed.index); }
 
+// Says that it has no tensors.
+struct Count {
+  int calls;
+};
+[[maybe_unused]] auto batch_fields(Count&) { return std::tuple<>(); }
+
+template <class T>
+constexpr bool is_known = !data::detail::part_kinds<T>().unknown;
 struct Unknown {
   at::Tensor half;
 };
+// What forward may return: the compiler knows of all their tensors. tests/misuse has what it says of the others.
+static_assert(is_known<Mixed> && is_known<Count> && is_known<std::string> && is_known<double> &&
+              is_known<std::tuple<at::Tensor, std::tuple<at::Tensor, at::Tensor>>> && is_known<torch::nn::ASMoutput>);
+static_assert(!is_known<Unknown> && !is_known<std::vector<Unknown>> && !is_known<std::pair<at::Tensor, Unknown>> &&
+              !is_known<std::shared_ptr<Mixed>> && !is_known<c10::IValue> && !is_known<at::Tensor*>);
 
 struct AutocastState {
   bool enabled = at::autocast::is_autocast_enabled(at::kCPU);
@@ -102,7 +116,7 @@ TEST_CASE("a prepared model's forward autocasts on its own rank's thread only, a
 namespace {
 
 using Everything = std::tuple<at::Tensor, std::vector<at::Tensor>, std::map<std::string, std::optional<at::Tensor>>,
-                              Mixed, Unknown, std::string>;
+                              Mixed, Count, std::string>;
 
 struct ManyImpl : torch::nn::Module {
   Everything forward(const at::Tensor& x) {
@@ -111,7 +125,7 @@ struct ManyImpl : torch::nn::Module {
             {half, half.to(at::kDouble)},
             {{"a", half}, {"none", std::nullopt}},
             {half, at::zeros({2}, at::kLong), "name"},
-            {half},
+            {3},
             "text"};
   }
   void forward(int& calls) { calls += at::autocast::is_autocast_enabled(at::kCPU) ? 1 : 100; }
@@ -123,7 +137,7 @@ TEST_CASE("half-precision tensors anywhere in a model's output become float32, a
   run_ranks(1,
             [](Accelerator& accelerator) {
               auto model = accelerator.prepare(std::make_shared<ManyImpl>());
-              const auto [tensor, list, map, mixed, unknown, text] = model(torch::ones({2, 2}));
+              const auto [tensor, list, map, mixed, count, text] = model(torch::ones({2, 2}));
               CHECK(tensor.scalar_type() == at::kFloat);
               CHECK(list[0].scalar_type() == at::kFloat);
               CHECK(list[1].scalar_type() == at::kDouble);
@@ -132,11 +146,25 @@ TEST_CASE("half-precision tensors anywhere in a model's output become float32, a
               CHECK(mixed.half.scalar_type() == at::kFloat);
               CHECK(mixed.index.scalar_type() == at::kLong);
               CHECK(mixed.name == "name");
-              CHECK(unknown.half.scalar_type() == at::kBFloat16);
+              CHECK(count.calls == 3);
               CHECK(text == "text");
               int calls = 0;
               model(calls);
               CHECK(calls == 1);
+            },
+            {.mixed_precision = Precision::bf16});
+}
+
+TEST_CASE("what LibTorch's adaptive softmax gives is float32 and can be reduced") {
+  run_ranks(2,
+            [](Accelerator& accelerator) {
+              const auto options = torch::nn::AdaptiveLogSoftmaxWithLossOptions(4, 10, {5});
+              auto model = accelerator.prepare(torch::nn::AdaptiveLogSoftmaxWithLoss(options));
+              const auto result = model(torch::ones({2, 4}), torch::zeros({2}, at::kLong));
+              if (result.output.scalar_type() != at::kFloat) throw std::runtime_error("not float32");
+              const torch::NoGradGuard no_grad;
+              const auto sum = accelerator.reduce(result);  // equal on both ranks, whose weights are
+              if (std::abs(sum.loss - 2 * result.loss) > 1e-12) throw std::runtime_error("another sum");
             },
             {.mixed_precision = Precision::bf16});
 }

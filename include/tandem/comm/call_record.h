@@ -30,7 +30,9 @@ enum class Operation : std::uint8_t {
   join_uneven_inputs,
   find_executable_batch_size,
   connect,
-  compile_step
+  compile_step,
+  pad_across_ranks,
+  local_sgd
 };
 
 /// Description of one collective call of one rank, compared between ranks and shown in reports.
@@ -42,17 +44,19 @@ struct CallRecord {
   /// How, where it is a reduction.
   ReduceOp reduce = ReduceOp::sum;
   std::int8_t dims = -1;                ///< of the first tensor; -1: no tensor
+  bool agrees = false;                  ///< the ranks compare the rest themselves when they have met: see agree()
   std::int32_t root = -1;               ///< -1: an operation without root
   std::int32_t tensors = 0;             ///< number of tensors in the call
   std::array<std::int32_t, 4> sizes{};  ///< of the first tensor, the first four
-  const char* type = "";                ///< name of the first tensor's type, a string literal
+  const char* type = "";                ///< name of the first tensor's type, or of an object's, which stays
   std::int64_t elements = 0;            ///< of all tensors; 0 where ranks may differ in length
   std::uint64_t signature = 0;          ///< hash of all types and sizes that must agree
 
   /// True when both can be the same call of two ranks. Sizes count through the signature: gathers differ in dim 0.
   bool operator==(const CallRecord& other) const {
-    return operation == other.operation && reduce == other.reduce && root == other.root && tensors == other.tensors &&
-           elements == other.elements && signature == other.signature;
+    if (operation != other.operation || agrees != other.agrees) return false;
+    return agrees || (reduce == other.reduce && root == other.root && tensors == other.tensors &&
+                      elements == other.elements && signature == other.signature);
   }
 };
 

@@ -27,6 +27,17 @@
 ///
 ///     struct Sample { torch::Tensor image, boxes; std::string name; };
 ///     inline auto batch_fields(Sample& s) { return std::tie(s.image, s.boxes); }
+
+namespace torch::nn {
+struct ASMoutput;
+
+/// The parts of what LibTorch's AdaptiveLogSoftmaxWithLoss gives.
+template <std::same_as<ASMoutput> Output>
+auto batch_fields(Output& output) {
+  return std::tie(output.output, output.loss);
+}
+}  // namespace torch::nn
+
 namespace tandem::data {
 
 /// A struct that says what its parts are.
@@ -46,6 +57,58 @@ template <class T>
 inline constexpr bool is_array = false;
 template <class T, std::size_t N>
 inline constexpr bool is_array<std::array<T, N>> = true;
+
+// What a type is made of, as far as that is known when it is compiled.
+struct PartKinds {
+  bool tensors = false, numbers = false;
+  bool plain = false;    // enums and texts: neither, and no tensor in them
+  bool unknown = false;  // types that nobody can look into
+
+  friend consteval PartKinds operator|(const PartKinds& a, const PartKinds& b) {
+    return {a.tensors || b.tensors, a.numbers || b.numbers, a.plain || b.plain, a.unknown || b.unknown};
+  }
+};
+
+template <class T, class... Within>
+consteval PartKinds part_kinds();
+
+template <class... Within, class... Parts>
+consteval PartKinds kinds_of_all(std::type_identity<std::tuple<Parts...>>) {
+  return (PartKinds{} | ... | part_kinds<Parts, Within...>());
+}
+
+// `Within`: the structs that it is a part of; one may have a list of its own kind.
+template <class T, class... Within>
+consteval PartKinds part_kinds() {
+  using Value = std::remove_cvref_t<T>;
+  if constexpr (std::is_same_v<Value, at::Tensor>) {
+    return {.tensors = true};
+  } else if constexpr ((std::is_same_v<Value, Within> || ...)) {
+    return {};
+  } else if constexpr (HasBatchFields<Value>) {
+    using Fields = std::remove_cvref_t<decltype(batch_fields(std::declval<Value&>()))>;
+    return kinds_of_all<Value, Within...>(std::type_identity<Fields>());
+  } else if constexpr (std::is_arithmetic_v<Value>) {
+    return {.numbers = true};
+  } else if constexpr (std::is_enum_v<Value> || std::is_same_v<Value, std::string>) {
+    return {.plain = true};
+  } else if constexpr (is_instance<Value, torch::data::Example>) {
+    if constexpr (requires(Value & value) { value.target; })
+      return part_kinds<decltype(Value::data), Within...>() | part_kinds<decltype(Value::target), Within...>();
+    else
+      return part_kinds<decltype(Value::data), Within...>();
+  } else if constexpr (is_instance<Value, std::pair>) {
+    return part_kinds<typename Value::first_type, Within...>() | part_kinds<typename Value::second_type, Within...>();
+  } else if constexpr (is_instance<Value, std::tuple>) {
+    return kinds_of_all<Within...>(std::type_identity<Value>());
+  } else if constexpr (is_instance<Value, std::vector> || is_array<Value> || is_instance<Value, std::optional>) {
+    return part_kinds<typename Value::value_type, Within...>();
+  } else if constexpr (is_instance<Value, std::map> || is_instance<Value, std::unordered_map>) {
+    return part_kinds<typename Value::mapped_type, Within...>();
+  } else {
+    return {.unknown = true};
+  }
+}
 
 }  // namespace detail
 

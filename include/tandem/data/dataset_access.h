@@ -206,7 +206,8 @@ template <class Sample>
 using DefaultBatch = std::conditional_t<std::is_arithmetic_v<Sample>, at::Tensor, Sample>;
 
 /// Samples to a batch: numbers to a tensor, tensors stacked along a new dim 0, in any nesting. Throws DataError when
-/// shapes differ or samples hold no tensor.
+/// shapes differ, when samples hold no tensor, or when they hold numbers beside tensors, for which their type has one
+/// place only.
 template <class Sample>
 DefaultBatch<Sample> default_collate(std::vector<Sample> samples) {
   if constexpr (std::is_floating_point_v<Sample>) {
@@ -216,6 +217,10 @@ DefaultBatch<Sample> default_collate(std::vector<Sample> samples) {
   } else {
     if (samples.size() > 1 && tensors_of(samples.front()).empty())
       throw DataError("samples without a tensor cannot be made to a batch; give the loader a collation");
+    if (samples.size() > 1 && detail::part_kinds<Sample>().numbers)
+      throw DataError(
+          "samples with numbers beside their tensors cannot be made to a batch, which would have the first one's only; "
+          "make the numbers tensors, or give the loader a collation");
     return data::stack(std::move(samples));
   }
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -354,6 +355,22 @@ class PreparedDataLoader {
 
   /// What iterators are compared with.
   std::default_sentinel_t end() const { return {}; }
+
+  /// `*loader` does not compile, which a loop over LibTorch's loader needs.
+  template <class Same = Batch>
+  const PreparedDataLoader& operator*() const {
+    static_assert(!std::is_same_v<Same, Batch>,
+                  "a prepared loader is no pointer to one: write `for (auto& batch : loader)`, without the `*`");
+    return *this;
+  }
+
+  /// `loader->…` does not compile, as LibTorch's loader would have it.
+  template <class Same = Batch>
+  const PreparedDataLoader* operator->() const {
+    static_assert(!std::is_same_v<Same, Batch>,
+                  "a prepared loader is no pointer to one: write `loader.len()`, with a dot");
+    return this;
+  }
 
   /// Steps of an epoch for this rank, as Accelerate counts them. Throws DataError for an iterable dataset.
   std::int64_t len() const { return loader_->len(); }

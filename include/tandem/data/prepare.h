@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -52,8 +53,11 @@ std::size_t read_ahead_depth(const DataLoaderOptions& options);
 /// The threads that read ahead for a loader; null without workers.
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token);
 
-/// Throws DataError when a loader's plan differs between ranks, saying how. Collective.
+/// Throws DataError on all ranks when a loader's plan differs between them, saying how. Collective.
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan);
+
+/// Runs `check`, and throws on all ranks what it throws on the first rank on which it does. Collective.
+void check_on_all(const LoaderContext& context, const std::function<void()>& check);
 
 /// What the ranks of a loader share. Made once, by rank 0. Throws as the functions above do.
 template <class Dataset, class Batch>
@@ -103,23 +107,31 @@ PreparedDataLoader<Batch> make_loader(LoaderParts<Batch> parts, const LoaderCont
       context, std::move(parts), std::make_shared<ChannelEnd<Batch>>(channel, context.rank)));
 }
 
-/// Makes this rank's loader of `loader`. Collective. Throws ConfigError for options that do not go together.
+/// Makes this rank's loader of `loader`. Collective. Throws on all ranks the same: ConfigError for options that do not
+/// go together, DataError where the ranks' loaders differ, and what the dataset throws; a body that catches it can go
+/// on.
 template <class Dataset, class Batch>
 PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loader,
                                          const DataLoaderConfiguration& configuration, std::uint64_t master_seed,
                                          LoaderContext context) {
   const DataLoaderOptions& options = loader.options();
-  check_options(options, loader.iterable);
   const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
-  const auto plan = plan_options(options, configuration, loader.length(), loader.iterable, context.group->world_size());
+  EpochPlanOptions plan;
+  check_on_all(context, [&] {
+    check_options(options, loader.iterable);
+    plan = plan_options(options, configuration, loader.length(), loader.iterable, context.group->world_size());
+  });
   check_same_plan(context, plan);
   context.non_blocking = options.non_blocking.value_or(context.non_blocking);
   context.pin_memory = options.pin_memory;
   std::shared_ptr<const SharedParts<Batch>> shared;
-  if (context.rank == 0) shared = make_shared_parts(loader, configuration, seed, plan, context.group->token());
-  shared = share_from_main(context, shared);
   std::shared_ptr<DispatchChannel<Batch>> channel;
-  if (context.rank == 0) channel = make_channel(*shared, options, context.group->token());
+  check_on_all(context, [&] {
+    if (context.rank != 0) return;
+    shared = make_shared_parts(loader, configuration, seed, plan, context.group->token());
+    channel = make_channel(*shared, options, context.group->token());
+  });
+  shared = share_from_main(context, shared);
   channel = share_from_main(context, channel);
   return make_loader(make_parts(loader, shared, context.rank, seed), context, channel);
 }

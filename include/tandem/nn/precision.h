@@ -42,10 +42,17 @@ class [[nodiscard]] AutocastScope {
   at::ScalarType type_before_{};
 };
 
-/// `value` with every float16 and bfloat16 tensor in it converted to float32, where autograd follows. What is no tensor
-/// to data::for_each_tensor stays as it is.
+/// `value` with every float16 and bfloat16 tensor in it converted to float32, where autograd follows; numbers, texts
+/// and enums stay as they are. Does not compile for a type that may have tensors which nobody can find: a struct says
+/// what they are by `batch_fields` (data/batch.h).
 template <class T>
 T to_float32(T value) {
+  static_assert(
+      !data::detail::part_kinds<T>().unknown,
+      "a prepared model's forward returns a type that may hold tensors, which mixed precision must convert to "
+      "float32 and cannot find. For a struct of your own add `inline auto batch_fields(YourStruct& s) { "
+      "return std::tie(s.a, s.b); }` beside it, with its tensors, or `return std::tuple<>();` where it has "
+      "none (tandem/data/batch.h)");
   return data::map_tensors(std::move(value), [](const at::Tensor& tensor) {
     const bool half = tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
     return half ? tensor.to(at::kFloat) : tensor;

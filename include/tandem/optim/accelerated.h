@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include <torch/optim/optimizer.h>
 #include <torch/optim/schedulers/lr_scheduler.h>
@@ -22,6 +23,11 @@
 #include "tandem/optim/scheduler.h"
 #include "tandem/optim/sharded_optimizer.h"
 #include "tandem/trace/range.h"
+
+namespace torch::serialize {
+class InputArchive;
+class OutputArchive;
+}  // namespace torch::serialize
 
 namespace tandem::optim {
 
@@ -122,7 +128,13 @@ class AcceleratedOptimizer {
     shared_->skipped = last_step_was_skipped;
   }
 
-  torch::optim::Optimizer& inner() const { return shared_->inner; }  ///< the optimizer that was prepared
+  /// The optimizer that was prepared, for functions that take a torch::optim::Optimizer, as those that set options or
+  /// make a scheduler. Its own step() and zero_grad() know of no window, scaler or other rank: call those of this
+  /// class.
+  torch::optim::Optimizer& inner() const { return shared_->inner; }
+
+  /// The inner optimizer's parameter groups, whose options may be changed between steps, the same on all ranks.
+  std::vector<torch::optim::OptimizerParamGroup>& param_groups() const { return shared_->inner.param_groups(); }
 
   /// How the update is divided over the ranks; null when it is not.
   ShardedOptimizer* sharded() const { return shared_->sharded.get(); }
@@ -175,6 +187,24 @@ class AcceleratedOptimizer {
 
   std::shared_ptr<Shared> shared_;
 };
+
+/// torch::save(optimizer, file) does not compile: all ranks would write the file at the same time.
+template <std::same_as<AcceleratedOptimizer> Optimizer>
+torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive, const Optimizer&) {
+  static_assert(!std::same_as<Optimizer, AcceleratedOptimizer>,
+                "torch::save of a prepared optimizer: use accelerator.save_state(directory) on all ranks, or on one "
+                "rank torch::save(optimizer.inner(), file)");
+  return archive;
+}
+
+/// torch::load(optimizer, file) does not compile.
+template <std::same_as<AcceleratedOptimizer> Optimizer>
+torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archive, Optimizer&) {
+  static_assert(!std::same_as<Optimizer, AcceleratedOptimizer>,
+                "torch::load into a prepared optimizer: use accelerator.load_state(directory) on all ranks, or "
+                "torch::load(adamw, file) on all ranks before prepare");
+  return archive;
+}
 
 /// A schedule by the number of updates, ours or LibTorch's.
 template <class T>

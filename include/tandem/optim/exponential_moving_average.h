@@ -39,10 +39,10 @@ class ExponentialMovingAverage {
   /// other values. Throws ConfigError when the decay is out of range.
   explicit ExponentialMovingAverage(const torch::nn::Module& model, ExponentialMovingAverageOptions options = {});
 
-  /// The same for a prepared model.
-  template <class Impl>
-  explicit ExponentialMovingAverage(const nn::Model<Impl>& model, ExponentialMovingAverageOptions options = {})
-      : ExponentialMovingAverage(*model.module(), options) {}
+  /// The same for a prepared model, a module holder or a shared_ptr to a module, which is not empty.
+  template <nn::HasModule Module>
+  explicit ExponentialMovingAverage(const Module& model, ExponentialMovingAverageOptions options = {})
+      : ExponentialMovingAverage(*nn::module_of(model), options) {}
 
   /// Takes in the model's weights; to be called after each optimizer update, outside of a step that is compiled (its
   /// replays would neither count nor warm up). Throws ConfigError while swapped.
@@ -72,7 +72,7 @@ class ExponentialMovingAverage {
   };
 
   /// Exchanges the model's values with the averages for a scope.
-  Swapped swap_in() { return Swapped(*this); }
+  Swapped swap_in() & { return Swapped(*this); }
 
   /// The averages and copies themselves, by the model's names (the first one of tied weights), for a checkpoint;
   /// updates() belongs to them. Throws ConfigError while swapped.

@@ -1,16 +1,24 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <functional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "tandem/optim/scheduler.h"
 
 /// \file
-/// PyTorch's schedulers by the number of updates. Options have PyTorch's names and defaults; counts are calls of
+/// PyTorch's schedulers by the number of updates. Options have PyTorch's names and defaults, and may be given one after
+/// the other in PyTorch's order as well: `StepLR(adamw, {.step_size = 30})` is `StepLR(adamw, 30)`. Counts are calls of
 /// step(). Constructors set the rate of update 0 and throw ConfigError when an option is out of range. Formulas and
 /// their order of operations: PyTorch 2.11, torch/optim/lr_scheduler.py, so that the numbers agree.
 namespace tandem::optim {
+
+/// A number, for options that are given one after the other.
+template <class T>
+concept NumberOption = std::is_arithmetic_v<T>;
 
 /// Options of a ConstantLR.
 struct ConstantLROptions {
@@ -26,6 +34,11 @@ class ConstantLR final : public LRScheduler {
 
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit ConstantLR(torch::optim::Optimizer& optimizer, Options options = {});
+
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <NumberOption Number>
+  ConstantLR(torch::optim::Optimizer& optimizer, Number factor, std::int64_t total_iters = 5)
+      : ConstantLR(optimizer, Options{.factor = static_cast<double>(factor), .total_iters = total_iters}) {}
 
  private:
   double lr_of(std::size_t group, double lr) const override;
@@ -47,6 +60,11 @@ class StepLR final : public LRScheduler {
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   StepLR(torch::optim::Optimizer& optimizer, Options options);
 
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <std::integral Integer>
+  StepLR(torch::optim::Optimizer& optimizer, Integer step_size, double gamma = 0.1)
+      : StepLR(optimizer, Options{.step_size = static_cast<std::int64_t>(step_size), .gamma = gamma}) {}
+
  private:
   double lr_of(std::size_t group, double lr) const override;
   Options options_;
@@ -67,6 +85,15 @@ class MultiStepLR final : public LRScheduler {
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   MultiStepLR(torch::optim::Optimizer& optimizer, Options options);
 
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  MultiStepLR(torch::optim::Optimizer& optimizer, std::vector<std::int64_t> milestones, double gamma)
+      : MultiStepLR(optimizer, Options{.milestones = std::move(milestones), .gamma = gamma}) {}
+
+  /// With the milestones of any integers. Throws ConfigError when an option is out of range.
+  template <std::integral Integer>
+  MultiStepLR(torch::optim::Optimizer& optimizer, const std::vector<Integer>& milestones, double gamma = 0.1)
+      : MultiStepLR(optimizer, Options{.milestones = {milestones.begin(), milestones.end()}, .gamma = gamma}) {}
+
  private:
   double lr_of(std::size_t group, double lr) const override;
   Options options_;
@@ -85,6 +112,11 @@ class ExponentialLR final : public LRScheduler {
 
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   ExponentialLR(torch::optim::Optimizer& optimizer, Options options);
+
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <NumberOption Number>
+  ExponentialLR(torch::optim::Optimizer& optimizer, Number gamma)
+      : ExponentialLR(optimizer, Options{.gamma = static_cast<double>(gamma)}) {}
 
  private:
   double lr_of(std::size_t group, double lr) const override;
@@ -107,6 +139,14 @@ class LinearLR final : public LRScheduler {
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit LinearLR(torch::optim::Optimizer& optimizer, Options options = {});
 
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <NumberOption Number>
+  LinearLR(torch::optim::Optimizer& optimizer, Number start_factor, double end_factor = 1.0,
+           std::int64_t total_iters = 5)
+      : LinearLR(optimizer, Options{.start_factor = static_cast<double>(start_factor),
+                                    .end_factor = end_factor,
+                                    .total_iters = total_iters}) {}
+
  private:
   double lr_of(std::size_t group, double lr) const override;
   Options options_;
@@ -126,6 +166,11 @@ class PolynomialLR final : public LRScheduler {
 
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   explicit PolynomialLR(torch::optim::Optimizer& optimizer, Options options = {});
+
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <std::integral Integer>
+  PolynomialLR(torch::optim::Optimizer& optimizer, Integer total_iters, double power = 1.0)
+      : PolynomialLR(optimizer, Options{.total_iters = static_cast<std::int64_t>(total_iters), .power = power}) {}
 
  private:
   double lr_of(std::size_t group, double lr) const override;
@@ -148,6 +193,11 @@ class CosineAnnealingLR final : public LRScheduler {
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   CosineAnnealingLR(torch::optim::Optimizer& optimizer, Options options);
 
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <std::integral Integer>
+  CosineAnnealingLR(torch::optim::Optimizer& optimizer, Integer T_max, double eta_min = 0.0)
+      : CosineAnnealingLR(optimizer, Options{.T_max = static_cast<std::int64_t>(T_max), .eta_min = eta_min}) {}
+
  private:
   double lr_of(std::size_t group, double lr) const override;
   Options options_;
@@ -168,6 +218,13 @@ class CosineAnnealingWarmRestarts final : public LRScheduler {
 
   /// Sets the rates of update 0. Throws ConfigError when an option is out of range.
   CosineAnnealingWarmRestarts(torch::optim::Optimizer& optimizer, Options options);
+
+  /// With the options in PyTorch's order. Throws ConfigError when one is out of range.
+  template <std::integral Integer>
+  CosineAnnealingWarmRestarts(torch::optim::Optimizer& optimizer, Integer T_0, std::int64_t T_mult = 1,
+                              double eta_min = 0.0)
+      : CosineAnnealingWarmRestarts(
+            optimizer, Options{.T_0 = static_cast<std::int64_t>(T_0), .T_mult = T_mult, .eta_min = eta_min}) {}
 
   /// Adds `T_cur` and `T_i`, which follow from last_epoch, for PyTorch.
   SchedulerState state() const override;
@@ -194,6 +251,12 @@ class LambdaLR final : public LRScheduler {
 
   /// Sets the rates of update 0. Throws ConfigError when a function is empty or their number does not fit.
   LambdaLR(torch::optim::Optimizer& optimizer, Options options);
+
+  /// With one function of the number of updates for all parameter groups. Throws ConfigError when it is empty.
+  template <class Function>
+  requires std::is_invocable_r_v<double, Function&, std::int64_t> LambdaLR(torch::optim::Optimizer& optimizer,
+                                                                           Function lr_lambda)
+      : LambdaLR(optimizer, Options{.lr_lambda = {std::move(lr_lambda)}}) {}
 
  private:
   double lr_of(std::size_t group, double lr) const override;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tandem/optim/scheduler.h"
@@ -39,6 +40,12 @@ class OneCycleLR final : public LRScheduler {
   /// Sets rate and momentum of update 0. Throws ConfigError when an option is out of range, or there is no momentum to
   /// cycle. step() throws ConfigError after more than total_steps calls.
   OneCycleLR(torch::optim::Optimizer& optimizer, Options options);
+
+  /// With one greatest rate for all parameter groups, and the updates of the whole cycle. Throws as with Options.
+  template <class Number>
+  requires std::is_arithmetic_v<Number> OneCycleLR(torch::optim::Optimizer& optimizer, Number max_lr,
+                                                   std::int64_t total_steps)
+      : OneCycleLR(optimizer, Options{.max_lr = {static_cast<double>(max_lr)}, .total_steps = total_steps}) {}
 
   /// Adds `max_lr`, `min_lr`, `base_momentum` and `max_momentum`.
   std::map<std::string, double> group_values(std::size_t group) const override;

@@ -42,6 +42,11 @@ class ReduceLROnPlateau final : public Scheduler {
   /// Throws ConfigError when an option is out of range.
   explicit ReduceLROnPlateau(torch::optim::Optimizer& optimizer, Options options = {});
 
+  /// With the first options in PyTorch's order. Throws ConfigError when one is out of range.
+  ReduceLROnPlateau(torch::optim::Optimizer& optimizer, PlateauMode mode, double factor = 0.1,
+                    std::int64_t patience = 10)
+      : ReduceLROnPlateau(optimizer, Options{.mode = mode, .factor = factor, .patience = patience}) {}
+
   /// Takes a new value of the metric; NaN is never better. Throws what last_lr throws.
   void step(double metric);
 

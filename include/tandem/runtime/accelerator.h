@@ -82,8 +82,13 @@ class Accelerator : public RankHandle {
   ///   which must outlive them.
   /// - a data::DataLoader becomes a data::PreparedDataLoader.
   /// - what prepare returned comes back as it is.
+  ///
+  /// The objects given stay usable: they are what is trained. Temporary optimizers and schedulers do not compile, since
+  /// nothing would keep them. What prepare refuses it refuses on all ranks with the same error, and a body that catches
+  /// it can go on. PreparedModel, PreparedOptimizer, PreparedScheduler and PreparedLoader name the results' types.
   template <class... Objects>
   auto prepare(Objects&&... objects) {
+    (check_kept<Objects>(), ...);
     // Braces evaluate from left to right: every rank prepares in the same order.
     if constexpr (sizeof...(Objects) == 1)
       return prepare_one(objects...);
@@ -217,7 +222,7 @@ class Accelerator : public RankHandle {
   /// nn::LocalSgd. Gradients that no optimizer has used by then stay with their rank, and are reduced with those of the
   /// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
   /// state of the rank that updates it. Ranks close the same number of windows. Collective. Throws ConfigError when
-  /// `steps` is below 1, and within local_sgd or join_uneven_inputs.
+  /// `steps` is below 1, and within local_sgd or join_uneven_inputs; CollectiveError when the ranks' `steps` differ.
   template <class Body>
   void local_sgd(int steps, Body&& body) {
     run_locally(steps, std::ref(body));
@@ -232,10 +237,10 @@ class Accelerator : public RankHandle {
   /// prepared models on CPU ranks. Throws ConfigError under fp16 when a gradient belongs to no prepared optimizer.
   at::Tensor clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_norm, double norm_type = 2.0);
 
-  /// The same for all parameters of a prepared model.
-  template <class Impl>
-  at::Tensor clip_grad_norm_(const nn::Model<Impl>& model, double max_norm, double norm_type = 2.0) {
-    return clip_grad_norm_(model.parameters(), max_norm, norm_type);
+  /// The same for all parameters of a prepared model, or of the module that was prepared (holder or shared_ptr).
+  template <nn::HasModule Module>
+  at::Tensor clip_grad_norm_(const Module& model, double max_norm, double norm_type = 2.0) {
+    return clip_grad_norm_(nn::parameters_of(model), max_norm, norm_type);
   }
 
   /// Limits each gradient value to [-limit, limit], in sparse gradients those of the dense one that it stands for. Acts
@@ -243,10 +248,10 @@ class Accelerator : public RankHandle {
   /// gradient and a limit below 0, which would fill it.
   void clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit);
 
-  /// The same for all parameters of a prepared model.
-  template <class Impl>
-  void clip_grad_value_(const nn::Model<Impl>& model, double limit) {
-    clip_grad_value_(model.parameters(), limit);
+  /// The same for all parameters of a prepared model, or of the module that was prepared (holder or shared_ptr).
+  template <nn::HasModule Module>
+  void clip_grad_value_(const Module& model, double limit) {
+    clip_grad_value_(nn::parameters_of(model), limit);
   }
 
   /// What is called like `step`, and does the same. On GPUs it calls `step` three times, then has the device record
@@ -290,6 +295,7 @@ class Accelerator : public RankHandle {
   /// While alive, this thread's operators compute as in a prepared model's forward: for loss functions and what else is
   /// outside of it. Backward passes belong outside.
   nn::AutocastScope autocast() const {
+    autocast_used_ = true;
     return nn::AutocastScope(device().type(), context_.state->config.mixed_precision);
   }
 
@@ -313,20 +319,19 @@ class Accelerator : public RankHandle {
   // ---- files
 
   /// Writes the weights of a prepared model as the directory `directory`, in Hugging Face's layout: see io::save_model.
-  /// Rank 0 writes, and the others wait (no longer than LaunchConfig::timeout). Collective. Throws on all ranks what
-  /// io::save_model throws; training can go on.
-  template <class Impl>
-  void save_model(const nn::Model<Impl>& model, const std::string& directory,
-                  const io::ModelFileOptions& options = {}) {
-    save_module(*model.module(), directory, options);
+  /// The module itself (holder or shared_ptr) does as well. Rank 0 writes its own, and the others wait (no longer than
+  /// LaunchConfig::timeout). Collective. Throws on all ranks what io::save_model throws; training can go on.
+  template <nn::HasModule Module>
+  void save_model(const Module& model, const std::string& directory, const io::ModelFileOptions& options = {}) {
+    save_module(nn::module_of(model).get(), directory, options);
   }
 
-  /// Gives a prepared model, on all ranks, the weights of `directory`, Tandem's or Python's: see io::load_model. Rank 0
-  /// reads. Optimizers keep what they know. Collective. Throws on all ranks what io::load_model throws; the model is as
-  /// it was then.
-  template <class Impl>
-  void load_model(const nn::Model<Impl>& model, const std::string& directory) {
-    load_module(model.module(), directory);
+  /// Gives a prepared model, on all ranks, the weights of `directory`, Tandem's or Python's: see io::load_model. The
+  /// module that was prepared (holder or shared_ptr) does as well. Rank 0 reads. Optimizers keep what they know.
+  /// Collective. Throws on all ranks what io::load_model throws; the model is as it was then.
+  template <nn::HasModule Module>
+  void load_model(const Module& model, const std::string& directory) {
+    load_module(nn::module_of(model), directory);
   }
 
   /// Writes the state of the training as a checkpoint, from which `load_state` goes on to the bit: the prepared models,
@@ -396,7 +401,7 @@ class Accelerator : public RankHandle {
   /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
   /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
   /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
-  /// fit.
+  /// fit; CollectiveError when the ranks' `start` differs.
   ///
   /// `body` makes model, optimizer and loaders itself, so that a failed try frees them. What it prepared is forgotten
   /// and the rank's window and generators are set back, so that a size trains as if it had been the first.
@@ -418,13 +423,28 @@ class Accelerator : public RankHandle {
   // What a rank says within join_uneven_inputs before each reduction, and each step with a scaler.
   enum class JoinState : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, has_ended };
 
+  // The wrappers of optimizers and schedulers refer to what was given.
+  template <class Object>
+  static consteval void check_kept() {
+    using Type = std::remove_cvref_t<Object>;
+    static_assert(std::is_lvalue_reference_v<Object> || !std::is_base_of_v<torch::optim::Optimizer, Type>,
+                  "prepare of a temporary optimizer, which would be gone when it is used: make it a variable, as "
+                  "`torch::optim::AdamW adamw(net->parameters(), 1e-3);`, and give prepare that");
+    static_assert(std::is_lvalue_reference_v<Object> || !(optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>),
+                  "prepare of a temporary scheduler, which would be gone when it is used: make it a variable, and give "
+                  "prepare that");
+    static_assert(!std::is_base_of_v<torch::nn::Module, Type>,
+                  "prepare of a module that nothing keeps: give it a holder (TORCH_MODULE, as torch::nn::Linear) or a "
+                  "std::shared_ptr to it");
+  }
+
   template <class T>
   auto prepare_one(T& object) {
     using Type = std::remove_cv_t<T>;
     if constexpr (is_prepared<Type>) {
       return object;
     } else if constexpr (requires { typename Type::ContainedType; }) {  // a module holder
-      return prepare_module(object.ptr());
+      return prepare_module(nn::module_of(object));
     } else if constexpr (data::detail::is_instance<Type, std::shared_ptr>) {
       static_assert(std::is_base_of_v<torch::nn::Module, typename Type::element_type>,
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
@@ -458,7 +478,10 @@ class Accelerator : public RankHandle {
 
   template <class Impl>
   nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
-    return nn::Model<Impl>(module, reducer_of(module), device().type(), context_.state->config.mixed_precision);
+    auto reducer = reducer_of(module);
+    auto called = called_flag(reducer);
+    return nn::Model<Impl>(module, std::move(reducer), device().type(), context_.state->config.mixed_precision,
+                           std::move(called));
   }
 
   template <class T>
@@ -477,6 +500,8 @@ class Accelerator : public RankHandle {
   }
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
+  std::shared_ptr<bool> called_flag(const std::shared_ptr<nn::GradientReducer>& reducer);
+  void tell_of_raw_forward();
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   optim::ClosureSteps closure_steps();
   at::Tensor evaluate(const optim::Closure& closure);
@@ -495,9 +520,9 @@ class Accelerator : public RankHandle {
   bool clips_together(const nn::ReducedGradient& first) const;
   std::function<void()> undo_point();  // what it returns sets this rank back to now
   void scale_window(double factor);
-  void save_module(const torch::nn::Module& module, const std::string& directory, const io::ModelFileOptions& options);
+  void save_module(const torch::nn::Module* module, const std::string& directory, const io::ModelFileOptions& options);
   void load_module(const std::shared_ptr<torch::nn::Module>& module, const std::string& directory);
-  void check_between_updates() const;
+  void check_between_updates();
 
   // ---- sessions
   friend class SessionRun;
@@ -527,6 +552,8 @@ class Accelerator : public RankHandle {
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last
   RankProfiler* profiler_ = nullptr;                // within profile
+  mutable bool autocast_used_ = false;              // a scope of autocast() was made
+  bool told_of_raw_forward_ = false;
 };
 
 }  // namespace tandem

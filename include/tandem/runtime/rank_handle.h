@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <sstream>
 #include <string>
 #include <type_traits>
@@ -13,6 +14,7 @@
 #include "tandem/comm/communicator.h"
 #include "tandem/data/batch.h"
 #include "tandem/data/epoch_steps.h"
+#include "tandem/runtime/rank_values.h"
 #include "tandem/runtime/state.h"
 
 namespace tandem {
@@ -40,26 +42,31 @@ class RankHandle {
   /// Any thread.
   bool cancelled() const { return context_.group->token().cancelled(); }
 
-  // ---- collectives over any nesting of tensors (see data/batch.h)
+  // ---- collectives over tensors, numbers and any nesting of them (see data/batch.h)
+  //
+  // Structure and types must agree on all ranks, sizes as each member says. Where they do not, or where a rank's value
+  // cannot be used (an undefined tensor, another device), all ranks throw the same CollectiveError, and a body that
+  // catches it can go on. Parts of a struct that its batch_fields does not name stay each rank's own.
 
-  /// Every tensor joined along dim 0 in rank order; a 0-dim tensor gives one of [world_size]. Ranks may differ in
-  /// dim 0. Collective.
+  /// Every tensor joined along dim 0 in rank order; a 0-dim tensor gives one of [world_size]. A number gives the
+  /// std::vector of all ranks', and a std::vector or std::array of numbers is joined as a tensor of one dim: see
+  /// Gathered. Ranks may differ in dim 0. Collective.
   template <class T>
-  T gather(const T& value) {
-    return data::map_tensors(value, [this](const at::Tensor& tensor) { return gather_tensor(tensor); });
+  Gathered<T> gather(const T& value) {
+    return gather_rows(value, 0);
   }
 
-  /// `gather` without the samples that the loader repeated to fill the last step: over an epoch, each sample once.
-  /// Collective.
+  /// `gather` without the samples that the loader repeated to fill the last step: over an epoch, each sample once. A
+  /// number counts as a sample of its rank, as a 0-dim tensor does. Collective.
   template <class T>
-  T gather_for_metrics(const T& value) {
-    T gathered = gather(value);
+  Gathered<T> gather_for_metrics(const T& value) {
     const data::StepInfo* loader = context_.gradients.loaders.current();
-    const std::int64_t keep = loader ? loader->samples_to_keep : 0;
-    return keep > 0 ? data::slice(std::move(gathered), 0, keep) : gathered;
+    return gather_rows(value, loader ? loader->samples_to_keep : 0);
   }
 
-  /// Every rank's `object`, by rank, copied. Any copyable type, the same on all ranks. Collective.
+  /// Every rank's `object`, by rank, copied. Any copyable type, the same on all ranks. A tensor in it is copied as its
+  /// own constructor does, which leaves both with one memory: `gather` and `broadcast` give each rank its own.
+  /// Collective.
   template <class T>
   std::vector<T> gather_objects(const T& object) {
     const auto record = comm::describe_object_call(comm::Operation::gather_objects, typeid(T));
@@ -69,41 +76,65 @@ class RankHandle {
     return objects;
   }
 
-  /// Every tensor reduced over the ranks, for all ranks; `value` stays as it is. Mean needs floating-point or complex
-  /// tensors, max and min real ones (CollectiveError otherwise, for any number of ranks). Collective.
+  /// Every tensor and number summed up over the ranks, for all ranks; `value` stays as it is. A bool counts as 0 or 1;
+  /// a bool tensor's sum is whether any is set. Collective. Throws CollectiveError where an integer does not fit: a
+  /// plain one into std::int64_t, one within a nesting into its own type.
+  ///
+  ///     const double loss_sum = accelerator.reduce(loss.item<double>());
+  ///     const std::int64_t correct = accelerator.reduce(correct_here);
   template <class T>
-  T reduce(const T& value, comm::ReduceOp op = comm::ReduceOp::sum) {
-    T result = data::map_tensors(value, [](const at::Tensor& tensor) { return clone_for_reduction(tensor); });
-    std::vector<at::Tensor> tensors;
-    data::for_each_tensor(result, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->all_reduce(tensors, op);
-    return result;
+  Reduced<T> reduce(const T& value) {
+    return reduce_value(value, comm::ReduceOp::sum);
   }
 
-  /// Overwrites every tensor in `value` with rank `root`'s. Collective.
+  /// Every tensor and number reduced over the ranks, for all ranks; `value` stays as it is. Floating-point numbers are
+  /// reduced as double, integers exactly, and the mean of a plain integer is a double: see ReducedInteger. Mean needs
+  /// floating-point or complex tensors, and floating-point numbers within a nesting; max and min need real ones
+  /// (CollectiveError otherwise, for any number of ranks). Throws as reduce(value). Collective.
+  ///
+  ///     const double loss_mean = accelerator.reduce(loss.item<double>(), tandem::comm::ReduceOp::mean);
+  template <class T>
+  auto reduce(const T& value, comm::ReduceOp op) {
+    if constexpr (std::is_integral_v<T>)
+      return op == comm::ReduceOp::mean ? ReducedInteger(reduce_value(static_cast<double>(value), op))
+                                        : ReducedInteger(reduce_value(value, op));
+    else
+      return reduce_value(value, op);
+  }
+
+  /// Overwrites every tensor and number in `value` with rank `root`'s. Sizes agree on all ranks. Collective.
   template <class T>
   void broadcast(T& value, int root = 0) {
-    std::vector<at::Tensor> tensors;
-    data::for_each_tensor(value, [&](at::Tensor& tensor) { tensors.push_back(tensor); });
-    context_.communicator->broadcast(tensors, root);
+    detail::check_exchangeable<T>();
+    detail::ValueParts parts = detail::take_to_pieces(value);
+    broadcast_parts(parts, root);
+    detail::PlaceParts place(parts);
+    detail::walk(value, place);
   }
 
-  /// Rank `root`'s object. Any copyable type, the same on all ranks. Collective.
+  /// Rank `root`'s object, copied. Any copyable type, the same on all ranks; of tensors in it see gather_objects.
+  /// Throws CollectiveError on all ranks when `root` is no rank, or not the same on all. Collective.
   template <class T>
   T broadcast_object(const T& object, int root = 0) {
-    check_root(root, "broadcast_object");
     auto record = comm::describe_object_call(comm::Operation::broadcast_object, typeid(T));
     record.root = root;
+    check_root(record);
     const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
     return call.template payload<T>(root);
   }
 
-  /// Every tensor padded with `value` along `dim` to the longest rank's size, at the end or the front. A tensor
-  /// without that dim stays as it is. Collective.
+  /// Every tensor padded with `value` along `dim` to the longest rank's size, at the end or the front, and every
+  /// std::vector of numbers, as a tensor of one dim. What does not have that dim stays as it is. The number of dims
+  /// agrees on all ranks. Throws CollectiveError when `value` cannot be one of integers. Collective.
   template <class T>
   T pad_across_ranks(const T& batch, std::int64_t dim = 0, double value = 0.0, bool pad_first = false) {
-    return data::map_tensors(batch,
-                             [&](const at::Tensor& tensor) { return pad_tensor(tensor, dim, value, pad_first); });
+    detail::check_exchangeable<T>();
+    T padded = batch;
+    detail::ValueParts parts = detail::take_to_pieces(padded);
+    pad_parts(parts, dim, value, pad_first);
+    detail::PlaceParts place(parts);
+    detail::walk(padded, place);
+    return padded;
   }
 
   // ---- control
@@ -118,7 +149,7 @@ class RankHandle {
   bool check_trigger();
 
   /// Runs `function` on rank 0 and then, at the same time, on the other ranks. Collective. An exception on rank 0 ends
-  /// all.
+  /// all ranks, also where its body catches it.
   template <class Function>
   auto main_first(Function&& function) {
     const comm::CallRecord record{.operation = comm::Operation::main_first};
@@ -127,10 +158,10 @@ class RankHandle {
       return function();
     }
     if constexpr (std::is_void_v<decltype(function())>) {
-      function();
+      call_before_others(function);
       context_.group->meet(rank(), record);
     } else {
-      auto result = function();
+      auto result = call_before_others(function);
       context_.group->meet(rank(), record);
       return result;
     }
@@ -178,11 +209,53 @@ class RankHandle {
     std::size_t begin, end, repeat;
   };
 
-  at::Tensor gather_tensor(const at::Tensor& tensor);
-  at::Tensor pad_tensor(const at::Tensor& tensor, std::int64_t dim, double value, bool pad_first);
+  // The others wait for it to end well.
+  template <class Function>
+  decltype(auto) call_before_others(Function& function) {
+    try {
+      return function();
+    } catch (...) {
+      context_.group->token().cancel(std::current_exception(), rank());
+      throw;
+    }
+  }
+
+  template <class T>
+  Gathered<T> gather_rows(const T& value, std::int64_t keep) {
+    detail::check_exchangeable<T>();
+    static_assert(!detail::cannot_hold_gathered<T>(),
+                  "gather of a struct with a plain number: the struct has no place for the numbers of all ranks. Make "
+                  "it a tensor or a std::vector, leave it out of batch_fields, or use gather_objects");
+    T copy = value;
+    detail::ValueParts parts = detail::take_to_pieces(copy);
+    gather_parts(parts, keep);
+    detail::PlaceParts place(parts);
+    return detail::gathered(copy, place);
+  }
+
+  template <class T>
+  Reduced<T> reduce_value(const T& value, comm::ReduceOp op) {
+    detail::check_exchangeable<T>();
+    T copy = value;
+    detail::ValueParts parts = detail::take_to_pieces(copy);
+    reduce_parts(parts, op);
+    if constexpr (std::is_arithmetic_v<T>) {
+      return detail::from_number<Reduced<T>>(parts.numbers[0].values[0]);
+    } else {
+      detail::PlaceParts place(parts);
+      detail::walk(copy, place);
+      return copy;
+    }
+  }
+
+  // Each has the results in the places of the parts.
+  void gather_parts(detail::ValueParts& parts, std::int64_t keep);
+  void reduce_parts(detail::ValueParts& parts, comm::ReduceOp op);
+  void broadcast_parts(detail::ValueParts& parts, int root);
+  void pad_parts(detail::ValueParts& parts, std::int64_t dim, double value, bool pad_first);
+  std::vector<std::vector<detail::Numbers>> exchange_numbers(const detail::ValueParts& parts, comm::CallRecord record);
   Share share_of(std::size_t size, bool padding) const;
-  void check_root(int root, const char* operation) const;
-  static at::Tensor clone_for_reduction(const at::Tensor& tensor);
+  void check_root(const comm::CallRecord& record) const;
   static void write_out(const std::string& text);
 };
 
