@@ -26,7 +26,8 @@ void add(std::vector<DrawnEpochs>& drawn, std::int64_t epoch) {
     const DrawnEpochs last = drawn.back();
     DrawnEpochs& run = drawn[drawn.size() - 2];
     const std::int64_t stride = run.count == 1 ? last.first - run.first : run.stride;
-    if (last.exhausted == run.exhausted && last.first == run.first + run.count * stride && (stride == 0 || stride == 1)) {
+    if (last.exhausted == run.exhausted && last.first == run.first + run.count * stride &&
+        (stride == 0 || stride == 1)) {
       run.stride = stride;
       run.count += 1;
       drawn.pop_back();
@@ -117,7 +118,6 @@ std::shared_ptr<const EpochSteps> EpochDrawer::go_to(const SamplerPosition& posi
     return nullptr;
   }
   const SamplerState wanted = position.sampler.value_or(SamplerState{.seed = seed_, .drawn = all_before(epoch)});
-  if (wanted.seed == seed_ && wanted.drawn == drawn_ && wanted.order == order_) return wanted.running ? last_ : nullptr;
   if (wanted.drawn.empty()) {
     if (!drawn_.empty() && !tells_state() && !position.state.defined())
       fail("cannot be set back to before its first epoch");
@@ -127,6 +127,7 @@ std::shared_ptr<const EpochSteps> EpochDrawer::go_to(const SamplerPosition& posi
     order_ = 0;
     return nullptr;
   }
+  if (wanted.seed == seed_ && wanted.drawn == drawn_ && wanted.order == order_) return wanted.running ? last_ : nullptr;
   auto steps = draw_again(wanted, position.sampler ? position.state : at::Tensor());
   if (!wanted.running) {
     if (wanted.drawn.back().exhausted) exhausted(false);
@@ -185,10 +186,11 @@ bool EpochDrawer::tells_state() const { return sampler_ ? sampler_->tells_state(
 void EpochDrawer::fail(const std::string& problem) const {
   const std::string name =
       sampler_ ? c10::demangle(typeid(*sampler_).name()) : c10::demangle(typeid(*batch_sampler_).name());
-  throw DataError("a loader's state cannot go on: its sampler (" + name + ") " + problem +
-                  ", so that samples would come twice or not at all. Its order depends on what is not saved: override "
-                  "state() and set_state() (of a torch::data sampler: save() and load()), or draw from LibTorch's default "
-                  "generators only and have tells_state() return true");
+  throw DataError(
+      "a loader's state cannot go on: its sampler (" + name + ") " + problem +
+      ", so that samples would come twice or not at all. Its order depends on what is not saved: override "
+      "state() and set_state() (of a torch::data sampler: save() and load()), or draw from LibTorch's default "
+      "generators only and have tells_state() return true");
 }
 
 }  // namespace tandem::data

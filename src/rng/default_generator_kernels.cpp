@@ -45,8 +45,9 @@ at::Generator default_generator_for(c10::Device device) {
   if (!generators.cuda_seed) return {};
   if (index >= generators.cuda.size()) generators.cuda.resize(index + 1);
   at::Generator& made = generators.cuda[index];
-  made = at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(
-      static_cast<c10::DeviceIndex>(index));
+  made = at::globalContext()
+             .getAcceleratorHooksInterface(device.type())
+             .getNewGenerator(static_cast<c10::DeviceIndex>(index));
   made.set_current_seed(*generators.cuda_seed);
   return made;
 }

@@ -128,8 +128,8 @@ class DefaultGenerator final : public at::CPUGeneratorImpl {
   }
 };
 
-// Puts DefaultGenerator in the place of LibTorch's. Before main, because no other thread draws yet and nobody has a copy
-// of LibTorch's, which would be another generator from then on: where somebody has one all the same, it stays.
+// Puts DefaultGenerator in the place of LibTorch's. Before main, because no other thread draws yet and nobody has a
+// copy of LibTorch's, which would be another generator from then on: where somebody has one all the same, it stays.
 class DefaultGeneratorPlace {
  public:
   DefaultGeneratorPlace() {

@@ -172,7 +172,8 @@ TEST_CASE("every way of reaching LibTorch's default generator by name means the 
   using Way = std::function<void(at::Generator)>;
   const std::vector<std::pair<std::string, Way>> ways{
       {"set_current_seed", [](at::Generator named) { named.set_current_seed(77); }},
-      {"set_state", [](at::Generator named) { named.set_state(at::make_generator<at::CPUGeneratorImpl>(77).get_state()); }},
+      {"set_state",
+       [](at::Generator named) { named.set_state(at::make_generator<at::CPUGeneratorImpl>(77).get_state()); }},
       {"at::manual_seed", [](const at::Generator&) { at::manual_seed(77); }},
       {"rng::manual_seed", [](const at::Generator&) { rng::manual_seed(77); }},
   };

@@ -99,8 +99,8 @@ class DataLoader {
     }
   }
 
-  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable, `stream`
-  /// for any other dataset.
+  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable,
+  /// `stream` for any other dataset.
   std::unique_ptr<StepSource<Batch>> make_source(std::shared_ptr<StepPlanner> planner,
                                                  std::shared_ptr<StreamReader<Sample>> stream, int rank,
                                                  std::uint64_t seed) const {
@@ -153,9 +153,12 @@ class DataLoader {
   DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
       : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
 
-  static std::int64_t first_of(const std::vector<std::int64_t>& indices) { return indices.empty() ? 0 : indices.front(); }
+  static std::int64_t first_of(const std::vector<std::int64_t>& indices) {
+    return indices.empty() ? 0 : indices.front();
+  }
 
-  // A dataset that remembers where it is cannot be read for several loaders at once: each gets a copy, if it can be had.
+  // A dataset that remembers where it is cannot be read for several loaders at once: each gets a copy, if it can be
+  // had.
   std::shared_ptr<Dataset> own_stream() const {
     if constexpr (std::is_copy_constructible_v<Dataset>)
       return std::make_shared<Dataset>(*dataset_);

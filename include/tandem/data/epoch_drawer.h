@@ -11,8 +11,8 @@ namespace tandem::data {
 
 /// Epochs that a sampler was asked for one after another, alike.
 struct DrawnEpochs {
-  std::int64_t first = 0;  ///< number of the first
-  std::int64_t count = 1;  ///< how many
+  std::int64_t first = 0;   ///< number of the first
+  std::int64_t count = 1;   ///< how many
   std::int64_t stride = 0;  ///< from one number to the next
   bool exhausted = false;   ///< each was used to its end
 

@@ -93,8 +93,8 @@ class LoaderPosition {
 ///     for (auto& [images, labels] : loader) …
 ///
 /// An epoch begins with `start` and ends when the range is exhausted, or early with `leave`; only in the first case the
-/// epoch counter advances. One epoch at a time, also of the loaders that skip some of its steps: another `start` ends the
-/// one that is running. Belongs to its rank's thread.
+/// epoch counter advances. One epoch at a time, also of the loaders that skip some of its steps: another `start` ends
+/// the one that is running. Belongs to its rank's thread.
 template <class Batch>
 class LoaderBase : public LoaderPosition {
  public:
@@ -169,7 +169,7 @@ class LoaderBase : public LoaderPosition {
   /// taken as many steps, but that in dispatch mode only rank 0's holds the sampler's generator: keep that one.
   LoaderState state() const override {
     if (counter_->running && counter_->running != this) return counter_->running->state();
-    const SamplerPosition here = running_             ? position_
+    const SamplerPosition here = running_              ? position_
                                  : planner_ && reads() ? planner_->position_before(counter_->begun + 1)
                                                        : SamplerPosition();
     return {counter_->epoch, running_ ? handed_out_ : counter_->resume_at.value_or(0), global_batch_size(), here.state,
@@ -177,9 +177,9 @@ class LoaderBase : public LoaderPosition {
   }
 
   /// Makes the next epoch to begin the rest of the one in which `state` was taken. All ranks do so. An epoch that is
-  /// running ends: a loop over it gets no more batches. Throws ConfigError when `state` comes from a loader with another
-  /// global batch size. A sampler of the program's own comes to its place when that epoch begins, which throws DataError
-  /// where it gives another order than it had given.
+  /// running ends: a loop over it gets no more batches. Throws ConfigError when `state` comes from a loader with
+  /// another global batch size. A sampler of the program's own comes to its place when that epoch begins, which throws
+  /// DataError where it gives another order than it had given.
   void load_state(const LoaderState& state) override {
     check_loader_state(state, global_batch_size());
     if (counter_->running) counter_->running->leave();

@@ -62,11 +62,11 @@ class ChannelEnd {
 /// What all ranks of one prepared loader share.
 template <class Batch>
 struct SharedParts {
-  EpochPlanOptions plan;                 ///< the length is 0 for an iterable
-  bool iterable = false;                 ///< the dataset is
-  std::shared_ptr<StepPlanner> planner;  ///< null for an iterable
-  std::int64_t global_batch_size = 0;    ///< samples of a full step of all ranks; 0: batches of different sizes
-  std::shared_ptr<WorkerPool> pool;      ///< null: ranks read when they need a batch
+  EpochPlanOptions plan;                         ///< the length is 0 for an iterable
+  bool iterable = false;                         ///< the dataset is
+  std::shared_ptr<StepPlanner> planner;          ///< null for an iterable
+  std::int64_t global_batch_size = 0;            ///< samples of a full step of all ranks; 0: batches of different sizes
+  std::shared_ptr<WorkerPool> pool;              ///< null: ranks read when they need a batch
   std::shared_ptr<AnyStreamReader> stream = {};  ///< of an iterable that several ranks take parts of; otherwise null
 };
 

@@ -90,8 +90,9 @@ LoaderParts<Batch> make_parts(const DataLoader<Dataset, Batch>& loader,
       return loader.make_source(shared->planner, loader.make_stream_reader(shared->plan, seed), rank, seed);
     auto stream = std::dynamic_pointer_cast<Reader>(shared->stream);
     if (!loader.iterable || !stream)
-      throw DataError("a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
-                      std::to_string(rank));
+      throw DataError(
+          "a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
+          std::to_string(rank));
     return loader.make_source(shared->planner, std::move(stream), rank, seed);
   };
   if (rank == 0) parts.end = std::make_shared<StreamEnd>(shared->stream);

@@ -44,6 +44,7 @@ class EpochOrder {
 /// loader draws once for all ranks, from rank 0's sampler, on the thread of whichever begins the epoch first. What the
 /// sampler draws there from the default generators (torch::randperm, …) depends on the loader's seed and on how many
 /// epochs were begun before only: it is the same on any number of ranks, and leaves the ranks' generators alone.
+/// Generators of C++ (std::mt19937) are the sampler's own, and to be seeded by it.
 ///
 /// A loader whose state was saved goes on with the same orders. Where `state` is all that they depend on, it is given
 /// back. Otherwise a new sampler is asked for all epochs before again, and what it gives last is compared with what was

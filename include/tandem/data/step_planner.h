@@ -58,8 +58,8 @@ class StepPlanner {
     std::int64_t epoch;
     SamplerPosition before, within;
     std::shared_ptr<const EpochSteps> steps;
-    std::exception_ptr failure;         // of drawing it
-    int left_to_take, left_to_look;     // readers that have not begun it, or asked for its position, yet
+    std::exception_ptr failure;      // of drawing it
+    int left_to_take, left_to_look;  // readers that have not begun it, or asked for its position, yet
   };
   struct Restored {
     std::uint64_t number;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -172,7 +173,7 @@ class StreamReader final : public AnyStreamReader {
   /// DataError when another reader began it with another epoch or step.
   void start(int reader, const EpochStart& start) {
     if (const auto before = running(reader)) leave(reader, before->start.number);
-    const std::lock_guard reading(reading_);
+    const auto reading = wait_for_turn();
     auto found = begun_.find(start.number);
     if (found == begun_.end()) found = begun_.emplace(start.number, open(start)).first;
     const std::shared_ptr<Epoch> epoch = found->second;
@@ -193,7 +194,7 @@ class StreamReader final : public AnyStreamReader {
   std::optional<Part> next(int reader) {
     const std::shared_ptr<Epoch> epoch = running(reader);
     if (auto part = take(*epoch, reader)) return part;
-    const std::lock_guard reading(reading_);
+    const auto reading = wait_for_turn();
     if (auto part = take(*epoch, reader)) return part;  // another has read it meanwhile
     advance(*epoch);
     return take(*epoch, reader);
@@ -225,13 +226,21 @@ class StreamReader final : public AnyStreamReader {
     EpochStart start;
     IterableDatasetShard<Sample> shard;
     ReadContext context;
-    int left_to_begin;                             // readers that have not begun it yet
-    bool ended = false, overtaken = false;         // by a later epoch
-    std::exception_ptr failure{};                  // guarded, as all above, by `reading_`
-    std::vector<std::deque<Part>> kept;            // by reader: read for it, and not taken yet
-    std::vector<bool> left;                        // by reader
-    std::int64_t remainder = -1;                   // guarded, as the two above, by `mutex_`
+    int left_to_begin;                      // readers that have not begun it yet
+    bool ended = false, overtaken = false;  // by a later epoch
+    std::exception_ptr failure{};           // guarded, as all above, by `reading_`
+    std::vector<std::deque<Part>> kept;     // by reader: read for it, and not taken yet
+    std::vector<bool> left;                 // by reader
+    std::int64_t remainder = -1;            // guarded, as the two above, by `mutex_`
   };
+
+  // To read. Whoever reads may be waiting for long, for work that is still wanted by others.
+  std::unique_lock<std::timed_mutex> wait_for_turn() {
+    std::unique_lock<std::timed_mutex> turn(reading_, std::defer_lock);
+    while (!turn.try_lock_for(std::chrono::milliseconds(1)))
+      if (work_is_unwanted() || (token_ && token_->cancelled())) throw Cancelled("the epoch of a data loader was left");
+    return turn;
+  }
 
   std::shared_ptr<Epoch>& epoch_of(int reader) { return epochs_[static_cast<std::size_t>(reader)]; }
 
@@ -295,7 +304,8 @@ class StreamReader final : public AnyStreamReader {
     check_open();
     if (epoch.overtaken)
       throw CollectiveError(
-          "a rank has begun another epoch of a data loader over a stream, of which the others had not read as much yet; "
+          "a rank has begun another epoch of a data loader over a stream, of which the others had not read as much "
+          "yet; "
           "all ranks must leave an epoch at the same step");
     read(epoch, [&] { epoch.ended = !epoch.shard.advance(); });
     if (epoch.failure) std::rethrow_exception(epoch.failure);
@@ -337,8 +347,9 @@ class StreamReader final : public AnyStreamReader {
 
   void check_open() const {
     if (closed_)
-      throw CollectiveError("rank 0 gave up the data loader of a stream that another rank still reads from; all ranks "
-                            "must use it alike");
+      throw CollectiveError(
+          "rank 0 gave up the data loader of a stream that another rank still reads from; all ranks "
+          "must use it alike");
   }
 
   const EpochPlanOptions plan_;
@@ -346,8 +357,8 @@ class StreamReader final : public AnyStreamReader {
   const OpenStream open_;
   const CancelToken* const token_;
   std::atomic<bool> closed_{false};
-  std::mutex reading_;        // held while the stream is read; the outer one of the two
-  mutable std::mutex mutex_;  // never held for long
+  std::timed_mutex reading_;                               // held while the stream is read; the outer one of the two
+  mutable std::mutex mutex_;                               // never held for long
   std::map<std::uint64_t, std::shared_ptr<Epoch>> begun_;  // that some reader has not begun yet; guarded by `reading_`
   std::vector<std::shared_ptr<Epoch>> epochs_;             // by reader: which it is in; guarded by `mutex_`
 };
