@@ -16,8 +16,9 @@ WorkScope::WorkScope(const CancelToken& token, const std::atomic<bool>* gone) no
 WorkScope::~WorkScope() { current_work = outer_; }
 
 bool work_is_unwanted() noexcept {
-  const WorkScope* work = current_work;
-  return work && (work->token_.cancelled() || (work->gone_ && work->gone_->load(std::memory_order_relaxed)));
+  for (const WorkScope* work = current_work; work; work = work->outer_)
+    if (work->token_.cancelled() || (work->gone_ && work->gone_->load(std::memory_order_relaxed))) return true;
+  return false;
 }
 
 WorkerPool::WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start)

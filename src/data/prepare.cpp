@@ -3,6 +3,8 @@
 #include <atomic>
 #include <sstream>
 
+#include <c10/util/Type.h>
+
 #include "backend/intra_op_threads.h"
 #include "tandem/comm/agree.h"
 
@@ -63,8 +65,8 @@ std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
   if (options.shuffle && plan.length == 0)
     throw DataError("an empty dataset cannot be shuffled; give it samples or set shuffle = false");
   const int readers = plan.dispatch ? 1 : plan.ranks;
-  if (options.batch_sampler) return std::make_shared<StepPlanner>(plan, options.batch_sampler, readers);
-  return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers);
+  if (options.batch_sampler) return std::make_shared<StepPlanner>(plan, options.batch_sampler, readers, seed);
+  return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers, seed);
 }
 
 std::size_t read_ahead_depth(const DataLoaderOptions& options) {
@@ -96,6 +98,17 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
 
 void check_on_all(const LoaderContext& context, const std::function<void()>& check) {
   comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, check);
+}
+
+std::string name_of_loader(const std::type_info& dataset, const EpochPlanOptions& plan, bool iterable) {
+  return "the data loader of " + (iterable ? "" : std::to_string(plan.length) + " samples of ") +
+         c10::demangle(dataset.name()) + " (batch_size " + std::to_string(plan.batch_size) + ")";
+}
+
+void throw_overtaken(const std::string& loader) {
+  throw DataError("a loop over " + loader +
+                  " cannot go on, because another loop over it was begun within: it ended the epoch. Prepare another "
+                  "loader of the DataLoader for the inner loop");
 }
 
 std::uint64_t next_loader_number() noexcept {

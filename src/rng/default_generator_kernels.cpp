@@ -36,19 +36,35 @@ c10::Device device_of_call(at::ArrayRef<c10::IValue> arguments) {
 }
 
 at::Generator default_generator_for(c10::Device device) {
-  const RankGenerators& generators = *current_generators();
+  RankGenerators& generators = *current_generators();
   if (device.is_cpu()) return generators.cpu;
   if (!device.is_cuda()) return {};
   const auto current = [&] { return c10::impl::VirtualGuardImpl(device.type()).getDevice().index(); };
   const auto index = static_cast<std::size_t>(device.has_index() ? device.index() : current());
-  return index < generators.cuda.size() ? generators.cuda[index] : at::Generator();
+  if (index < generators.cuda.size() && generators.cuda[index].defined()) return generators.cuda[index];
+  if (!generators.cuda_seed) return {};
+  if (index >= generators.cuda.size()) generators.cuda.resize(index + 1);
+  at::Generator& made = generators.cuda[index];
+  made = at::globalContext()
+             .getAcceleratorHooksInterface(device.type())
+             .getNewGenerator(static_cast<c10::DeviceIndex>(index));
+  made.set_current_seed(*generators.cuda_seed);
+  return made;
+}
+
+// Given none, or the process's default by name.
+bool means_default(const c10::IValue& generator) {
+  if (generator.isNone()) return true;
+  const at::Generator given = generator.toGenerator();
+  return given.defined() && (given.device().is_cpu() || given.device().is_cuda()) &&
+         given == at::globalContext().defaultGenerator(given.device());
 }
 
 void fill_in_generator(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto& schema = op.schema().arguments();
   const auto arguments = torch::jit::last(*stack, schema.size());
   for (std::size_t i = 0; i < schema.size(); ++i) {
-    if (!takes_generator(schema[i]) || !arguments[i].isNone() || !current_generators()) continue;
+    if (!takes_generator(schema[i]) || !current_generators() || !means_default(arguments[i])) continue;
     if (at::Generator generator = default_generator_for(device_of_call(arguments)); generator.defined())
       torch::jit::peek(*stack, i, schema.size()) = std::move(generator);
   }

@@ -18,6 +18,13 @@ void seed_generator(at::Generator& generator, std::uint64_t seed) {
   generator.set_current_seed(seed);
 }
 
+void seed_all(RankGenerators& generators, std::uint64_t seed) {
+  seed_generator(generators.cpu, seed);
+  for (at::Generator& generator : generators.cuda)
+    if (generator.defined()) seed_generator(generator, seed);
+  if (generators.cuda_seed) generators.cuda_seed = seed;
+}
+
 // Finalizer of 32-bit MurmurHash3 (A. Appleby): a bijection, so that different ranks cannot collide.
 std::uint32_t mix(std::uint32_t x) {
   x = (x ^ (x >> 16)) * 0x85ebca6bu;
@@ -72,29 +79,80 @@ DefaultGeneratorGuard::~DefaultGeneratorGuard() {
   c10::impl::tls_set_dispatch_key_included(kDefaultGeneratorKey, previous_ != nullptr);
 }
 
-namespace {
-
-// What is drawn on a GPU goes on as the thread's.
-std::vector<at::Generator> cuda_generators() {
-  return thread_generators ? thread_generators->cuda : std::vector<at::Generator>();
-}
-
-}  // namespace
-
 KeyedGenerator::KeyedGenerator(std::uint64_t seed, std::int64_t epoch, std::int64_t index)
     : stream_(combine(mix64(seed), epoch)),
-      generators_{.cpu = at::make_generator<at::CPUGeneratorImpl>(combine(stream_, index)), .cuda = cuda_generators()},
+      generators_{.cpu = at::make_generator<at::CPUGeneratorImpl>(combine(stream_, index)),
+                  .cuda_seed = combine(stream_, index)},
       guard_(generators_) {}
 
-void KeyedGenerator::restart(std::int64_t index) { seed_generator(generators_.cpu, combine(stream_, index)); }
+void KeyedGenerator::restart(std::int64_t index) { seed_all(generators_, combine(stream_, index)); }
 
 RankGenerators* current_generators() noexcept { return thread_generators; }
 
 void manual_seed(std::uint64_t seed) {
   if (!thread_generators) return at::manual_seed(seed);
-  seed_generator(thread_generators->cpu, seed);
-  for (at::Generator& generator : thread_generators->cuda)
-    if (generator.defined()) seed_generator(generator, seed);
+  seed_all(*thread_generators, seed);
 }
+
+namespace {
+
+// LibTorch's default CPU generator, which is the thread's own on threads that have one. What draws from it without the
+// dispatcher finds the process's numbers here.
+class DefaultGenerator final : public at::CPUGeneratorImpl {
+ public:
+  explicit DefaultGenerator(const at::Tensor& state) { CPUGeneratorImpl::set_state(*state.unsafeGetTensorImpl()); }
+
+  void set_current_seed(std::uint64_t seed) override {
+    if (thread_generators)
+      seed_all(*thread_generators, seed);
+    else
+      CPUGeneratorImpl::set_current_seed(seed);
+  }
+  std::uint64_t current_seed() const override {
+    return thread_generators ? own().current_seed() : CPUGeneratorImpl::current_seed();
+  }
+  void set_state(const c10::TensorImpl& state) override {
+    thread_generators ? own().set_state(state) : CPUGeneratorImpl::set_state(state);
+  }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
+    return thread_generators ? own().get_state() : CPUGeneratorImpl::get_state();
+  }
+
+ private:
+  static c10::GeneratorImpl& own() { return *thread_generators->cpu.unsafeGetGeneratorImpl(); }
+
+  CPUGeneratorImpl* clone_impl() const override {
+    auto* const copy = new CPUGeneratorImpl();
+    copy->set_state(*get_state());
+    return copy;
+  }
+};
+
+// Puts DefaultGenerator in the place of LibTorch's. Before main, because no other thread draws yet and nobody has a
+// copy of LibTorch's, which would be another generator from then on: where somebody has one all the same, it stays.
+class DefaultGeneratorPlace {
+ public:
+  DefaultGeneratorPlace() {
+    at::Generator& process = place();
+    if (process.getIntrusivePtr().use_count() > 1) return;
+    ours_ = at::make_generator<DefaultGenerator>(process.get_state());
+    process = ours_;
+  }
+  // The library may be unloaded, and with it the class.
+  ~DefaultGeneratorPlace() {
+    if (ours_.defined() && place() == ours_) place() = ours_.clone();
+  }
+  DefaultGeneratorPlace(const DefaultGeneratorPlace&) = delete;
+  DefaultGeneratorPlace& operator=(const DefaultGeneratorPlace&) = delete;
+
+ private:
+  static at::Generator& place() { return const_cast<at::Generator&>(at::detail::getDefaultCPUGenerator()); }
+
+  at::Generator ours_;
+};
+
+const DefaultGeneratorPlace default_generator_place;
+
+}  // namespace
 
 }  // namespace tandem::rng

@@ -45,6 +45,11 @@ std::unordered_set<const void*> written_by_others(nn::GradientReducer& reducer, 
   return others;
 }
 
+at::Tensor sampler_state_in(const c10::IValue& value, const std::string& directory) {
+  if (!value.isTensor()) throw CheckpointError(directory + ": a sampler's state is no tensor");
+  return value.toTensor();
+}
+
 void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
   if (stored == prepared) return;
   throw CheckpointError(directory + ": is of " + std::to_string(stored) + " prepared " + what + ", and there are " +
@@ -74,6 +79,9 @@ std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_state(const std::str
   for (std::size_t i = 0; i < loaded->schedulers.size(); ++i)
     if (!loaded->state || loaded->state->scheduler_steps[i] < 0)
       loaded->schedulers[i] = pickle(numbered("scheduler", i) + ".bin");
+  if (loaded->state)
+    for (const std::size_t i : loaded->state->sampler_files)
+      loaded->state->loaders[i].generator = sampler_state_in(pickle(numbered("sampler", i) + ".bin"), directory);
   if (prepared_.scaler && (source.has("scaler.pt") || loaded->state)) loaded->scaler = pickle("scaler.pt");
   for (std::size_t i = 0; i < loaded->objects.size(); ++i)
     loaded->objects[i] = pickle("custom_checkpoint_" + std::to_string(i) + ".pkl");

@@ -96,6 +96,9 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
       add_pickle(numbered("scheduler", index) + ".bin", optim::state_dict(scheduler.inner()->state()));
     index += 1;
   }
+  for (index = 0; index < state.loaders.size(); ++index)
+    if (has_sampler_file(state.loaders[index]))
+      add_pickle(numbered("sampler", index) + ".bin", state.loaders[index].generator);
   if (prepared_.scaler) add_pickle("scaler.pt", optim::state_dict(prepared_.scaler->state()));
   index = 0;
   for (const StateObject& object : registered_.objects)

@@ -51,6 +51,16 @@ class Fields {
     return value.get<std::int64_t>();
   }
 
+  std::uint64_t number(const char* name) const {
+    const auto& value = any(name);
+    if (!value.is_number_unsigned()) fail(std::string(name) + " is no number");
+    return value.get<std::uint64_t>();
+  }
+
+  bool has(const char* name) const { return object_.contains(name); }
+
+  Fields object(const char* name) const { return Fields(any(name), where_ + " " + name); }
+
   bool flag(const char* name) const {
     if (!any(name).is_boolean()) fail(std::string(name) + " is neither true nor false");
     return any(name).get<bool>();
@@ -87,22 +97,63 @@ class Fields {
   const std::string where_;
 };
 
+Json to_json(const data::SamplerState& sampler) {
+  Json json{{"seed", sampler.seed}, {"order", sampler.order}, {"running", sampler.running}};
+  json["drawn"] = Json::array();
+  for (const data::DrawnEpochs& run : sampler.drawn)
+    json["drawn"].push_back(
+        {{"first", run.first}, {"count", run.count}, {"stride", run.stride}, {"exhausted", run.exhausted}});
+  return json;
+}
+
 Json to_json(const data::LoaderState& loader) {
-  return {{"epoch", loader.epoch},
-          {"step", loader.step},
-          {"global_batch_size", loader.global_batch_size},
-          {"generator", hex(loader.generator.defined() ? bytes_of(loader.generator) : std::string())}};
+  const bool apart = has_sampler_file(loader);
+  Json json{{"epoch", loader.epoch},
+            {"step", loader.step},
+            {"global_batch_size", loader.global_batch_size},
+            {"generator", hex(loader.generator.defined() && !apart ? bytes_of(loader.generator) : std::string())}};
+  if (apart) json["sampler_file"] = true;
+  if (loader.sampler) json["sampler"] = to_json(*loader.sampler);
+  return json;
+}
+
+data::DrawnEpochs drawn_epochs(const Fields& fields) {
+  data::DrawnEpochs run{.first = fields.count("first"),
+                        .count = fields.count("count"),
+                        .stride = fields.count("stride"),
+                        .exhausted = fields.flag("exhausted")};
+  constexpr std::int64_t kMost = std::int64_t{1} << 40;  // so that no sum of them is too large
+  if (run.first < 0 || run.first > kMost || run.count < 1 || run.count > kMost || run.stride < 0 || run.stride > 1)
+    fields.fail("are no epochs");
+  return run;
+}
+
+data::SamplerState sampler_state(const Fields& fields) {
+  return {.seed = fields.number("seed"),
+          .drawn = fields.list("drawn", drawn_epochs),
+          .order = fields.number("order"),
+          .running = fields.flag("running")};
 }
 
 data::LoaderState loader_state(const Fields& fields) {
   const std::string generator = fields.bytes("generator");
-  return {.epoch = fields.count("epoch"),
-          .step = fields.count("step"),
-          .global_batch_size = fields.count("global_batch_size"),
-          .generator = generator.empty() ? at::Tensor() : generator_state_of(generator)};
+  data::LoaderState state{.epoch = fields.count("epoch"),
+                          .step = fields.count("step"),
+                          .global_batch_size = fields.count("global_batch_size"),
+                          .generator = generator.empty() ? at::Tensor() : generator_state_of(generator)};
+  // Not in states of versions up to 0.1, which did not know how a sampler of the program's own came to its order.
+  if (fields.has("sampler")) state.sampler = sampler_state(fields.object("sampler"));
+  if (state.sampler && state.sampler->drawn.empty() && state.sampler->running) fields.fail("runs in no epoch");
+  return state;
 }
 
 }  // namespace
+
+bool has_sampler_file(const data::LoaderState& loader) {
+  constexpr std::size_t kMostBytes = 64 << 10;
+  const at::Tensor& state = loader.generator;
+  return state.defined() && (state.scalar_type() != at::kByte || state.dim() != 1 || state.nbytes() > kMostBytes);
+}
 
 std::string numbered(const std::string& kind, std::size_t index) {
   return index == 0 ? kind : c10::str(kind, "_", index);
@@ -159,6 +210,11 @@ StateFile parse_state_file(const std::string& text, const std::string& shown) {
   });
   state.scheduler_steps = fields.list("scheduler_steps", [](const Fields& one) { return one.count("updates"); });
   state.loaders = fields.list("loaders", loader_state);
+  const auto in_file = fields.list("loaders", [](const Fields& one) {
+    return one.has("sampler_file") && one.flag("sampler_file") ? std::size_t{1} : std::size_t{0};
+  });
+  for (std::size_t i = 0; i < in_file.size(); ++i)
+    if (in_file[i] > 0) state.sampler_files.push_back(i);
   state.generators = fields.list("generators", [](const Fields& one) {
     return GeneratorStates{one.bytes("cpu"), one.bytes("cuda")};
   });

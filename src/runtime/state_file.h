@@ -25,10 +25,14 @@ struct StateFile {
   std::vector<OptimizerCounts> optimizers;
   std::vector<std::int64_t> scheduler_steps;  ///< of LibTorch's: updates; of others -1, because their files say it
   std::vector<data::LoaderState> loaders;
+  std::vector<std::size_t> sampler_files;   ///< loaders whose sampler's state is in a file of its own; when it was read
   std::vector<GeneratorStates> generators;  ///< by rank
   std::int64_t micro_batches = 0;           ///< GradientState::step
   std::vector<std::string> hook_files;
 };
+
+/// Whether the state of the loader's sampler is for a file of its own: it is large, or of another type than bytes.
+bool has_sampler_file(const data::LoaderState& loader);
 
 std::string to_text(const StateFile& state);
 

@@ -158,6 +158,53 @@ TEST_CASE("operators that take no generator draw the rank's numbers and leave th
   CHECK(at::equal(process.get_state(), before));
 }
 
+TEST_CASE("torch::manual_seed in the body of a GPU rank seeds what it draws on its GPU and on the CPU") {
+  const Machine machine;
+  std::array<std::vector<at::Tensor>, 2> seeded, expected;
+  launch(machine.config({0, 0}), [&](Accelerator& a) {
+    const auto rank = static_cast<std::size_t>(a.rank());
+    const auto draw = [&] {
+      return std::vector<at::Tensor>{at::rand({8}, a.device()).cpu(), at::rand({8}),
+                                     std::get<1>(at::native_dropout(at::ones({100}, a.device()), 0.5, true)).cpu()};
+    };
+    torch::manual_seed(8 + rank);
+    seeded[rank] = draw();
+    rng::manual_seed(8 + rank);
+    expected[rank] = draw();
+  });
+  for (std::size_t rank = 0; rank < 2; ++rank)
+    for (std::size_t i = 0; i < 3; ++i) CHECK(at::equal(seeded[rank][i], expected[rank][i]));
+  CHECK_FALSE(at::equal(seeded[0][0], seeded[1][0]));
+}
+
+TEST_CASE("what is drawn for a key on a GPU depends on the key only, and is nobody else's") {
+  const Machine machine;
+  at::Generator process = at::globalContext().defaultGenerator(fake::device(0));
+  const at::Tensor before = process.get_state();
+  const auto draw = [](int device) { return at::rand({8}, fake::device(device)).cpu(); };
+  std::vector<at::Tensor> drawn;
+  {
+    rng::KeyedGenerator generator(3, 1, 4);
+    drawn.push_back(draw(0));
+    CHECK_FALSE(at::equal(draw(0), drawn[0]));
+    generator.restart(5);
+    CHECK_FALSE(at::equal(draw(0), drawn[0]));
+    generator.restart(4);
+    drawn.push_back(draw(0));
+    drawn.push_back(draw(1));
+  }
+  auto generators = rng::make_generators(7, 1, fake::device(0));
+  const at::Tensor own = generators.cuda[0].get_state();
+  const rng::DefaultGeneratorGuard guard(generators);
+  {
+    const rng::KeyedGenerator generator(3, 1, 4);
+    drawn.push_back(draw(0));
+  }
+  for (const at::Tensor& one : drawn) CHECK(at::equal(one, drawn[0]));
+  CHECK(at::equal(generators.cuda[0].get_state(), own));
+  CHECK(at::equal(process.get_state(), before));
+}
+
 TEST_CASE("a GPU rank computes on its device, on a stream of its own, after what was enqueued before the launch") {
   fake::reset();
   const Machine machine;

@@ -87,11 +87,18 @@ TEST_CASE("mutated tandem_state.json") {
   StateFile state;
   state.optimizers = {{7, false}};
   state.loaders = {{.epoch = 1, .step = 2, .global_batch_size = 8, .generator = at::ones({4}, at::kByte)}};
+  state.loaders.push_back(state.loaders[0]);
+  state.loaders[1].sampler = data::SamplerState{
+      .seed = 42, .drawn = {{0, 3, 1, true}, {3, 1, 0, false}}, .order = 0xffffffffffffffffull, .running = true};
+  state.loaders.push_back({.generator = at::ones({4}, at::kDouble)});  // in a file of its own
   state.generators = {{"abc", ""}};
   state.hook_files = {"camera.json"};
   const std::string whole = to_text(state);
   const StateFile back = parse_state_file(whole, "shown");
-  CHECK(to_text(back) == whole);
+  CHECK(back.loaders[1].sampler->drawn == state.loaders[1].sampler->drawn);
+  CHECK(back.sampler_files == std::vector<std::size_t>{2});
+  state.loaders.pop_back();
+  CHECK(to_text(parse_state_file(to_text(state), "shown")) == to_text(state));
   CHECK(read_mutated(whole, 20'000, [](const std::string& bytes) { parse_state_file(bytes, "shown"); }) > 1000);
 }
 

@@ -1,5 +1,7 @@
 #include "tandem/rng/generators.h"
 
+#include <atomic>
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -143,6 +145,108 @@ TEST_CASE("manual_seed seeds the rank's generator only") {
   torch::manual_seed(8);
   CHECK(at::equal(drawn[0], torch::rand({4})));
   CHECK(at::equal(drawn[1], drawn[0]));
+}
+
+TEST_CASE("torch::manual_seed in a body seeds the rank that calls it, and nobody else") {
+  torch::manual_seed(5);
+  const auto process = default_state();
+  const auto seeded = on_ranks<std::vector<at::Tensor>>(3, [](Accelerator& accelerator) {
+    const at::Tensor before = torch::rand({4});
+    if (accelerator.rank() < 2) torch::manual_seed(8 + static_cast<std::uint64_t>(accelerator.rank()));
+    accelerator.wait_for_everyone();
+    return std::vector<at::Tensor>{before, torch::rand({4})};
+  });
+  CHECK(at::equal(default_state(), process));
+  const auto unseeded = on_ranks<std::vector<at::Tensor>>(3, [](Accelerator&) {
+    const at::Tensor before = torch::rand({4});
+    return std::vector<at::Tensor>{before, torch::rand({4})};
+  });
+  CHECK(same(seeded[2], unseeded[2]));
+  for (const std::uint64_t rank : {0, 1}) {
+    torch::manual_seed(8 + rank);
+    CHECK(at::equal(seeded[rank][1], torch::rand({4})));
+  }
+}
+
+TEST_CASE("every way of reaching LibTorch's default generator by name means the rank's on a rank") {
+  using Way = std::function<void(at::Generator)>;
+  const std::vector<std::pair<std::string, Way>> ways{
+      {"set_current_seed", [](at::Generator named) { named.set_current_seed(77); }},
+      {"set_state",
+       [](at::Generator named) { named.set_state(at::make_generator<at::CPUGeneratorImpl>(77).get_state()); }},
+      {"at::manual_seed", [](const at::Generator&) { at::manual_seed(77); }},
+      {"rng::manual_seed", [](const at::Generator&) { rng::manual_seed(77); }},
+  };
+  const at::Tensor expected = torch::rand({4}, at::make_generator<at::CPUGeneratorImpl>(77));
+  for (const auto& [name, seed] : ways)
+    for (const bool by_name : {false, true}) {
+      CAPTURE(name, by_name);
+      torch::manual_seed(5);
+      const auto process = default_state();
+      const auto drawn = on_ranks<std::vector<at::Tensor>>(2, [&](Accelerator& accelerator) {
+        const at::Generator& named = at::detail::getDefaultCPUGenerator();
+        if (accelerator.rank() == 0) seed(named);
+        at::Generator copy = named.clone();
+        const at::Tensor state = named.get_state();
+        const at::Tensor first = by_name ? torch::rand({4}, named) : torch::rand({4});
+        const at::Tensor from_copy = torch::rand({4}, copy);
+        at::Generator(named).set_state(state);
+        return std::vector<at::Tensor>{first, from_copy, torch::rand({4}),
+                                       at::scalar_tensor(static_cast<std::int64_t>(named.current_seed()), at::kLong)};
+      });
+      for (const std::size_t i : {0, 1, 2}) {
+        CHECK(at::equal(drawn[0][i], expected));
+        CHECK(at::equal(drawn[1][i], drawn[1][0]));
+      }
+      CHECK(drawn[0][3].item<std::int64_t>() == 77);
+      CHECK_FALSE(at::equal(drawn[1][0], expected));
+      CHECK(at::equal(default_state(), process));
+    }
+}
+
+TEST_CASE("a thread that is no rank seeds the process's generator while ranks draw from theirs") {
+  const auto body = [](Accelerator& accelerator) {
+    std::vector<at::Tensor> drawn;
+    for (int i = 0; i < 50; ++i) {
+      drawn.push_back(torch::rand({4}));
+      accelerator.wait_for_everyone();
+    }
+    return drawn;
+  };
+  const auto alone = on_ranks<std::vector<at::Tensor>>(2, body);
+  std::atomic<bool> done{false}, equal{true};
+  torch::manual_seed(9);
+  const at::Tensor expected = torch::rand({5});
+  std::thread other([&] {
+    while (!done) {
+      torch::manual_seed(9);
+      if (!at::equal(torch::rand({5}), expected)) equal = false;
+    }
+  });
+  const auto beside = on_ranks<std::vector<at::Tensor>>(2, body);
+  done = true;
+  other.join();
+  CHECK(equal);
+  CHECK(same(beside[0], alone[0]));
+  CHECK(same(beside[1], alone[1]));
+}
+
+TEST_CASE("what is drawn for a key is the same whatever was seeded or drawn before") {
+  const auto draw = [] {
+    const rng::KeyedGenerator generator(3, 1, 4);
+    return torch::rand({4});
+  };
+  const at::Tensor expected = draw();
+  auto generators = rng::make_generators(1, 0);
+  const rng::DefaultGeneratorGuard guard(generators);
+  {
+    rng::KeyedGenerator generator(3, 1, 4);
+    torch::manual_seed(1);  // as a dataset may: of what it draws from, until the next sample
+    torch::rand({4});
+    generator.restart(4);
+    CHECK(at::equal(torch::rand({4}), expected));
+  }
+  CHECK(at::equal(draw(), expected));
 }
 
 TEST_CASE("operators on meta tensors get no CPU generator") {

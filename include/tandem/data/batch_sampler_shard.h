@@ -16,10 +16,11 @@ namespace tandem::data {
 /// Source: HuggingFace Accelerate's BatchSamplerShard, by rule.
 class BatchSamplerShard final : public BatchSampler {
  public:
-  /// `whole` must give the same batches on every rank. With `even_batches` the last round is completed with the epoch's
-  /// first batches, otherwise ranks differ by a batch. Throws ConfigError when `whole` is null or there is no rank
-  /// `rank` of `ranks`.
-  BatchSamplerShard(std::shared_ptr<BatchSampler> whole, int ranks, int rank, bool even_batches = true);
+  /// `whole` must give the same batches on every rank: what it draws from the default generators depends on `seed` and
+  /// the epoch only. With `even_batches` the last round is completed with the epoch's first batches, otherwise ranks
+  /// differ by a batch. Throws ConfigError when `whole` is null or there is no rank `rank` of `ranks`.
+  BatchSamplerShard(std::shared_ptr<BatchSampler> whole, int ranks, int rank, bool even_batches = true,
+                    std::uint64_t seed = 0);
 
   std::int64_t size() const override;
 
@@ -30,6 +31,7 @@ class BatchSamplerShard final : public BatchSampler {
   std::shared_ptr<BatchSampler> whole_;
   int ranks_, rank_;
   bool even_batches_;
+  std::uint64_t seed_;
 };
 
 }  // namespace tandem::data

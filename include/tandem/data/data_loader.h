@@ -49,9 +49,10 @@ struct DataLoaderOptions {
 /// Samples are collated by default_collate unless the dataset gives batches, or `with_collate` says how.
 ///
 /// What a dataset draws from the default generator while it reads a sample depends on the seed, the epoch and the
-/// sample's index only (per call for datasets that read a batch at once): augmentation is the same with any number of
-/// workers and ranks. With workers, or on several ranks, a dataset is read from several threads at once: its `get`
-/// must allow that. A dataset with a member `set_epoch(std::int64_t)` is told which epoch begins. One that may wait
+/// sample's index only (per call for datasets that read a batch at once, and for collations): augmentation is the same
+/// with any number of workers and ranks. With workers, or on several ranks, a map-style dataset is read from several
+/// threads at once: its `get` must allow that. An iterable is read by one thread at a time, for all ranks, which share
+/// rank 0's. A dataset with a member `set_epoch(std::int64_t)` is told which epoch begins. One that may wait
 /// for long in a read should look at tandem::work_is_unwanted() and give up when it turns true.
 template <class Dataset, class Batch_ = DefaultBatch<SampleOf<Dataset>>>
 class DataLoader {
@@ -98,18 +99,32 @@ class DataLoader {
     }
   }
 
-  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable.
-  std::unique_ptr<StepSource<Batch>> make_source(const EpochPlanOptions& plan, std::shared_ptr<StepPlanner> planner,
-                                                 int rank, std::uint64_t seed) const {
+  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable,
+  /// `stream` for any other dataset.
+  std::unique_ptr<StepSource<Batch>> make_source(std::shared_ptr<StepPlanner> planner,
+                                                 std::shared_ptr<StreamReader<Sample>> stream, int rank,
+                                                 std::uint64_t seed) const {
     if constexpr (iterable)
-      return std::make_unique<StreamSteps<Sample, Batch>>(
-          plan, rank, seed,
-          [dataset = own_stream(), size = options_.batch_size](std::int64_t epoch) {
-            return open_stream(dataset, epoch, size);
-          },
-          collate_);
+      return std::make_unique<StreamSteps<Sample, Batch>>(std::move(stream), rank, seed, collate_);
     else
       return std::make_unique<MapSteps<Batch>>(std::move(planner), rank, seed, reader(), slice_, epoch_setter());
+  }
+
+  /// What reads the stream of an iterable, for all ranks or, where `plan` dispatches, for rank 0; null for any other
+  /// dataset. `token`: see StreamReader.
+  std::shared_ptr<StreamReader<Sample>> make_stream_reader(const EpochPlanOptions& plan, std::uint64_t seed,
+                                                           const CancelToken* token = nullptr) const {
+    if constexpr (iterable) {
+      // As many samples at once as all ranks need for a step: what the stream gives does not depend on their number.
+      return std::make_shared<StreamReader<Sample>>(
+          plan, seed,
+          [dataset = own_stream(), size = EpochPlan(plan).global_batch_size()](std::int64_t epoch) {
+            return open_stream(dataset, epoch, size);
+          },
+          token);
+    } else {
+      return nullptr;
+    }
   }
 
   /// Reads the samples with given indices as one batch. For map-style datasets.
@@ -120,6 +135,7 @@ class DataLoader {
       if constexpr (gives_batches<Dataset>) {
         return raw;
       } else {
+        const rng::KeyedGenerator generator(context.seed, context.epoch, kCollating + first_of(indices));
         try {
           return collate(std::move(raw));
         } catch (...) {
@@ -137,7 +153,12 @@ class DataLoader {
   DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
       : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
 
-  // A dataset that remembers where it is cannot be read by several ranks: each gets a copy.
+  static std::int64_t first_of(const std::vector<std::int64_t>& indices) {
+    return indices.empty() ? 0 : indices.front();
+  }
+
+  // A dataset that remembers where it is cannot be read for several loaders at once: each gets a copy, if it can be
+  // had.
   std::shared_ptr<Dataset> own_stream() const {
     if constexpr (std::is_copy_constructible_v<Dataset>)
       return std::make_shared<Dataset>(*dataset_);

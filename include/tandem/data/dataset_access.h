@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +30,11 @@ struct ReadContext {
   std::int64_t step = 0;   ///< of the epoch, from 0
   int rank = 0;            ///< that the samples are for
 };
+
+// Places for what else is drawn beside samples, among the keys of KeyedGenerator: with these in place of a sample's
+// index, or added to it, other numbers come. Transforms of whole batches have those a little below 0 (see get_batch).
+inline constexpr std::int64_t kBeginning = std::numeric_limits<std::int64_t>::min();  ///< when an epoch begins
+inline constexpr std::int64_t kCollating = -(std::int64_t{1} << 62);  ///< by collations: a batch's first
 
 namespace detail {
 

@@ -33,6 +33,9 @@ class EpochSteps {
   /// See EpochPlan::remainder.
   virtual std::int64_t remainder() const = 0;
 
+  /// A number, not 0, that is another one for another order, as good as always. Takes as long as the epoch is.
+  virtual std::uint64_t fingerprint() const = 0;
+
   /// What `rank` is told of `step` (0 <= step < steps(rank)).
   StepInfo info(std::int64_t step, int rank) const;
 };
@@ -46,6 +49,7 @@ class SampledSteps final : public EpochSteps {
   std::int64_t steps(int rank) const override { return plan_.steps(rank); }
   std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
   std::int64_t remainder() const override { return plan_.remainder(); }
+  std::uint64_t fingerprint() const override;
 
  private:
   EpochPlan plan_;
@@ -67,6 +71,7 @@ class BatchSampledSteps final : public EpochSteps {
   std::int64_t steps(int rank) const override;
   std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
   std::int64_t remainder() const override;
+  std::uint64_t fingerprint() const override;
 
  private:
   std::vector<std::int64_t> round(std::int64_t step) const;

@@ -22,7 +22,9 @@ using SampleStream = std::function<std::optional<Sample>()>;
 ///     });
 ///     data::IterableDataset squares(std::vector<float>{1, 4, 9});
 ///
-/// By default rank 0 reads it for all ranks. In shard mode every rank reads the whole stream and keeps its part.
+/// By default rank 0 reads it for all ranks. In shard mode rank 0's stream is read for all of them too, by whichever
+/// rank needs a step first, and every rank keeps its part: a stream may be of a file or a connection that cannot be
+/// copied.
 template <class Sample>
 class IterableDataset {
  public:

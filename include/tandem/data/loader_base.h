@@ -42,6 +42,7 @@ struct LoaderContext {
   std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
   /// Called by each rank before it takes a batch; false: the epoch ends there, early.
   std::function<bool(const EpochPosition&)> before_batch = {};
+  std::string name = "a data loader";  ///< what errors call it
 };
 
 /// Where a loader stands: enough to go on with the very next batch, also on another number of ranks with the same
@@ -50,7 +51,10 @@ struct LoaderState {
   std::int64_t epoch = 0;              ///< that is running, or begins next
   std::int64_t step = 0;               ///< steps of it that were handed out
   std::int64_t global_batch_size = 0;  ///< 0: batches of different sizes
-  at::Tensor generator = {};  ///< state of the sampler's generator before it drew the epoch; undefined: it has none
+  /// The sampler's state before it drew the epoch that is running, or was drawn last (of Tandem's own samplers: before
+  /// the next one, where none is running); undefined: it has none.
+  at::Tensor generator = {};
+  std::optional<SamplerState> sampler = {};  ///< of one that is not Tandem's own
 };
 
 /// A number for a new loader: another one in the process each time. Any thread.
@@ -66,6 +70,9 @@ T share_from_main(const LoaderContext& context, const T& value) {
 
 /// Throws ConfigError when `state` is not one of a loader with this global batch size.
 void check_loader_state(const LoaderState& state, std::int64_t global_batch_size);
+
+/// Throws the DataError of a loop over `loader` that goes on after another one over it has begun.
+[[noreturn]] void throw_overtaken(const std::string& loader);
 
 /// What of a prepared loader does not depend on its batches: where it stands. See LoaderBase.
 class LoaderPosition {
@@ -87,7 +94,8 @@ class LoaderPosition {
 ///     for (auto& [images, labels] : loader) …
 ///
 /// An epoch begins with `start` and ends when the range is exhausted, or early with `leave`; only in the first case the
-/// epoch counter advances. One epoch at a time. Belongs to its rank's thread.
+/// epoch counter advances. One epoch at a time, also of the loaders that skip some of its steps: another `start` ends
+/// the one that is running. Belongs to its rank's thread.
 template <class Batch>
 class LoaderBase : public LoaderPosition {
  public:
@@ -100,14 +108,14 @@ class LoaderBase : public LoaderPosition {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
     if (context_.on_epoch) context_.on_epoch();
-    leave();
+    if (counter_->running) counter_->running->leave();
     counter_->begun += 1;
     first_step_ = std::max(std::exchange(counter_->resume_at, std::nullopt).value_or(0), skip_);
     stopped_ = false;
     handed_out_ = first_step_;
     number_ = counter_->begun;
-    generator_before_ = planner_ && reads() ? planner_->state_before(number_) : at::Tensor();
     begin_epoch({.number = number_, .epoch = counter_->epoch, .first_step = handed_out_});
+    position_ = planner_ && reads() ? planner_->position(number_) : SamplerPosition();
     // An iterable's workers may be reading already: it is told with the last step.
     status_ = StepInfo{.step = -1, .remainder = planner_ ? known_remainder() : -1};
     running_ = true;
@@ -115,10 +123,11 @@ class LoaderBase : public LoaderPosition {
     context_.active->enter(&status_);
   }
 
-  /// The next batch of the epoch; nothing at its end.
+  /// The next batch of the epoch; nothing at its end, and when none is running.
   std::optional<Batch> next() {
     const trace::Range range(trace::Event::data_wait);
     context_.group->token().check();
+    if (!running_) return std::nullopt;
     if (context_.before_batch &&
         !context_.before_batch({counter_->number, &status_, counter_->epoch, handed_out_, steps()})) {
       const LoaderState here = state();  // to go on from
@@ -141,6 +150,9 @@ class LoaderBase : public LoaderPosition {
     return place(std::move(step->second));
   }
 
+  /// The epoch that was begun last, by this loader or one that skips some of its steps.
+  std::uint64_t last_begun() const { return counter_->begun; }
+
   /// Ends an epoch early, or does nothing after its end.
   void leave() {
     if (!std::exchange(running_, false)) return;
@@ -158,20 +170,25 @@ class LoaderBase : public LoaderPosition {
   /// taken as many steps, but that in dispatch mode only rank 0's holds the sampler's generator: keep that one.
   LoaderState state() const override {
     if (counter_->running && counter_->running != this) return counter_->running->state();
-    if (running_) return {counter_->epoch, handed_out_, global_batch_size(), generator_before_};
-    const bool has_generator = planner_ && reads();
-    return {counter_->epoch, counter_->resume_at.value_or(0), global_batch_size(),
-            has_generator ? planner_->state_before(counter_->begun + 1) : at::Tensor()};
+    const SamplerPosition here = running_              ? position_
+                                 : planner_ && reads() ? planner_->position_before(counter_->begun + 1)
+                                                       : SamplerPosition();
+    return {counter_->epoch, running_ ? handed_out_ : counter_->resume_at.value_or(0), global_batch_size(), here.state,
+            here.sampler};
   }
 
-  /// Makes the next epoch to begin the rest of the one in which `state` was taken. All ranks do so, between epochs.
-  /// Throws ConfigError when `state` comes from a loader with another global batch size.
+  /// Makes the next epoch to begin the rest of the one in which `state` was taken. All ranks do so. An epoch that is
+  /// running ends: a loop over it gets no more batches. Throws ConfigError when `state` comes from a loader with
+  /// another global batch size. A sampler of the program's own comes to its place when that epoch begins, which throws
+  /// DataError where it gives another order than it had given.
   void load_state(const LoaderState& state) override {
     check_loader_state(state, global_batch_size());
-    leave();
+    if (counter_->running) counter_->running->leave();
     counter_->epoch = state.epoch;
     counter_->resume_at = state.step;
-    if (planner_ && reads()) planner_->restore(counter_->begun + 1, state.generator);
+    counter_->loads += 1;
+    if (planner_ && reads())
+      planner_->restore(counter_->begun + 1, counter_->loads, {state.generator, state.sampler}, state.epoch);
   }
 
   /// See EpochPlan::len, less what is skipped. Throws DataError for an iterable, which has no length.
@@ -219,7 +236,8 @@ class LoaderBase : public LoaderPosition {
     const std::uint64_t number = next_loader_number();  ///< of the loader in the process
     std::int64_t epoch = 0;                             ///< that is running, or begins next
     std::uint64_t begun = 0;                            ///< epochs so far
-    const LoaderBase* running = nullptr;                ///< which of them is
+    std::uint64_t loads = 0;                            ///< calls of load_state so far
+    LoaderBase* running = nullptr;                      ///< which of them is
     std::optional<std::int64_t> resume_at{};            ///< the step that the next epoch begins with
   };
 
@@ -285,7 +303,7 @@ class LoaderBase : public LoaderPosition {
   bool running_ = false, stopped_ = false;  // by `before_batch`
   std::uint64_t number_ = 0;
   std::int64_t first_step_ = 0, handed_out_ = 0;
-  at::Tensor generator_before_;
+  SamplerPosition position_;
   StepInfo status_;
 };
 
@@ -296,7 +314,8 @@ class PreparedDataLoader {
   /// Shares `loader`, which is not null.
   explicit PreparedDataLoader(std::shared_ptr<LoaderBase<Batch>> loader) : loader_(std::move(loader)) {}
 
-  /// Input iterator over one epoch; leaving it before the end ends the epoch early.
+  /// Input iterator over one epoch; leaving it before the end ends the epoch early. So does beginning another epoch of
+  /// the loader: the iterator keeps the batch that it has, and throws DataError when it is to take one more.
   class Iterator {
    public:
     using iterator_category = std::input_iterator_tag;  ///< a batch is there once
@@ -306,15 +325,16 @@ class PreparedDataLoader {
     /// Begins an epoch of `loader` and takes its first batch.
     explicit Iterator(std::shared_ptr<LoaderBase<Batch>> loader) : loader_(std::move(loader)) {
       loader_->start();
+      epoch_ = loader_->last_begun();
       fetch();
     }
 
     /// Takes over the epoch that `other` is in.
     Iterator(Iterator&& other) noexcept
-        : loader_(std::exchange(other.loader_, nullptr)), batch_(std::move(other.batch_)) {}
+        : loader_(std::exchange(other.loader_, nullptr)), epoch_(other.epoch_), batch_(std::move(other.batch_)) {}
     Iterator& operator=(Iterator&&) = delete;
     ~Iterator() {
-      if (loader_) loader_->leave();
+      if (loader_ && is_in_epoch()) loader_->leave();
     }
 
     /// The batch; it may be moved from.
@@ -323,19 +343,29 @@ class PreparedDataLoader {
     /// The same.
     Batch* operator->() { return &*batch_; }
 
-    /// Takes the next batch, waiting for it where it is not ready. Throws what reading it threw, having left the epoch.
+    /// Takes the next batch, waiting for it where it is not ready; at the end of the epoch does nothing. Throws what
+    /// reading it threw, having left the epoch, and DataError when another epoch of the loader was begun meanwhile.
     Iterator& operator++() {
-      fetch();
+      advance();
       return *this;
     }
 
-    /// The same.
-    void operator++(int) { fetch(); }
+    /// Takes the next batch, as the prefix operator does.
+    void operator++(int) { advance(); }
 
     /// Whether the epoch has no more batches.
     bool operator==(std::default_sentinel_t) const { return !batch_.has_value(); }
 
    private:
+    // Not so once another epoch has begun, which is another iterator's.
+    bool is_in_epoch() const { return loader_->last_begun() == epoch_; }
+
+    void advance() {
+      if (!batch_) return;
+      if (!is_in_epoch()) throw_overtaken(loader_->context().name);
+      fetch();
+    }
+
     void fetch() {
       batch_.reset();  // gives the last batch's memory back before the next one is made
       try {
@@ -347,10 +377,12 @@ class PreparedDataLoader {
     }
 
     std::shared_ptr<LoaderBase<Batch>> loader_;
+    std::uint64_t epoch_ = 0;  // of those that the loader has begun
     std::optional<Batch> batch_;
   };
 
-  /// Begins an epoch and reads its first batch.
+  /// Begins an epoch and reads its first batch. One loop at a time: a loop that was going on over this loader, or one
+  /// that skips some of its steps, cannot go on.
   Iterator begin() const { return Iterator(loader_); }
 
   /// What iterators are compared with.
@@ -398,8 +430,8 @@ class PreparedDataLoader {
   /// Where this loader stands, in the middle of an epoch or between two. Not collective.
   LoaderState state_dict() const { return loader_->state(); }
   /// Makes the next epoch to begin the rest of the one in which `state` was taken: nothing is read twice (map-style
-  /// data). Every rank calls it with the same state, rank 0's. Throws ConfigError when the global batch size is another
-  /// one.
+  /// data). Every rank calls it with the same state, rank 0's; a loop over the loader that is going on ends. Throws
+  /// ConfigError when the global batch size is another one.
   void load_state_dict(const LoaderState& state) { loader_->load_state(state); }
 
   /// The DataLoaderShard or DataLoaderDispatcher behind it.

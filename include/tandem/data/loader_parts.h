@@ -62,11 +62,27 @@ class ChannelEnd {
 /// What all ranks of one prepared loader share.
 template <class Batch>
 struct SharedParts {
-  EpochPlanOptions plan;                 ///< the length is 0 for an iterable
-  bool iterable = false;                 ///< the dataset is
-  std::shared_ptr<StepPlanner> planner;  ///< null for an iterable
-  std::int64_t global_batch_size = 0;    ///< samples of a full step of all ranks; 0: batches of different sizes
-  std::shared_ptr<WorkerPool> pool;      ///< null: ranks read when they need a batch
+  EpochPlanOptions plan;                         ///< the length is 0 for an iterable
+  bool iterable = false;                         ///< the dataset is
+  std::shared_ptr<StepPlanner> planner;          ///< null for an iterable
+  std::int64_t global_batch_size = 0;            ///< samples of a full step of all ranks; 0: batches of different sizes
+  std::shared_ptr<WorkerPool> pool;              ///< null: ranks read when they need a batch
+  std::shared_ptr<AnyStreamReader> stream = {};  ///< of an iterable that several ranks take parts of; otherwise null
+};
+
+/// Closes the stream that ranks share when the last of rank 0's loaders goes: it is made of rank 0's dataset.
+class StreamEnd {
+ public:
+  /// `stream` may be null.
+  explicit StreamEnd(std::shared_ptr<AnyStreamReader> stream) : stream_(std::move(stream)) {}
+  ~StreamEnd() {
+    if (stream_) stream_->close();
+  }
+  StreamEnd(const StreamEnd&) = delete;
+  StreamEnd& operator=(const StreamEnd&) = delete;
+
+ private:
+  std::shared_ptr<AnyStreamReader> stream_;
 };
 
 /// What one rank's loader is made of.
@@ -75,6 +91,7 @@ struct LoaderParts {
   std::shared_ptr<const SharedParts<Batch>> shared;                 ///< by all ranks
   std::function<std::unique_ptr<StepSource<Batch>>()> make_source;  ///< what reads, of this rank's own
   ReadAheadOptions ahead;                                           ///< how far it may
+  std::shared_ptr<StreamEnd> end = {};                              ///< of rank 0's loaders
 };
 
 }  // namespace tandem::data

@@ -3,6 +3,8 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "tandem/data/data_loader.h"
@@ -59,6 +61,9 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
 /// Runs `check`, and throws on all ranks what it throws on the first rank on which it does. Collective.
 void check_on_all(const LoaderContext& context, const std::function<void()>& check);
 
+/// What errors call a loader of such a dataset.
+std::string name_of_loader(const std::type_info& dataset, const EpochPlanOptions& plan, bool iterable);
+
 /// What the ranks of a loader share. Made once, by rank 0. Throws as the functions above do.
 template <class Dataset, class Batch>
 std::shared_ptr<const SharedParts<Batch>> make_shared_parts(const DataLoader<Dataset, Batch>& loader,
@@ -72,6 +77,7 @@ std::shared_ptr<const SharedParts<Batch>> make_shared_parts(const DataLoader<Dat
   shared->global_batch_size =
       shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
   shared->pool = make_worker_pool(loader.options(), token);
+  if (!plan.dispatch && plan.ranks > 1) shared->stream = loader.make_stream_reader(plan, seed, &token);
   return shared;
 }
 
@@ -83,8 +89,17 @@ LoaderParts<Batch> make_parts(const DataLoader<Dataset, Batch>& loader,
   LoaderParts<Batch> parts;
   parts.shared = shared;
   parts.make_source = [loader, shared, rank, seed] {
-    return loader.make_source(shared->plan, shared->planner, rank, seed);
+    using Reader = StreamReader<typename DataLoader<Dataset, Batch>::Sample>;
+    if (!shared->stream)
+      return loader.make_source(shared->planner, loader.make_stream_reader(shared->plan, seed), rank, seed);
+    auto stream = std::dynamic_pointer_cast<Reader>(shared->stream);
+    if (!loader.iterable || !stream)
+      throw DataError(
+          "a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
+          std::to_string(rank));
+    return loader.make_source(shared->planner, std::move(stream), rank, seed);
   };
+  if (rank == 0) parts.end = std::make_shared<StreamEnd>(shared->stream);
   parts.ahead = {.depth = read_ahead_depth(options), .in_order = options.in_order, .timeout = options.timeout};
   return parts;
 }
@@ -122,6 +137,7 @@ PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loade
     plan = plan_options(options, configuration, loader.length(), loader.iterable, context.group->world_size());
   });
   check_same_plan(context, plan);
+  context.name = name_of_loader(typeid(Dataset), plan, loader.iterable);
   context.non_blocking = options.non_blocking.value_or(context.non_blocking);
   context.pin_memory = options.pin_memory;
   std::shared_ptr<const SharedParts<Batch>> shared;

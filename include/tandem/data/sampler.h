@@ -1,6 +1,8 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -18,8 +20,13 @@ class EpochOrder {
   /// 0, 1, 2, …
   EpochOrder() = default;
 
-  /// `permutation` is contiguous, int64 or int32.
+  /// `permutation` is of int64 or int32, on the CPU. Throws what LibTorch throws for another type.
   explicit EpochOrder(at::Tensor permutation);
+
+  /// How many positions it has; nothing for 0, 1, 2, …, which goes on.
+  std::optional<std::int64_t> length() const {
+    return permutation_.defined() ? std::optional(permutation_.numel()) : std::nullopt;
+  }
 
   /// The dataset's index at `position`, which is not checked.
   std::int64_t operator[](std::int64_t position) const {
@@ -34,7 +41,14 @@ class EpochOrder {
 };
 
 /// Decides the order of each epoch. An epoch is one `begin` and, when all of it was used, one `exhausted`. A prepared
-/// loader draws once for all ranks, on the thread of whichever begins the epoch first.
+/// loader draws once for all ranks, from rank 0's sampler, on the thread of whichever begins the epoch first. What the
+/// sampler draws there from the default generators (torch::randperm, …) depends on the loader's seed and on how many
+/// epochs were begun before only: it is the same on any number of ranks, and leaves the ranks' generators alone.
+/// Generators of C++ (std::mt19937) are the sampler's own, and to be seeded by it.
+///
+/// A loader whose state was saved goes on with the same orders. Where `state` is all that they depend on, it is given
+/// back. Otherwise a new sampler is asked for all epochs before again, and what it gives last is compared with what was
+/// given then: another order is a DataError.
 class Sampler {
  public:
   virtual ~Sampler() = default;
@@ -48,18 +62,23 @@ class Sampler {
   /// The last sample of the epoch was taken.
   virtual void exhausted() {}
 
-  /// State of the generator that the next epoch's order is drawn from; undefined when epochs do not depend on those
-  /// before them.
+  /// What the next epoch's order depends on, such as the state of a generator that is the sampler's own; undefined:
+  /// nothing, or it cannot be told. A tensor of any type.
   virtual at::Tensor state() const { return {}; }
 
   /// Goes on from what `state` gave.
   virtual void set_state(const at::Tensor&) {}
+
+  /// Whether an order depends on `state`, the epoch's number and the default generators only. A sampler that remembers
+  /// nothing may say so: going on takes no time then.
+  virtual bool tells_state() const { return state().defined(); }
 };
 
 /// Dataset order.
 class SequentialSampler final : public Sampler {
  public:
   EpochOrder begin(std::int64_t, std::int64_t, bool) override { return EpochOrder(); }
+  bool tells_state() const override { return true; }
 };
 
 /// A permutation per epoch from a generator that is seeded once and runs on, drawing what Python's DataLoader with a
@@ -93,29 +112,56 @@ class SeedableRandomSampler final : public Sampler {
 
   /// Throws DataError when there is nothing to shuffle (length 0).
   EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
+  bool tells_state() const override { return true; }
 
  private:
   std::uint64_t seed_;
 };
 
-/// The order of a torch::data sampler, of which each epoch takes all.
+/// The order of a torch::data sampler, which is reset for each epoch and gives all of it. One that takes the number of
+/// the epoch (`set_epoch`, as LibTorch's distributed samplers) is told it.
 class TorchSampler final : public Sampler {
  public:
-  /// `length`: samples that `sampler` gives in an epoch.
-  TorchSampler(std::shared_ptr<torch::data::samplers::Sampler<>> sampler, std::int64_t length)
-      : sampler_(std::move(sampler)), length_(length) {}
+  /// `length`: samples that `sampler` gives in an epoch. Throws ConfigError for a null one.
+  template <std::derived_from<torch::data::samplers::Sampler<>> TorchDataSampler>
+  TorchSampler(std::shared_ptr<TorchDataSampler> sampler, std::int64_t length)
+      : TorchSampler(sampler, length, epoch_setter(sampler)) {}
 
   std::int64_t length(std::int64_t) const override { return length_; }
 
   /// Throws DataError when the sampler gives another number of samples than was said.
   EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
 
+  /// What the sampler's `save` writes; undefined when that is nothing, when it throws, and for LibTorch's own samplers,
+  /// which begin each epoch anew.
+  at::Tensor state() const override;
+
+  /// Has the sampler `load` it.
+  void set_state(const at::Tensor& state) override;
+
+  /// Of LibTorch's own samplers only: others' `save` need not tell all that they remember.
+  bool tells_state() const override;
+
  private:
+  using SetEpoch = std::function<void(std::int64_t)>;
+
+  TorchSampler(std::shared_ptr<torch::data::samplers::Sampler<>> sampler, std::int64_t length, SetEpoch set_epoch);
+
+  template <class TorchDataSampler>
+  static SetEpoch epoch_setter(const std::shared_ptr<TorchDataSampler>& sampler) {
+    if constexpr (requires { sampler->set_epoch(std::size_t{}); })
+      return [sampler](std::int64_t epoch) { sampler->set_epoch(static_cast<std::size_t>(epoch)); };
+    else
+      return {};
+  }
+
   std::shared_ptr<torch::data::samplers::Sampler<>> sampler_;
   std::int64_t length_;
+  SetEpoch set_epoch_;
 };
 
-/// Decides which samples form a batch. The batches are dealt to the ranks whole.
+/// Decides which samples form a batch. The batches are dealt to the ranks whole. As a Sampler's, an epoch is drawn once
+/// for all ranks, from default generators of the loader's own, and drawn again when a saved state goes on.
 class BatchSampler {
  public:
   using Batches = std::vector<std::vector<std::int64_t>>;  ///< dataset indices, a list a batch
@@ -125,8 +171,19 @@ class BatchSampler {
   /// Batches of an epoch.
   virtual std::int64_t size() const = 0;
 
-  /// All batches of epoch `epoch`, none of them empty. As in a Sampler, drawn once for all ranks.
+  /// All batches of epoch `epoch`, none of them empty.
   virtual Batches batches(std::int64_t epoch) = 0;
+
+  /// What the next epoch's batches depend on, such as the state of a generator that is the sampler's own; undefined:
+  /// nothing, or it cannot be told. A tensor of any type.
+  virtual at::Tensor state() const { return {}; }
+
+  /// Goes on from what `state` gave.
+  virtual void set_state(const at::Tensor&) {}
+
+  /// Whether batches depend on `state`, the epoch's number and the default generators only. A sampler that remembers
+  /// nothing may say so: going on takes no time then.
+  virtual bool tells_state() const { return state().defined(); }
 };
 
 }  // namespace tandem::data

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/epoch_drawer.h"
 
 namespace tandem::data {
 
@@ -14,12 +16,13 @@ namespace tandem::data {
 class StepPlanner {
  public:
   /// For `readers` ranks that begin every epoch (all of them, or rank 0 where it reads for all). `options.length` is
-  /// the dataset's. Throws ConfigError when the options do not go together.
-  StepPlanner(EpochPlanOptions options, std::shared_ptr<Sampler> sampler, int readers);
+  /// the dataset's. `seed`: of the default generators that `sampler` draws from. Throws ConfigError when the options do
+  /// not go together.
+  StepPlanner(EpochPlanOptions options, std::shared_ptr<Sampler> sampler, int readers, std::uint64_t seed);
 
-  /// The same for batches that `sampler` makes; length and batch_size of the options do not matter then. Throws
-  /// ConfigError for split_batches.
-  StepPlanner(EpochPlanOptions options, std::shared_ptr<BatchSampler> sampler, int readers);
+  /// Of batches that `sampler` makes; length and batch_size of the options do not matter then. Throws ConfigError for
+  /// split_batches.
+  StepPlanner(EpochPlanOptions options, std::shared_ptr<BatchSampler> sampler, int readers, std::uint64_t seed);
 
   /// Options of the plan; the length is the sampler's.
   const EpochPlanOptions& options() const { return options_; }
@@ -33,36 +36,49 @@ class StepPlanner {
   /// What the prepared loader of `rank` reports as its length.
   std::int64_t len(int rank) const;
 
-  /// The steps of the `number`-th epoch (from 1) that a rank begins. Throws what the sampler throws, and DataError when
-  /// another rank began its `number`-th with another epoch.
+  /// The steps of the `number`-th epoch (from 1) that a rank begins. Throws what the sampler throws, on each rank, and
+  /// DataError when another rank began its `number`-th with another epoch.
   std::shared_ptr<const EpochSteps> begin(std::uint64_t number, std::int64_t epoch);
+
+  /// Where the sampler stands within the `number`-th epoch, which the calling rank has begun. Each rank asks once.
+  SamplerPosition position(std::uint64_t number);
+
+  /// Where the `number`-th epoch, which the calling rank has not begun, is to begin.
+  SamplerPosition position_before(std::uint64_t number);
 
   /// A rank took the last sample of its `number`-th epoch. Only the first such call of an epoch counts.
   void exhausted(std::uint64_t number);
 
-  /// State of the sampler's generator before the `number`-th epoch is, or was, drawn; undefined when it has none.
-  at::Tensor state_before(std::uint64_t number);
-
-  /// Gives the sampler's generator `state` before the `number`-th epoch is drawn; does nothing when it has been.
-  void restore(std::uint64_t number, const at::Tensor& state);
+  /// Has the `number`-th epoch begin at `position`, in or before epoch `epoch`; does nothing when it has been drawn.
+  /// `load` counts such calls of a rank: the last one counts.
+  void restore(std::uint64_t number, std::uint64_t load, const SamplerPosition& position, std::int64_t epoch);
 
  private:
   struct Begun {
     std::int64_t epoch;
-    at::Tensor state_before;
+    SamplerPosition before, within;
     std::shared_ptr<const EpochSteps> steps;
-    int left_to_take;  // readers that have not begun it yet
+    std::exception_ptr failure;      // of drawing it
+    int left_to_take, left_to_look;  // readers that have not begun it, or asked for its position, yet
+  };
+  struct Restored {
+    std::uint64_t number;
+    SamplerPosition position;
+    std::int64_t epoch;
   };
 
-  std::shared_ptr<const EpochSteps> draw(std::int64_t epoch);
+  Begun draw(std::uint64_t number, std::int64_t epoch);
+  SamplerPosition next_position(std::uint64_t number) const;
 
   EpochPlanOptions options_;
   std::shared_ptr<Sampler> sampler_;  // one of the two
   std::shared_ptr<BatchSampler> batch_sampler_;
   const int readers_;
-  std::mutex mutex_;  // guards the samplers and all below
+  mutable std::mutex mutex_;  // guards the samplers and all below
+  EpochDrawer drawer_;
   std::map<std::uint64_t, Begun> begun_;
-  std::uint64_t last_exhausted_ = 0;
+  std::uint64_t last_drawn_ = 0, last_exhausted_ = 0, last_load_ = 0;
+  std::optional<Restored> restored_;
 };
 
 }  // namespace tandem::data

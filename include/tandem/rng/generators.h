@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Generator.h>
@@ -11,7 +12,8 @@
 ///
 /// LibTorch has one default CPU generator a process: threads that draw from it get other numbers on every run. While a
 /// DefaultGeneratorGuard lives, everything that the thread draws without naming a generator (torch::rand, dropout,
-/// initialisation, samplers, …) comes from the guard's. Other threads see nothing of it.
+/// initialisation, samplers, …) comes from the guard's, and LibTorch's default generator by name is the guard's too
+/// (torch::manual_seed, its state). Other threads see nothing of it.
 namespace tandem::rng {
 
 /// Seed of a rank's stream. Rank 0's is the master seed itself, so that one rank equals plain LibTorch after
@@ -21,8 +23,9 @@ std::uint64_t rank_seed(std::uint64_t master_seed, int rank);
 
 /// A thread's default generators.
 struct RankGenerators {
-  at::Generator cpu;                     ///< for the CPU
-  std::vector<at::Generator> cuda = {};  ///< by device index; undefined: the process's default
+  at::Generator cpu;                            ///< for the CPU
+  std::vector<at::Generator> cuda = {};         ///< by device index; undefined: see cuda_seed
+  std::optional<std::uint64_t> cuda_seed = {};  ///< of those that are made when they are needed; none: the process's
 };
 
 /// Generators seeded with rank_seed(master_seed, rank), the CPU's and `device`'s. Ranks that share a device have one
@@ -61,8 +64,9 @@ class KeyedGenerator {
 /// The calling thread's defaults; null outside of any guard.
 RankGenerators* current_generators() noexcept;
 
-/// Seeds the calling thread's default generators; outside of a guard the process's, as torch::manual_seed.
-/// torch::manual_seed itself always seeds the process's.
+/// Seeds the calling thread's default generators, of all devices; outside of a guard the process's. torch::manual_seed
+/// does the same, but in a process that had copied LibTorch's default CPU generator before this library was loaded, as
+/// Python does: there it seeds the process's only.
 void manual_seed(std::uint64_t seed);
 
 }  // namespace tandem::rng

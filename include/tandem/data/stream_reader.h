@@ -1,0 +1,366 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tandem/core/error.h"
+#include "tandem/core/worker_pool.h"
+#include "tandem/data/dataset_access.h"
+#include "tandem/data/epoch_plan.h"
+#include "tandem/data/epoch_steps.h"
+#include "tandem/data/iterable.h"
+#include "tandem/rng/generators.h"
+
+namespace tandem::data {
+
+/// Which epoch to begin, and where.
+struct EpochStart {
+  std::uint64_t number = 1;     ///< of the epochs that the rank begins, from 1
+  std::int64_t epoch = 0;       ///< from 0
+  std::int64_t first_step = 0;  ///< steps before it are skipped
+};
+
+/// Deals a stream of samples out to ranks, step by step, by the rules of EpochPlan, whose length is known only at the
+/// end. Reads one step ahead, to know which is the last.
+template <class Sample>
+class IterableDatasetShard {
+ public:
+  /// `options.length` is not used. Throws ConfigError when the options do not go together.
+  explicit IterableDatasetShard(EpochPlanOptions options) : options_(options), plan_(full_plan(options)) {}
+
+  /// Begins an epoch.
+  void start(SampleStream<Sample> stream) {
+    stream_ = std::move(stream);
+    plan_ = full_plan(options_);
+    step_ = -1;
+    read_ = 0;
+    ended_ = false;
+    first_.clear();
+    current_.clear();
+    upcoming_ = read_group();
+  }
+
+  /// Goes to the next step; false at the end of the epoch.
+  bool advance() {
+    if (!has_next()) return false;
+    current_ = std::move(upcoming_);
+    step_ += 1;
+    if (step_ == 0) first_ = current_;  // padding comes from here
+    upcoming_ = read_group();
+    return true;
+  }
+
+  /// The samples of `rank` in this step; none for a rank without one (uneven ranks).
+  std::vector<Sample> samples(int rank) const {
+    std::vector<Sample> samples;
+    if (step_ >= plan_.steps(rank)) return samples;
+    const std::int64_t begin = step_ * plan_.global_batch_size();
+    for (const std::int64_t position : plan_.positions(step_, rank))
+      samples.push_back(position >= begin ? current_[static_cast<std::size_t>(position - begin)]
+                                          : first_[static_cast<std::size_t>(position)]);
+    return samples;
+  }
+
+  /// What `rank` is told of this step; what depends on the stream's length only once its end is known.
+  StepInfo info(int rank) const {
+    StepInfo info{.step = step_};
+    if (!ended_) return info;
+    info.last = step_ + 1 >= plan_.steps(rank);
+    info.last_of_all = step_ + 1 >= plan_.steps(0);
+    info.remainder = plan_.remainder();
+    if (info.last_of_all) info.samples_to_keep = std::max<std::int64_t>(info.remainder, 0);
+    return info;
+  }
+
+  /// EpochPlan::remainder; -1 until the end of the stream is known.
+  std::int64_t remainder() const { return ended_ ? plan_.remainder() : -1; }
+
+  /// Samples read from the stream so far.
+  std::int64_t samples_read() const { return read_; }
+
+ private:
+  // Until the end is known every step is a full one.
+  static EpochPlan full_plan(EpochPlanOptions options) {
+    // Iterables are evened out whatever even_batches says, as in Accelerate.
+    options.even_batches = true;
+    options.length = std::numeric_limits<std::int64_t>::max() / 2;
+    return EpochPlan(options);
+  }
+
+  bool has_next() const {
+    if (upcoming_.empty()) return false;
+    return !options_.drop_last || static_cast<std::int64_t>(upcoming_.size()) == plan_.global_batch_size();
+  }
+
+  std::vector<Sample> read_group() {
+    std::vector<Sample> group;
+    while (!ended_ && static_cast<std::int64_t>(group.size()) < plan_.global_batch_size()) {
+      if (auto sample = stream_()) {
+        group.push_back(std::move(*sample));
+        read_ += 1;
+      } else {
+        end();
+      }
+    }
+    return group;
+  }
+
+  void end() {
+    ended_ = true;
+    EpochPlanOptions options = plan_.options();
+    options.length = read_;
+    plan_ = EpochPlan(options);
+  }
+
+  EpochPlanOptions options_;
+  EpochPlan plan_;
+  SampleStream<Sample> stream_;
+  std::vector<Sample> first_, current_, upcoming_;
+  std::int64_t step_ = -1, read_ = 0;
+  bool ended_ = false;
+};
+
+/// A StreamReader of any samples.
+class AnyStreamReader {
+ public:
+  virtual ~AnyStreamReader() = default;
+
+  /// Who reads next gets an error, as what the stream is made of may be gone.
+  virtual void close() = 0;
+};
+
+/// Reads a stream once for all ranks that take parts of it: streams may share what they read from (a file, a
+/// connection), also those of copies of a dataset, and then two readers would each get some of the samples. Whoever
+/// needs a step first reads it, for all; what the others have not taken yet is kept. Readers may call at the same time,
+/// each from one thread at a time.
+template <class Sample>
+class StreamReader final : public AnyStreamReader {
+ public:
+  using OpenStream = std::function<SampleStream<Sample>(std::int64_t epoch)>;  ///< the samples of an epoch
+
+  /// What a reader gets of a step.
+  struct Part {
+    StepInfo info;                             ///< which step it is
+    std::vector<std::vector<Sample>> samples;  ///< of each rank where `plan` dispatches, otherwise of the reader
+    std::vector<std::int64_t> positions;       ///< in the stream: of the first of each of these
+  };
+
+  /// For the ranks of `plan`, or for rank 0 where it dispatches. `token`, of the launch, outlives it; null where nobody
+  /// closes it. Throws ConfigError when the options do not go together.
+  StreamReader(EpochPlanOptions plan, std::uint64_t seed, OpenStream open, const CancelToken* token = nullptr)
+      : plan_(plan),
+        seed_(seed),
+        open_(std::move(open)),
+        token_(token),
+        epochs_(static_cast<std::size_t>(plan.dispatch ? 1 : plan.ranks)) {
+    EpochPlan{plan_};
+  }
+
+  /// Begins an epoch of `reader`. Throws what opening the stream throws, or reading the steps that are skipped, and
+  /// DataError when another reader began it with another epoch or step.
+  void start(int reader, const EpochStart& start) {
+    if (const auto before = running(reader)) leave(reader, before->start.number);
+    const auto reading = wait_for_turn();
+    auto found = begun_.find(start.number);
+    if (found == begun_.end()) found = begun_.emplace(start.number, open(start)).first;
+    const std::shared_ptr<Epoch> epoch = found->second;
+    epoch->left_to_begin -= 1;
+    if (epoch->left_to_begin == 0) begun_.erase(found);
+    if (epoch->failure) std::rethrow_exception(epoch->failure);
+    if (epoch->start.epoch != start.epoch || epoch->start.first_step != start.first_step)
+      throw DataError("ranks begin an epoch of a data loader differently: epoch " + std::to_string(start.epoch) +
+                      " with step " + std::to_string(start.first_step) + ", and epoch " +
+                      std::to_string(epoch->start.epoch) + " with step " + std::to_string(epoch->start.first_step) +
+                      "; set, skip and load alike on all ranks");
+    const std::lock_guard lock(mutex_);
+    epoch_of(reader) = epoch;
+  }
+
+  /// The next step of the epoch that `reader` has begun; nothing at its end. Throws what reading throws, as SampleError
+  /// and for each reader, and CollectiveError when the stream was begun anew before it was read as far.
+  std::optional<Part> next(int reader) {
+    const std::shared_ptr<Epoch> epoch = running(reader);
+    if (auto part = take(*epoch, reader)) return part;
+    const auto reading = wait_for_turn();
+    if (auto part = take(*epoch, reader)) return part;  // another has read it meanwhile
+    advance(*epoch);
+    return take(*epoch, reader);
+  }
+
+  /// `reader` takes no more of its `number`-th epoch.
+  void leave(int reader, std::uint64_t number) {
+    const std::lock_guard lock(mutex_);
+    if (!epoch_of(reader) || epoch_of(reader)->start.number != number) return;
+    const std::shared_ptr<Epoch> epoch = std::exchange(epoch_of(reader), nullptr);
+    epoch->left[static_cast<std::size_t>(reader)] = true;
+    epoch->kept[static_cast<std::size_t>(reader)].clear();
+  }
+
+  /// EpochPlan::remainder of the epoch that `reader` is in; -1 until its end has been read.
+  std::int64_t remainder(int reader) const {
+    const std::lock_guard lock(mutex_);
+    const auto& epoch = epochs_[static_cast<std::size_t>(reader)];
+    return epoch ? epoch->remainder : -1;
+  }
+
+  void close() override {
+    closed_ = true;
+    const std::lock_guard reading(reading_);  // whoever reads is told that the work is unwanted
+  }
+
+ private:
+  struct Epoch {
+    EpochStart start;
+    IterableDatasetShard<Sample> shard;
+    ReadContext context;
+    int left_to_begin;                      // readers that have not begun it yet
+    bool ended = false, overtaken = false;  // by a later epoch
+    std::exception_ptr failure{};           // guarded, as all above, by `reading_`
+    std::vector<std::deque<Part>> kept;     // by reader: read for it, and not taken yet
+    std::vector<bool> left;                 // by reader
+    std::int64_t remainder = -1;            // guarded, as the two above, by `mutex_`
+  };
+
+  // To read. Whoever reads may be waiting for long, for work that is still wanted by others.
+  std::unique_lock<std::timed_mutex> wait_for_turn() {
+    std::unique_lock<std::timed_mutex> turn(reading_, std::defer_lock);
+    while (!turn.try_lock_for(std::chrono::milliseconds(1)))
+      if (work_is_unwanted() || (token_ && token_->cancelled())) throw Cancelled("the epoch of a data loader was left");
+    return turn;
+  }
+
+  std::shared_ptr<Epoch>& epoch_of(int reader) { return epochs_[static_cast<std::size_t>(reader)]; }
+
+  std::shared_ptr<Epoch> running(int reader) {
+    const std::lock_guard lock(mutex_);
+    return epoch_of(reader);
+  }
+
+  std::optional<Part> take(Epoch& epoch, int reader) {
+    const std::lock_guard lock(mutex_);
+    std::deque<Part>& kept = epoch.kept[static_cast<std::size_t>(reader)];
+    if (kept.empty()) return std::nullopt;
+    std::optional<Part> part(std::move(kept.front()));
+    kept.pop_front();
+    return part;
+  }
+
+  std::shared_ptr<Epoch> open(const EpochStart& start) {
+    check_open();
+    overtake();
+    const std::size_t readers = epochs_.size();
+    auto epoch = std::make_shared<Epoch>(Epoch{.start = start,
+                                               .shard = IterableDatasetShard<Sample>(plan_),
+                                               .context = {.seed = seed_, .epoch = start.epoch, .step = 0, .rank = 0},
+                                               .left_to_begin = static_cast<int>(readers),
+                                               .kept = std::vector<std::deque<Part>>(readers),
+                                               .left = std::vector<bool>(readers, false)});
+    read(*epoch, [&] {
+      epoch->shard.start(keyed(opened(start.epoch), start.epoch));
+      for (std::int64_t step = 0; step < start.first_step && epoch->shard.advance(); ++step) epoch->context.step += 1;
+    });
+    return epoch;
+  }
+
+  // The stream of a new epoch may be made of what those before read from.
+  void overtake() {
+    for (const auto& [number, epoch] : begun_) epoch->overtaken = true;
+    const std::lock_guard lock(mutex_);
+    for (const auto& epoch : epochs_)
+      if (epoch) epoch->overtaken = true;
+  }
+
+  SampleStream<Sample> opened(std::int64_t epoch) const {
+    const rng::KeyedGenerator generator(seed_, epoch, kBeginning);
+    return open_(epoch);
+  }
+
+  // A sample's generator depends on its place in the stream only.
+  SampleStream<Sample> keyed(SampleStream<Sample> stream, std::int64_t epoch) const {
+    return [stream = std::move(stream), seed = seed_, epoch, position = std::int64_t{0}]() mutable {
+      const rng::KeyedGenerator generator(seed, epoch, position);
+      auto sample = stream();
+      position += 1;
+      return sample;
+    };
+  }
+
+  void advance(Epoch& epoch) {
+    if (epoch.failure) std::rethrow_exception(epoch.failure);
+    if (epoch.ended) return;
+    check_open();
+    if (epoch.overtaken)
+      throw CollectiveError(
+          "a rank has begun another epoch of a data loader over a stream, of which the others had not read as much "
+          "yet; "
+          "all ranks must leave an epoch at the same step");
+    read(epoch, [&] { epoch.ended = !epoch.shard.advance(); });
+    if (epoch.failure) std::rethrow_exception(epoch.failure);
+    epoch.context.step += 1;
+    const std::lock_guard lock(mutex_);
+    epoch.remainder = epoch.shard.remainder();
+    if (epoch.ended) return;
+    for (std::size_t reader = 0; reader < epochs_.size(); ++reader)
+      if (!epoch.left[reader]) epoch.kept[reader].push_back(part(epoch.shard, static_cast<int>(reader)));
+  }
+
+  Part part(const IterableDatasetShard<Sample>& shard, int reader) const {
+    Part part{shard.info(reader), {}, {}};
+    const EpochPlan plan(plan_);
+    const std::int64_t begin = part.info.step * plan.global_batch_size(), each = plan.global_batch_size() / plan_.ranks;
+    for (int rank = plan_.dispatch ? 0 : reader; rank <= (plan_.dispatch ? plan_.ranks - 1 : reader); ++rank) {
+      part.samples.push_back(shard.samples(rank));
+      part.positions.push_back(begin + rank * each);
+    }
+    return part;
+  }
+
+  // What goes wrong is for all readers.
+  template <class Function>
+  void read(Epoch& epoch, Function function) const {
+    std::optional<WorkScope> scope;
+    if (token_) scope.emplace(*token_, &closed_);
+    try {
+      try {
+        function();
+      } catch (...) {
+        detail::throw_sample_error("sample " + std::to_string(epoch.shard.samples_read()) + " of the stream",
+                                   epoch.context);
+      }
+    } catch (...) {
+      epoch.failure = std::current_exception();
+    }
+  }
+
+  void check_open() const {
+    if (closed_)
+      throw CollectiveError(
+          "rank 0 gave up the data loader of a stream that another rank still reads from; all ranks "
+          "must use it alike");
+  }
+
+  const EpochPlanOptions plan_;
+  const std::uint64_t seed_;
+  const OpenStream open_;
+  const CancelToken* const token_;
+  std::atomic<bool> closed_{false};
+  std::timed_mutex reading_;                               // held while the stream is read; the outer one of the two
+  mutable std::mutex mutex_;                               // never held for long
+  std::map<std::uint64_t, std::shared_ptr<Epoch>> begun_;  // that some reader has not begun yet; guarded by `reading_`
+  std::vector<std::shared_ptr<Epoch>> epochs_;             // by reader: which it is in; guarded by `mutex_`
+};
+
+}  // namespace tandem::data
