@@ -18,6 +18,7 @@
 #include "tandem/nn/gradient_state.h"
 #include "tandem/optim/fused_step.h"
 #include "tandem/optim/grad_scaler.h"
+#include "tandem/optim/optimizer_class.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/optim/sharded_optimizer.h"
@@ -49,11 +50,13 @@ class AcceleratedOptimizer {
  public:
   /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
+  /// `its_class` is what is known of the class of `inner`.
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
-                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr)
+                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
+                       OptimizerClass its_class = {})
       : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
                                                 fused ? std::optional(FusedStep(inner)) : std::nullopt,
-                                                std::move(sharded)})) {}
+                                                std::move(sharded), its_class})) {}
 
   /// Updates the parameters, when gradients are in sync. With a scaler: unless one of their gradients, on any rank, is
   /// infinite or NaN. Collective then, with a scaler or a division of the updates. Throws what GradScaler::step and
@@ -91,6 +94,9 @@ class AcceleratedOptimizer {
 
   torch::optim::Optimizer& inner() const { return shared_->inner; }  ///< the optimizer that was prepared
 
+  /// What was known of its class when it was prepared.
+  const OptimizerClass& its_class() const { return shared_->its_class; }
+
   /// How the update is divided over the ranks; null when it is not.
   ShardedOptimizer* sharded() const { return shared_->sharded.get(); }
 
@@ -104,6 +110,7 @@ class AcceleratedOptimizer {
     bool skipped;
     std::optional<FusedStep> fused_step;
     std::unique_ptr<ShardedOptimizer> sharded;
+    OptimizerClass its_class;
   };
 
   void record_step(nn::Recording& recording) {
