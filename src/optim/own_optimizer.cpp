@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -132,10 +134,24 @@ bool is_seen(const Optimizer& optimizer, const OptimizerClass& its) {
   return its.type && *its.type == typeid(optimizer);
 }
 
+// Whether members are numbers that still are what the constructor made them, so that there is nothing to save: no byte has
+// changed, and no word could be an address, behind which anything might have.
+bool are_constants(const OptimizerClass& its) {
+  const std::size_t bytes = its.first_members.size();
+  if (std::memcmp(its.members, its.first_members.data(), bytes) != 0) return false;
+  for (std::size_t at = 0; at + sizeof(std::uint64_t) <= bytes; at += sizeof(std::uint64_t)) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, its.members + at, sizeof word);
+    constexpr std::uint64_t kFirstAddress = 1 << 16, kLastAddress = std::uint64_t{1} << 57;
+    if (word >= kFirstAddress && word < kLastAddress) return false;
+  }
+  return true;
+}
+
 void check_members(const Optimizer& optimizer, const OptimizerClass& its) {
-  if (!is_seen(optimizer, its) || its.unsaved_bytes == 0) return;
+  if (!is_seen(optimizer, its) || its.first_members.empty() || are_constants(its)) return;
   throw ConfigError("the optimizer " + class_name(typeid(optimizer)) + " has members of " +
-                    std::to_string(its.unsaved_bytes) +
+                    std::to_string(its.first_members.size()) +
                     " bytes that nothing saves: keep them in state(), or define save(torch::serialize::OutputArchive&) "
                     "const and load(torch::serialize::InputArchive&) for them in that class (empty ones where the "
                     "constructor alone decides them)");
@@ -216,13 +232,14 @@ at::Tensor states_of(const Optimizer& optimizer, bool saves_itself) {
   OutputArchive archive;
   std::int64_t id = 0;
   std::size_t written = 0;
+  bool checked = false;
   for (const auto& group : optimizer.param_groups())
     for (const at::Tensor& parameter : group.params()) {
       const std::int64_t its = id++;
       const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
       if (found == optimizer.state().end()) continue;
       const std::string name = known_name(*found->second);
-      if (name.empty() && written == 0) check_can_be_read(*found->second);
+      if (name.empty() && !std::exchange(checked, true)) check_can_be_read(*found->second);
       OutputArchive state(archive.compilation_unit());
       write_state(state, *found->second);
       archive.write(key("state/", its), state);

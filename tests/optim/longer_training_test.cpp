@@ -5,6 +5,7 @@
 #include <torch/optim/sgd.h>
 
 #include "support/catch.h"
+#include "tandem/optim/state_dict.h"
 #include "tandem/tandem.h"
 
 using namespace tandem;
@@ -66,8 +67,8 @@ const std::vector<Shape>& shapes() {
   return all;
 }
 
-struct Training {
-  explicit Training(const SchedulerFactory& make, double lr = 0.1)
+struct Scheduled {
+  explicit Scheduled(const SchedulerFactory& make, double lr = 0.1)
       : optimizer({torch::optim::OptimizerParamGroup({at::zeros({1})}),
                    torch::optim::OptimizerParamGroup({at::zeros({1})})},
                   torch::optim::SGDOptions(lr).momentum(0.9)) {
@@ -100,7 +101,7 @@ SchedulerState without_course(SchedulerState state) {
   return state;
 }
 
-void check_same_from(Training& training, Training& straight, std::int64_t step, std::int64_t last) {
+void check_same_from(Scheduled& training, Scheduled& straight, std::int64_t step, std::int64_t last) {
   for (; step <= last; ++step) {
     CAPTURE(step);
     REQUIRE(training.numbers() == straight.numbers());
@@ -116,7 +117,7 @@ TEST_CASE("every schedule that has become longer has the longer one's rates at t
   for (const Shape& shape : shapes())
     for (const std::int64_t done : {std::int64_t{0}, std::int64_t{1}, kShort / 2, kShort - 1, kShort}) {
       CAPTURE(shape.name, done);
-      Training first(shape.over(kShort)), second(shape.over(kLong)), straight(shape.over(kLong));
+      Scheduled first(shape.over(kShort)), second(shape.over(kLong)), straight(shape.over(kLong));
       first.step(done);
       straight.step(done);
       second.schedule->load_state(as_file(first.schedule->state()));
@@ -127,7 +128,7 @@ TEST_CASE("every schedule that has become longer has the longer one's rates at t
 TEST_CASE("the same from files that do not say what the schedule had come to by itself") {
   for (const Shape& shape : shapes()) {
     CAPTURE(shape.name);
-    Training first(shape.over(kShort)), second(shape.over(kLong)), straight(shape.over(kLong));
+    Scheduled first(shape.over(kShort)), second(shape.over(kLong)), straight(shape.over(kLong));
     first.step(kShort);
     straight.step(kShort);
     second.schedule->load_state(without_course(first.schedule->state()));
@@ -139,7 +140,7 @@ TEST_CASE("a schedule that is as it was goes on to the bit, with what somebody e
   for (const Shape& shape : shapes())
     for (const double factor : {1.0, 0.5}) {
       CAPTURE(shape.name, factor);
-      Training first(shape.over(kLong)), second(shape.over(kLong));
+      Scheduled first(shape.over(kLong)), second(shape.over(kLong));
       first.step(kShort);
       for (auto& group : first.optimizer.param_groups()) group.options().set_lr(group.options().get_lr() * factor);
       second.schedule->load_state(as_file(first.schedule->state()));
@@ -149,7 +150,7 @@ TEST_CASE("a schedule that is as it was goes on to the bit, with what somebody e
 }
 
 TEST_CASE("what somebody else has made of the rates stays as a share of a longer schedule's") {
-  Training first(stage<CosineAnnealingLR>({.T_max = 20})), second(stage<CosineAnnealingLR>({.T_max = 40})),
+  Scheduled first(stage<CosineAnnealingLR>({.T_max = 20})), second(stage<CosineAnnealingLR>({.T_max = 40})),
       straight(stage<CosineAnnealingLR>({.T_max = 40}));
   first.step(10);
   straight.step(10);
@@ -160,7 +161,7 @@ TEST_CASE("what somebody else has made of the rates stays as a share of a longer
 }
 
 TEST_CASE("a training of 10 updates that goes on to 20 does not stay at a rate of 0") {
-  Training first(stage<CosineAnnealingLR>({.T_max = 10})), second(stage<CosineAnnealingLR>({.T_max = 20}));
+  Scheduled first(stage<CosineAnnealingLR>({.T_max = 10})), second(stage<CosineAnnealingLR>({.T_max = 20}));
   first.step(10);
   CHECK(first.numbers()[0] < 1e-12);
   second.schedule->load_state(first.schedule->state());
@@ -173,7 +174,7 @@ TEST_CASE("a warm-up that was not there before, or is not any more, is part of t
   const auto cosine = stage<CosineAnnealingLR>({.T_max = kLong});
   for (const auto& [before, now] : {std::pair(0, 20), std::pair(20, 0)}) {
     const auto of = [&](std::int64_t warmup) { return stage<SequentialLR>(with_warmup(warmup, cosine)); };
-    Training first(of(before)), second(of(now)), straight(of(now));
+    Scheduled first(of(before)), second(of(now)), straight(of(now));
     first.step(kShort);
     straight.step(kShort);
     second.schedule->load_state(as_file(first.schedule->state()));
@@ -182,7 +183,7 @@ TEST_CASE("a warm-up that was not there before, or is not any more, is part of t
 }
 
 TEST_CASE("another schedule goes on at its own rate, over the learning rate that the training began with") {
-  Training first(stage<StepLR>({.step_size = 2}), 0.2), second(stage<CosineAnnealingLR>({.T_max = kLong}), 0.1),
+  Scheduled first(stage<StepLR>({.step_size = 2}), 0.2), second(stage<CosineAnnealingLR>({.T_max = kLong}), 0.1),
       straight(stage<CosineAnnealingLR>({.T_max = kLong}), 0.2);
   first.step(kShort);
   straight.step(kShort);
@@ -193,7 +194,7 @@ TEST_CASE("another schedule goes on at its own rate, over the learning rate that
 TEST_CASE("with rates of its own every schedule goes on as over the program's learning rate") {
   for (const Shape& shape : shapes()) {
     CAPTURE(shape.name);
-    Training first(shape.over(kLong), 0.1), second(shape.over(kLong), 0.03), straight(shape.over(kLong), 0.03);
+    Scheduled first(shape.over(kLong), 0.1), second(shape.over(kLong), 0.03), straight(shape.over(kLong), 0.03);
     first.step(kShort);
     straight.step(kShort);
     second.schedule->load_state(second.schedule->with_own_rates(as_file(first.schedule->state())));
@@ -216,12 +217,12 @@ TEST_CASE("with a rate of its own a ReduceLROnPlateau keeps the share that the m
 }
 
 TEST_CASE("a state of an impossible number of updates is an error, and a state that a schedule cannot reach too") {
-  Training training(stage<CosineAnnealingLR>({.T_max = kLong})),
+  Scheduled training(stage<CosineAnnealingLR>({.T_max = kLong})),
       cycle(stage<OneCycleLR>({.max_lr = {0.5}, .total_steps = 10}));
   auto state = training.schedule->state();
   state.values["last_epoch"] = std::int64_t{2'000'000'000};
   CHECK_THROWS_AS(training.schedule->load_state(state), CheckpointError);
-  Training longer(stage<OneCycleLR>({.max_lr = {0.5}, .total_steps = 100}));
+  Scheduled longer(stage<OneCycleLR>({.max_lr = {0.5}, .total_steps = 100}));
   longer.step(50);
   CHECK_THROWS_AS(cycle.schedule->load_state(longer.schedule->state()), ConfigError);
 }

@@ -13,6 +13,7 @@
 #include "runtime/state_training.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
+#include "tandem/optim/state_dict.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -196,9 +197,18 @@ struct WithConstants : WithState {
     for_each(*this, [&](auto& parameter, const auto&, double) { parameter.mul_(decay); });
     return WithState::step(std::move(closure));
   }
+  double decay = 0.99;
+  float more = 3;
+  int steps = 7;
+  bool flag = true;
+};
+
+// One that could not be told from state, and that says so.
+struct WithReference : WithConstants {
+  using WithConstants::WithConstants;
   void save(OutputArchive&) const override {}
   void load(InputArchive&) override {}
-  double decay = 0.99;
+  std::string name = "a name that needs memory of its own";
 };
 
 struct Stateless : Optimizer {
@@ -385,7 +395,10 @@ TEST_CASE("an optimizer of the program's own goes on to the bit: members that it
   check_everywhere(Makes<WithSavedMembers>());
   check_everywhere(Makes<WithBoth>());
   check_everywhere(Makes<LibTorchsWay>());
-  for (const int ranks : {1, 2}) check_goes_on({.ranks = ranks}, Makes<WithConstants>());
+  for (const int ranks : {1, 2}) {
+    check_goes_on({.ranks = ranks}, Makes<WithConstants>());
+    check_goes_on({.ranks = ranks}, Makes<WithReference>());
+  }
 }
 
 TEST_CASE("an optimizer of the program's own goes on to the bit: none, derived from LibTorch's, options of its own") {
@@ -414,26 +427,42 @@ TEST_CASE("LibTorch's optimizers go on to the bit") {
 TEST_CASE("what an optimizer of the program's own keeps and nothing saves is an error of save_state that says what to write") {
   struct Members : WithSavedMembers {
     using WithSavedMembers::WithSavedMembers;
+    at::Tensor step(LossClosure closure = nullptr) override {
+      more += 1;
+      return WithSavedMembers::step(std::move(closure));
+    }
     double more = 0;  // since the class that saves
   };
-  struct Alone : Stateless {
-    using Stateless::Stateless;
-    std::vector<at::Tensor> velocities;
+  struct Alone : Stateless {  // written to where it is: its own bytes stay the same
+    explicit Alone(Parameters all) : Stateless(std::move(all)), velocity(at::zeros({6})) {}
+    at::Tensor velocity;
   };
   struct Beside : WithState {
     using WithState::WithState;
+    at::Tensor step(LossClosure closure = nullptr) override {
+      count += 1;
+      return WithState::step(std::move(closure));
+    }
     std::int64_t count = 0;
   };
   struct OfAdam : Plain {
     using Plain::Plain;
-    double factor = 1;
+    at::Tensor step(LossClosure closure = nullptr) override {
+      factor *= 0.5F;
+      return Plain::step(std::move(closure));
+    }
+    float factor = 1;
   };
   struct OfLbfgs : torch::optim::LBFGS {
     using LBFGS::LBFGS;
-    double factor = 1;
+    std::shared_ptr<double> factor = std::make_shared<double>(1.0);
   };
   struct OnlySaves : Stateless {
     using Stateless::Stateless;
+    at::Tensor step(LossClosure closure = nullptr) override {
+      count += 1;
+      return Stateless::step(std::move(closure));
+    }
     void save(OutputArchive& archive) const override { archive.write("count", c10::IValue(count)); }
     std::int64_t count = 0;
   };
@@ -446,7 +475,7 @@ TEST_CASE("what an optimizer of the program's own keeps and nothing saves is an 
   CHECK_THAT(error_of_saving<Alone>(true), says && ContainsSubstring("was prepared as a torch::optim::Optimizer"));
   const OfLbfgs lbfgs({at::zeros({2}).requires_grad_()});
   CHECK_THAT(error_of<ConfigError>([&] {
-               optim::state_dict(lbfgs, {}, {.its_class = optim::optimizer_class<OfLbfgs>()});
+               optim::state_dict(lbfgs, {}, {.its_class = optim::optimizer_class(lbfgs)});
              }),
              says);
 }

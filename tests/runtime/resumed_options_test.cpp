@@ -6,6 +6,7 @@
 #include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "tandem/io/pickle_file.h"
+#include "tandem/optim/state_dict.h"
 
 using namespace tandem;
 using namespace tandem::test;

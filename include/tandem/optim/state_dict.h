@@ -35,7 +35,7 @@ struct SaveOptions {
 /// derives from these: as bytes, which PyTorch cannot use, of what the states in state(), the groups' options and the
 /// optimizer itself write in their serialize() and save(). Tensors are the optimizer's own, not copies. `more` goes into
 /// the parameter groups. Throws ConfigError that says what to write when such a class has members that no save() of its
-/// own writes, or states without serialize().
+/// own writes (numbers that are as they were when it was prepared may stay), or states without serialize().
 c10::IValue state_dict(const torch::optim::Optimizer& optimizer, const GroupValues& more = {},
                        const SaveOptions& options = {});
 

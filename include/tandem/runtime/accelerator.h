@@ -313,7 +313,9 @@ class Accelerator : public RankHandle {
   /// registered below. `directory` is one of its own, that appears or is replaced as a whole; without one it is the
   /// next of LaunchConfig::checkpoints. Files are those of Accelerate, which Python opens, and tandem_state.json.
   /// Of an optimizer of a class of the program's: what its state() holds, by the states' serialize(), and what its save()
-  /// writes. One with members that no save() writes is a ConfigError that says what to add.
+  /// writes. One with members that no save() writes is a ConfigError that says what to add, unless they are numbers that
+  /// have not changed since it was prepared. (It is prepared as the class that it is: a torch::optim::Optimizer& hides
+  /// them, which is a warning.)
   /// Returns the directory; an empty text when the save was left out (WhenBusy::skip).
   ///
   /// To be called between two updates: in or after the micro-batch that closes a window. Rank 0 writes, and the others
@@ -419,7 +421,7 @@ class Accelerator : public RankHandle {
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
                                             context_.state->config.fused_optimizers, grad_scaler(), sharded(object),
-                                            optim::optimizer_class<Type>());
+                                            optim::optimizer_class(object));
       prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
