@@ -168,8 +168,9 @@ Differences compare_flags(const Config& flags, const Config& checkpoint) {
   static const std::set<std::string> of_optimizer{"lr", "momentum", "weight-decay", "scheduler", "warmup-steps"};
   Differences differences;
   if (checkpoint.empty()) {
-    differences.lines = {"the checkpoint is of an older version, which does not say its flags: learning rate, momentum and "
-                         "weight decay are those that it was made with"};
+    differences.lines = {
+        "the checkpoint is of an older version, which does not say its flags: learning rate, momentum and "
+        "weight decay are those that it was made with"};
     return differences;
   }
   for (const auto& [name, decision] : decisions()) {

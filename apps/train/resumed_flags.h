@@ -29,8 +29,8 @@ std::optional<OnResume> on_resume(const std::string& flag);
 /// `directory` that can be read. Nothing when there is none; none when it is an older one, which does not say them.
 std::optional<tandem::io::Config> flags_of_checkpoint(const std::string& resume, const std::string& directory);
 
-/// The flags of a checkpoint that count because `app` was not given them, as "--lr=0.01". Throws tandem::ConfigError when
-/// it was given another value of one that is kept.
+/// The flags of a checkpoint that count because `app` was not given them, as "--lr=0.01". Throws tandem::ConfigError
+/// when it was given another value of one that is kept.
 std::vector<std::string> inherited_flags(const CLI::App& app, const tandem::io::Config& checkpoint);
 
 /// How a training differs from the one that the checkpoint is of.

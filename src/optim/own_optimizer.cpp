@@ -1,7 +1,11 @@
 #include "optim/own_optimizer.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -134,16 +138,21 @@ bool is_seen(const Optimizer& optimizer, const OptimizerClass& its) {
   return its.type && *its.type == typeid(optimizer);
 }
 
-// Whether members are numbers that still are what the constructor made them, so that there is nothing to save: no byte has
-// changed, and no word could be an address, behind which anything might have.
+bool is_address(std::uintptr_t word) {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  unsigned char in_memory = 0;
+  return mincore(reinterpret_cast<void*>(word / page * page), 1, &in_memory) == 0 || errno != ENOMEM;
+}
+
+// Whether members are numbers that still are what the constructor made them, so that there is nothing to save: no byte
+// has changed, and none is part of an address, behind which anything might have.
 bool are_constants(const OptimizerClass& its) {
   const std::size_t bytes = its.first_members.size();
   if (std::memcmp(its.members, its.first_members.data(), bytes) != 0) return false;
-  for (std::size_t at = 0; at + sizeof(std::uint64_t) <= bytes; at += sizeof(std::uint64_t)) {
-    std::uint64_t word = 0;
+  for (std::size_t at = 0; at + sizeof(std::uintptr_t) <= bytes; at += sizeof(std::uintptr_t)) {
+    std::uintptr_t word = 0;
     std::memcpy(&word, its.members + at, sizeof word);
-    constexpr std::uint64_t kFirstAddress = 1 << 16, kLastAddress = std::uint64_t{1} << 57;
-    if (word >= kFirstAddress && word < kLastAddress) return false;
+    if (is_address(word)) return false;
   }
   return true;
 }
@@ -157,27 +166,43 @@ void check_members(const Optimizer& optimizer, const OptimizerClass& its) {
                     "constructor alone decides them)");
 }
 
-// What save() writes; undefined: nothing. LibTorch's own write states and options, which we write ourselves.
-at::Tensor saved_by_itself(const Optimizer& optimizer, const OptimizerClass& its) {
-  if (is_library_class(typeid(optimizer))) return {};
-  if (is_seen(optimizer, its) && its.saved_by && is_library_class(*its.saved_by)) return {};
+template <class Its>
+bool saves_as(const Optimizer& optimizer, const std::vector<std::string>& keys) {
+  const auto* const its = dynamic_cast<const Its*>(&optimizer);
+  if (!its) return false;
   OutputArchive archive;
-  optimizer.save(archive);
-  return keys_of(archive).empty() ? at::Tensor() : bytes_of(archive);
+  its->Its::save(archive);
+  return keys_of(archive) == keys;
 }
 
-// A class seen through a base only, whose save() writes nothing: it may have members all the same.
+// What save() writes; undefined: nothing. LibTorch's own write states and options, which we write ourselves.
+at::Tensor saved_by_itself(const Optimizer& optimizer, const OptimizerClass& its) {
+  using namespace torch::optim;
+  if (is_library_class(typeid(optimizer))) return {};
+  const bool seen = is_seen(optimizer, its);
+  if (seen && its.saved_by && is_library_class(*its.saved_by)) return {};
+  OutputArchive archive;
+  optimizer.save(archive);
+  const auto keys = keys_of(archive);
+  const bool by_library = saves_as<SGD>(optimizer, keys) || saves_as<Adam>(optimizer, keys) ||
+                          saves_as<AdamW>(optimizer, keys) || saves_as<RMSprop>(optimizer, keys) ||
+                          saves_as<Adagrad>(optimizer, keys) || saves_as<LBFGS>(optimizer, keys);
+  return keys.empty() || (by_library && !seen) ? at::Tensor() : bytes_of(archive);
+}
+
+// A class seen through a base only, whose save() writes nothing of its own: it may have members all the same.
 void check_unseen(const Optimizer& optimizer, const SaveOptions& options) {
   if (is_seen(optimizer, options.its_class) || is_library_class(typeid(optimizer)) || !options.its_class.type) return;
   const std::string its = "the optimizer " + class_name(typeid(optimizer)) + " was prepared as a " +
                           class_name(*options.its_class.type) + ", so that members of its own cannot be seen, ";
   if (optimizer.state().empty() && options.has_stepped)
-    throw ConfigError(its +
-                      "and neither its state() nor its save() has anything to write: keep members in state(), or define "
-                      "save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) for "
-                      "them; an optimizer without any is saved when it is prepared as the class that it is");
+    throw ConfigError(
+        its +
+        "and neither its state() nor its save() has anything to write: keep members in state(), or define "
+        "save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) for "
+        "them; an optimizer without any is saved when it is prepared as the class that it is");
   if (!optimizer.state().empty() && options.warn)
-    options.warn(its + "and its save() writes nothing; only its state() and options are saved");
+    options.warn(its + "and its save() writes nothing of its own; only its state() and options are saved");
 }
 
 // A class that derives from one of LibTorch's to add fields has to write them too.
@@ -228,29 +253,46 @@ void check_can_be_read(const OptimizerParamState& state) {
   }
 }
 
-at::Tensor states_of(const Optimizer& optimizer, bool saves_itself) {
+// False: such states cannot be written, but the optimizer's save() may have done it.
+bool can_be_written(const Optimizer& optimizer, const OptimizerParamState& state, bool saves_itself,
+                    const SaveOptions& options) {
+  try {
+    check_can_be_read(state);
+    return true;
+  } catch (const ConfigError& error) {
+    if (!saves_itself) throw;
+    if (options.warn)
+      options.warn(std::string(error.what()) + "; what the save() of the optimizer " + class_name(typeid(optimizer)) +
+                   " does not write of such states is not saved");
+    return false;
+  }
+}
+
+at::Tensor states_of(const Optimizer& optimizer, bool saves_itself, const SaveOptions& options) {
   OutputArchive archive;
   std::int64_t id = 0;
-  std::size_t written = 0;
-  bool checked = false;
+  std::size_t found_states = 0;
+  std::optional<bool> writes_own;  // states of a class of the program's; not known before there is one
   for (const auto& group : optimizer.param_groups())
     for (const at::Tensor& parameter : group.params()) {
       const std::int64_t its = id++;
       const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
       if (found == optimizer.state().end()) continue;
+      found_states += 1;
       const std::string name = known_name(*found->second);
-      if (name.empty() && !std::exchange(checked, true)) check_can_be_read(*found->second);
+      if (name.empty() && !writes_own) writes_own = can_be_written(optimizer, *found->second, saves_itself, options);
+      if (name.empty() && !*writes_own) continue;
       OutputArchive state(archive.compilation_unit());
       write_state(state, *found->second);
       archive.write(key("state/", its), state);
       archive.write(key("class/", its), IValue(name));
-      written += 1;
     }
-  if (written < optimizer.state().size() && !saves_itself)
-    throw ConfigError("the state() of the optimizer " + class_name(typeid(optimizer)) +
-                      " has entries that belong to no parameter of its groups, so that nothing says whose they are when "
-                      "they are loaded; define save(torch::serialize::OutputArchive&) const and "
-                      "load(torch::serialize::InputArchive&) for them in that class");
+  if (found_states < optimizer.state().size() && !saves_itself)
+    throw ConfigError(
+        "the state() of the optimizer " + class_name(typeid(optimizer)) +
+        " has entries that belong to no parameter of its groups, so that nothing says whose they are when "
+        "they are loaded; define save(torch::serialize::OutputArchive&) const and "
+        "load(torch::serialize::InputArchive&) for them in that class");
   return bytes_of(archive);
 }
 
@@ -307,7 +349,7 @@ IValue dict_of_own(const Optimizer& optimizer, const SaveOptions& options) {
   if (!saved.defined()) check_unseen(optimizer, options);
   Dict all = new_dict();
   if (saved.defined()) all.insert(kSaved, saved);
-  all.insert(kStates, states_of(optimizer, saved.defined()));
+  all.insert(kStates, states_of(optimizer, saved.defined(), options));
   all.insert(kOptions, options_of(optimizer, options));
   all.insert("param_groups", groups_of(optimizer, options.names));
   return all;
@@ -422,8 +464,8 @@ void read_state(OptimizerParamState& state, InputArchive& archive) {
   try {
     state.serialize(archive);
   } catch (const c10::Error& error) {
-    fail("the state " + class_name(typeid(state)) + " of an optimizer cannot be loaded: " +
-         error.what_without_backtrace());
+    fail("the state " + class_name(typeid(state)) +
+         " of an optimizer cannot be loaded: " + error.what_without_backtrace());
   }
   if (!known_name(state).empty()) return;
   OutputArchive again;
@@ -454,7 +496,8 @@ States read_states(Optimizer& optimizer, const Dict& all, const LoadOptions& opt
       InputArchive its;
       IValue name;
       if (!archive->try_read(key("state/", id), its)) continue;
-      if (!archive->try_read(key("class/", id), name) || !name.isString()) fail(std::string(kWhole) + " names no class");
+      if (!archive->try_read(key("class/", id), name) || !name.isString())
+        fail(std::string(kWhole) + " names no class");
       const at::Tensor& parameter = optimizer.param_groups()[g].params()[i];
       states.emplace_back(parameter.unsafeGetTensorImpl(), maker.make(name.toStringRef(), parameter));
       read_state(*states.back().second, its);

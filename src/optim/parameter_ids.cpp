@@ -88,8 +88,8 @@ std::vector<std::vector<IValue>> parameter_ids(const torch::optim::Optimizer& op
       if (found == places->end())
         fail(group_name(g) + " of this optimizer has parameter '" + name + "', which the saved one did not have");
       if (found->second.group != g)
-        fail("parameter '" + name + "' was in " + group_name(found->second.group) + " of the saved optimizer, and is in " +
-             group_name(g) + " of this one; make the groups as they were");
+        fail("parameter '" + name + "' was in " + group_name(found->second.group) +
+             " of the saved optimizer, and is in " + group_name(g) + " of this one; make the groups as they were");
       ids[g][i] = found->second.id;
     }
   return ids;

@@ -50,9 +50,7 @@ void Scheduler::set_lrs(const std::vector<double>& lrs) {
   for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(lrs.at(i));
 }
 
-SchedulerState Scheduler::state() const {
-  return {.values = {{"last_epoch", last_epoch_}, {"_last_lr", last_lr()}}};
-}
+SchedulerState Scheduler::state() const { return {.values = {{"last_epoch", last_epoch_}, {"_last_lr", last_lr()}}}; }
 
 void Scheduler::load_state(const SchedulerState& state) {
   const auto last_epoch = state.get<std::int64_t>("last_epoch");
@@ -120,8 +118,8 @@ void LRScheduler::take_base(const SchedulerState& state) {
   if (!has_own_base()) base_lrs_ = base;
 }
 
-// Update by update, because most schedules say a rate by the one before, and the bits are to be those of a training that
-// did not stop.
+// Update by update, because most schedules say a rate by the one before, and the bits are to be those of a training
+// that did not stop.
 void LRScheduler::go_to(std::int64_t last_epoch) {
   constexpr std::int64_t kMostUpdates = 1'000'000'000;
   if (last_epoch > kMostUpdates) throw CheckpointError("the scheduler's state has an impossible number of updates");

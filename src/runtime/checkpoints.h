@@ -46,7 +46,7 @@ class Checkpoints {
   struct LoadedState;
   struct Steps {
     std::vector<std::function<void()>> apply;
-    std::vector<std::function<void()>> undo;  // of the first, which alone find out whether they fit: schedulers'
+    std::vector<std::function<void()>> undo;    // of the first, which alone find out whether they fit: schedulers'
     std::vector<std::function<void()>> settle;  // when the optimizers have their options: schedules that have changed
   };
 

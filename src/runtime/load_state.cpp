@@ -169,7 +169,8 @@ void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedSchedule
   const auto last = state.get<std::int64_t>("last_epoch");
   if (!keeps && !alone)
     throw ConfigError(
-        "several schedulers change the rates of one optimizer, so that the rates of this program's learning rate cannot be "
+        "several schedulers change the rates of one optimizer, so that the rates of this program's learning rate "
+        "cannot be "
         "told from those of the checkpoint's; load it with SettingsOf::checkpoint");
   if (!keeps) state = inner.with_own_rates(std::move(state));
   // First, because only the schedulers themselves find out whether they can be there.
@@ -183,8 +184,7 @@ void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedSchedule
     inner.load_state(state);
     const bool is_other = inner.last_lr() != state.get<std::vector<double>>("_last_lr");
     if (keeps && (!is_other || (state.course.empty() && !alone)))
-      for (std::size_t i = 0; i < rates.size(); ++i)
-        inner.optimizer().param_groups()[i].options().set_lr(rates[i]);
+      for (std::size_t i = 0; i < rates.size(); ++i) inner.optimizer().param_groups()[i].options().set_lr(rates[i]);
   });
 }
 
@@ -275,7 +275,8 @@ std::string Checkpoints::load(const std::string& directory, const LoadStateOptio
   });
   loaded = ranks_.broadcast_object(loaded);
   Steps steps;
-  check_on_all(ranks_, [&] { steps = prepare_state(*loaded, options); });  // now nobody computes with weights that are shared
+  check_on_all(ranks_,
+               [&] { steps = prepare_state(*loaded, options); });  // now nobody computes with weights that are shared
   try {
     check_on_all(ranks_, [&] {
       for (const auto& step : steps.apply) step();

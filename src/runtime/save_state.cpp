@@ -83,8 +83,8 @@ optim::SaveOptions Checkpoints::save_options(const optim::AcceleratedOptimizer& 
           }};
 }
 
-// As they are called in the files of the models. Of further models with the file's name before it, so that an optimizer of
-// several has no two of a name.
+// As they are called in the files of the models. Of further models with the file's name before it, so that an optimizer
+// of several has no two of a name.
 optim::ParameterNames Checkpoints::parameter_names() const {
   std::map<const void*, std::string> names;
   std::size_t index = 0;
@@ -111,9 +111,8 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
   std::size_t index = 0;
   const auto names = parameter_names();
   for (const auto& optimizer : prepared_.alive_optimizers())  // first, because they take longest
-    add_pickle(
-        numbered("optimizer", index++) + ".bin",
-        optim::state_dict(optimizer.inner(), group_values(optimizer.inner()), save_options(optimizer, names)));
+    add_pickle(numbered("optimizer", index++) + ".bin",
+               optim::state_dict(optimizer.inner(), group_values(optimizer.inner()), save_options(optimizer, names)));
   index = 0;
   for (const auto& reducer : prepared_.reducers) {
     io::NamedTensors weights = io::weights_of(*reducer->module());

@@ -76,21 +76,21 @@ TEST_CASE("every flag of how to train is the checkpoint's where it is not given,
     std::string name, first, second, base = kBase;
   };
   const std::string mlp = kBase, sgd = kBase + " --optimizer sgd";
-  for (const Flag& flag : std::vector<Flag>{{"lr", "0.02", "0.03"},
-                                            {"momentum", "0.5", "0.9", sgd},
-                                            {"weight-decay", "0.25", "0.125"},
-                                            {"scheduler", "cosine", "linear"},
-                                            {"warmup-steps", "1", "2"},
-                                            {"mixed-precision", "bf16", "no"},
-                                            {"gradient-accumulation-steps", "2", "1"},
-                                            {"clip-grad-norm", "0.5", "0.25"},
-                                            {"normalize", "none", "mnist"},
-                                            {"limit-train-samples", "100", "150",
-                                             "--cpu 1 --hidden 8 --batch-size 50 --no-progress"},
-                                            {"drop-last", "true", "false"},
-                                            {"no-even-batches", "true", "false"},
-                                            {"no-shuffle", "true", "false"},
-                                            {"dispatch-batches", "true", "false"}}) {
+  for (const Flag& flag :
+       std::vector<Flag>{{"lr", "0.02", "0.03"},
+                         {"momentum", "0.5", "0.9", sgd},
+                         {"weight-decay", "0.25", "0.125"},
+                         {"scheduler", "cosine", "linear"},
+                         {"warmup-steps", "1", "2"},
+                         {"mixed-precision", "bf16", "no"},
+                         {"gradient-accumulation-steps", "2", "1"},
+                         {"clip-grad-norm", "0.5", "0.25"},
+                         {"normalize", "none", "mnist"},
+                         {"limit-train-samples", "100", "150", "--cpu 1 --hidden 8 --batch-size 50 --no-progress"},
+                         {"drop-last", "true", "false"},
+                         {"no-even-batches", "true", "false"},
+                         {"no-shuffle", "true", "false"},
+                         {"dispatch-batches", "true", "false"}}) {
     CAPTURE(flag.name);
     REQUIRE(train::on_resume(flag.name) == train::OnResume::inherited);
     const auto with = [&](const std::string& value) { return "--" + flag.name + "=" + value; };
@@ -106,12 +106,12 @@ TEST_CASE("every flag of how to train is the checkpoint's where it is not given,
 }
 
 TEST_CASE("a flag that would make it another training is refused, by name") {
-  for (const auto& [first, second] : std::vector<std::pair<std::string, std::string>>{
-           {"--seed 1", "--seed 2"},
-           {"--optimizer adamw", "--optimizer sgd"},
-           {"--model mlp", "--model cnn"},
-           {"--scheduler cosine", "--scheduler plateau"},
-           {"--scheduler plateau", "--scheduler cosine"}}) {
+  for (const auto& [first, second] :
+       std::vector<std::pair<std::string, std::string>>{{"--seed 1", "--seed 2"},
+                                                        {"--optimizer adamw", "--optimizer sgd"},
+                                                        {"--model mlp", "--model cnn"},
+                                                        {"--scheduler cosine", "--scheduler plateau"},
+                                                        {"--scheduler plateau", "--scheduler cosine"}}) {
     CAPTURE(first, second);
     const std::string base = "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress";
     const Resumed it(first, second, base);
@@ -123,7 +123,8 @@ TEST_CASE("a flag that would make it another training is refused, by name") {
 
 TEST_CASE("sizes of the model that are not given are the checkpoint's") {
   const TempDir dir;
-  const std::string flags = "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress --checkpoint-dir " + (dir / "c");
+  const std::string flags =
+      "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress --checkpoint-dir " + (dir / "c");
   REQUIRE(train(flags + " --hidden 6,5 --epochs 1").exit_code == 0);
   const auto resumed = train(flags + " --epochs 2 --resume auto");
   CAPTURE(resumed.output);
@@ -165,8 +166,11 @@ TEST_CASE("a checkpoint of an older version, which does not say its flags, goes 
   REQUIRE(state.erase("flags") == 1);
   {
     std::ofstream out(file, std::ios::binary | std::ios::trunc);
-    io::write_pickle([&](const void* data, std::size_t bytes) { out.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes)); },
-                     file, state);
+    io::write_pickle(
+        [&](const void* data, std::size_t bytes) {
+          out.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+        },
+        file, state);
   }
   fs::remove(path + "/manifest.json");  // whose sums are not those of the file any more
   const auto resumed = train(kBase + " --epochs 2 --resume " + path + " --log-json " + (dir / "log"));

@@ -39,13 +39,17 @@ const std::vector<Shape>& shapes() {
   static const std::vector<Shape> all{
       {"constant", [](auto total) { return stage<ConstantLR>({.factor = 0.5, .total_iters = total / 2}); }},
       {"step", [](auto total) { return stage<StepLR>({.step_size = total / 3}); }},
-      {"multi-step", [](auto total) { return stage<MultiStepLR>({.milestones = {0, total / 2, total * 3 / 4}}); }},
+      {"multi-step",
+       [](auto total) {
+         return stage<MultiStepLR>({.milestones = {0, total / 2, total * 3 / 4}});
+       }},
       {"exponential", [](auto total) { return stage<ExponentialLR>({.gamma = std::pow(0.01, part(1, total))}); }},
       {"linear",
        [](auto total) { return stage<LinearLR>({.start_factor = 1.0, .end_factor = 0.0, .total_iters = total}); }},
       {"polynomial", [](auto total) { return stage<PolynomialLR>({.total_iters = total, .power = 2.0}); }},
       {"cosine", [](auto total) { return stage<CosineAnnealingLR>({.T_max = total}); }},
-      {"cosine-restarts", [](auto total) { return stage<CosineAnnealingWarmRestarts>({.T_0 = total / 3, .T_mult = 2}); }},
+      {"cosine-restarts",
+       [](auto total) { return stage<CosineAnnealingWarmRestarts>({.T_0 = total / 3, .T_mult = 2}); }},
       {"lambda",
        [](auto total) {
          return stage<LambdaLR>({.lr_lambda = {[total](std::int64_t step) { return 1.0 - 0.9 * part(step, total); }}});
@@ -69,9 +73,9 @@ const std::vector<Shape>& shapes() {
 
 struct Scheduled {
   explicit Scheduled(const SchedulerFactory& make, double lr = 0.1)
-      : optimizer({torch::optim::OptimizerParamGroup({at::zeros({1})}),
-                   torch::optim::OptimizerParamGroup({at::zeros({1})})},
-                  torch::optim::SGDOptions(lr).momentum(0.9)) {
+      : optimizer(
+            {torch::optim::OptimizerParamGroup({at::zeros({1})}), torch::optim::OptimizerParamGroup({at::zeros({1})})},
+            torch::optim::SGDOptions(lr).momentum(0.9)) {
     optimizer.param_groups()[1].options().set_lr(lr / 4);
     schedule = make(optimizer);
   }

@@ -211,6 +211,32 @@ struct WithReference : WithConstants {
   std::string name = "a name that needs memory of its own";
 };
 
+// Writes its states itself, whose class has no serialize().
+struct Bare : torch::optim::OptimizerCloneableParamState<Bare> {
+  at::Tensor more;
+};
+struct WithStatesThatItSaves : Optimizer {
+  explicit WithStatesThatItSaves(Parameters parameters) : Optimizer(std::move(parameters), rate()) {}
+  at::Tensor step(LossClosure = nullptr) override {
+    return for_each(*this, [&](auto& parameter, const auto& gradient, double lr) {
+      auto& state = state_of<Bare>(*this, parameter);
+      if (!state.more.defined()) state.more = at::zeros_like(parameter);
+      parameter.sub_(state.more.mul_(0.9).add_(gradient), lr);
+    });
+  }
+  void save(OutputArchive& archive) const override {
+    for (std::size_t i = 0; i < parameters().size(); ++i) {
+      const auto found = state().find(parameters()[i].unsafeGetTensorImpl());
+      if (found != state().end())
+        archive.write("more" + std::to_string(i), static_cast<const Bare&>(*found->second).more, true);
+    }
+  }
+  void load(InputArchive& archive) override {
+    for (std::size_t i = 0; i < parameters().size(); ++i)
+      archive.try_read("more" + std::to_string(i), state_of<Bare>(*this, parameters()[i]).more, true);
+  }
+};
+
 struct Stateless : Optimizer {
   explicit Stateless(Parameters parameters) : Optimizer(std::move(parameters), rate()) {}
   at::Tensor step(LossClosure = nullptr) override {
@@ -269,9 +295,8 @@ struct WithOptions : Optimizer {
     auto& options = static_cast<SavedOptions&>(param_groups()[0].options());
     options.decay *= 0.9;
     options.lr *= 0.95;
-    return for_each(*this, [&](auto& parameter, const auto& gradient, double lr) {
-      parameter.sub_(gradient, lr * options.decay);
-    });
+    return for_each(
+        *this, [&](auto& parameter, const auto& gradient, double lr) { parameter.sub_(gradient, lr * options.decay); });
   }
 };
 
@@ -395,6 +420,7 @@ TEST_CASE("an optimizer of the program's own goes on to the bit: members that it
   check_everywhere(Makes<WithSavedMembers>());
   check_everywhere(Makes<WithBoth>());
   check_everywhere(Makes<LibTorchsWay>());
+  check_everywhere(Makes<WithStatesThatItSaves>());
   for (const int ranks : {1, 2}) {
     check_goes_on({.ranks = ranks}, Makes<WithConstants>());
     check_goes_on({.ranks = ranks}, Makes<WithReference>());
@@ -424,7 +450,9 @@ TEST_CASE("LibTorch's optimizers go on to the bit") {
   check_everywhere(with(t::AdagradOptions(0.1).lr_decay(0.1), std::type_identity<t::Adagrad>()));
 }
 
-TEST_CASE("what an optimizer of the program's own keeps and nothing saves is an error of save_state that says what to write") {
+TEST_CASE(
+    "what an optimizer of the program's own keeps and nothing saves is an error of save_state that says what to "
+    "write") {
   struct Members : WithSavedMembers {
     using WithSavedMembers::WithSavedMembers;
     at::Tensor step(LossClosure closure = nullptr) override {
@@ -474,9 +502,7 @@ TEST_CASE("what an optimizer of the program's own keeps and nothing saves is an 
   CHECK_THAT(error_of_saving<OnlySaves>(), says && ContainsSubstring("OnlySaves"));
   CHECK_THAT(error_of_saving<Alone>(true), says && ContainsSubstring("was prepared as a torch::optim::Optimizer"));
   const OfLbfgs lbfgs({at::zeros({2}).requires_grad_()});
-  CHECK_THAT(error_of<ConfigError>([&] {
-               optim::state_dict(lbfgs, {}, {.its_class = optim::optimizer_class(lbfgs)});
-             }),
+  CHECK_THAT(error_of<ConfigError>([&] { optim::state_dict(lbfgs, {}, {.its_class = optim::optimizer_class(lbfgs)}); }),
              says);
 }
 
@@ -519,6 +545,14 @@ TEST_CASE("what is not saved and need not matter is told once") {
   REQUIRE(warnings.size() == 1);
   CHECK_THAT(warnings[0], ContainsSubstring("members of its own cannot be seen"));
   warnings.clear();
+  train_with({.ranks = 2, .as_base = true}, Makes<Plain>(), 0, 2, "", dir / "e", &warnings);
+  REQUIRE(warnings.size() == 1);
+  CHECK_THAT(warnings[0], ContainsSubstring("members of its own cannot be seen"));
+  warnings.clear();
+  train_with({.ranks = 2}, Makes<WithStatesThatItSaves>(), 0, 2, "", dir / "f", &warnings);
+  REQUIRE(warnings.size() == 1);
+  CHECK_THAT(warnings[0], ContainsSubstring("Bare") && ContainsSubstring("does not write of such states"));
+  warnings.clear();
   train_with({.ranks = 2, .as_base = true}, Makes<WithSavedMembers>(), 0, 2, "", dir / "c", &warnings);
   train_with({.ranks = 2}, Makes<WithState>(), 0, 2, "", dir / "d", &warnings);
   CHECK(warnings.empty());
@@ -559,9 +593,9 @@ TEST_CASE("a checkpoint of an older version, with what save() writes alone, is l
   archive.save_to(stream);
   const std::string bytes = stream.str();
   c10::impl::GenericDict older(c10::AnyType::get(), c10::AnyType::get());
-  older.insert("libtorch_archive", at::from_blob(const_cast<char*>(bytes.data()),
-                                                 static_cast<std::int64_t>(bytes.size()), at::kByte)
-                                       .clone());
+  older.insert(
+      "libtorch_archive",
+      at::from_blob(const_cast<char*>(bytes.data()), static_cast<std::int64_t>(bytes.size()), at::kByte).clone());
   optim::prepare_load(loaded, older)();
   CHECK(loaded.factor == saved.factor);
   CHECK(loaded.state().size() == 1);

@@ -230,7 +230,8 @@ std::vector<at::Tensor> train_twins(int ranks, const std::function<Parameters(Tw
     {
       const torch::NoGradGuard no_grad;
       double value = 0.1;
-      for (auto& parameter : net->parameters()) parameter.copy_(at::sin(at::arange(parameter.numel()) * (value += 1)).view_as(parameter));
+      for (auto& parameter : net->parameters())
+        parameter.copy_(at::sin(at::arange(parameter.numel()) * (value += 1)).view_as(parameter));
     }
     Its inner(order(*net));
     auto model = accelerator.prepare(net);
@@ -249,14 +250,10 @@ std::vector<at::Tensor> train_twins(int ranks, const std::function<Parameters(Tw
 }
 
 struct Momentum : torch::optim::SGD {
-  explicit Momentum(Parameters parameters)
-      : SGD(std::move(parameters), torch::optim::SGDOptions(0.1).momentum(0.9)) {}
+  explicit Momentum(Parameters parameters) : SGD(std::move(parameters), torch::optim::SGDOptions(0.1).momentum(0.9)) {}
 };
 
-
-Parameters in_order(Twins& net) {
-  return {net.first->weight, net.first->bias, net.second->weight, net.second->bias};
-}
+Parameters in_order(Twins& net) { return {net.first->weight, net.first->bias, net.second->weight, net.second->bias}; }
 Parameters swapped(Twins& net) { return {net.second->weight, net.second->bias, net.first->weight, net.first->bias}; }
 
 }  // namespace

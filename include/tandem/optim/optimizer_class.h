@@ -9,12 +9,12 @@
 
 namespace tandem::optim {
 
-/// What the compiler knows of the class of an optimizer, which a checkpoint needs to know: what it keeps in members that
-/// no save() writes.
+/// What the compiler knows of the class of an optimizer, which a checkpoint needs to know: what it keeps in members
+/// that no save() writes.
 struct OptimizerClass {
-  const std::type_info* type = nullptr;      ///< that it was given as, which may be a base of what it is; null: not known
-  const std::type_info* saved_by = nullptr;  ///< the class that defines its save(); null: one of the program's
-  const std::byte* members = nullptr;        ///< those that were added to a class since it defined save() and load()
+  const std::type_info* type = nullptr;  ///< that it was given as, which may be a base of what it is; null: not known
+  const std::type_info* saved_by = nullptr;   ///< the class that defines its save(); null: one of the program's
+  const std::byte* members = nullptr;         ///< those that were added to a class since it defined save() and load()
   std::vector<std::byte> first_members = {};  ///< as they were when it was prepared; empty: there are none
 };
 

@@ -54,8 +54,8 @@ class Scheduler {
   /// schedule begins with (a OneCycleLR has its own). Of one with the same options, the same numbers follow as if it
   /// had never stopped. Of one with other options, such as the shorter schedule of a training that is now to be longer,
   /// this one's options count: the rates become those that this schedule has at that step. Names that it does not need
-  /// are ignored, so that PyTorch's state_dict serves as well. Throws CheckpointError when a name is missing, of another
-  /// kind, or made for other parameter groups.
+  /// are ignored, so that PyTorch's state_dict serves as well. Throws CheckpointError when a name is missing, of
+  /// another kind, or made for other parameter groups.
   virtual void load_state(const SchedulerState& state);
 
   /// `state`, another scheduler's, with the rates that this one begins with: load_state then gives the rates of this
@@ -82,8 +82,8 @@ class Scheduler {
 };
 
 /// A schedule by the number of updates. Derive from it for a schedule of your own: say what a rate becomes in lr_of, by
-/// last_epoch(), the rate before and the options alone, and call `apply` at the end of the constructor when update 0 has
-/// another rate than the optimizer's. load_state goes through the updates from 0 to find out the rate.
+/// last_epoch(), the rate before and the options alone, and call `apply` at the end of the constructor when update 0
+/// has another rate than the optimizer's. load_state goes through the updates from 0 to find out the rate.
 class LRScheduler : public Scheduler {
  public:
   /// Sets the rates of the next update. Throws what last_lr throws.

@@ -31,11 +31,11 @@ struct SaveOptions {
   std::function<void(const std::string& what)> warn = {};  ///< hears of what is not saved and may not matter
 };
 
-/// State and options of `optimizer`. SGD, Adam, AdamW, RMSprop and Adagrad: as PyTorch's. Any other class, also one that
-/// derives from these: as bytes, which PyTorch cannot use, of what the states in state(), the groups' options and the
-/// optimizer itself write in their serialize() and save(). Tensors are the optimizer's own, not copies. `more` goes into
-/// the parameter groups. Throws ConfigError that says what to write when such a class has members that no save() of its
-/// own writes (numbers that are as they were when it was prepared may stay), or states without serialize().
+/// State and options of `optimizer`. SGD, Adam, AdamW, RMSprop and Adagrad: as PyTorch's. Any other class, also one
+/// that derives from these: as bytes, which PyTorch cannot use, of what the states in state(), the groups' options and
+/// the optimizer itself write in their serialize() and save(). Tensors are the optimizer's own, not copies. `more` goes
+/// into the parameter groups. Throws ConfigError that says what to write when such a class has members that no save()
+/// of its own writes (numbers that are as they were when it was prepared may stay), or states without serialize().
 c10::IValue state_dict(const torch::optim::Optimizer& optimizer, const GroupValues& more = {},
                        const SaveOptions& options = {});
 
@@ -45,7 +45,8 @@ struct LoadOptions {
   std::function<bool(const at::Tensor& parameter)> wanted = {};
   /// Tensors of the dict may become the optimizer's, instead of being copied.
   bool may_take = false;
-  /// Where the state has names of this kind, parameters are found by them, and otherwise by their position in the groups.
+  /// Where the state has names of this kind, parameters are found by them, and otherwise by their position in the
+  /// groups.
   ParameterNames names = {};
   /// Whether the options of the parameter groups (learning rate, momentum and so on) become the state's.
   bool with_options = true;

@@ -39,14 +39,14 @@ enum class SettingsOf {
 };
 
 /// How a training goes on from a checkpoint. Whatever is chosen here: weights, the optimizers' state (momentum buffers
-/// and so on), counts of updates, places in the data, generators and the scaler's scale are the checkpoint's; the shape of
-/// a schedule (its class, lengths, factors, functions), accumulation, precision, data and all of LaunchConfig are the
-/// program's.
+/// and so on), counts of updates, places in the data, generators and the scaler's scale are the checkpoint's; the shape
+/// of a schedule (its class, lengths, factors, functions), accumulation, precision, data and all of LaunchConfig are
+/// the program's.
 struct LoadStateOptions {
   /// Of the options of the optimizers' parameter groups: learning rate, momentum, betas, weight decay and so on; of the
-  /// rates that schedulers begin with; and of the scaler's factors and interval. With `program` a training goes on at the
-  /// rate that this program's schedule has by then over this program's learning rate. (A ReduceLROnPlateau: at the share
-  /// of it that the metrics have left.)
+  /// rates that schedulers begin with; and of the scaler's factors and interval. With `program` a training goes on at
+  /// the rate that this program's schedule has by then over this program's learning rate. (A ReduceLROnPlateau: at the
+  /// share of it that the metrics have left.)
   SettingsOf optimizer_options = SettingsOf::checkpoint;
 };
 
