@@ -16,6 +16,7 @@ struct TrainingState {
   std::int64_t epoch = 0;                   ///< that is running, from 0
   std::vector<double> epoch_losses;         ///< by rank, of the epoch so far: see Trainer
   std::vector<std::int64_t> epoch_batches;  ///< the same
+  tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
 
   c10::IValue state_dict() const;
   void load_state_dict(const c10::IValue& state);

@@ -25,6 +25,7 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
   std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, state.world_size(),
               name.c_str(), state.world_size() == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
+  for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::fflush(stdout);
 }
 

@@ -12,6 +12,7 @@
 
 #include "common/program.h"
 #include "config_file.h"
+#include "resumed_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -437,21 +438,46 @@ std::shared_ptr<CLI::App> describe_command_line() {
   return {line, &line->app};
 }
 
-ParseResult parse_options(int argc, char** argv) {
-  CommandLine line;
-  CLI::App& app = line.app;
+namespace {
+
+// Reads `words`; an exit code when that ends it.
+std::optional<int> parse(CLI::App& app, std::vector<std::string> words) {
+  std::reverse(words.begin(), words.end());  // as CLI11 takes them
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(words));
   } catch (const CLI::CallForHelp&) {
     std::printf("%s", app.help().c_str());
-    return {std::nullopt, apps::kDone};
+    return apps::kDone;
   } catch (const CLI::ParseError& error) {
     std::fprintf(stderr, "train: %s; see --help\n", error.what());
-    return {std::nullopt, apps::kWrongUsage};
+    return apps::kWrongUsage;
   }
-  check_flags_of_models(app, line.raw.model.model);
-  Options options = finish(std::move(line.raw));
-  options.flags = flags_of(app, options);
+  return std::nullopt;
+}
+
+}  // namespace
+
+ParseResult parse_options(int argc, char** argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  auto line = std::make_unique<CommandLine>();
+  if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
+  std::optional<tandem::io::Config> checkpoint;
+  if (const Options& given = line->raw.options; !given.resume.empty())
+    checkpoint = flags_of_checkpoint(given.resume, given.launch.checkpoints.directory);
+  if (checkpoint) {
+    const auto inherited = inherited_flags(line->app, *checkpoint);
+    words.insert(words.end(), inherited.begin(), inherited.end());
+    line = std::make_unique<CommandLine>();
+    if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
+  }
+  check_flags_of_models(line->app, line->raw.model.model);
+  Options options = finish(std::move(line->raw));
+  options.flags = flags_of(line->app, options);
+  if (checkpoint) {
+    Differences differences = compare_flags(options.flags, *checkpoint);
+    options.resumes_otherwise = std::move(differences.lines);
+    if (differences.in_optimizer) options.optimizer_options = tandem::SettingsOf::program;
+  }
   return {std::move(options), apps::kDone};
 }
 

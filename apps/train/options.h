@@ -77,11 +77,14 @@ struct Options {
   std::string resume;                                // a checkpoint, or auto; empty: begin anew
   tandem::ProfileOptions profile;                    // without a directory: none
 
-  std::vector<std::string> log_with;  // names of trackers; empty: none
-  bool report = false;                // report.html of it
-  std::string project_dir;            // what they write into
-  std::int64_t log_every = 10;        // updates
-  tandem::io::Config flags;           // all of them, as they act
+  std::vector<std::string> log_with;           // names of trackers; empty: none
+  bool report = false;                         // report.html of it
+  std::string project_dir;                     // what they write into
+  std::int64_t log_every = 10;                 // updates
+  tandem::io::Config flags;                    // all of them, as they act
+  std::vector<std::string> resumes_otherwise;  // what differs from the checkpoint's flags, for people
+  // Whose learning rate and so on count, with --resume.
+  tandem::SettingsOf optimizer_options = tandem::SettingsOf::checkpoint;
 
   bool cuda_graphs = false;
   bool quiet = false;

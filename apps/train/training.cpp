@@ -177,6 +177,7 @@ class Trainer {
     log_->flush();
     state_.steps = outcome_.steps;
     state_.epoch = epoch_;
+    state_.flags = options_.flags;
     state_.epoch_losses = accelerator_.gather_objects(epoch_loss_.defined() ? epoch_loss_.item<double>() : 0.0);
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
     // The one before may have failed by now; this one is tried all the same.
@@ -208,7 +209,8 @@ class Trainer {
   void resume() {
     accelerator_.register_for_checkpointing(state_);
     if (!inputs_.checkpoint) return;
-    outcome_.resumed_from = accelerator_.load_state(*inputs_.checkpoint);
+    outcome_.resumed_from =
+        accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
     outcome_.steps = outcome_.resumed_steps = saved_at_ = state_.steps;
     outcome_.epoch = epoch_ = state_.epoch;
     // Ranks that there are not any more leave their sums to the others.

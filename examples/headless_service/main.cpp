@@ -74,7 +74,9 @@ void train(tandem::Accelerator& accelerator, const TrainingOptions& options) {
   torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(options.lr).momentum(0.9));
   tandem::data::DataLoader data(spirals(), {.batch_size = options.batch_size, .shuffle = true});
   auto [model, optimizer, batches] = accelerator.prepare(net, sgd, data);
-  if (!options.resume.empty()) accelerator.load_state(options.resume);
+  // At the job's learning rate, not that of the one that was saved.
+  if (!options.resume.empty())
+    accelerator.load_state(options.resume, {.optimizer_options = tandem::SettingsOf::program});
   accelerator.set_total_steps(options.steps);
 
   while (optimizer.updates() < options.steps && !accelerator.stop_requested())

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <nlohmann/json.hpp>
 
@@ -126,19 +129,47 @@ void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors
   }
 }
 
-// What is stored of a tensor, under any of its names; with several they must be equal.
+// The same numbers, of one type; NaN counts as equal to NaN.
+bool same_numbers(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor x = a.contiguous(), y = b.contiguous();
+  if (x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0) return true;
+  return at::logical_or(at::eq(x, y), at::logical_and(at::ne(x, x), at::ne(y, y))).all().item<bool>();
+}
+
+// Which of two tensors that were stored for one parameter of `type` to take: the more exact one; nothing when they
+// differ by more than the other's type explains.
+std::optional<at::Tensor> agreed(const at::Tensor& a, const at::Tensor& b, at::ScalarType type) {
+  if (a.scalar_type() == b.scalar_type()) return same_numbers(a, b) ? std::optional(a) : std::nullopt;
+  const auto widest = at::promote_types(a.scalar_type(), b.scalar_type());
+  const bool is_b = b.scalar_type() == widest;
+  if (is_b || a.scalar_type() == widest) {
+    const at::Tensor &exact = is_b ? b : a, &other = is_b ? a : b;
+    if (same_numbers(exact.to(other.scalar_type()), other)) return exact;
+  }
+  return same_numbers(a.to(type), b.to(type)) ? std::optional(a) : std::nullopt;
+}
+
+// What is stored of a tensor, under any of its names; with several they must agree.
 at::Tensor find(const StoredWeights& stored, const Named& wanted) {
   at::Tensor tensor;
+  std::string before;
   for (const std::string& name : wanted.names) {
     const auto found = stored.tensors.find(name);
     if (found == stored.tensors.end()) continue;
     if (found->second.sizes() != wanted.tensor.sizes())
       fail(stored.files.at(name), "tensor '" + name + "' has sizes " + c10::str(found->second.sizes()) +
                                       ", the model needs " + c10::str(wanted.tensor.sizes()));
-    if (tensor.defined() && !at::equal(tensor, found->second))
-      fail(stored.files.at(name),
-           "tensor '" + name + "' is not equal to '" + wanted.names.front() + "', which it is tied to in the model");
-    tensor = found->second;
+    if (!tensor.defined()) {
+      tensor = found->second;
+      before = name;
+      continue;
+    }
+    const auto both = agreed(tensor, found->second, wanted.tensor.scalar_type());
+    if (!both)
+      fail(stored.files.at(name), "tensor '" + name + "' (" + at::toString(found->second.scalar_type()) +
+                                      ") is not equal to '" + before + "' (" + at::toString(tensor.scalar_type()) +
+                                      "), which it is tied to in the model");
+    tensor = *both;
   }
   if (!tensor.defined()) fail(stored.directory, "has no tensor '" + wanted.names.front() + "', which the model needs");
   return tensor;

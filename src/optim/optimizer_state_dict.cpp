@@ -1,15 +1,15 @@
 // States of optimizers as dicts, and back.
 #include <memory>
-#include <sstream>
 #include <tuple>
 #include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/serialize/archive.h>
 
 #include "optim/ivalue_dict.h"
 #include "optim/optimizer_fields.h"
+#include "optim/own_optimizer.h"
+#include "optim/parameter_ids.h"
 #include "tandem/optim/state_dict.h"
 
 namespace tandem::optim {
@@ -44,7 +44,7 @@ T& writable(const T& object) {
 }
 
 template <class Class>
-IValue dict_of_class(const Optimizer& optimizer, const GroupValues& more) {
+IValue dict_of_class(const Optimizer& optimizer, const GroupValues& more, const ParameterNames& names) {
   Dict states = new_dict();
   List groups = new_list();
   std::int64_t id = 0;
@@ -67,6 +67,8 @@ IValue dict_of_class(const Optimizer& optimizer, const GroupValues& more) {
       id += 1;
     }
     group.insert("params", ids);
+    const List its_names = names_of(param_groups[g].params(), names);
+    if (!its_names.empty()) group.insert("param_names", its_names);
     groups.push_back(group.dict);
   }
   Dict all = new_dict();
@@ -75,27 +77,13 @@ IValue dict_of_class(const Optimizer& optimizer, const GroupValues& more) {
   return all;
 }
 
-constexpr const char* kArchive = "libtorch_archive";
-
-IValue dict_of_archive(const Optimizer& optimizer) {
-  torch::serialize::OutputArchive archive;
-  optimizer.save(archive);
-  std::ostringstream stream;
-  archive.save_to(stream);
-  const std::string bytes = stream.str();
-  Dict all = new_dict();
-  all.insert(
-      kArchive,
-      at::from_blob(const_cast<char*>(bytes.data()), static_cast<std::int64_t>(bytes.size()), at::kByte).clone());
-  return all;
-}
-
 }  // namespace
 
-IValue state_dict(const Optimizer& optimizer, const GroupValues& more) {
+IValue state_dict(const Optimizer& optimizer, const GroupValues& more, const SaveOptions& options) {
   IValue dict;
-  if (with_class(optimizer, [&](auto its) { dict = dict_of_class<decltype(its)>(optimizer, more); })) return dict;
-  return dict_of_archive(optimizer);
+  if (with_class(optimizer, [&](auto its) { dict = dict_of_class<decltype(its)>(optimizer, more, options.names); }))
+    return dict;
+  return dict_of_own(optimizer, options);
 }
 
 // ---- reading
@@ -201,19 +189,15 @@ struct LoadedGroups {
 // The state of the parameters of group `g`, which `states` has under `ids`.
 template <class Class>
 void prepare_states(LoadedGroups<typename Class::Options>& prepared, const std::vector<at::Tensor>& parameters,
-                    std::size_t g, const IValue& ids, const Dict& states, const LoadOptions& options) {
-  if (!ids.isList() || ids.toListRef().size() != parameters.size())
-    fail("parameter group " + std::to_string(g) + " is of another number of parameters than this optimizer's " +
-         std::to_string(parameters.size()));
+                    std::size_t g, const std::vector<IValue>& ids, const Dict& states, const LoadOptions& options) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const IValue id = ids.toListRef()[i];
-    const auto found = id.isInt() ? states.find(id) : states.end();
+    const auto found = ids[i].isInt() ? states.find(ids[i]) : states.end();
     if (found == states.end() || (options.wanted && !options.wanted(parameters[i]))) continue;
     const std::string its = "the state of parameter " + std::to_string(i) + " of group " + std::to_string(g);
     const Dict values = dict_of(found->value(), its);
     auto state = std::make_unique<typename Class::State>();
     visit_fields(*state, Getter{values, its, &parameters[i], options.may_take, &prepared.all_fit});
-    check_complete(*state, prepared.options.back(), its);
+    check_complete(*state, prepared.options[g], its);
     prepared.states.emplace_back(parameters[i].unsafeGetTensorImpl(), std::move(state));
   }
 }
@@ -223,13 +207,16 @@ LoadedGroups<typename Class::Options> prepare_groups(Optimizer& optimizer, const
                                                      const LoadOptions& options) {
   LoadedGroups<typename Class::Options> prepared;
   auto& param_groups = optimizer.param_groups();
+  const auto ids = parameter_ids(optimizer, groups, options.names);
   for (std::size_t g = 0; g < param_groups.size(); ++g) {
     const std::string where = "parameter group " + std::to_string(g);
     const Dict group = dict_of(groups.toListRef()[g], where);
     check_python_fields(group, Class::python_fields(), where);
-    prepared.options.push_back(static_cast<const typename Class::Options&>(param_groups[g].options()));
+    const auto& own = static_cast<const typename Class::Options&>(param_groups[g].options());
+    prepared.options.push_back(own);
     visit_fields(prepared.options.back(), Getter{group, where});
-    prepare_states<Class>(prepared, param_groups[g].params(), g, field(group, "params", where), states, options);
+    if (!options.with_options) prepared.options.back() = own;
+    prepare_states<Class>(prepared, param_groups[g].params(), g, ids[g], states, options);
   }
   return prepared;
 }
@@ -240,34 +227,21 @@ std::function<void()> prepare_class(Optimizer& optimizer, const Dict& all, const
   const std::string whole = "the optimizer's state";
   const IValue groups = field(all, "param_groups", whole);
   const Dict states = dict_of(field(all, "state", whole), whole + "'s 'state'");
-  auto& param_groups = optimizer.param_groups();
-  if (!groups.isList()) fail(whole + "'s 'param_groups' is no list");
-  if (groups.toListRef().size() != param_groups.size())
-    fail(whole + " is of " + std::to_string(groups.toListRef().size()) + " parameter groups; this one has " +
-         std::to_string(param_groups.size()));
   const at::NoGradGuard no_grad;
   const auto prepared =
       std::make_shared<LoadedGroups<Options>>(prepare_groups<Class>(optimizer, groups, states, options));
   // One that is taken keeps the memory of the whole file, so it is all or none.
-  if (options.may_take && !prepared->all_fit)
-    *prepared = prepare_groups<Class>(optimizer, groups, states, {options.wanted, /*may_take=*/false});
+  if (options.may_take && !prepared->all_fit) {
+    LoadOptions copying = options;
+    copying.may_take = false;
+    *prepared = prepare_groups<Class>(optimizer, groups, states, copying);
+  }
   return [&optimizer, prepared] {
     for (std::size_t g = 0; g < prepared->options.size(); ++g)
       static_cast<Options&>(optimizer.param_groups()[g].options()) = prepared->options[g];
     optimizer.state().clear();
     for (auto& [parameter, state] : prepared->states) optimizer.state()[parameter] = std::move(state);
   };
-}
-
-std::function<void()> prepare_archive(Optimizer& optimizer, const Dict& all) {
-  const IValue bytes = field(all, kArchive, "the optimizer's state, which is not PyTorch's for this class,");
-  if (!bytes.isTensor()) fail("the optimizer's state is no tensor of bytes");
-  const at::Tensor content = bytes.toTensor().contiguous();
-  std::istringstream stream(
-      std::string(static_cast<const char*>(content.const_data_ptr()), static_cast<std::size_t>(content.nbytes())));
-  const auto archive = std::make_shared<torch::serialize::InputArchive>();
-  archive->load_from(stream);
-  return [&optimizer, archive] { optimizer.load(*archive); };
 }
 
 }  // namespace
@@ -277,7 +251,7 @@ std::function<void()> prepare_load(Optimizer& optimizer, const IValue& state, co
   std::function<void()> load;
   if (with_class(optimizer, [&](auto its) { load = prepare_class<decltype(its)>(optimizer, all, options); }))
     return load;
-  return prepare_archive(optimizer, all);
+  return prepare_own(optimizer, all, options);
 }
 
 }  // namespace tandem::optim

@@ -9,7 +9,7 @@
 namespace tandem::optim {
 
 ReduceLROnPlateau::ReduceLROnPlateau(torch::optim::Optimizer& optimizer, Options options)
-    : Scheduler(optimizer), options_(std::move(options)) {
+    : Scheduler(optimizer), options_(std::move(options)), first_lrs_(last_lr()) {
   require(options_.factor >= 0.0 && options_.factor < 1.0, "ReduceLROnPlateau: factor", options_.factor,
           "0 or more, below 1");
   require_count("ReduceLROnPlateau: patience", options_.patience, 0);
@@ -62,6 +62,7 @@ SchedulerState ReduceLROnPlateau::state() const {
   state.values["best"] = best_;
   state.values["num_bad_epochs"] = num_bad_epochs_;
   state.values["cooldown_counter"] = cooldown_counter_;
+  state.course = first_lrs_;
   return state;
 }
 
@@ -69,6 +70,7 @@ void ReduceLROnPlateau::load_state(const SchedulerState& state) {
   const auto best = state.get<double>("best");
   const auto bad = state.get<std::int64_t>("num_bad_epochs"), cooldown = state.get<std::int64_t>("cooldown_counter");
   Scheduler::load_state(state);
+  if (state.course.size() == first_lrs_.size()) first_lrs_ = state.course;
   best_ = best;
   num_bad_epochs_ = bad;
   cooldown_counter_ = cooldown;

@@ -57,7 +57,11 @@ double SequentialLR::lr_of(std::size_t group, double lr) const {
 
 SchedulerState SequentialLR::state() const {
   SchedulerState state = Scheduler::state();
-  for (const auto& scheduler : schedulers_) state.schedulers.push_back(scheduler->state());
+  for (const auto& scheduler : schedulers_) {
+    state.schedulers.push_back(scheduler->state());
+    state.schedulers.back().course.clear();  // the course is that of all together
+  }
+  state.course = course_;
   return state;
 }
 
@@ -67,14 +71,31 @@ std::map<std::string, double> SequentialLR::group_values(std::size_t group) cons
   return values;
 }
 
-void SequentialLR::load_state(const SchedulerState& state) {
-  if (state.schedulers.size() != schedulers_.size())
-    throw CheckpointError("the scheduler's state is of a SequentialLR of " + std::to_string(state.schedulers.size()) +
-                          " schedulers; this one has " + std::to_string(schedulers_.size()));
-  for (std::size_t i = 0; i < schedulers_.size(); ++i) schedulers_[i]->load_state(state.schedulers[i]);
-  // After the schedulers: each has set the rates as if it were the current one.
-  Scheduler::load_state(state);
-  advance();
+bool SequentialLR::has_own_base() const {
+  return std::any_of(schedulers_.begin(), schedulers_.end(), [](const auto& one) { return one->has_own_base(); });
+}
+
+// Of one that was made of other schedulers, as with a warm-up that it had not, the first one's base is that of all.
+void SequentialLR::take_base(const SchedulerState& state) {
+  const auto& theirs = state.schedulers;
+  if (theirs.empty())
+    throw CheckpointError("the scheduler's state is of a SequentialLR of 0 schedulers; this one has " +
+                          std::to_string(schedulers_.size()));
+  bool own = false;  // the base of a OneCycleLR is also that of those after it
+  for (std::size_t i = 0; i < schedulers_.size(); ++i) {
+    if (!own) schedulers_[i]->take_base(theirs[theirs.size() == schedulers_.size() ? i : 0]);
+    own = own || schedulers_[i]->has_own_base();
+  }
+  base_lrs_ = schedulers_.back()->base_lrs();
+}
+
+// As the constructor leaves them.
+void SequentialLR::rewind() {
+  for (const auto& scheduler : schedulers_) {
+    scheduler->rewind();
+    scheduler->last_epoch_ = -1;
+  }
+  schedulers_.front()->last_epoch_ = 0;
 }
 
 SequentialLROptions with_warmup(std::int64_t steps, SchedulerFactory next) {

@@ -10,6 +10,7 @@ namespace tandem::optim {
 namespace {
 
 constexpr const char* kSchedulers = "_schedulers";
+constexpr const char* kCourse = "_tandem_course";
 
 IValue value_of(const SchedulerState::Value& value) {
   if (const auto* number = std::get_if<std::int64_t>(&value)) return *number;
@@ -26,6 +27,7 @@ IValue state_dict(const SchedulerState& state) {
   for (const auto& [name, value] : state.values) dict.insert(name, value_of(value));
   if (const auto last = state.values.find("last_epoch"); last != state.values.end())
     dict.insert("_step_count", std::get<std::int64_t>(last->second) + 1);  // PyTorch's calls of step, its own included
+  if (!state.course.empty()) dict.insert(kCourse, value_of(state.course));
   if (state.schedulers.empty()) return dict;
   List schedulers = new_list();
   for (const SchedulerState& one : state.schedulers) schedulers.push_back(state_dict(one));
@@ -54,7 +56,11 @@ SchedulerState scheduler_state_of(const IValue& state, int& left) {
       std::vector<double> numbers;
       for (const IValue& one : value.toListRef())
         if (is_number(one)) numbers.push_back(number_of(one, name));
-      if (numbers.size() == value.toListRef().size()) result.values[name] = numbers;
+      if (numbers.size() != value.toListRef().size()) continue;
+      if (name == kCourse)
+        result.course = numbers;
+      else
+        result.values[name] = numbers;
     }
   }
   return result;

@@ -329,9 +329,9 @@ std::string Accelerator::save_for_session(const std::string& directory, const Sa
   return checkpoints_->save(directory, options, written);
 }
 
-std::string Accelerator::load_state(const std::string& directory) {
+std::string Accelerator::load_state(const std::string& directory, const LoadStateOptions& options) {
   check_between_updates();
-  return checkpoints_->load(directory);
+  return checkpoints_->load(directory, options);
 }
 
 void Accelerator::wait_for_saves() {

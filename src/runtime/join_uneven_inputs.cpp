@@ -75,8 +75,9 @@ void Accelerator::take_over_from_last() {
   // After the schedulers, so that the learning rates are those of the state.
   for (auto& optimizer : prepared_.alive_optimizers()) {
     // Copied before the next call, in which the last rank may go on.
+    const optim::SaveOptions known{.its_class = optimizer.its_class(), .has_stepped = optimizer.updates() > 0};
     const c10::IValue state =
-        broadcast_object(rank() == last ? optim::state_dict(optimizer.inner()) : c10::IValue(), last);
+        broadcast_object(rank() == last ? optim::state_dict(optimizer.inner(), {}, known) : c10::IValue(), last);
     if (rank() != last) optim::prepare_load(optimizer.inner(), state)();
     const auto [updates, skipped] =
         broadcast_object(std::pair(optimizer.updates(), optimizer.step_was_skipped()), last);

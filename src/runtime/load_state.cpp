@@ -50,6 +50,18 @@ at::Tensor sampler_state_in(const c10::IValue& value, const std::string& directo
   return value.toTensor();
 }
 
+bool keeps_options(const LoadStateOptions& options) { return options.optimizer_options == SettingsOf::checkpoint; }
+
+optim::GradScalerState scaler_state(const c10::IValue& file, const optim::GradScalerState& own,
+                                    const LoadStateOptions& options) {
+  auto state = optim::grad_scaler_state_of(file);
+  if (keeps_options(options)) return state;
+  state.growth_factor = own.growth_factor;
+  state.backoff_factor = own.backoff_factor;
+  state.growth_interval = own.growth_interval;
+  return state;
+}
+
 void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
   if (stored == prepared) return;
   throw CheckpointError(directory + ": is of " + std::to_string(stored) + " prepared " + what + ", and there are " +
@@ -134,8 +146,58 @@ std::int64_t Checkpoints::updates_in(const c10::IValue& scheduler) const {
   return steps / config().scheduler_steps_per_update;
 }
 
+std::size_t Checkpoints::schedulers_of(const torch::optim::Optimizer& optimizer) const {
+  const auto all = prepared_.alive_schedulers();
+  return static_cast<std::size_t>(std::count_if(all.begin(), all.end(), [&](const auto& scheduler) {
+    return scheduler.inner() && &scheduler.inner()->optimizer() == &optimizer;
+  }));
+}
+
+// One of LibTorch's, which tells neither its state nor its optimizer.
+void Checkpoints::prepare_scheduler(Steps& steps, optim::AcceleratedScheduler scheduler, const LoadedState& loaded,
+                                    std::size_t index, const LoadStateOptions& options) const {
+  if (scheduler.inner()) return prepare_own_scheduler(steps, scheduler, loaded.schedulers[index], options);
+  constexpr std::int64_t kMostUpdates = 1'000'000'000;  // each is a step of the scheduler's
+  const std::int64_t updates =
+      loaded.state ? loaded.state->scheduler_steps[index] : updates_in(loaded.schedulers[index]);
+  if (updates > kMostUpdates)
+    throw CheckpointError(loaded.directory + ": has an impossible number of a scheduler's updates");
+  if (scheduler.updates() > updates)
+    throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
+                      " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
+  steps.apply.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
+}
+
+void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedScheduler scheduler, const c10::IValue& file,
+                                        const LoadStateOptions& options) const {
+  optim::Scheduler& inner = *scheduler.inner();
+  const bool alone = schedulers_of(inner.optimizer()) < 2;
+  const bool keeps = keeps_options(options);
+  auto state = optim::scheduler_state_of(file);
+  const auto last = state.get<std::int64_t>("last_epoch");
+  if (!keeps && !alone)
+    throw ConfigError(
+        "several schedulers change the rates of one optimizer, so that the rates of this program's learning rate "
+        "cannot be "
+        "told from those of the checkpoint's; load it with SettingsOf::checkpoint");
+  if (!keeps) state = inner.with_own_rates(std::move(state));
+  // First, because only the schedulers themselves find out whether they can be there.
+  steps.apply.insert(steps.apply.begin(), [&inner, state] { inner.load_state(state); });
+  steps.apply.emplace_back([scheduler, last]() mutable { scheduler.set_inner_steps(last); });
+  steps.undo.emplace_back([&inner, before = inner.state()] { inner.load_state(before); });
+  // The optimizer has its options now, which are right for a schedule that is as it was.
+  steps.settle.emplace_back([&inner, state, keeps, alone]() mutable {
+    const std::vector<double> rates = inner.last_lr();
+    if (keeps && !state.course.empty()) state.values["_last_lr"] = rates;
+    inner.load_state(state);
+    const bool is_other = inner.last_lr() != state.get<std::vector<double>>("_last_lr");
+    if (keeps && (!is_other || (state.course.empty() && !alone)))
+      for (std::size_t i = 0; i < rates.size(); ++i) inner.optimizer().param_groups()[i].options().set_lr(rates[i]);
+  });
+}
+
 // What gives this rank's models, schedulers, scaler and loaders their state, checked as far as that can be.
-Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded) {
+Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const LoadStateOptions& options) {
   Steps steps;
   std::size_t index = 0;
   std::vector<std::function<void()>> weights;
@@ -148,35 +210,18 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded) {
                                     })] { reducer->weights().write(load); });
   }
   index = 0;
+  const auto names = parameter_names();
   // Only checked: what a rank needs of them is found out when they are loaded. Nothing is copied for that.
   for (const auto& optimizer : prepared_.alive_optimizers())
-    optim::prepare_load(optimizer.inner(), loaded.optimizers[index++], {.may_take = true});
+    optim::prepare_load(optimizer.inner(), loaded.optimizers[index++],
+                        {.may_take = true, .names = names, .with_options = keeps_options(options)});
   index = 0;
-  for (auto scheduler : prepared_.alive_schedulers()) {
-    if (!scheduler.inner()) {
-      constexpr std::int64_t kMostUpdates = 1'000'000'000;  // each is a step of the scheduler's
-      const std::int64_t updates =
-          loaded.state ? loaded.state->scheduler_steps[index] : updates_in(loaded.schedulers[index]);
-      if (updates > kMostUpdates)
-        throw CheckpointError(loaded.directory + ": has an impossible number of a scheduler's updates");
-      if (scheduler.updates() > updates)
-        throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
-                          " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
-      steps.apply.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
-    } else {
-      const auto state = optim::scheduler_state_of(loaded.schedulers[index]);
-      const auto last = state.get<std::int64_t>("last_epoch");
-      // First, because only the schedulers themselves find out whether they can be there.
-      steps.apply.insert(steps.apply.begin(), [scheduler, state] { scheduler.inner()->load_state(state); });
-      steps.apply.emplace_back([scheduler, last]() mutable { scheduler.set_inner_steps(last); });
-      steps.undo.emplace_back(
-          [scheduler, before = scheduler.inner()->state()] { scheduler.inner()->load_state(before); });
-    }
-    index += 1;
-  }
+  for (const auto& scheduler : prepared_.alive_schedulers())
+    prepare_scheduler(steps, scheduler, loaded, index++, options);
   if (loaded.scaler)
-    steps.apply.emplace_back(
-        [this, state = optim::grad_scaler_state_of(*loaded.scaler)] { prepared_.scaler->load_state(state); });
+    steps.apply.emplace_back([this, state = scaler_state(*loaded.scaler, prepared_.scaler->state(), options)] {
+      prepared_.scaler->load_state(state);
+    });
   index = 0;
   for (const auto& loader :
        loaded.state ? prepared_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
@@ -189,16 +234,19 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded) {
   return steps;
 }
 
-void Checkpoints::load_optimizers(const LoadedState& loaded) {
+void Checkpoints::load_optimizers(const LoadedState& loaded, const LoadStateOptions& options) {
   std::size_t index = 0;
+  const auto names = parameter_names();
   for (auto optimizer : prepared_.alive_optimizers()) {
     const c10::IValue& state = loaded.optimizers[index];
     const auto load = [&](const std::function<bool(const at::Tensor&)>& wanted) {
       // A tensor that one rank alone wants may become that rank's.
       const bool may_take = static_cast<bool>(wanted) || ranks_.world_size() == 1;
       std::function<void()> apply;
-      check_on_all(ranks_, [&] { apply = optim::prepare_load(optimizer.inner(), state, {wanted, may_take}); });
-      apply();
+      check_on_all(ranks_, [&] {
+        apply = optim::prepare_load(optimizer.inner(), state, {wanted, may_take, names, keeps_options(options)});
+      });
+      check_on_all(ranks_, apply);  // it may be the program's own
     };
     if (optimizer.sharded())
       optimizer.sharded()->load(load);
@@ -226,7 +274,7 @@ void Checkpoints::load_generators(const StateFile& state) {
   if (cuda && cuda->defined() && !states.cuda.empty()) cuda->set_state(generator_state_of(states.cuda));
 }
 
-std::string Checkpoints::load(const std::string& directory) {
+std::string Checkpoints::load(const std::string& directory, const LoadStateOptions& options) {
   const trace::Range range(trace::Event::checkpoint);
   check_on_all(ranks_, [&] {
     if (directory.empty() && config().checkpoints.directory.empty())
@@ -240,7 +288,8 @@ std::string Checkpoints::load(const std::string& directory) {
   loaded = ranks_.broadcast_object(loaded);
   for (const auto& reducer : prepared_.reducers) reducer->weights().notice();
   Steps steps;
-  check_on_all(ranks_, [&] { steps = prepare_state(*loaded); });  // now nobody computes with weights that are shared
+  check_on_all(ranks_,
+               [&] { steps = prepare_state(*loaded, options); });  // now nobody computes with weights that are shared
   try {
     check_on_all(ranks_, [&] {
       for (const auto& step : steps.apply) step();
@@ -253,7 +302,10 @@ std::string Checkpoints::load(const std::string& directory) {
     reducer->clear_gradients();
     reducer->weights().accept();
   }
-  load_optimizers(*loaded);  // after the schedulers: the rates are those of the state
+  load_optimizers(*loaded, options);  // after the schedulers: the rates are those of the state
+  check_on_all(ranks_, [&] {
+    for (const auto& step : steps.settle) step();
+  });
   if (loaded->state) {
     context_.gradients.step = loaded->state->micro_batches;
     if (context_.follower && !loaded->state->optimizers.empty())

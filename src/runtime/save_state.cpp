@@ -1,5 +1,7 @@
 // How the state of a training is saved.
 #include <filesystem>
+#include <map>
+#include <utility>
 
 #include "backend/device_scope.h"
 #include "io/ivalue_tensors.h"
@@ -71,18 +73,46 @@ optim::GroupValues Checkpoints::group_values(const torch::optim::Optimizer& opti
   return values;
 }
 
+optim::SaveOptions Checkpoints::save_options(const optim::AcceleratedOptimizer& optimizer,
+                                             const optim::ParameterNames& names) {
+  return {.names = names,
+          .its_class = optimizer.its_class(),
+          .has_stepped = optimizer.updates() > 0,
+          .warn = [this](const std::string& what) {
+            if (warnings_.insert(what).second && config().on_warning) config().on_warning(what);
+          }};
+}
+
+// As they are called in the files of the models. Of further models with the file's name before it, so that an optimizer
+// of several has no two of a name.
+optim::ParameterNames Checkpoints::parameter_names() const {
+  std::map<const void*, std::string> names;
+  std::size_t index = 0;
+  for (const auto& reducer : prepared_.reducers) {
+    const std::string prefix = index == 0 ? "" : numbered("model", index) + ".";
+    for (const auto& item : reducer->module()->named_parameters())
+      names.emplace(item.value().unsafeGetTensorImpl(), prefix + item.key());
+    index += 1;
+  }
+  return [names = std::move(names)](const at::Tensor& parameter) {
+    const auto found = names.find(parameter.unsafeGetTensorImpl());
+    return found == names.end() ? std::string() : found->second;
+  };
+}
+
 // The files of a checkpoint, of tensors that `keep` gives for those of the state.
 std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, StateFile state,
                                                   std::uint64_t max_shard_bytes,
-                                                  const std::function<at::Tensor(const at::Tensor&)>& keep) const {
+                                                  const std::function<at::Tensor(const at::Tensor&)>& keep) {
   std::vector<io::NewFile> files;
   const auto add_pickle = [&](const std::string& name, const c10::IValue& value) {
     files.push_back(pickle_file(directory, name, io::map_tensors(value, keep)));
   };
   std::size_t index = 0;
+  const auto names = parameter_names();
   for (const auto& optimizer : prepared_.alive_optimizers())  // first, because they take longest
     add_pickle(numbered("optimizer", index++) + ".bin",
-               optim::state_dict(optimizer.inner(), group_values(optimizer.inner())));
+               optim::state_dict(optimizer.inner(), group_values(optimizer.inner()), save_options(optimizer, names)));
   index = 0;
   for (const auto& reducer : prepared_.reducers) {
     io::NamedTensors weights = io::weights_of(*reducer->module());

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/batchnorm.h>
@@ -115,6 +116,50 @@ TEST_CASE("tied weights are stored once, and types are converted") {
   io::save_safetensors(directory / "python/model.safetensors", {{"first", ones}, {"second", ones * 2}});
   CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(directory / "python", tied); }),
              ContainsSubstring("is not equal to 'first'"));
+}
+
+TEST_CASE("tied weights that are stored under both names are taken where they agree: NaN, signs of zero, types") {
+  struct Tied : torch::nn::Module {
+    explicit Tied(at::ScalarType type) : weight(register_parameter("first", at::zeros({6}, type))) {
+      register_parameter("second", weight);
+    }
+    at::Tensor weight;
+  };
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInfinity = std::numeric_limits<double>::infinity();
+  const TempDir directory;
+  fs::create_directory(directory / "python");
+  // What is loaded into a model of `type`; undefined where that is an error.
+  const auto load = [&](const at::Tensor& first, const at::Tensor& second, at::ScalarType type = at::kFloat) {
+    Tied tied(type);
+    io::save_safetensors(directory / "python/model.safetensors", {{"first", first}, {"second", second}});
+    const auto error = error_of<CheckpointError>([&] { io::load_model(directory / "python", tied); });
+    if (error.empty()) return tied.weight.detach();
+    CHECK_THAT(error, ContainsSubstring("'first'") && ContainsSubstring("'second'"));
+    return at::Tensor();
+  };
+  const auto same = [](const at::Tensor& a, const at::Tensor& b) {
+    return a.defined() && at::allclose(a.to(at::kDouble), b.to(at::kDouble), 0, 0, /*equal_nan=*/true);
+  };
+  const at::Tensor numbers = at::tensor({0.1, kNan, -kInfinity, 0.0, 7.0, 1e-30}, at::kDouble);
+  const at::Tensor other = at::tensor({0.1, kNan, -kInfinity, 0.0, 7.5, 1e-30}, at::kDouble);
+  const at::Tensor no_nan = at::tensor({0.1, 2.0, -kInfinity, 0.0, 7.0, 1e-30}, at::kDouble);
+  const at::Tensor minus = at::tensor({0.1, kNan, -kInfinity, -0.0, 7.0, 1e-30}, at::kDouble);
+  const std::vector<at::ScalarType> types{at::kDouble, at::kFloat, at::kBFloat16, at::kHalf};
+  for (const auto wide : types)
+    for (const auto narrow : types) {
+      if (at::promote_types(wide, narrow) != wide) continue;
+      for (const auto of_model : types) {
+        CAPTURE(wide, narrow, of_model);
+        const at::Tensor exact = numbers.to(wide), cast = exact.to(narrow);
+        CHECK(same(load(exact, cast, of_model), exact.to(of_model)));
+        CHECK(same(load(cast, exact, of_model), exact.to(of_model)));
+        CHECK_FALSE(load(exact, other.to(narrow), of_model).defined());
+        CHECK_FALSE(load(no_nan.to(narrow), exact, of_model).defined());
+      }
+    }
+  CHECK_FALSE(load(numbers.to(at::kHalf), numbers.to(at::kBFloat16)).defined());  // neither is a cast of the other
+  CHECK(same(load(numbers.to(at::kFloat), minus.to(at::kFloat)), numbers.to(at::kFloat)));
+  CHECK(same(load(at::arange(6, at::kLong), at::arange(6, at::kFloat)), at::arange(6)));
 }
 
 TEST_CASE("files that the manifest does not list are not read") {

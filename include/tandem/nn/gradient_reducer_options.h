@@ -18,7 +18,8 @@ struct GradientReducerOptions {
   /// On CPU ranks all ranks' gradients then are one memory. A rank that writes to a gradient of its own, through
   /// LibTorch or a pointer that it asks LibTorch for then, gets a copy. Communication hooks need a bucket a rank.
   bool share_gradients = true;
-  /// Each reduction gives all ranks rank 0's buffers.
+  /// Buffers become rank 0's when a reduction ends; one that a graph still needs for its backward pass, after the
+  /// model's next update.
   bool broadcast_buffers = true;
   /// A promise that every pass reaches the same parameters as often as the first one did, on every rank; the ranks then
   /// need not tell each other after each pass. A pass that breaks it is a ConfigError.

@@ -19,6 +19,7 @@
 #include "tandem/nn/gradient_state.h"
 #include "tandem/optim/fused_step.h"
 #include "tandem/optim/grad_scaler.h"
+#include "tandem/optim/optimizer_class.h"
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/scheduler.h"
 #include "tandem/optim/sharded_optimizer.h"
@@ -61,14 +62,16 @@ class AcceleratedOptimizer {
  public:
   /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
-  /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `updated` is called after each
-  /// update.
+  /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `its_class` is what is known of
+  /// the class of `inner`. `updated` is called after each update.
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
                        GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
-                       ClosureSteps closure_steps = {}, std::function<void()> updated = {})
+                       ClosureSteps closure_steps = {}, OptimizerClass its_class = {},
+                       std::function<void()> updated = {})
       : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
                                                 fused ? std::optional(FusedStep(inner)) : std::nullopt,
-                                                std::move(sharded), std::move(closure_steps), std::move(updated)})) {}
+                                                std::move(sharded), std::move(closure_steps), its_class,
+                                                std::move(updated)})) {}
 
   /// Updates the parameters, in the micro-batch that closes the window. With a scaler: unless one of their gradients,
   /// on any rank, is infinite or NaN. Collective then. Throws what GradScaler::step and ShardedOptimizer::step throw, and
@@ -136,6 +139,9 @@ class AcceleratedOptimizer {
   /// The inner optimizer's parameter groups, whose options may be changed between steps, the same on all ranks.
   std::vector<torch::optim::OptimizerParamGroup>& param_groups() const { return shared_->inner.param_groups(); }
 
+  /// What was known of its class when it was prepared.
+  const OptimizerClass& its_class() const { return shared_->its_class; }
+
   /// How the update is divided over the ranks; null when it is not.
   ShardedOptimizer* sharded() const { return shared_->sharded.get(); }
 
@@ -150,6 +156,7 @@ class AcceleratedOptimizer {
     std::optional<FusedStep> fused_step;
     std::unique_ptr<ShardedOptimizer> sharded;
     ClosureSteps closure_steps;
+    OptimizerClass its_class;
     std::function<void()> updated;
   };
 

@@ -62,6 +62,7 @@ class OneCycleLR final : public LRScheduler {
   double lr_of(std::size_t group, double lr) const override;
   double momentum_of(std::size_t group) const;
   void advance() override;
+  bool has_own_base() const override { return true; }
 
   Options options_;
   std::vector<double> phase_ends_;  // the update at which each phase is done; may be fractional

@@ -52,6 +52,8 @@ class ReduceLROnPlateau final : public Scheduler {
 
   /// Adds `best`, `num_bad_epochs` and `cooldown_counter`.
   SchedulerState state() const override;
+
+  /// Rates are those of `state`: they follow from its metrics, not from the length of a training.
   void load_state(const SchedulerState& state) override;
 
  private:
@@ -59,6 +61,7 @@ class ReduceLROnPlateau final : public Scheduler {
   void reduce();
 
   Options options_;
+  std::vector<double> first_lrs_;  // when it was made
   double best_;
   std::int64_t num_bad_epochs_ = 0, cooldown_counter_ = 0;
 };

@@ -43,9 +43,8 @@ class SequentialLR final : public LRScheduler {
   /// the schedulers throw.
   SequentialLR(torch::optim::Optimizer& optimizer, Options options);
 
-  /// `last_epoch`, `_last_lr` and the schedulers' states.
+  /// `last_epoch`, `_last_lr`, the schedulers' states and the course.
   SchedulerState state() const override;
-  void load_state(const SchedulerState& state) override;
 
   /// Those of all its schedulers.
   std::map<std::string, double> group_values(std::size_t group) const override;
@@ -54,6 +53,9 @@ class SequentialLR final : public LRScheduler {
   std::size_t current() const;
   double lr_of(std::size_t group, double lr) const override;
   void advance() override;
+  void take_base(const SchedulerState& state) override;
+  bool has_own_base() const override;
+  void rewind() override;
 
   std::vector<std::unique_ptr<LRScheduler>> schedulers_;
   std::vector<std::int64_t> begins_;  // by scheduler, the update that is its first

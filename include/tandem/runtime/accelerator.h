@@ -338,7 +338,11 @@ class Accelerator : public RankHandle {
   /// optimizers, schedulers and loaders (those that still exist), the scaler, each rank's default generators, what was
   /// registered below. `directory` is one of its own, that appears or is replaced as a whole; without one it is the
   /// next of LaunchConfig::checkpoints. Files are those of Accelerate, which Python opens, and tandem_state.json.
-  /// Returns the directory; an empty text when the save was left out (WhenBusy::skip).
+  /// Of an optimizer of a class of the program's: what its state() holds, by the states' serialize(), and what its
+  /// save() writes. One with members that no save() writes is a ConfigError that says what to add, unless they are
+  /// numbers that have not changed since it was prepared. (It is prepared as the class that it is: a
+  /// torch::optim::Optimizer& hides them, which is a warning.) Returns the directory; an empty text when the save was
+  /// left out (WhenBusy::skip).
   ///
   /// To be called between two updates: in or after the micro-batch that closes a window. Rank 0 writes, and the others
   /// wait, but for saves in the background, whose errors come out of the next save_state, load_state or wait_for_saves,
@@ -352,9 +356,16 @@ class Accelerator : public RankHandle {
   /// LaunchConfig::checkpoints that is not damaged. Loaders go on in the middle of their epoch: the next loop over one
   /// has the rest of it. Gradients are dropped. Returns the directory.
   ///
+  /// What the program sets counts, but for the options of the optimizers (learning rates and so on), which are those of
+  /// the checkpoint unless `options` say otherwise. A schedule goes on as the program has made it now, at the step of
+  /// the checkpoint: a cosine that has become longer gives the rate that the longer one has there. (LibTorch's own
+  /// schedulers do not tell what they are: they are stepped as often, and the rates are the checkpoint's.) An
+  /// optimizer's state goes to the parameters of the same names, where all have names in prepared models, and otherwise
+  /// by position.
+  ///
   /// Rank 0 reads. Collective. Throws on all ranks CheckpointError that names file and field, and ConfigError for
   /// another global batch; files are checked before anything is changed.
-  std::string load_state(const std::string& directory = {});
+  std::string load_state(const std::string& directory = {}, const LoadStateOptions& options = {});
 
   /// Returns when what save_state began in the background is written. Collective. Throws CheckpointError.
   void wait_for_saves();
@@ -452,7 +463,8 @@ class Accelerator : public RankHandle {
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
                                             context_.state->config.fused_optimizers, grad_scaler(), sharded(object),
-                                            closure_steps(), [this, &object] { after_update(object); });
+                                            closure_steps(), optim::optimizer_class(object),
+                                            [this, &object] { after_update(object); });
       prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {

@@ -32,6 +32,24 @@ struct SaveStateOptions {
   std::uint64_t max_shard_bytes = 10'000'000'000;  ///< as io::ModelFileOptions
 };
 
+/// Whose settings count where a program and the checkpoint that it goes on from both have some.
+enum class SettingsOf {
+  checkpoint,  ///< those with which the training was saved
+  program      ///< those that the program has set by the time of the call
+};
+
+/// How a training goes on from a checkpoint. Whatever is chosen here: weights, the optimizers' state (momentum buffers
+/// and so on), counts of updates, places in the data, generators and the scaler's scale are the checkpoint's; the shape
+/// of a schedule (its class, lengths, factors, functions), accumulation, precision, data and all of LaunchConfig are
+/// the program's.
+struct LoadStateOptions {
+  /// Of the options of the optimizers' parameter groups: learning rate, momentum, betas, weight decay and so on; of the
+  /// rates that schedulers begin with; and of the scaler's factors and interval. With `program` a training goes on at
+  /// the rate that this program's schedule has by then over this program's learning rate. (A ReduceLROnPlateau: at the
+  /// share of it that the metrics have left.)
+  SettingsOf optimizer_options = SettingsOf::checkpoint;
+};
+
 /// Hears how a save in the background has ended, on the thread that has written it.
 using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 

@@ -1,0 +1,190 @@
+#include "resumed_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <set>
+#include <variant>
+
+#include "checkpoints.h"
+#include "tandem/core/error.h"
+#include "tandem/io/checkpoint_series.h"
+#include "tandem/io/pickle_file.h"
+
+namespace train {
+namespace {
+
+using tandem::io::Config;
+using tandem::io::ConfigValue;
+
+const std::map<std::string, OnResume>& decisions() {
+  using enum OnResume;
+  static const std::map<std::string, OnResume> all{
+      // Another one would be another training: other parameters, another state, another order of samples.
+      {"model", kept},
+      {"heads", kept},
+      {"optimizer", kept},
+      {"seed", kept},
+      // What is trained, and how. Weights of other sizes are refused when they are loaded.
+      {"hidden", inherited},
+      {"block-size", inherited},
+      {"layers", inherited},
+      {"width", inherited},
+      {"dropout", inherited},
+      {"lr", inherited},
+      {"momentum", inherited},
+      {"weight-decay", inherited},
+      {"scheduler", inherited},
+      {"warmup-steps", inherited},
+      {"mixed-precision", inherited},
+      {"gradient-accumulation-steps", inherited},
+      {"clip-grad-norm", inherited},
+      {"normalize", inherited},
+      {"limit-train-samples", inherited},
+      {"no-shuffle", inherited},
+      {"drop-last", inherited},
+      {"no-even-batches", inherited},
+      {"dispatch-batches", inherited},
+      // Where the data is, which may have moved.
+      {"data-dir", told},
+      {"data-file", told},
+      // Another global batch is refused when the loader's place is loaded.
+      {"batch-size", used},
+      {"global-batch-size", used},
+      {"split-batches", used},
+      // How long.
+      {"epochs", used},
+      {"max-steps", used},
+      // On what.
+      {"gpus", used},
+      {"devices", used},
+      {"cpu", used},
+      {"threads-per-rank", used},
+      {"transport", used},
+      {"cuda-graphs", used},
+      {"tf32", used},
+      {"expandable-segments", used},
+      // What is read and written. --init-weights is refused with --resume.
+      {"config", used},
+      {"init-weights", used},
+      {"save-weights", used},
+      {"sample-bytes", used},
+      {"log-json", used},
+      {"checkpoint-dir", used},
+      {"save-every", used},
+      {"total-limit", used},
+      {"resume", used},
+      {"profile", used},
+      {"profile-steps", used},
+      {"nvtx-steps", used},
+      {"log-with", used},
+      {"project-dir", used},
+      {"report", used},
+      {"log-every", used},
+      {"quiet", used},
+      {"no-progress", used},
+  };
+  return all;
+}
+
+std::string text_of(const ConfigValue& value) {
+  if (const auto* flag = std::get_if<bool>(&value)) return *flag ? "true" : "false";
+  if (const auto* number = std::get_if<std::int64_t>(&value)) return std::to_string(*number);
+  if (const auto* text = std::get_if<std::string>(&value)) return *text;
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof digits, std::get<double>(value)).ptr};
+}
+
+const ConfigValue* find(const Config& flags, const std::string& name) {
+  const auto found = std::find_if(flags.begin(), flags.end(), [&](const auto& flag) { return flag.first == name; });
+  return found == flags.end() ? nullptr : &found->second;
+}
+
+// Empty: it has none.
+std::string text_in(const Config& flags, const std::string& name) {
+  const ConfigValue* value = find(flags, name);
+  return value ? text_of(*value) : std::string();
+}
+
+bool same(const std::string& a, const std::string& b) {
+  if (a == b) return true;
+  const auto number = [](const std::string& text, double& value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size() && !text.empty();
+  };
+  double x = 0, y = 0;
+  return number(a, x) && number(b, y) && x == y;
+}
+
+// A flag that is not there has its default, which is none or false.
+bool same_flag(const std::string& a, const std::string& b) {
+  const auto is_off = [](const std::string& text) { return text.empty() || text == "false"; };
+  return (is_off(a) && is_off(b)) || same(a, b);
+}
+
+std::string shown(const std::string& value) { return value.empty() ? "not given" : value; }
+
+}  // namespace
+
+std::optional<OnResume> on_resume(const std::string& flag) {
+  const auto found = decisions().find(flag);
+  return found == decisions().end() ? std::nullopt : std::optional(found->second);
+}
+
+std::optional<Config> flags_of_checkpoint(const std::string& resume, const std::string& directory) {
+  std::vector<std::string> paths{resume};
+  if (resume == "auto") paths = tandem::io::list_checkpoints(directory);
+  for (; !paths.empty(); paths.pop_back()) {
+    try {
+      TrainingState state;
+      state.load_state_dict(tandem::io::read_pickle(paths.back() + "/custom_checkpoint_0.pkl"));
+      return state.flags;
+    } catch (const tandem::CheckpointError&) {  // which load_state says, or it takes the one before as well
+    }
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> inherited_flags(const CLI::App& app, const Config& checkpoint) {
+  std::vector<std::string> flags;
+  for (const auto& [name, value] : checkpoint) {
+    const auto decision = on_resume(name);
+    const CLI::Option* const option = app.get_option_no_throw("--" + name);
+    if (!option || (decision != OnResume::inherited && decision != OnResume::kept)) continue;
+    if (option->count() == 0) {
+      flags.push_back("--" + name + "=" + text_of(value));
+    } else if (decision == OnResume::kept) {
+      const std::string given = CLI::detail::join(option->reduced_results(), ",");
+      if (!same(given, text_of(value)))
+        throw tandem::ConfigError("--" + name + " " + given + " cannot go on from a checkpoint that was made with " +
+                                  text_of(value) + "; leave it out, or begin anew without --resume");
+    }
+  }
+  return flags;
+}
+
+Differences compare_flags(const Config& flags, const Config& checkpoint) {
+  static const std::set<std::string> of_optimizer{"lr", "momentum", "weight-decay", "scheduler", "warmup-steps"};
+  Differences differences;
+  if (checkpoint.empty()) {
+    differences.lines = {
+        "the checkpoint is of an older version, which does not say its flags: learning rate, momentum and "
+        "weight decay are those that it was made with"};
+    return differences;
+  }
+  for (const auto& [name, decision] : decisions()) {
+    if (decision == OnResume::used) continue;
+    const std::string now = text_in(flags, name), before = text_in(checkpoint, name);
+    if (same_flag(now, before)) continue;
+    if (name == "scheduler" && (now == "plateau" || before == "plateau"))
+      throw tandem::ConfigError("--scheduler " + now + " cannot go on from a checkpoint that was made with " + before +
+                                ": plateau goes by epochs, the others by updates; begin anew without --resume");
+    differences.in_optimizer = differences.in_optimizer || of_optimizer.contains(name);
+    differences.lines.push_back("--" + name + " is " + shown(now) + " from here on; in the checkpoint it is " +
+                                shown(before));
+  }
+  return differences;
+}
+
+}  // namespace train

@@ -1,0 +1,179 @@
+// What becomes of train's flags when a training goes on from a checkpoint.
+#include "train/resumed_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <map>
+
+#include "support/catch.h"
+#include "support/temp_dir.h"
+#include "support/train_program.h"
+#include "tandem/io/checkpoint_series.h"
+#include "tandem/io/pickle_file.h"
+#include "train/options.h"
+
+using namespace tandem;
+using tandem::test::read_log;
+using tandem::test::TempDir;
+using tandem::test::train;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kBase = "--cpu 1 --hidden 8 --batch-size 50 --limit-train-samples 200 --no-progress";  // 4 updates
+
+std::vector<double> rates_in(const std::string& log) {
+  std::vector<double> rates;
+  for (const auto& line : read_log(log))
+    if (line.contains("lr")) rates.push_back(line["lr"]);
+  return rates;
+}
+
+// Trains an epoch with `first` and goes on for another with `second`; returns what that printed, and its log.
+struct Resumed {
+  Resumed(const std::string& first, const std::string& second, const std::string& base = kBase)
+      : checkpoints(" --checkpoint-dir " + (dir / "c")), log(dir / "log") {
+    const auto begun = train(base + " --epochs 1 " + first + checkpoints);
+    CAPTURE(first, begun.output);
+    REQUIRE(begun.exit_code == 0);
+    result = train(base + " --epochs 2 " + second + checkpoints + " --resume auto --log-json " + log +
+                   " --log-with jsonl --project-dir " + (dir / "p"));
+  }
+
+  // A flag as the run's record has it.
+  std::string recorded(const std::string& flag) const {
+    const auto config = read_log(dir / "p/log.jsonl").at(0).at("config");
+    return config.contains(flag) ? config.at(flag).dump() : "";
+  }
+
+  TempDir dir;
+  std::string checkpoints, log;
+  test::ProgramResult result;
+};
+
+}  // namespace
+
+TEST_CASE("every flag of train has a decision about what becomes of it when a training goes on") {
+  const auto app = train::describe_command_line();
+  for (const CLI::Option* option : app->get_options()) {
+    const std::string name = option->get_single_name();
+    CAPTURE(name);
+    CHECK((name == "help" || train::on_resume(name).has_value()));
+  }
+}
+
+TEST_CASE("a flag that is given anew is used, told in a line, and what is recorded is what is used") {
+  const Resumed it("--lr 0.001", "--lr 1e-5");
+  CAPTURE(it.result.output);
+  REQUIRE(it.result.exit_code == 0);
+  CHECK_THAT(it.result.output, ContainsSubstring("--lr is 1e-05 from here on; in the checkpoint it is 0.001"));
+  CHECK(it.recorded("lr") == "1e-05");
+  CHECK(rates_in(it.log) == std::vector<double>(4, 1e-5));
+}
+
+TEST_CASE("every flag of how to train is the checkpoint's where it is not given, and otherwise used and told") {
+  struct Flag {
+    std::string name, first, second, base = kBase;
+  };
+  const std::string mlp = kBase, sgd = kBase + " --optimizer sgd";
+  for (const Flag& flag :
+       std::vector<Flag>{{"lr", "0.02", "0.03"},
+                         {"momentum", "0.5", "0.9", sgd},
+                         {"weight-decay", "0.25", "0.125"},
+                         {"scheduler", "cosine", "linear"},
+                         {"warmup-steps", "1", "2"},
+                         {"mixed-precision", "bf16", "no"},
+                         {"gradient-accumulation-steps", "2", "1"},
+                         {"clip-grad-norm", "0.5", "0.25"},
+                         {"normalize", "none", "mnist"},
+                         {"limit-train-samples", "100", "150", "--cpu 1 --hidden 8 --batch-size 50 --no-progress"},
+                         {"drop-last", "true", "false"},
+                         {"no-even-batches", "true", "false"},
+                         {"no-shuffle", "true", "false"},
+                         {"dispatch-batches", "true", "false"}}) {
+    CAPTURE(flag.name);
+    REQUIRE(train::on_resume(flag.name) == train::OnResume::inherited);
+    const auto with = [&](const std::string& value) { return "--" + flag.name + "=" + value; };
+    const Resumed inherited(with(flag.first), "", flag.base), given(with(flag.first), with(flag.second), flag.base);
+    CAPTURE(inherited.result.output, given.result.output);
+    REQUIRE(inherited.result.exit_code == 0);
+    CHECK_THAT(inherited.result.output, !ContainsSubstring("from here on"));
+    CHECK_THAT(inherited.recorded(flag.name), ContainsSubstring(flag.first));
+    REQUIRE(given.result.exit_code == 0);
+    CHECK_THAT(given.result.output, ContainsSubstring("--" + flag.name + " is " + flag.second + " from here on"));
+    CHECK_THAT(given.recorded(flag.name), ContainsSubstring(flag.second));
+  }
+}
+
+TEST_CASE("a flag that would make it another training is refused, by name") {
+  for (const auto& [first, second] :
+       std::vector<std::pair<std::string, std::string>>{{"--seed 1", "--seed 2"},
+                                                        {"--optimizer adamw", "--optimizer sgd"},
+                                                        {"--model mlp", "--model cnn"},
+                                                        {"--scheduler cosine", "--scheduler plateau"},
+                                                        {"--scheduler plateau", "--scheduler cosine"}}) {
+    CAPTURE(first, second);
+    const std::string base = "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress";
+    const Resumed it(first, second, base);
+    CAPTURE(it.result.output);
+    CHECK(it.result.exit_code == 2);
+    CHECK_THAT(it.result.output, ContainsSubstring(second + " cannot go on from a checkpoint that was made with"));
+  }
+}
+
+TEST_CASE("sizes of the model that are not given are the checkpoint's") {
+  const TempDir dir;
+  const std::string flags =
+      "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress --checkpoint-dir " + (dir / "c");
+  REQUIRE(train(flags + " --hidden 6,5 --epochs 1").exit_code == 0);
+  const auto resumed = train(flags + " --epochs 2 --resume auto");
+  CAPTURE(resumed.output);
+  CHECK(resumed.exit_code == 0);
+}
+
+TEST_CASE("with more epochs every schedule goes on at the rates of the longer training") {
+  for (const std::string schedule : {"constant", "step", "multi-step", "exponential", "linear", "polynomial", "cosine",
+                                     "cosine-restarts", "one-cycle", "cosine --warmup-steps 2"}) {
+    CAPTURE(schedule);
+    const TempDir dir;
+    const std::string flags = kBase + " --scheduler " + schedule;
+    REQUIRE(train(flags + " --epochs 6 --log-json " + (dir / "straight")).exit_code == 0);
+    const std::string checkpoints = " --checkpoint-dir " + (dir / "c");
+    REQUIRE(train(flags + " --epochs 2" + checkpoints).exit_code == 0);
+    const auto resumed = train(flags + " --epochs 6 --resume auto --log-json " + (dir / "log") + checkpoints);
+    CAPTURE(resumed.output);
+    REQUIRE(resumed.exit_code == 0);
+    const auto straight = rates_in(dir / "straight"), rates = rates_in(dir / "log");
+    REQUIRE(straight.size() == 24);
+    CHECK(rates == std::vector<double>(straight.begin() + 8, straight.end()));
+    for (const double rate : rates) CHECK(rate > 0.0);
+  }
+}
+
+TEST_CASE("plateau goes on with more epochs, and its reductions stay when the learning rate is given anew") {
+  const Resumed longer("--scheduler plateau --lr 0.004", "--scheduler plateau --lr 0.004"),
+      other("--scheduler plateau --lr 0.004", "--scheduler plateau --lr 0.001");
+  CHECK(rates_in(longer.log) == std::vector<double>(4, 0.004));
+  CHECK(rates_in(other.log) == std::vector<double>(4, 0.001));
+}
+
+TEST_CASE("a checkpoint of an older version, which does not say its flags, goes on with its own learning rate") {
+  const TempDir dir;
+  const std::string checkpoints = " --checkpoint-dir " + (dir / "c");
+  REQUIRE(train(kBase + " --epochs 1 --lr 0.02" + checkpoints).exit_code == 0);
+  const std::string path = io::list_checkpoints(dir / "c").at(0), file = path + "/custom_checkpoint_0.pkl";
+  auto state = io::read_pickle(file).toGenericDict();
+  REQUIRE(state.erase("flags") == 1);
+  {
+    std::ofstream out(file, std::ios::binary | std::ios::trunc);
+    io::write_pickle(
+        [&](const void* data, std::size_t bytes) {
+          out.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+        },
+        file, state);
+  }
+  fs::remove(path + "/manifest.json");  // whose sums are not those of the file any more
+  const auto resumed = train(kBase + " --epochs 2 --resume " + path + " --log-json " + (dir / "log"));
+  CAPTURE(resumed.output);
+  CHECK_THAT(resumed.output, ContainsSubstring("of an older version, which does not say its flags"));
+}
