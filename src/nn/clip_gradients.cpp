@@ -179,7 +179,7 @@ void clip_values(const at::Tensor& gradient, double limit) {
                       ", which no zero is within; use 0 or more");
   const at::Tensor coalesced = gradient.detach().coalesce();
   coalesced._values().clamp_(-limit, limit);
-  if (!coalesced.is_same(gradient) && !gradient.is_coalesced()) gradient.detach().copy_(coalesced);
+  if (!gradient.is_coalesced()) gradient.copy_(coalesced);  // a detached one would change alone
 }
 
 void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tensor& norm, double max_norm,

@@ -264,7 +264,7 @@ struct TwoKindsImpl : torch::nn::Module {
     rows = register_module("rows", torch::nn::Embedding(torch::nn::EmbeddingOptions(3, 1).sparse(true)));
   }
   at::Tensor forward(double x) {
-    return dense[1] * x + rows(at::ones({1}, at::kLong)).sum() * x;  // row 1
+    return dense[1] * x + (rows(at::ones({1}, at::kLong)) * x).sum();  // row 1
   }
   at::Tensor dense;
   torch::nn::Embedding rows{nullptr};
@@ -324,6 +324,14 @@ std::vector<std::vector<double>> expected_gradients(const std::vector<Window>& w
   return seen;
 }
 
+std::string describe(const std::vector<Window>& windows) {
+  std::string text;
+  for (const Window& window : windows)
+    text += '(' + std::to_string(window.length) + (window.items ? " items" : "") + (window.no_sync ? " no_sync" : "") +
+            (window.keeps ? " keeps" : "") + ' ' + std::to_string(window.triggers) + ") ";
+  return text;
+}
+
 std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Window>& windows, bool set_to_none) {
   TwoKinds net;
   torch::optim::SGD sgd(net->parameters(), 0.0);
@@ -346,7 +354,9 @@ std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Wi
       if (!closes) continue;
       const double dense = net->dense.grad()[1].item<double>();
       const double sparse = net->rows->weight.grad().to_dense()[1][0].item<double>();
-      if (std::abs(dense - sparse) > 1e-4) throw std::logic_error("dense and sparse gradients differ");
+      if (std::abs(dense - sparse) > 1e-4)
+        throw std::logic_error(describe(windows) + "window " + std::to_string(w) + ": the dense gradient is " +
+                               std::to_string(dense) + " and the sparse one " + std::to_string(sparse));
       seen.push_back(dense);
       optimizer.step();
       if (!window.keeps) optimizer.zero_grad(set_to_none);
