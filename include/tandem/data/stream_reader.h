@@ -169,24 +169,19 @@ class StreamReader final : public AnyStreamReader {
     EpochPlan{plan_};
   }
 
-  /// Begins an epoch of `reader`. Throws what opening the stream throws, or reading the steps that are skipped, and
-  /// DataError when another reader began it with another epoch or step.
+  /// Begins an epoch of `reader`. What goes wrong in opening the stream, or in reading steps that are skipped, is for
+  /// `next` to throw. Throws DataError when another reader began it with another epoch or step.
   void start(int reader, const EpochStart& start) {
     if (const auto before = running(reader)) leave(reader, before->start.number);
+    if (join(reader, start)) return;
     const auto reading = wait_for_turn();
-    auto found = begun_.find(start.number);
-    if (found == begun_.end()) found = begun_.emplace(start.number, open(start)).first;
-    const std::shared_ptr<Epoch> epoch = found->second;
-    epoch->left_to_begin -= 1;
-    if (epoch->left_to_begin == 0) begun_.erase(found);
-    if (epoch->failure) std::rethrow_exception(epoch->failure);
-    if (epoch->start.epoch != start.epoch || epoch->start.first_step != start.first_step)
-      throw DataError("ranks begin an epoch of a data loader differently: epoch " + std::to_string(start.epoch) +
-                      " with step " + std::to_string(start.first_step) + ", and epoch " +
-                      std::to_string(epoch->start.epoch) + " with step " + std::to_string(epoch->start.first_step) +
-                      "; set, skip and load alike on all ranks");
-    const std::lock_guard lock(mutex_);
-    epoch_of(reader) = epoch;
+    if (join(reader, start)) return;  // another has opened it meanwhile
+    auto epoch = open(start);
+    {
+      const std::lock_guard lock(mutex_);
+      begun_.emplace(start.number, std::move(epoch));
+    }
+    join(reader, start);
   }
 
   /// The next step of the epoch that `reader` has begun; nothing at its end. Throws what reading throws, as SampleError
@@ -224,15 +219,34 @@ class StreamReader final : public AnyStreamReader {
  private:
   struct Epoch {
     EpochStart start;
+    // Guarded by `reading_`.
     IterableDatasetShard<Sample> shard;
     ReadContext context;
-    int left_to_begin;                      // readers that have not begun it yet
     bool ended = false, overtaken = false;  // by a later epoch
-    std::exception_ptr failure{};           // guarded, as all above, by `reading_`
-    std::vector<std::deque<Part>> kept;     // by reader: read for it, and not taken yet
-    std::vector<bool> left;                 // by reader
-    std::int64_t remainder = -1;            // guarded, as the two above, by `mutex_`
+    std::exception_ptr failure{};
+    // Guarded by `mutex_`.
+    int left_to_begin;                   // readers that have not begun it yet
+    std::vector<std::deque<Part>> kept;  // by reader: read for it, and not taken yet
+    std::vector<bool> left;              // by reader
+    std::int64_t remainder = -1;
   };
+
+  // False when nobody has opened it yet. Waits for no one who reads.
+  bool join(int reader, const EpochStart& start) {
+    const std::lock_guard lock(mutex_);
+    const auto found = begun_.find(start.number);
+    if (found == begun_.end()) return false;
+    const std::shared_ptr<Epoch> epoch = found->second;
+    epoch->left_to_begin -= 1;
+    if (epoch->left_to_begin == 0) begun_.erase(found);
+    if (epoch->start.epoch != start.epoch || epoch->start.first_step != start.first_step)
+      throw DataError("ranks begin an epoch of a data loader differently: epoch " + std::to_string(start.epoch) +
+                      " with step " + std::to_string(start.first_step) + ", and epoch " +
+                      std::to_string(epoch->start.epoch) + " with step " + std::to_string(epoch->start.first_step) +
+                      "; set, skip and load alike on all ranks");
+    epoch_of(reader) = epoch;
+    return true;
+  }
 
   // To read. Whoever reads may be waiting for long, for work that is still wanted by others.
   std::unique_lock<std::timed_mutex> wait_for_turn() {
@@ -277,8 +291,8 @@ class StreamReader final : public AnyStreamReader {
 
   // The stream of a new epoch may be made of what those before read from.
   void overtake() {
-    for (const auto& [number, epoch] : begun_) epoch->overtaken = true;
     const std::lock_guard lock(mutex_);
+    for (const auto& [number, epoch] : begun_) epoch->overtaken = true;
     for (const auto& epoch : epochs_)
       if (epoch) epoch->overtaken = true;
   }
@@ -304,9 +318,8 @@ class StreamReader final : public AnyStreamReader {
     check_open();
     if (epoch.overtaken)
       throw CollectiveError(
-          "a rank has begun another epoch of a data loader over a stream, of which the others had not read as much "
-          "yet; "
-          "all ranks must leave an epoch at the same step");
+          "a rank has begun another epoch of a data loader over a stream before the others had read as much of the one "
+          "before; all ranks must leave an epoch at the same step");
     read(epoch, [&] { epoch.ended = !epoch.shard.advance(); });
     if (epoch.failure) std::rethrow_exception(epoch.failure);
     epoch.context.step += 1;
@@ -359,7 +372,7 @@ class StreamReader final : public AnyStreamReader {
   std::atomic<bool> closed_{false};
   std::timed_mutex reading_;                               // held while the stream is read; the outer one of the two
   mutable std::mutex mutex_;                               // never held for long
-  std::map<std::uint64_t, std::shared_ptr<Epoch>> begun_;  // that some reader has not begun yet; guarded by `reading_`
+  std::map<std::uint64_t, std::shared_ptr<Epoch>> begun_;  // that some reader has not begun yet; guarded by `mutex_`
   std::vector<std::shared_ptr<Epoch>> epochs_;             // by reader: which it is in; guarded by `mutex_`
 };
 
