@@ -219,8 +219,15 @@ void check_writes_more(const OptimizerParamState& state, OutputArchive& written)
 }
 
 void write_state(OutputArchive& archive, const OptimizerParamState& state) {
+  using torch::optim::LBFGSParamState;
   try {
-    state.serialize(archive);
+    if (typeid(state) == typeid(LBFGSParamState)) {
+      LBFGSParamState copy(static_cast<const LBFGSParamState&>(state));
+      copy.al(std::nullopt);  // made anew by each iteration; LibTorch cannot write it before its history is full
+      copy.serialize(archive);
+    } else {
+      state.serialize(archive);
+    }
   } catch (const c10::Error& error) {
     throw ConfigError("the state " + class_name(typeid(state)) +
                       " of an optimizer cannot be saved; define both serialize(torch::serialize::OutputArchive&) const "
