@@ -196,11 +196,10 @@ void check_unseen(const Optimizer& optimizer, const SaveOptions& options) {
   const std::string its = "the optimizer " + class_name(typeid(optimizer)) + " was prepared as a " +
                           class_name(*options.its_class.type) + ", so that members of its own cannot be seen, ";
   if (optimizer.state().empty() && options.has_stepped)
-    throw ConfigError(
-        its +
-        "and neither its state() nor its save() has anything to write: keep members in state(), or define "
-        "save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) for "
-        "them; an optimizer without any is saved when it is prepared as the class that it is");
+    throw ConfigError(its +
+                      "and neither its state() nor its save() has anything to write: keep members in state(), or "
+                      "define save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) "
+                      "for them; an optimizer without any is saved when it is prepared as the class that it is");
   if (!optimizer.state().empty() && options.warn)
     options.warn(its + "and its save() writes nothing of its own; only its state() and options are saved");
 }
