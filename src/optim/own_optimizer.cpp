@@ -196,11 +196,10 @@ void check_unseen(const Optimizer& optimizer, const SaveOptions& options) {
   const std::string its = "the optimizer " + class_name(typeid(optimizer)) + " was prepared as a " +
                           class_name(*options.its_class.type) + ", so that members of its own cannot be seen, ";
   if (optimizer.state().empty() && options.has_stepped)
-    throw ConfigError(
-        its +
-        "and neither its state() nor its save() has anything to write: keep members in state(), or define "
-        "save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) for "
-        "them; an optimizer without any is saved when it is prepared as the class that it is");
+    throw ConfigError(its +
+                      "and neither its state() nor its save() has anything to write: keep members in state(), or "
+                      "define save(torch::serialize::OutputArchive&) const and load(torch::serialize::InputArchive&) "
+                      "for them; an optimizer without any is saved when it is prepared as the class that it is");
   if (!optimizer.state().empty() && options.warn)
     options.warn(its + "and its save() writes nothing of its own; only its state() and options are saved");
 }
@@ -219,8 +218,15 @@ void check_writes_more(const OptimizerParamState& state, OutputArchive& written)
 }
 
 void write_state(OutputArchive& archive, const OptimizerParamState& state) {
+  using torch::optim::LBFGSParamState;
   try {
-    state.serialize(archive);
+    if (typeid(state) == typeid(LBFGSParamState)) {
+      LBFGSParamState copy(static_cast<const LBFGSParamState&>(state));
+      copy.al(std::nullopt);  // made anew by each iteration; LibTorch cannot write it before its history is full
+      copy.serialize(archive);
+    } else {
+      state.serialize(archive);
+    }
   } catch (const c10::Error& error) {
     throw ConfigError("the state " + class_name(typeid(state)) +
                       " of an optimizer cannot be saved; define both serialize(torch::serialize::OutputArchive&) const "

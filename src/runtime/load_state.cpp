@@ -177,9 +177,8 @@ void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedSchedule
   const auto last = state.get<std::int64_t>("last_epoch");
   if (!keeps && !alone)
     throw ConfigError(
-        "several schedulers change the rates of one optimizer, so that the rates of this program's learning rate "
-        "cannot be "
-        "told from those of the checkpoint's; load it with SettingsOf::checkpoint");
+        "several schedulers change the rates of one optimizer, so that nobody can tell what they are over this "
+        "program's learning rate; load the state with SettingsOf::checkpoint");
   if (!keeps) state = inner.with_own_rates(std::move(state));
   // First, because only the schedulers themselves find out whether they can be there.
   steps.apply.insert(steps.apply.begin(), [&inner, state] { inner.load_state(state); });
@@ -288,8 +287,8 @@ std::string Checkpoints::load(const std::string& directory, const LoadStateOptio
   loaded = ranks_.broadcast_object(loaded);
   for (const auto& reducer : prepared_.reducers) reducer->weights().notice();
   Steps steps;
-  check_on_all(ranks_,
-               [&] { steps = prepare_state(*loaded, options); });  // now nobody computes with weights that are shared
+  // When it is done, nobody computes with weights that are shared.
+  check_on_all(ranks_, [&] { steps = prepare_state(*loaded, options); });
   try {
     check_on_all(ranks_, [&] {
       for (const auto& step : steps.apply) step();

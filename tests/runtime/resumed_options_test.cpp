@@ -308,7 +308,7 @@ TEST_CASE("a checkpoint has the names of the parameters where PyTorch has them")
   const TempDir dir;
   train_twins<torch::optim::Adam>(2, swapped, 1, "", dir / "state");
   const auto file = io::read_pickle(dir / "state/optimizer.bin").toGenericDict();
-  const auto group = file.at("param_groups").toListRef()[0].get().toGenericDict();
+  const auto group = file.at("param_groups").toListRef()[0].toGenericDict();
   std::vector<std::string> names;
   for (const c10::IValue& name : group.at("param_names").toListRef()) names.push_back(name.toStringRef());
   CHECK(names == std::vector<std::string>{"second.weight", "second.bias", "first.weight", "first.bias"});
