@@ -8,7 +8,7 @@
 namespace tandem {
 namespace {
 
-// Beside more threads than cores: the next one may be the one that is waited for, or wake it.
+// Where there are more threads than cores: the next one may be the one that is waited for, or wake it.
 constexpr int kFewYields = 4;
 
 }  // namespace
@@ -24,19 +24,19 @@ SpinBudget spin_budget(int threads) noexcept {
 }
 
 SpinBudget AdaptiveSpin::next() const noexcept {
-  if (core_wanted_) return {.spins = 0, .yields = kFewYields};
+  // Whoever yields to another program gets the core back when that has used up its time, some milliseconds later;
+  // whoever sleeps gets it soon after being woken.
+  if (core_wanted_) return {.spins = 0, .yields = asks_next() ? kFewYields : 0};
   if (failures_ >= kFailures && waits_ % kTryEach != 0) return {.spins = 0, .yields = most_.yields};
   return most_;
 }
 
-bool AdaptiveSpin::asks_next() const noexcept {
-  return most_.spins > 0 && (!core_wanted_ || waits_ % kTryEach == 0);
-}
+bool AdaptiveSpin::asks_next() const noexcept { return most_.spins > 0 && (!core_wanted_ || waits_ % kTryEach == 0); }
 
 void AdaptiveSpin::note(bool found, bool core_wanted) noexcept {
   waits_ += 1;
   core_wanted_ = core_wanted;
-  failures_ = found ? 0 : std::min(failures_ + 1, kFailures);
+  failures_ = found || core_wanted ? 0 : std::min(failures_ + 1, kFailures);
 }
 
 long AdaptiveSpin::cores_lost() noexcept {

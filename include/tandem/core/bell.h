@@ -22,8 +22,8 @@ class Bell {
     if (sleepers_.load(std::memory_order_seq_cst) > 0) ring();
   }
 
-  /// Returns when `done()`, which looks with seq_cst, is true; sleeps between rings. Whoever may not have to wait for long
-  /// has looked with an AdaptiveSpin before.
+  /// Returns when `done()`, which looks with seq_cst, is true; sleeps between rings. Whoever may not have to wait for
+  /// long has looked with an AdaptiveSpin before.
   template <class Done>
   void wait(Done done) noexcept(noexcept(done())) {
     while (!done()) {

@@ -57,7 +57,8 @@ class SpscRing {
       // acquire: see close_consumer.
       if (consumer_closed_.load(std::memory_order_acquire)) return false;
       if (try_push(value)) return true;
-      sleep(producer_spin_, popped_, producer_sleeps_, [&] { return !full_now() || consumer_closed_.load(std::memory_order_seq_cst); });
+      sleep(producer_spin_, popped_, producer_sleeps_,
+            [&] { return !full_now() || consumer_closed_.load(std::memory_order_seq_cst); });
     }
   }
 

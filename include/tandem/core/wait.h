@@ -41,14 +41,15 @@ bool spin_until(Ready ready, int looks) noexcept {
 /// The waits of one thread at one place, up to the moment when it has to sleep: looks, then offers its core between
 /// looks, and learns from how that goes.
 ///
-/// A machine is not ours alone. When somebody else wants this thread's core, be it who is waited for or another program,
-/// spinning is in the way and the next wait does without it. The kernel knows: it counts how often a thread has lost
-/// its core, and who offers a core that nobody wants does not lose it. So spinning comes back with the first wait that
-/// finds the core free. And where spinning has not helped for many waits, it is tried now and then only.
+/// A machine is not ours alone. When somebody else wants this thread's core, be it who is waited for or another
+/// program, spinning is in the way, and the next waits sleep at once. The kernel knows: it counts how often a thread
+/// has lost its core, and who offers a core that nobody wants does not lose it. One wait of kTryEach asks it again, and
+/// spinning is back when the core was free. Where nobody wants the core, but spinning has not helped in kFailures waits
+/// in a row, one wait of kTryEach tries it.
 class AdaptiveSpin {
  public:
-  /// Waits that are failures in a row before spinning stops, and how often it is tried then.
-  static constexpr int kFailures = 16, kTryEach = 16;
+  /// Waits in a row that had to sleep before spinning stops, and how often what has stopped is tried.
+  static constexpr int kFailures = 16, kTryEach = 64;
 
   /// Never spins.
   AdaptiveSpin() noexcept = default;
@@ -64,6 +65,7 @@ class AdaptiveSpin {
       failures_ = 0;
       return true;
     }
+    if (ready()) return true;  // without having offered the core
     const bool asks = asks_next();
     const long lost = asks ? cores_lost() : 0;
     const bool found = yield_until(ready, budget.yields);
@@ -77,8 +79,8 @@ class AdaptiveSpin {
   /// Whether the next wait asks the kernel if its core is wanted, which takes a third of a microsecond.
   bool asks_next() const noexcept;
 
-  /// Notes how a wait went in which spinning did not help: whether it `found` before it had to sleep what it waited for,
-  /// and whether somebody else ran on the core that it offered.
+  /// Notes how a wait went in which spinning did not help: whether it `found` before it had to sleep what it waited
+  /// for, and whether somebody else ran on the core that it offered.
   void note(bool found, bool core_wanted) noexcept;
 
  private:
@@ -88,16 +90,16 @@ class AdaptiveSpin {
   template <class Ready>
   static bool yield_until(Ready ready, int yields) noexcept {
     for (int i = 0; i < yields; ++i) {
-      if (ready()) return true;
       std::this_thread::yield();
+      if (ready()) return true;
     }
-    return ready();
+    return false;
   }
 
   SpinBudget most_{.spins = 0, .yields = 0};
   bool core_wanted_ = false;
-  int failures_ = 0;    // waits in a row that had to sleep
-  unsigned waits_ = 0;  // in which spinning did not help
+  int failures_ = 0;    // waits in a row that had to sleep although nobody wanted the core
+  unsigned waits_ = 0;  // in which looking alone did not help
 };
 
 /// Waits until `word` differs from `old`: spins, yields, then sleeps on it. Returns the new value, with what its writer
