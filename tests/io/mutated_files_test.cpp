@@ -95,7 +95,7 @@ TEST_CASE("mutated tandem_state.json") {
   state.hook_files = {"camera.json"};
   const std::string whole = to_text(state);
   const StateFile back = parse_state_file(whole, "shown");
-  CHECK(back.loaders[1].sampler->drawn == state.loaders[1].sampler->drawn);
+  CHECK((back.loaders[1].sampler->drawn == state.loaders[1].sampler->drawn));
   CHECK(back.sampler_files == std::vector<std::size_t>{2});
   state.loaders.pop_back();
   CHECK(to_text(parse_state_file(to_text(state), "shown")) == to_text(state));
