@@ -13,15 +13,16 @@
 
 namespace {
 
-constexpr int kNoise = 32;   // numbers that an image is made from
-constexpr int kBatch = 64;   // images of all ranks together
+constexpr int kNoise = 32;  // numbers that an image is made from
+constexpr int kBatch = 64;  // images of all ranks together
 
 torch::nn::Sequential make_generator() {
   using namespace torch::nn;
   return Sequential(ConvTranspose2d(ConvTranspose2dOptions(kNoise, 64, 7).bias(false)), BatchNorm2d(64),
                     ReLU(),  // 7 x 7
-                    ConvTranspose2d(ConvTranspose2dOptions(64, 32, 4).stride(2).padding(1).bias(false)), BatchNorm2d(32),
-                    ReLU(),  // 14 x 14
+                    ConvTranspose2d(ConvTranspose2dOptions(64, 32, 4).stride(2).padding(1).bias(false)),
+                    BatchNorm2d(32),
+                    ReLU(),                                                                           // 14 x 14
                     ConvTranspose2d(ConvTranspose2dOptions(32, 1, 4).stride(2).padding(1)), Tanh());  // 28 x 28
 }
 
@@ -29,8 +30,8 @@ torch::nn::Sequential make_critic() {
   using namespace torch::nn;
   const auto leaky = LeakyReLUOptions().negative_slope(0.2);
   return Sequential(Conv2d(Conv2dOptions(1, 32, 4).stride(2).padding(1)), LeakyReLU(leaky),
-                    Conv2d(Conv2dOptions(32, 64, 4).stride(2).padding(1).bias(false)), BatchNorm2d(64), LeakyReLU(leaky),
-                    Conv2d(Conv2dOptions(64, 1, 7)), Flatten());
+                    Conv2d(Conv2dOptions(32, 64, 4).stride(2).padding(1).bias(false)), BatchNorm2d(64),
+                    LeakyReLU(leaky), Conv2d(Conv2dOptions(64, 1, 7)), Flatten());
 }
 
 torch::Tensor loss_of(const torch::Tensor& verdicts, double wanted) {

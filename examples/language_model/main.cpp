@@ -17,8 +17,8 @@
 
 namespace {
 
-constexpr int kColumns = 8;   // places that are read at the same time
-constexpr int kPiece = 32;    // characters a step and place
+constexpr int kColumns = 8;  // places that are read at the same time
+constexpr int kPiece = 32;   // characters a step and place
 constexpr int kHidden = 64;
 
 struct ModelImpl : torch::nn::Module {

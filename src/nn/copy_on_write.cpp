@@ -12,8 +12,8 @@
 
 namespace tandem::nn {
 
-// lazy_clone_storage would make such memory of most storages, but not of memory in the middle of one, nor of memory that
-// another allocator than LibTorch's keeps.
+// lazy_clone_storage would make such memory of most storages, but not of memory in the middle of one, nor of memory
+// that another allocator than LibTorch's keeps.
 at::DataPtr copy_on_write(void* data, std::shared_ptr<void> keeper, c10::Device device) {
   auto holder = std::make_unique<std::shared_ptr<void>>(std::move(keeper));
   std::unique_ptr<void, c10::DeleterFnPtr> kept(
@@ -23,8 +23,8 @@ at::DataPtr copy_on_write(void* data, std::shared_ptr<void> keeper, c10::Device 
 }
 
 at::Tensor lendable(const at::Tensor& of) {
-  at::DataPtr data = copy_on_write(const_cast<void*>(of.const_data_ptr()), std::make_shared<at::Storage>(of.storage()),
-                                   of.device());
+  at::DataPtr data =
+      copy_on_write(const_cast<void*>(of.const_data_ptr()), std::make_shared<at::Storage>(of.storage()), of.device());
   const at::Storage storage(c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), of.nbytes(), std::move(data), c10::GetCPUAllocator(), /*resizable=*/false));
   return at::empty({0}, of.options().requires_grad(false)).set_(storage, 0, of.sizes(), of.strides());

@@ -7,8 +7,8 @@
 namespace tandem::nn {
 
 /// A pointer for a storage that is copied before LibTorch writes through it, or hands it out to be written through.
-/// `keeper` keeps the memory alive. While it is the storage's, another pointer to the same context must be kept: LibTorch
-/// gives the last one the memory instead of a copy.
+/// `keeper` keeps the memory alive. While it is the storage's, another pointer to the same context must be kept:
+/// LibTorch gives the last one the memory instead of a copy.
 at::DataPtr copy_on_write(void* data, std::shared_ptr<void> keeper, c10::Device device);
 
 /// What `lent_copy` copies: a tensor on the memory of `of`, which it keeps alive. Not to be written to or given away.

@@ -48,7 +48,8 @@ bool LentStorage::possible(const at::Storage& storage) {
 }
 
 LentStorage::LentStorage(at::Storage storage)
-    : storage_(std::move(storage)), memory_(std::make_shared<LentMemory>(LentMemory{take_data(impl()), impl().nbytes()})) {
+    : storage_(std::move(storage)),
+      memory_(std::make_shared<LentMemory>(LentMemory{take_data(impl()), impl().nbytes()})) {
   lend();
 }
 
@@ -111,7 +112,8 @@ LentStorage::Writing::Writing(std::vector<LentStorage*> storages) : storages_(st
   for (LentStorage* storage : storages_) {
     at::DataPtr& data = storage->impl()._mutable_data_ptr_no_checks();
     lent_.push_back(std::move(data));
-    storage->impl().set_data_ptr_noswap({lent_.back().get(), nullptr, &c10::detail::deleteNothing, lent_.back().device()});
+    storage->impl().set_data_ptr_noswap(
+        {lent_.back().get(), nullptr, &c10::detail::deleteNothing, lent_.back().device()});
   }
 }
 
@@ -125,15 +127,16 @@ std::unique_ptr<LentStorage> lend(at::Tensor& tensor) {
   if (LentStorage::possible(tensor.storage()) && tensor.storage().nbytes() == tensor.nbytes())
     return std::make_unique<LentStorage>(tensor.storage());
   auto* const keeper = new at::Storage(tensor.storage());
-  at::DataPtr part(const_cast<void*>(tensor.const_data_ptr()), keeper,
-                   [](void* storage) { delete static_cast<at::Storage*>(storage); }, tensor.device());
+  at::DataPtr part(
+      const_cast<void*>(tensor.const_data_ptr()), keeper,
+      [](void* storage) { delete static_cast<at::Storage*>(storage); }, tensor.device());
   std::unique_ptr<LentStorage> lent;
   tensor = tensor_over(std::make_shared<LentMemory>(LentMemory{std::move(part), tensor.nbytes()}), tensor, lent);
   return lent;
 }
 
 at::Tensor tensor_over(const std::shared_ptr<LentMemory>& memory, const at::Tensor& like,
-                     std::unique_ptr<LentStorage>& lent) {
+                       std::unique_ptr<LentStorage>& lent) {
   lent = std::make_unique<LentStorage>(storage_without_memory(memory->bytes), memory);
   return at::empty({0}, like.options().requires_grad(false)).set_(lent->storage(), 0, like.sizes(), like.strides());
 }

@@ -16,9 +16,9 @@ struct LentMemory {
 };
 
 /// A storage that refers to its memory by LibTorch's copy-on-write: whoever writes to it, by whatever way, or asks
-/// LibTorch for a pointer to write through, gives it memory of its own first, which `untouched` tells. It is the storage
-/// and not a tensor, so everything that refers to it follows: the tensor, views of it, and what was detached. So several
-/// ranks' storages can refer to one memory, and no rank sees what another one writes.
+/// LibTorch for a pointer to write through, gives it memory of its own first, which `untouched` tells. It is the
+/// storage and not a tensor, so everything that refers to it follows: the tensor, views of it, and what was detached.
+/// So several ranks' storages can refer to one memory, and no rank sees what another one writes.
 ///
 /// Its functions are for the thread of the rank that has the storage. Memory is written to only while no other rank
 /// reads it. (c10/core/impl/COW.h; each storage has a context of its own, see copy_on_write.h.)
@@ -42,8 +42,8 @@ class LentStorage {
   /// Whether `tensor` is on this storage.
   bool holds(const at::Tensor& tensor) const;
 
-  const at::Storage& storage() const { return storage_; }                 ///< the storage
-  const std::shared_ptr<LentMemory>& memory() const { return memory_; }       ///< what it refers to while it is untouched
+  const at::Storage& storage() const { return storage_; }                ///< the storage
+  const std::shared_ptr<LentMemory>& memory() const { return memory_; }  ///< what it refers to while it is untouched
 
   /// Refers to `memory`, which has the same content.
   void refer_to(std::shared_ptr<LentMemory> memory);
@@ -82,6 +82,7 @@ class LentStorage {
 std::unique_ptr<LentStorage> lend(at::Tensor& tensor);
 
 /// A tensor like `like`, of a new storage that refers to `memory`; `lent` becomes that.
-at::Tensor tensor_over(const std::shared_ptr<LentMemory>& memory, const at::Tensor& like, std::unique_ptr<LentStorage>& lent);
+at::Tensor tensor_over(const std::shared_ptr<LentMemory>& memory, const at::Tensor& like,
+                       std::unique_ptr<LentStorage>& lent);
 
 }  // namespace tandem::nn

@@ -144,8 +144,8 @@ bool ShardedOptimizer::touched(const Part& part) const {
   std::size_t known = 0;
   bool as_it_was = true;
   visit_defined(*found->second, [&](at::Tensor& tensor) {
-    as_it_was = as_it_was && known < part.state.size() && part.state[known]->holds(tensor) &&
-                part.state[known]->untouched();
+    as_it_was =
+        as_it_was && known < part.state.size() && part.state[known]->holds(tensor) && part.state[known]->untouched();
     known += 1;
   });
   return !as_it_was || known != part.state.size();

@@ -202,11 +202,10 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const L
   std::vector<std::function<void()>> weights;
   for (const auto& reducer : prepared_.reducers) {
     const auto others = written_by_others(*reducer, ranks_.rank(), ranks_.world_size());
-    weights.push_back([reducer, load = io::prepare_load(
-                                    loaded.models[index++], *reducer->module(),
-                                    [&](const at::Tensor& tensor) {
-                                      return !others.contains(tensor.unsafeGetTensorImpl());
-                                    })] { reducer->weights().write(load); });
+    weights.push_back(
+        [reducer, load = io::prepare_load(loaded.models[index++], *reducer->module(), [&](const at::Tensor& tensor) {
+                    return !others.contains(tensor.unsafeGetTensorImpl());
+                  })] { reducer->weights().write(load); });
   }
   index = 0;
   const auto names = parameter_names();

@@ -16,9 +16,7 @@ using namespace tandem::test;
 
 namespace {
 
-torch::nn::Sequential generator() {
-  return torch::nn::Sequential(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4));
-}
+torch::nn::Sequential generator() { return torch::nn::Sequential(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4)); }
 
 torch::nn::Sequential critic() {
   return torch::nn::Sequential(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4), torch::nn::Linear(4, 1));
@@ -86,7 +84,8 @@ const Order kOrders[] = {
      [](Accelerator& a, torch::nn::Sequential&, torch::nn::Sequential& d, int step) {
        const auto real = noise(a.rank(), step).requires_grad_();
        const auto out = d->forward(real);
-       const auto slope = torch::autograd::grad({out.sum()}, {real}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
+       const auto slope =
+           torch::autograd::grad({out.sum()}, {real}, {}, /*retain_graph=*/true, /*create_graph=*/true)[0];
        a.backward(out.mean(), {.retain_graph = true});
        a.backward(slope.pow(2).sum());
      }},
@@ -168,9 +167,8 @@ TEST_CASE("passes in any order that LibTorch allows work on several ranks, and b
       for (const bool steps : {true, false})
         for (const int ranks : {2, 3}) {
           CAPTURE(order.name, static_cast<int>(around), steps, ranks);
-          const auto ended = on_ranks<Ended>(
-              ranks, [&](Accelerator& a) { return train(a, order, around, steps); },
-              {.gradient_accumulation_steps = around == Around::accumulation ? 2 : 1});
+          const auto ended = on_ranks<Ended>(ranks, [&](Accelerator& a) { return train(a, order, around, steps); },
+                                             {.gradient_accumulation_steps = around == Around::accumulation ? 2 : 1});
           for (int rank = 1; rank < ranks; ++rank)
             CHECK(equal(ended[0].buffers, ended[static_cast<std::size_t>(rank)].buffers));
         }
@@ -179,20 +177,19 @@ TEST_CASE("passes in any order that LibTorch allows work on several ranks, and b
 TEST_CASE("a graph that waits for its backward pass gets the gradient of the buffers that it was made with") {
   // The batch norm is frozen in the waiting graph, whose gradient needs the buffers; they are other ones on each rank.
   const auto gradients = [](int ranks, bool broadcast) {
-    return on_ranks<at::Tensor>(
-        ranks,
-        [](Accelerator& a) {
-          torch::nn::BatchNorm1d norm(4);
-          torch::nn::Linear other(4, 1);
-          auto [model, head] = a.prepare(norm, other);
-          norm->forward(noise(a.rank(), 0));  // each rank's own buffers
-          norm->eval();
-          const auto input = noise(a.rank(), 1).requires_grad_();
-          const auto frozen = norm->forward(input);
-          a.backward(other->forward(noise(a.rank(), 2)).mean());
-          return torch::autograd::grad({frozen.pow(2).sum()}, {input})[0];
-        },
-        {.gradient_reducer = {.broadcast_buffers = broadcast}});
+    return on_ranks<at::Tensor>(ranks,
+                                [](Accelerator& a) {
+                                  torch::nn::BatchNorm1d norm(4);
+                                  torch::nn::Linear other(4, 1);
+                                  auto [model, head] = a.prepare(norm, other);
+                                  norm->forward(noise(a.rank(), 0));  // each rank's own buffers
+                                  norm->eval();
+                                  const auto input = noise(a.rank(), 1).requires_grad_();
+                                  const auto frozen = norm->forward(input);
+                                  a.backward(other->forward(noise(a.rank(), 2)).mean());
+                                  return torch::autograd::grad({frozen.pow(2).sum()}, {input})[0];
+                                },
+                                {.gradient_reducer = {.broadcast_buffers = broadcast}});
   };
   const auto follow = gradients(2, true), apart = gradients(2, false);
   for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(follow[rank], apart[rank]));

@@ -116,38 +116,40 @@ struct Run {
 };
 
 std::vector<Ended> train(const Run& run) {
-  return on_ranks<Ended>(
-      run.ranks,
-      [&](Accelerator& accelerator) {
-        auto net = make_net();
-        const auto inner = run.make(two_groups(net));
-        auto [model, optimizer] = accelerator.prepare(net, *inner);
-        for (int step = 0; step < run.steps; ++step) {
-          auto window = accelerator.accumulate(model);
-          const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
-          run.before_backward(net, accelerator.rank(), step);
-          accelerator.backward(loss);
-          accelerator.clip_grad_norm_(model, 0.5);
-          optimizer.step();
-          run.after_step(net, accelerator.rank(), step);
-          optimizer.zero_grad();
-        }
-        Ended ended;
-        for (const auto& parameter : net->parameters()) {
-          ended.weights.push_back(parameter.detach().clone());
-          ended.memory.push_back(parameter.const_data_ptr());
-          const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
-          const auto* adam = found == inner->state().end()
-                                 ? nullptr
-                                 : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
-          ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
-        }
-        accelerator.wait_for_everyone();
-        ended.state = saved_state(*inner, net->parameters());
-        ended.divided = optimizer.sharded() && optimizer.sharded()->divided();
-        return ended;
-      },
-      {.gradient_accumulation_steps = run.accumulation, .fused_optimizers = run.fused, .sharding = run.sharding, .on_warning = run.on_warning});
+  return on_ranks<Ended>(run.ranks,
+                         [&](Accelerator& accelerator) {
+                           auto net = make_net();
+                           const auto inner = run.make(two_groups(net));
+                           auto [model, optimizer] = accelerator.prepare(net, *inner);
+                           for (int step = 0; step < run.steps; ++step) {
+                             auto window = accelerator.accumulate(model);
+                             const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
+                             run.before_backward(net, accelerator.rank(), step);
+                             accelerator.backward(loss);
+                             accelerator.clip_grad_norm_(model, 0.5);
+                             optimizer.step();
+                             run.after_step(net, accelerator.rank(), step);
+                             optimizer.zero_grad();
+                           }
+                           Ended ended;
+                           for (const auto& parameter : net->parameters()) {
+                             ended.weights.push_back(parameter.detach().clone());
+                             ended.memory.push_back(parameter.const_data_ptr());
+                             const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
+                             const auto* adam = found == inner->state().end()
+                                                    ? nullptr
+                                                    : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
+                             ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
+                           }
+                           accelerator.wait_for_everyone();
+                           ended.state = saved_state(*inner, net->parameters());
+                           ended.divided = optimizer.sharded() && optimizer.sharded()->divided();
+                           return ended;
+                         },
+                         {.gradient_accumulation_steps = run.accumulation,
+                          .fused_optimizers = run.fused,
+                          .sharding = run.sharding,
+                          .on_warning = run.on_warning});
 }
 
 bool same_weights(const std::vector<Ended>& a, const std::vector<Ended>& b) {

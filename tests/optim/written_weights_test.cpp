@@ -103,7 +103,10 @@ const Way kWays[] = {
        torch::load(r.net, stream);
        r.weight = r.net->parameters()[2];
      }},
-    {"a larger storage", [](Rank& r) { r.weight.data().resize_({40}).resize_({3, 5}); }},
+    {"a larger storage",
+     [](Rank& r) {
+       r.weight.data().resize_({40}).resize_({3, 5});
+     }},
     {"another optimizer's step", [](Rank& r) { torch::optim::SGD(r.net->parameters(), 0.1).step(); }},
     {"the inner optimizer's own step", [](Rank& r) { r.own_step(); }},
     {"clamping, as WGAN does",
@@ -174,8 +177,7 @@ TEST_CASE("whatever writes to weights, whenever, on one rank or all: the ranks t
         const Case now{&way, when, who, /*adamw=*/(static_cast<int>(when) + who) % 2 == 0};
         CAPTURE(way.name, static_cast<int>(when), who, now.adamw);
         const auto run = [&](Sharding sharding) {
-          return on_ranks<Ended>(
-              2, [&](Accelerator& a) { return train(a, now); }, {.sharding = sharding});
+          return on_ranks<Ended>(2, [&](Accelerator& a) { return train(a, now); }, {.sharding = sharding});
         };
         const auto whole = run(Sharding::none);
         for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
@@ -219,7 +221,7 @@ TEST_CASE("everything that refers to a weight's storage sees the rank's weights 
   const auto differences = on_ranks<double>(3, [&](Accelerator& a) {
     const auto net = std::make_shared<Tied>();
     const at::Tensor weight = net->encoder->weight;
-    const std::vector<at::Tensor> aliases{weight.detach().view({-1}),    weight.data().view({-1}),
+    const std::vector<at::Tensor> aliases{weight.detach().view({-1}), weight.data().view({-1}),
                                           weight.detach().t().t().view({-1}), at::alias(weight.detach()).view({-1}),
                                           at::empty({0}).set_(weight.storage(), 0, {30}, {1})};
     torch::optim::AdamW adamw(net->parameters(), 0.1);
@@ -239,11 +241,12 @@ TEST_CASE("everything that refers to a weight's storage sees the rank's weights 
       look();
     };
     for (int number = 0; number < 3; ++number) step(number);
-    {
-      const auto swapped = average.swap_in();
-    }
+    { const auto swapped = average.swap_in(); }
     look();
-    if (paused) a.local_sgd(2, [&](nn::LocalSgd& local) { for (int n = 0; n < 4; ++n) step(n), local.step(); });
+    if (paused)
+      a.local_sgd(2, [&](nn::LocalSgd& local) {
+        for (int n = 0; n < 4; ++n) step(n), local.step();
+      });
     for (int number = 3; number < 6; ++number) step(number);
     return worst;
   });
@@ -256,7 +259,8 @@ TEST_CASE("parameters on one storage, beside each other or the same memory, are 
     explicit Flat(bool overlap) {
       const at::Tensor flat = at::arange(48, at::kFloat).div(50);
       first = register_parameter("first", flat.narrow(0, 0, 24).view({4, 6}));
-      second = register_parameter("second", overlap ? flat.narrow(0, 0, 24).view({6, 4}) : flat.narrow(0, 24, 24).view({6, 4}));
+      second = register_parameter("second",
+                                  overlap ? flat.narrow(0, 0, 24).view({6, 4}) : flat.narrow(0, 24, 24).view({6, 4}));
       alone = register_parameter("alone", at::ones({4, 4}) / 3);
     }
     at::Tensor first, second, alone;
@@ -333,7 +337,8 @@ struct Layer {
   const char* name;
   std::function<std::shared_ptr<torch::nn::Module>()> make;
   std::function<at::Tensor(torch::nn::Module&)> forward;
-  bool asks_to_write = false;  // its kernel asks for pointers to write through, and reads: each rank has its own weights
+  bool asks_to_write =
+      false;  // its kernel asks for pointers to write through, and reads: each rank has its own weights
 };
 
 template <class Impl, class... Inputs>
@@ -350,7 +355,9 @@ Layer layer(const char* name, Impl made, Inputs... inputs) {
           /*asks_to_write=*/std::is_same_v<Impl, torch::nn::LSTM>};
 }
 
-at::Tensor numbers(at::IntArrayRef sizes) { return at::arange(c10::multiply_integers(sizes), at::kFloat).sin().view(sizes); }
+at::Tensor numbers(at::IntArrayRef sizes) {
+  return at::arange(c10::multiply_integers(sizes), at::kFloat).sin().view(sizes);
+}
 
 std::vector<Layer> common_layers() {
   namespace nn = torch::nn;
@@ -386,31 +393,32 @@ TEST_CASE("common layers train with one copy of the weights: no pass, step, aver
   const auto precision = GENERATE(Precision::no, Precision::bf16);
   for (const Layer& layer : common_layers()) {
     CAPTURE(layer.name, static_cast<int>(precision));
-    const auto memory = on_ranks<std::vector<const void*>>(
-        2,
-        [&](Accelerator& a) {
-          const auto net = layer.make();
-          torch::optim::AdamW adamw(net->parameters(), 0.01);
-          auto [model, optimizer] = a.prepare(net, adamw);
-          optim::ExponentialMovingAverage average(model, {.decay = 0.5});
-          for (int step = 0; step < 4; ++step) {
-            net->train(step < 3);
-            const auto out = [&] {
-              const auto scope = a.autocast();
-              return layer.forward(*net);
-            }();
-            a.backward(out.to(at::kFloat).pow(2).mean());
-            a.clip_grad_norm_(net->parameters(), 1.0);
-            optimizer.step();
-            optimizer.zero_grad();
-            average.update();
-            const auto swapped = average.swap_in();
-          }
-          std::vector<const void*> found;
-          for (const auto& parameter : net->parameters()) found.push_back(parameter.const_data_ptr());
-          return found;
-        },
-        {.mixed_precision = precision});
+    const auto memory =
+        on_ranks<std::vector<const void*>>(2,
+                                           [&](Accelerator& a) {
+                                             const auto net = layer.make();
+                                             torch::optim::AdamW adamw(net->parameters(), 0.01);
+                                             auto [model, optimizer] = a.prepare(net, adamw);
+                                             optim::ExponentialMovingAverage average(model, {.decay = 0.5});
+                                             for (int step = 0; step < 4; ++step) {
+                                               net->train(step < 3);
+                                               const auto out = [&] {
+                                                 const auto scope = a.autocast();
+                                                 return layer.forward(*net);
+                                               }();
+                                               a.backward(out.to(at::kFloat).pow(2).mean());
+                                               a.clip_grad_norm_(net->parameters(), 1.0);
+                                               optimizer.step();
+                                               optimizer.zero_grad();
+                                               average.update();
+                                               const auto swapped = average.swap_in();
+                                             }
+                                             std::vector<const void*> found;
+                                             for (const auto& parameter : net->parameters())
+                                               found.push_back(parameter.const_data_ptr());
+                                             return found;
+                                           },
+                                           {.mixed_precision = precision});
     if (!layer.asks_to_write) CHECK(memory[0] == memory[1]);
   }
 }

@@ -30,8 +30,8 @@ class GradientReducers;
 
 /// Keeps the replicas of one model alike: equal at the start, gradients averaged over the ranks, buffers rank 0's.
 /// Buffers become rank 0's when a reduction ends; one that a graph which waits for its backward pass has saved follows
-/// after the model's next update, or with a reduction after that pass. So do weights of embeddings with max_norm, which a forward
-/// pass writes to.
+/// after the model's next update, or with a reduction after that pass. So do weights of embeddings with max_norm, which
+/// a forward pass writes to.
 ///
 /// A hook on each parameter notes that a backward pass has reached it. The first pass is reduced when it has ended.
 /// From then on the parameters that passes reach lie in buckets, in the order in which their gradients came on rank 0,
@@ -216,7 +216,7 @@ class GradientReducer {
   std::vector<Bucket> buckets_;
   std::unique_ptr<FiniteCheck> finite_check_;  // null: gradients are not looked at
   std::unique_ptr<FollowedTensors> followed_;
-  GradientReducers* reducers_ = nullptr;       // told when a bucket may be ready
+  GradientReducers* reducers_ = nullptr;  // told when a bucket may be ready
 
   // Of the current pass.
   bool in_pass_ = false;

@@ -109,8 +109,8 @@ class SharedWeights {
   comm::RankGroup& group_;
   Lending lending_ = Lending::none;
   bool separated_ = false;
-  std::vector<std::unique_ptr<LentStorage>> lent_;          // null: given up. The same places on all ranks.
-  std::unordered_map<const void*, std::size_t> place_of_;   // of a parameter in lent_
+  std::vector<std::unique_ptr<LentStorage>> lent_;                  // null: given up. The same places on all ranks.
+  std::unordered_map<const void*, std::size_t> place_of_;           // of a parameter in lent_
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> touched_;  // of this rank, which may have been touched
   std::vector<Seen> seen_;
 };

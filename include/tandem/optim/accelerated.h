@@ -62,20 +62,19 @@ class AcceleratedOptimizer {
  public:
   /// `fused`: a FusedStep updates the parameters where it can, instead of inner.step(). `scaler` has scaled the
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
-  /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `its_class` is what is known of
-  /// the class of `inner`. `updated` is called after each update.
+  /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `its_class` is what is known
+  /// of the class of `inner`. `updated` is called after each update.
   AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
                        GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
                        ClosureSteps closure_steps = {}, OptimizerClass its_class = {},
                        std::function<void()> updated = {})
-      : shared_(std::make_shared<Shared>(Shared{inner, state, token, scaler, 0, false,
-                                                fused ? std::optional(FusedStep(inner)) : std::nullopt,
-                                                std::move(sharded), std::move(closure_steps), its_class,
-                                                std::move(updated)})) {}
+      : shared_(std::make_shared<Shared>(
+            Shared{inner, state, token, scaler, 0, false, fused ? std::optional(FusedStep(inner)) : std::nullopt,
+                   std::move(sharded), std::move(closure_steps), its_class, std::move(updated)})) {}
 
   /// Updates the parameters, in the micro-batch that closes the window. With a scaler: unless one of their gradients,
-  /// on any rank, is infinite or NaN. Collective then. Throws what GradScaler::step and ShardedOptimizer::step throw, and
-  /// ConfigError for an optimizer that needs a closure and for gradients that are sums over items, which no
+  /// on any rank, is infinite or NaN. Collective then. Throws what GradScaler::step and ShardedOptimizer::step throw,
+  /// and ConfigError for an optimizer that needs a closure and for gradients that are sums over items, which no
   /// backward(loss_sum, items) has made a mean yet.
   void step() {
     shared_->token.check();

@@ -29,7 +29,8 @@ namespace tandem::optim {
 ///   Adagrad), a parameter of no prepared model, and one that is listed twice: not divided.
 /// - Nor is a step on gradients that a rank's passes have added to since the last reduction (no_sync), and from then on
 ///   none: each rank has gradients, weights and state of its own.
-/// - On CPU ranks each storage of weights that is lent (nn::SharedWeights) has a rank that updates the parameters on it.
+/// - On CPU ranks each storage of weights that is lent (nn::SharedWeights) has a rank that updates the parameters on
+/// it.
 ///   One that anybody has written to, by whatever way, or could have, each rank updates by itself from then on, as
 ///   without division; so too when it was a parameter's state that was written to.
 /// - On GPUs: divided while all ranks' weights are equal, which is looked at after operators have written to them. What

@@ -461,10 +461,9 @@ class Accelerator : public RankHandle {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
-      optim::AcceleratedOptimizer optimizer(object, context_.gradients, context_.group->token(),
-                                            context_.state->config.fused_optimizers, grad_scaler(), sharded(object),
-                                            closure_steps(), optim::optimizer_class(object),
-                                            [this, &object] { after_update(object); });
+      optim::AcceleratedOptimizer optimizer(
+          object, context_.gradients, context_.group->token(), context_.state->config.fused_optimizers, grad_scaler(),
+          sharded(object), closure_steps(), optim::optimizer_class(object), [this, &object] { after_update(object); });
       prepared_.optimizers.emplace_back(optimizer);
       return optimizer;
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
