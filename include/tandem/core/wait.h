@@ -10,7 +10,7 @@ namespace tandem {
 struct SpinBudget {
   int spins;   ///< looks with a pause between them
   int yields;  ///< looks after which the core is offered to another thread
-  bool operator==(const SpinBudget&) const = default;
+  bool operator==(const SpinBudget&) const = default;  ///< all alike
 };
 
 /// A budget for `threads` threads that wait for each other: with more threads than cores, spinning only keeps those
@@ -48,8 +48,8 @@ bool spin_until(Ready ready, int looks) noexcept {
 /// in a row, one wait of kTryEach tries it.
 class AdaptiveSpin {
  public:
-  /// Waits in a row that had to sleep before spinning stops, and how often what has stopped is tried.
-  static constexpr int kFailures = 16, kTryEach = 64;
+  static constexpr int kFailures = 16;  ///< waits in a row that had to sleep before spinning stops
+  static constexpr int kTryEach = 64;   ///< of so many waits one tries what has stopped
 
   /// Never spins.
   AdaptiveSpin() noexcept = default;
