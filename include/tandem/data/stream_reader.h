@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -320,12 +321,14 @@ class StreamReader final : public AnyStreamReader {
       throw CollectiveError(
           "a rank has begun another epoch of a data loader over a stream before the others had read as much of the one "
           "before; all ranks must leave an epoch at the same step");
-    read(epoch, [&] { epoch.ended = !epoch.shard.advance(); });
+    bool more = false;
+    read(epoch, [&] { more = epoch.shard.advance(); });
     if (epoch.failure) std::rethrow_exception(epoch.failure);
     epoch.context.step += 1;
+    epoch.ended = !more || epoch.shard.info(0).last_of_all;
     const std::lock_guard lock(mutex_);
     epoch.remainder = epoch.shard.remainder();
-    if (epoch.ended) return;
+    if (!more) return;
     for (std::size_t reader = 0; reader < epochs_.size(); ++reader)
       if (!epoch.left[reader]) epoch.kept[reader].push_back(part(epoch.shard, static_cast<int>(reader)));
   }
@@ -349,6 +352,11 @@ class StreamReader final : public AnyStreamReader {
     try {
       try {
         function();
+        // The stream may have given up, which looks like its end.
+        if (work_is_unwanted())
+          throw CollectiveError("a rank left an epoch of a data loader over a stream, which it was reading for all");
+      } catch (const CollectiveError&) {
+        throw;
       } catch (...) {
         detail::throw_sample_error("sample " + std::to_string(epoch.shard.samples_read()) + " of the stream",
                                    epoch.context);
@@ -358,11 +366,15 @@ class StreamReader final : public AnyStreamReader {
     }
   }
 
+  // Rank 0 may be failing, which the token is about to say, and that is what counts.
   void check_open() const {
+    for (int waited = 0; closed_ && waited < 1000; ++waited) {
+      if (token_) token_->check();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     if (closed_)
       throw CollectiveError(
-          "rank 0 gave up the data loader of a stream that another rank still reads from; all ranks "
-          "must use it alike");
+          "rank 0 gave up the data loader of a stream that another rank still reads from; all ranks must use it alike");
   }
 
   const EpochPlanOptions plan_;
