@@ -174,9 +174,11 @@ class StreamReader final : public AnyStreamReader {
   /// `next` to throw. Throws DataError when another reader began it with another epoch or step.
   void start(int reader, const EpochStart& start) {
     if (const auto before = running(reader)) leave(reader, before->start.number);
-    if (join(reader, start)) return;
-    const auto reading = wait_for_turn();
-    if (join(reader, start)) return;  // another has opened it meanwhile
+    bool joined = join(reader, start);
+    if (joined) return;
+    if (closed_) fail(kClosed);
+    const auto reading = wait_for_turn([&] { return joined = join(reader, start); });
+    if (joined || join(reader, start)) return;  // another has opened it meanwhile
     auto epoch = open(start);
     {
       const std::lock_guard lock(mutex_);
@@ -189,10 +191,16 @@ class StreamReader final : public AnyStreamReader {
   /// and for each reader, and CollectiveError when the stream was begun anew before it was read as far.
   std::optional<Part> next(int reader) {
     const std::shared_ptr<Epoch> epoch = running(reader);
-    if (auto part = take(*epoch, reader)) return part;
-    const auto reading = wait_for_turn();
-    if (auto part = take(*epoch, reader)) return part;  // another has read it meanwhile
-    advance(*epoch);
+    std::optional<Part> part = take(*epoch, reader);
+    if (part) return part;
+    std::string problem;
+    {
+      const auto reading = wait_for_turn([&] { return (part = take(*epoch, reader)).has_value(); });
+      if (!part) part = take(*epoch, reader);
+      if (part) return part;  // another has read it meanwhile
+      problem = advance(*epoch);
+    }
+    if (!problem.empty()) fail(problem);
     return take(*epoch, reader);
   }
 
@@ -223,7 +231,7 @@ class StreamReader final : public AnyStreamReader {
     // Guarded by `reading_`.
     IterableDatasetShard<Sample> shard;
     ReadContext context;
-    bool ended = false, overtaken = false;  // by a later epoch
+    bool ended = false, given_up = false, overtaken = false;  // by a later epoch
     std::exception_ptr failure{};
     // Guarded by `mutex_`.
     int left_to_begin;                   // readers that have not begun it yet
@@ -249,10 +257,12 @@ class StreamReader final : public AnyStreamReader {
     return true;
   }
 
-  // To read. Whoever reads may be waiting for long, for work that is still wanted by others.
-  std::unique_lock<std::timed_mutex> wait_for_turn() {
+  // To read, or unlocked when `done` says that there is no need to. Whoever reads may be waiting for long, for work
+  // that is still wanted by others.
+  template <class Done>
+  std::unique_lock<std::timed_mutex> wait_for_turn(Done done) {
     std::unique_lock<std::timed_mutex> turn(reading_, std::defer_lock);
-    while (!turn.try_lock_for(std::chrono::milliseconds(1)))
+    while (!turn.try_lock_for(std::chrono::milliseconds(1)) && !done())
       if (work_is_unwanted() || (token_ && token_->cancelled())) throw Cancelled("the epoch of a data loader was left");
     return turn;
   }
@@ -274,7 +284,6 @@ class StreamReader final : public AnyStreamReader {
   }
 
   std::shared_ptr<Epoch> open(const EpochStart& start) {
-    check_open();
     overtake();
     const std::size_t readers = epochs_.size();
     auto epoch = std::make_shared<Epoch>(Epoch{.start = start,
@@ -313,24 +322,25 @@ class StreamReader final : public AnyStreamReader {
     };
   }
 
-  void advance(Epoch& epoch) {
+  // Returns what keeps it from that, if something does that is no failure of the stream.
+  std::string advance(Epoch& epoch) {
+    if (epoch.given_up) return kGivenUp;
     if (epoch.failure) std::rethrow_exception(epoch.failure);
-    if (epoch.ended) return;
-    check_open();
-    if (epoch.overtaken)
-      throw CollectiveError(
-          "a rank has begun another epoch of a data loader over a stream before the others had read as much of the one "
-          "before; all ranks must leave an epoch at the same step");
+    if (epoch.ended) return {};
+    if (closed_) return kClosed;
+    if (epoch.overtaken) return kOvertaken;
     bool more = false;
     read(epoch, [&] { more = epoch.shard.advance(); });
+    if (epoch.given_up) return kGivenUp;
     if (epoch.failure) std::rethrow_exception(epoch.failure);
     epoch.context.step += 1;
     epoch.ended = !more || epoch.shard.info(0).last_of_all;
     const std::lock_guard lock(mutex_);
     epoch.remainder = epoch.shard.remainder();
-    if (!more) return;
+    if (!more) return {};
     for (std::size_t reader = 0; reader < epochs_.size(); ++reader)
       if (!epoch.left[reader]) epoch.kept[reader].push_back(part(epoch.shard, static_cast<int>(reader)));
+    return {};
   }
 
   Part part(const IterableDatasetShard<Sample>& shard, int reader) const {
@@ -352,11 +362,6 @@ class StreamReader final : public AnyStreamReader {
     try {
       try {
         function();
-        // The stream may have given up, which looks like its end.
-        if (work_is_unwanted())
-          throw CollectiveError("a rank left an epoch of a data loader over a stream, which it was reading for all");
-      } catch (const CollectiveError&) {
-        throw;
       } catch (...) {
         detail::throw_sample_error("sample " + std::to_string(epoch.shard.samples_read()) + " of the stream",
                                    epoch.context);
@@ -364,18 +369,26 @@ class StreamReader final : public AnyStreamReader {
     } catch (...) {
       epoch.failure = std::current_exception();
     }
+    // The stream may have given up then, which looks like its end.
+    epoch.given_up = work_is_unwanted();
   }
 
-  // Rank 0 may be failing, which the token is about to say, and that is what counts.
-  void check_open() const {
-    for (int waited = 0; closed_ && waited < 1000; ++waited) {
-      if (token_) token_->check();
+  // The other rank may be failing, which the token is about to say, and that is what counts. Called without a lock: the
+  // other one's end may wait for it.
+  [[noreturn]] void fail(const std::string& problem) const {
+    for (int waited = 0; token_ && waited < 1000 && !work_is_unwanted(); ++waited) {
+      token_->check();
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    if (closed_)
-      throw CollectiveError(
-          "rank 0 gave up the data loader of a stream that another rank still reads from; all ranks must use it alike");
+    throw CollectiveError(problem + "; all ranks must leave an epoch at the same step");
   }
+
+  static constexpr const char* kGivenUp = "a rank left an epoch of a data loader over a stream that it read for all";
+  static constexpr const char* kClosed =
+      "rank 0 gave up a data loader over a stream that another rank still reads from";
+  static constexpr const char* kOvertaken =
+      "a rank has begun another epoch of a data loader over a stream before the others had read as much of the one "
+      "before";
 
   const EpochPlanOptions plan_;
   const std::uint64_t seed_;
