@@ -8,8 +8,8 @@ namespace tandem {
 
 /// How long a thread tries before it sleeps.
 struct SpinBudget {
-  int spins;   ///< looks with a pause between them
-  int yields;  ///< looks after which the core is offered to another thread
+  int spins;                                           ///< looks with a pause between them
+  int yields;                                          ///< looks after which the core is offered to another thread
   bool operator==(const SpinBudget&) const = default;  ///< all alike
 };
 
