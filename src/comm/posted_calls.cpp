@@ -2,10 +2,8 @@
 
 #include <array>
 #include <string>
-#include <thread>
 
 #include "tandem/core/error.h"
-#include "tandem/core/wait.h"
 
 namespace tandem::comm {
 
@@ -23,7 +21,6 @@ struct alignas(64) PostedCalls::Lane {
   std::atomic<bool> withdrawn{false};
   std::atomic<bool> departed{false};
   std::array<Call, kOpen> calls;
-  alignas(64) AdaptiveSpin spin;  // of this rank's thread
 
   Call& call(std::uint64_t number) { return calls[number % kOpen]; }
 };
@@ -31,10 +28,9 @@ struct alignas(64) PostedCalls::Lane {
 PostedCalls::PostedCalls(int world_size, CancelToken& token)
     : world_size_(world_size),
       token_(token),
+      budget_(spin_budget(world_size)),
       lanes_(std::make_unique<Lane[]>(static_cast<std::size_t>(world_size))),
-      subscription_(token, [this] { bell_.ring(); }) {
-  for (int rank = 0; rank < world_size; ++rank) lanes_[rank].spin = AdaptiveSpin(spin_budget(world_size));
-}
+      subscription_(token, [this] { bell_.ring(); }) {}
 
 PostedCalls::~PostedCalls() = default;
 
@@ -96,12 +92,12 @@ const void* PostedCalls::payload(int peer, std::uint64_t number) const noexcept 
 }
 
 void PostedCalls::wait(int rank, std::uint64_t number) {
-  Lane& lane = lanes_[rank];
+  const Lane& lane = lanes_[rank];
   const std::uint64_t next = lane.finished.load(std::memory_order_relaxed) + 1;
   const auto ready = [&] { return token_.cancelled() || done(number) || (next <= number && posted_by_all(next)); };
-  if (lane.spin.until(ready)) return;
+  if (spin_until(ready, budget_.spins)) return;
   check_departed(rank, number);
-  bell_.wait(ready);
+  bell_.wait(ready, budget_.yields);
 }
 
 void PostedCalls::check_withdrawn() const {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "tandem/core/error.h"
-#include "tandem/core/wait.h"
 
 namespace tandem::comm {
 namespace {
@@ -78,7 +77,6 @@ struct alignas(64) RankGroup::Rank {
   // Only of this rank's thread.
   alignas(64) std::uint64_t mails = 0;  // exchanges begun
   bool forbidden = false;               // to make calls
-  AdaptiveSpin spin;                    // for the mail
   std::vector<std::uint64_t> met;
   // One is written for the next exchange while the peers may still read the other.
   alignas(64) std::array<std::array<std::byte, kMailBytes>, 2> mailboxes;
@@ -91,12 +89,12 @@ RankGroup::RankGroup(int world_size, CancelToken& token)
     : token_(token),
       opening_(world_size, token),
       closing_(world_size, never_),
+      budget_(spin_budget(world_size)),
       ranks_(new Rank[static_cast<std::size_t>(world_size)]),  // not make_unique, which would clear the mailboxes
       posted_(world_size, token),
       subscription_(token, [this] { bell_.ring(); }) {
   for (int rank = 0; rank < world_size; ++rank) {
     ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
-    ranks_[rank].spin = AdaptiveSpin(spin_budget(world_size));
     ranks_[rank].met.resize(static_cast<std::size_t>(world_size));
   }
 }
@@ -177,9 +175,9 @@ bool RankGroup::all_arrived(std::uint64_t number) const noexcept {
 
 void RankGroup::await_all(int rank, std::uint64_t number) {
   const auto done = [&] { return all_arrived(number) || token_.cancelled(); };
-  if (!ranks_[rank].spin.until(done)) {
+  if (!spin_until(done, budget_.spins)) {
     const WaitScope waiting(*this, rank, nullptr);
-    bell_.wait(done);
+    bell_.wait(done, budget_.yields);
   }
   if (!all_arrived(number)) token_.throw_cancelled();
 }

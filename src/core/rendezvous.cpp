@@ -6,7 +6,7 @@ Rendezvous::Rendezvous(int parties, CancelToken& token)
     : payloads_{std::vector<void*>(static_cast<std::size_t>(parties)),
                 std::vector<void*>(static_cast<std::size_t>(parties))},
       parties_(parties),
-      waiters_(static_cast<std::size_t>(parties), Waiter{AdaptiveSpin(spin_budget(parties))}),
+      budget_(spin_budget(parties)),
       token_(token),
       subscription_(token, [this] {
         // release: as every change of the word, though nothing is handed over here.
@@ -31,7 +31,7 @@ std::span<void* const> Rendezvous::exchange(int party, void* payload) {
     round_.notify_all();
     return payloads;
   }
-  const std::uint32_t now = wait_for_change(round_, round, waiters_[static_cast<std::size_t>(party)].spin);
+  const std::uint32_t now = wait_for_change(round_, round, budget_);
   // A cancel after the round was completed leaves the count changed, too.
   if ((now & ~1u) == round) token_.throw_cancelled();
   return payloads;

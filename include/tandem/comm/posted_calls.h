@@ -82,6 +82,7 @@ class PostedCalls {
 
   int world_size_;
   CancelToken& token_;
+  const SpinBudget budget_;
   std::unique_ptr<Lane[]> lanes_;  // by rank
   Bell bell_;
   CancelToken::Subscription subscription_;

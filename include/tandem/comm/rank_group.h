@@ -127,6 +127,7 @@ class RankGroup {
   CancelToken never_;  // fires for nobody: the end of a call cannot be cancelled
   Rendezvous opening_;
   Rendezvous closing_;
+  const SpinBudget budget_;
   std::unique_ptr<Rank[]> ranks_;
   PostedCalls posted_;
   Bell bell_;  // for those who wait for long in exchange_mail

@@ -2,6 +2,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <thread>
+
+#include "tandem/core/wait.h"
 
 namespace tandem {
 
@@ -22,10 +25,13 @@ class Bell {
     if (sleepers_.load(std::memory_order_seq_cst) > 0) ring();
   }
 
-  /// Returns when `done()`, which looks with seq_cst, is true; sleeps between rings. Whoever may not have to wait for
-  /// long has looked with an AdaptiveSpin before.
+  /// Returns when `done()`, which looks with seq_cst, is true: looks `yields` times, then sleeps between rings.
   template <class Done>
-  void wait(Done done) noexcept(noexcept(done())) {
+  void wait(Done done, int yields) noexcept(noexcept(done())) {
+    for (int i = 0; i < yields; ++i) {
+      if (done()) return;
+      std::this_thread::yield();
+    }
     while (!done()) {
       // acquire: before the looks below, so that a ring after them is not missed.
       const std::uint32_t before = count_.load(std::memory_order_acquire);

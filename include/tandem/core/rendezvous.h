@@ -31,15 +31,10 @@ class Rendezvous {
   std::span<void* const> exchange(int party, void* payload);
 
  private:
-  // Of one party's thread.
-  struct alignas(64) Waiter {
-    AdaptiveSpin spin;
-  };
-
   // A party may still read round k when others arrive for round k + 1, but not when they arrive for k + 2.
   std::array<std::vector<void*>, 2> payloads_;
   const int parties_;
-  std::vector<Waiter> waiters_;  // by party
+  const SpinBudget budget_;
   CancelToken& token_;
   alignas(64) std::atomic<int> arrived_{0};
   // Completed rounds * 2, plus 1 when cancelled: the one word on which waiters sleep and everything is decided.

@@ -57,8 +57,7 @@ class SpscRing {
       // acquire: see close_consumer.
       if (consumer_closed_.load(std::memory_order_acquire)) return false;
       if (try_push(value)) return true;
-      sleep(producer_spin_, popped_, producer_sleeps_,
-            [&] { return !full_now() || consumer_closed_.load(std::memory_order_seq_cst); });
+      sleep(popped_, producer_sleeps_, [&] { return !full_now() || consumer_closed_.load(std::memory_order_seq_cst); });
     }
   }
 
@@ -71,7 +70,7 @@ class SpscRing {
       const bool closed = producer_closed_.load(std::memory_order_acquire);
       if (auto value = try_pop()) return value;
       if (closed) return std::nullopt;
-      sleep(consumer_spin_, pushed_, consumer_sleeps_,
+      sleep(pushed_, consumer_sleeps_,
             [&] { return !empty_now() || producer_closed_.load(std::memory_order_seq_cst); });
     }
   }
@@ -129,13 +128,13 @@ class SpscRing {
   bool empty_now() const { return tail_.load(std::memory_order_seq_cst) == head_.load(std::memory_order_relaxed); }
 
   template <class Ready>
-  void sleep(AdaptiveSpin& spin, Signal& signal, std::atomic<bool>& announcement, Ready ready) {
-    if (spin.until([&] { return ready() || token_.cancelled(); })) return;
+  void sleep(Signal& signal, std::atomic<bool>& announcement, Ready ready) {
+    if (spin_until([&] { return ready() || token_.cancelled(); }, budget_.spins)) return;
     // acquire: before the looks below, so that a signal after them is not missed.
     const std::uint32_t before = signal.load(std::memory_order_acquire);
     announcement.store(true, std::memory_order_seq_cst);
     fence_.heavy_fence();
-    if (!ready() && !token_.cancelled()) signal.wait(before, std::memory_order_acquire);
+    if (!ready() && !token_.cancelled()) wait_for_change(signal, before, {.spins = 0, .yields = budget_.yields});
     announcement.store(false, std::memory_order_relaxed);
   }
 
@@ -159,14 +158,13 @@ class SpscRing {
   T* const slots_;
   CancelToken& token_;
   const AsymmetricFence fence_;
+  const SpinBudget budget_ = spin_budget(2);
 
   // Indices only grow; an item's slot is its index modulo the number of slots.
   alignas(kLine) std::atomic<std::uint64_t> tail_{0};  // written by the producer
   std::uint64_t head_seen_ = 0;                        // the producer's copy of head_
-  AdaptiveSpin producer_spin_{spin_budget(2)};
   alignas(kLine) std::atomic<std::uint64_t> head_{0};  // written by the consumer
   std::uint64_t tail_seen_ = 0;                        // the consumer's copy of tail_
-  AdaptiveSpin consumer_spin_ = producer_spin_;
   // Read at each operation, written only around sleeping and closing.
   alignas(kLine) std::atomic<bool> consumer_sleeps_{false};
   std::atomic<bool> producer_sleeps_{false};
