@@ -7,18 +7,18 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.11.0
-packages=(g++ cmake ninja-build git pkg-config python3-venv zlib1g-dev libdeflate-dev libjpeg-dev libpng-dev libcli11-dev
-  catch2 nlohmann-json3-dev libsimdjson-dev libjs-dygraphs)
-# A file that each package brings, so that looking costs no time.
-package_files=(/usr/bin/g++ /usr/bin/cmake /usr/bin/ninja /usr/bin/git /usr/bin/pkg-config /usr/lib/python3*/ensurepip/__init__.py
-  /usr/include/zlib.h /usr/include/libdeflate.h /usr/include/jpeglib.h /usr/include/png.h /usr/include/CLI/CLI.hpp
-  /usr/include/catch2/catch*.hpp /usr/include/nlohmann/json.hpp
-  /usr/include/simdjson.h /usr/share/javascript/dygraphs/dygraph.min.js)
+# Packages, each with a file that it brings, so that looking costs no time.
+packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/usr/bin/git pkg-config=/usr/bin/pkg-config
+  'python3-venv=/usr/lib/python3*/ensurepip/__init__.py' zlib1g-dev=/usr/include/zlib.h
+  libdeflate-dev=/usr/include/libdeflate.h libjpeg-dev=/usr/include/jpeglib.h libpng-dev=/usr/include/png.h
+  libcli11-dev=/usr/include/CLI/CLI.hpp 'catch2=/usr/include/catch2/catch*.hpp'
+  nlohmann-json3-dev=/usr/include/nlohmann/json.hpp libsimdjson-dev=/usr/include/simdjson.h
+  libjs-dygraphs=/usr/share/javascript/dygraphs/dygraph.min.js)
 # Other versions format, and warn, differently, so only CI insists.
-[[ -z ${CI:-} ]] || { packages+=(clang-format doxygen) && package_files+=(/usr/bin/clang-format /usr/bin/doxygen); }
+[[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)
 # A test looks at reports with it, and is skipped without. Ubuntu's does not run in a container.
 if [[ -n ${CI:-} && -e /etc/debian_version && ! -e /etc/lsb-release ]]; then
-  packages+=(chromium) && package_files+=(/usr/bin/chromium)
+  packages+=(chromium=/usr/bin/chromium)
 fi
 light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-nvtx==13.0.85)
 libtorch=.deps/libtorch-$torch_version
@@ -41,9 +41,9 @@ logged() {
 }
 
 missing_packages() {
-  local i
-  for i in "${!packages[@]}"; do
-    compgen -G "${package_files[i]}" >/dev/null || echo "${packages[i]}"
+  local package
+  for package in "${packages[@]}"; do
+    compgen -G "${package#*=}" >/dev/null || echo "${package%%=*}"
   done
 }
 
