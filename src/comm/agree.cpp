@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/error_text.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {
@@ -14,16 +15,6 @@ struct Told {
   std::exception_ptr refusal;
   std::string call;
 };
-
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& exception) {
-    return exception.what();
-  } catch (...) {
-    return "an exception of an unknown type";
-  }
-}
 
 std::string at(std::size_t rank) { return " on rank " + std::to_string(rank); }
 
@@ -45,14 +36,8 @@ std::exception_ptr error_of(const std::vector<Told>& told) {
 }  // namespace
 
 void check_together(RankGroup& group, int rank, const CallRecord& record, const std::function<void()>& check) {
-  std::exception_ptr mine, first;
-  try {
-    check();
-  } catch (const Cancelled&) {
-    throw;
-  } catch (...) {
-    mine = std::current_exception();
-  }
+  const std::exception_ptr mine = refusal_of(check);
+  std::exception_ptr first;
   {
     const RankGroup::Call call(group, rank, record, &mine);
     for (int peer = 0; peer < group.world_size() && !first; ++peer) first = call.payload<std::exception_ptr>(peer);

@@ -2,25 +2,14 @@
 
 #include <algorithm>
 
+#include "core/word_hash.h"
+
 namespace tandem::comm {
-namespace {
-
-// FNV-1a over 64-bit words (Fowler, Noll, Vo). It need not resist attacks, only tell different calls apart.
-class Signature {
- public:
-  void add(std::uint64_t word) { hash_ = (hash_ ^ word) * 0x100000001b3ull; }
-  std::uint64_t value() const { return hash_; }
-
- private:
-  std::uint64_t hash_ = 0xcbf29ce484222325ull;
-};
-
-}  // namespace
 
 CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck check) {
   CallRecord record{.operation = operation};
   record.tensors = static_cast<std::int32_t>(tensors.size());
-  Signature signature;
+  WordHash signature;
   const std::size_t first_checked = check == SizeCheck::all ? 0 : 1;
   for (const at::Tensor& tensor : tensors) {
     signature.add(static_cast<std::uint64_t>(tensor.scalar_type()));
@@ -32,7 +21,8 @@ CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck 
     const auto sizes = tensor.sizes();
     // A 0-dim tensor is gathered as if it had one row.
     signature.add(first_checked == 1 ? std::max<std::size_t>(sizes.size(), 1) : sizes.size());
-    for (std::size_t dim = first_checked; dim < sizes.size(); ++dim) signature.add(sizes[dim]);
+    for (std::size_t dim = first_checked; dim < sizes.size(); ++dim)
+      signature.add(static_cast<std::uint64_t>(sizes[dim]));
     if (check == SizeCheck::all) record.elements += tensor.numel();
   }
   record.signature = signature.value();

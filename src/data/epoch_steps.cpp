@@ -3,25 +3,10 @@
 #include <algorithm>
 #include <string>
 
+#include "core/word_hash.h"
 #include "tandem/core/error.h"
 
 namespace tandem::data {
-namespace {
-
-// Of numbers one after another. Source: 64-bit FNV-1a by whole numbers, and the rotation that its low bits need then.
-class Fingerprint {
- public:
-  void add(std::int64_t number) {
-    value_ = (value_ ^ static_cast<std::uint64_t>(number)) * 0x100000001b3ull;
-    value_ ^= value_ >> 32;
-  }
-  std::uint64_t value() const { return std::max<std::uint64_t>(value_, 1); }
-
- private:
-  std::uint64_t value_ = 0xcbf29ce484222325ull;
-};
-
-}  // namespace
 
 StepInfo EpochSteps::info(std::int64_t step, int rank) const {
   StepInfo info{.step = step, .last = step + 1 >= steps(rank), .last_of_all = step + 1 >= steps(0)};
@@ -38,11 +23,12 @@ std::vector<std::int64_t> SampledSteps::indices(std::int64_t step, int rank) con
 
 std::uint64_t SampledSteps::fingerprint() const {
   const std::int64_t length = plan_.options().length;
-  Fingerprint print;
-  print.add(length);
+  WordHash hash;
+  hash.add(static_cast<std::uint64_t>(length));
   if (order_.length())
-    for (std::int64_t position = 0; position < length; ++position) print.add(order_[position]);
-  return print.value();
+    for (std::int64_t position = 0; position < length; ++position)
+      hash.add(static_cast<std::uint64_t>(order_[position]));
+  return std::max<std::uint64_t>(hash.value(), 1);
 }
 
 std::int64_t batches_of_rank(std::int64_t batches, const EpochPlanOptions& options, int rank) {
@@ -97,12 +83,12 @@ std::int64_t BatchSampledSteps::remainder() const {
 }
 
 std::uint64_t BatchSampledSteps::fingerprint() const {
-  Fingerprint print;
+  WordHash hash;
   for (const auto& batch : batches_) {
-    print.add(static_cast<std::int64_t>(batch.size()));
-    for (const std::int64_t index : batch) print.add(index);
+    hash.add(batch.size());
+    for (const std::int64_t index : batch) hash.add(static_cast<std::uint64_t>(index));
   }
-  return print.value();
+  return std::max<std::uint64_t>(hash.value(), 1);
 }
 
 }  // namespace tandem::data

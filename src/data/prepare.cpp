@@ -96,7 +96,7 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
   if (!difference.empty()) throw DataError("a data loader differs between ranks: " + difference);
 }
 
-void check_on_all(const LoaderContext& context, const std::function<void()>& check) {
+void check_together(const LoaderContext& context, const std::function<void()>& check) {
   comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, check);
 }
 

@@ -1,7 +1,6 @@
 #include "nn/followed_tensors.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include <ATen/Functions.h>
@@ -16,11 +15,6 @@ namespace {
 
 std::size_t references_of_storage(const at::Tensor& tensor) {
   return tensor.has_storage() ? tensor.storage().use_count() : 0;
-}
-
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  return a.layout() == at::kStrided && a.is_non_overlapping_and_dense() && same_order_in_memory(a, b) &&
-         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include <ATen/Functions.h>
@@ -15,40 +14,12 @@
 #include "nn/finite_check.h"
 #include "nn/followed_tensors.h"
 #include "nn/gradient_reducer_parts.h"
+#include "nn/same_models.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
 namespace {
-
-// Tied weights once, under their first name: LibTorch lists them as often as they are registered.
-template <class Items>
-NamedTensors each_once(const Items& items) {
-  NamedTensors tensors;
-  for (const auto& item : items)
-    if (std::none_of(tensors.begin(), tensors.end(),
-                     [&](const auto& known) { return known.second.is_same(item.value()); }))
-      tensors.emplace_back(item.key(), item.value());
-  return tensors;
-}
-
-std::string describe(const std::pair<std::string, at::Tensor>& named) {
-  std::ostringstream text;
-  text << named.first << ' ' << c10::toString(named.second.scalar_type()) << c10::str(named.second.sizes());
-  return text.str();
-}
-
-// What is wrong with `mine` when `main` is what rank 0 has; nothing when they are alike.
-std::optional<std::string> difference(const char* kind, int rank, const NamedTensors& mine, const NamedTensors& main) {
-  for (std::size_t i = 0; i < std::max(mine.size(), main.size()); ++i) {
-    const std::string here = i < mine.size() ? describe(mine[i]) : "nothing";
-    const std::string there = i < main.size() ? describe(main[i]) : "nothing";
-    if (here != there)
-      return "the model differs between ranks: " + std::string(kind) + ' ' + std::to_string(i) + " is " + here +
-             " on rank " + std::to_string(rank) + " and " + there + " on rank 0; build the same model on every rank";
-  }
-  return std::nullopt;
-}
 
 // Weights that a forward pass writes to, on each rank the rows that it has looked up.
 std::vector<at::Tensor> renormed_weights(const torch::nn::Module& module) {
@@ -113,7 +84,6 @@ void GradientReducer::update() {
   weights_.separate();
   weights_.end();
   take_over_tensors();
-  check_same_on_all_ranks();
   broadcast(0);
   weights_.lend_again();
   watch_parameters();
@@ -133,7 +103,7 @@ void GradientReducer::leave_launch() {
 }
 
 void GradientReducer::take_over_tensors() {
-  parameters_ = each_once(module_->named_parameters());
+  parameters_ = parameters_once(*module_);
   index_.clear();
   for (std::size_t i = 0; i < parameters_.size(); ++i) index_[parameters_[i].second.unsafeGetTensorImpl()] = i;
   slots_.clear();
@@ -142,7 +112,7 @@ void GradientReducer::take_over_tensors() {
   told_->states = anywhere_;
   reached_ = anywhere_;
   buffers_.clear();
-  for (const auto& [name, buffer] : each_once(module_->named_buffers())) buffers_.push_back(buffer);
+  for (const auto& [name, buffer] : buffers_once(*module_)) buffers_.push_back(buffer);
 }
 
 void GradientReducer::updated_by(const torch::optim::Optimizer& optimizer) {
@@ -154,26 +124,6 @@ void GradientReducer::updated_by(const torch::optim::Optimizer& optimizer) {
   if (!is_mine) return;
   followed_->forget_references();
   followed_->follow(communicator_, group_, 0);
-}
-
-void GradientReducer::check_same_on_all_ranks() const {
-  struct Tensors {
-    const NamedTensors& parameters;
-    const NamedTensors buffers;
-  };
-  const Tensors mine{parameters_, each_once(module_->named_buffers())};
-  const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(GradientReducer));
-  const int rank = communicator_.rank();
-  const comm::RankGroup::Call call(group_, rank, record, &mine);
-  const auto& main = call.payload<Tensors>(0);
-  auto problem = difference("parameter", rank, mine.parameters, main.parameters);
-  for (std::size_t i = 0; !problem && rank != 0 && i < mine.parameters.size(); ++i)
-    if (const auto& [name, tensor] = mine.parameters[i];
-        tensor.requires_grad() && tensor.is_same(main.parameters[i].second))
-      problem = "parameter " + name + " of rank " + std::to_string(rank) +
-                " is the very tensor of rank 0; make the module within the body, so that each rank has its own";
-  if (!problem) problem = difference("buffer", rank, mine.buffers, main.buffers);
-  if (problem) throw ConfigError(*problem);
 }
 
 std::optional<std::string> GradientReducer::added_parameter() const {
@@ -253,11 +203,10 @@ void GradientReducer::average_weights() {
     slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }
 
-bool GradientReducer::has_local_gradient(const std::vector<at::Tensor>& parameters) const {
-  return adds_locally_ && std::any_of(parameters.begin(), parameters.end(), [this](const at::Tensor& parameter) {
-           const auto found = index_.find(parameter.unsafeGetTensorImpl());
-           return found != index_.end() && slots_[found->second].pending && parameter.grad().defined();
-         });
+bool GradientReducer::has_local_gradient(const at::Tensor& parameter) const {
+  if (!adds_locally_) return false;
+  const auto found = index_.find(parameter.unsafeGetTensorImpl());
+  return found != index_.end() && slots_[found->second].pending && parameter.grad().defined();
 }
 
 void GradientReducer::forget_pass() {

@@ -1,5 +1,6 @@
 #include "nn/lent_storage.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -108,6 +109,8 @@ void LentStorage::end() {
 
 LentStorage::Writing::Writing(std::vector<LentStorage*> storages) : storages_(std::move(storages)) {
   lent_.reserve(storages_.size());
+  std::sort(storages_.begin(), storages_.end());
+  storages_.erase(std::unique(storages_.begin(), storages_.end()), storages_.end());
   std::erase_if(storages_, [](const LentStorage* storage) { return !storage->untouched(); });
   for (LentStorage* storage : storages_) {
     at::DataPtr& data = storage->impl()._mutable_data_ptr_no_checks();

@@ -54,7 +54,8 @@ class LentStorage {
   /// The storage has memory of its own, and is an ordinary one again.
   void end();
 
-  /// While alive, what is written to these storages is written to their memory, and does not count as touched.
+  /// While alive, what is written to these storages, some perhaps listed twice, is written to their memory, and does
+  /// not count as touched.
   class Writing {
    public:
     explicit Writing(std::vector<LentStorage*> storages);

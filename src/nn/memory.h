@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
 
@@ -13,6 +15,12 @@ inline bool same_order_in_memory(const at::Tensor& a, const at::Tensor& b) {
   for (std::size_t dim = 0; dim < sizes.size(); ++dim)
     if (sizes[dim] != 1 && strides[dim] != others[dim]) return false;
   return true;
+}
+
+/// Whether two CPU tensors lie dense in memory alike and are the same bits: NaN is equal to itself, 0 is not -0.
+inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.layout() == at::kStrided && a.is_non_overlapping_and_dense() && a.scalar_type() == b.scalar_type() &&
+         same_order_in_memory(a, b) && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
 /// A tensor on memory of `of`, which is no view for autograd (Optimizer::zero_grad refuses those) and counts its own

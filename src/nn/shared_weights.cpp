@@ -16,10 +16,8 @@ namespace {
 
 comm::CallRecord record() { return comm::describe_object_call(comm::Operation::share_weights, typeid(SharedWeights)); }
 
-bool same_bytes(const void* a, const void* b, std::size_t bytes) { return a == b || std::memcmp(a, b, bytes) == 0; }
-
 bool same_bytes(const at::Storage& a, const at::Storage& b) {
-  return a.nbytes() == b.nbytes() && same_bytes(a.data(), b.data(), a.nbytes());
+  return a.nbytes() == b.nbytes() && (a.data() == b.data() || std::memcmp(a.data(), b.data(), a.nbytes()) == 0);
 }
 
 // The elements' bytes, as numbers: NaN is equal to itself then.
@@ -128,8 +126,8 @@ bool SharedWeights::shares(const at::Tensor& parameter) const {
 }
 
 bool SharedWeights::touched(const at::Tensor& parameter) const {
-  const auto place = lent_storage(parameter);
-  return place && !(lent_[*place]->untouched() && lent_[*place]->holds(parameter));
+  const LentStorage* const storage = storage_of(parameter);
+  return storage && !(storage->untouched() && storage->holds(parameter));
 }
 
 void SharedWeights::notice() {
@@ -195,13 +193,9 @@ void SharedWeights::write(const std::function<void()>& write) {
   write();
 }
 
-std::vector<LentStorage*> SharedWeights::storages_of(const std::vector<at::Tensor>& parameters) const {
-  std::vector<LentStorage*> storages;
-  for (const at::Tensor& parameter : parameters)
-    if (const auto place = lent_storage(parameter)) storages.push_back(lent_[*place].get());
-  std::sort(storages.begin(), storages.end());
-  storages.erase(std::unique(storages.begin(), storages.end()), storages.end());
-  return storages;
+LentStorage* SharedWeights::storage_of(const at::Tensor& parameter) const {
+  const auto place = lent_storage(parameter);
+  return place ? lent_[*place].get() : nullptr;
 }
 
 void SharedWeights::accept() {

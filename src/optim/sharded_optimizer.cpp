@@ -1,7 +1,6 @@
 #include "tandem/optim/sharded_optimizer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <set>
 #include <unordered_map>
@@ -29,11 +28,6 @@ void visit_defined(OptimizerParamState& state, const Visit& visit) {
   visit_tensors(state, [&](at::Tensor& tensor) {
     if (tensor.defined()) visit(tensor);
   });
-}
-
-bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && nn::same_order_in_memory(a, b) &&
-         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
 }  // namespace
@@ -153,10 +147,8 @@ bool ShardedOptimizer::touched(const Part& part) const {
 
 // Whether this rank is about to step on a gradient that no reduction has made the same on all ranks. Weights part then.
 bool ShardedOptimizer::has_local_gradients() const {
-  std::vector<at::Tensor> parameters;
-  for (const Part& part : parts_) parameters.push_back(part.parameter);
-  return std::any_of(with_models_.begin(), with_models_.end(),
-                     [&](const nn::GradientReducer* model) { return model->has_local_gradient(parameters); });
+  return std::any_of(parts_.begin(), parts_.end(),
+                     [](const Part& part) { return part.model && part.model->has_local_gradient(part.parameter); });
 }
 
 // All ranks have come here, and none reads weights, when it returns.
@@ -229,7 +221,7 @@ void ShardedOptimizer::warn_of_differences(const std::vector<std::size_t>& parts
     const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);
     const auto& main = call.payload<ShardedOptimizer>(0);
     for (const std::size_t i : parts)
-      if (first == 0 && !same_bits(parts_[i].parameter, main.parts_[i].parameter)) first = i + 1;
+      if (first == 0 && !nn::same_bits(parts_[i].parameter, main.parts_[i].parameter)) first = i + 1;
   }
   const auto all = group_.meet(communicator_.rank(), record(), first);
   const auto other = std::find_if(all.begin(), all.end(), [](std::uint64_t part) { return part != 0; });
@@ -305,16 +297,12 @@ void ShardedOptimizer::make_whole() {
 // The lent storages of these parameters and of their state.
 std::vector<nn::LentStorage*> ShardedOptimizer::storages_of(const std::function<bool(const Part&)>& wanted) const {
   std::vector<nn::LentStorage*> storages;
-  for (nn::GradientReducer* model : with_models_) {
-    std::vector<at::Tensor> parameters;
-    for (const Part& part : parts_)
-      if (part.model == model && wanted(part)) parameters.push_back(part.parameter);
-    const auto of_model = model->weights().storages_of(parameters);
-    storages.insert(storages.end(), of_model.begin(), of_model.end());
+  for (const Part& part : parts_) {
+    if (!wanted(part)) continue;
+    if (nn::LentStorage* storage = part.model ? part.model->weights().storage_of(part.parameter) : nullptr)
+      storages.push_back(storage);
+    for (const auto& state : part.state) storages.push_back(state.get());
   }
-  for (const Part& part : parts_)
-    if (wanted(part))
-      for (const auto& state : part.state) storages.push_back(state.get());
   return storages;
 }
 
@@ -333,12 +321,15 @@ void ShardedOptimizer::give_weights() {
   for (const Part& part : parts_)
     if (part.owner >= 0 && part.owner != rank && part.parameter.grad().defined())
       part.parameter.unsafeGetTensorImpl()->bump_version();
-  const nn::LentStorage::Writing writing(
-      storages_of([rank](const Part& part) { return part.owner >= 0 && part.owner != rank; }));
+  const auto is_given = [](const Part& part) {
+    return part.owner >= 0 && !part.model->weights().shares(part.parameter);
+  };
+  if (std::none_of(parts_.begin(), parts_.end(), is_given)) return;
+  const nn::LentStorage::Writing writing(storages_of(is_given));
   for (int owner = 0; owner < communicator_.world_size(); ++owner) {
     std::vector<at::Tensor> updated;
     for (const Part& part : parts_)
-      if (part.owner == owner && !part.model->weights().shares(part.parameter)) updated.push_back(part.parameter);
+      if (part.owner == owner && is_given(part)) updated.push_back(part.parameter);
     if (!updated.empty()) communicator_.broadcast(updated, owner);
   }
 }

@@ -9,11 +9,10 @@
 #include <ATen/core/grad_mode.h>
 
 #include "backend/rank_memory.h"
+#include "nn/same_models.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
-#include "runtime/refusal.h"
-#include "runtime/same_models.h"
 #include "runtime/step_follower.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
@@ -33,7 +32,7 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   auto reducer = module ? prepared_.reducers.find(*module) : nullptr;
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context_.state->config;
-  check_same_models(*context_.group, rank(), module.get());
+  nn::check_same_models(*context_.group, rank(), module.get());
   comm::check_together(*context_.group, rank(), {.operation = comm::Operation::prepare}, [&] {
     if (config.device_placement) module->to(device());
   });
@@ -71,12 +70,6 @@ void Accelerator::go_on_apart() {
 void Accelerator::go_on_together() {
   for (const auto& reducer : prepared_.reducers) reducer->weights().share();
   for_each_sharded(&optim::ShardedOptimizer::resume);
-}
-
-std::shared_ptr<bool> Accelerator::called_flag(const std::shared_ptr<nn::GradientReducer>& reducer) {
-  for (const PreparedForward& forward : prepared_.forwards)
-    if (forward.reducer == reducer) return forward.called;
-  return prepared_.forwards.emplace_back(PreparedForward{reducer, std::make_shared<bool>(false)}).called;
 }
 
 std::unique_ptr<optim::ShardedOptimizer> Accelerator::sharded(torch::optim::Optimizer& optimizer) {
@@ -245,17 +238,17 @@ void Accelerator::end_window_of_pass() {
 void Accelerator::tell_of_raw_forward() {
   const LaunchConfig& config = context_.state->config;
   if (config.mixed_precision == Precision::no || !config.on_warning || autocast_used_ || told_of_raw_forward_) return;
+  // A part of another model gets gradients through that one.
   const auto was_called = [this](const at::Tensor& parameter) {
-    return std::any_of(prepared_.forwards.begin(), prepared_.forwards.end(),
-                       [&](const PreparedForward& other) { return *other.called && other.reducer->has(parameter); });
+    return std::any_of(prepared_.reducers.begin(), prepared_.reducers.end(),
+                       [&](const auto& other) { return other->was_called() && other->has(parameter); });
   };
-  for (const PreparedForward& forward : prepared_.forwards) {
-    const auto& parameters = forward.reducer->parameters();
-    // A part of another model gets gradients through that one.
-    if (*forward.called || parameters.empty() || was_called(parameters.front().second)) continue;
+  for (const auto& reducer : prepared_.reducers) {
+    const auto& parameters = reducer->parameters();
+    if (parameters.empty() || was_called(parameters.front().second)) continue;
     const auto trained = std::count_if(parameters.begin(), parameters.end(),
                                        [](const auto& named) { return named.second.requires_grad(); });
-    if (static_cast<std::ptrdiff_t>(forward.reducer->unused_parameters().size()) == trained) continue;
+    if (static_cast<std::ptrdiff_t>(reducer->unused_parameters().size()) == trained) continue;
     told_of_raw_forward_ = true;
     if (is_main())
       config.on_warning(
@@ -290,7 +283,7 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
   const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";
   comm::agree(*context_.group, rank(), {.operation = comm::Operation::local_sgd},
               {.signature = static_cast<std::uint64_t>(steps),
-               .refusal = refusal_of([&] {
+               .refusal = comm::refusal_of([&] {
                  if (steps < 1) throw ConfigError(call + "; use 1 or more");
                }),
                .describe = [&] { return call; }});

@@ -8,8 +8,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
+#include "core/word_hash.h"
 #include "runtime/reduce_numbers.h"
-#include "runtime/refusal.h"
 #include "tandem/comm/agree.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
@@ -26,8 +26,6 @@ using detail::Number;
 using detail::Numbers;
 using detail::ValueParts;
 
-std::uint64_t mixed(std::uint64_t hash, std::uint64_t word) { return (hash ^ word) * 0x100000001b3ull; }
-
 // The operation without what it is of: "all_reduce(mean)".
 std::string name_of(const CallRecord& record, std::optional<std::int64_t> dim) {
   const CallRecord bare{.operation = record.operation, .reduce = record.reduce, .root = record.root};
@@ -41,15 +39,19 @@ void check_defined(const ValueParts& parts, Operation operation) {
 // `lengths`: rows of numbers are as long on all ranks. `dim`: that the call goes by.
 void agree_on(RankContext& context, const ValueParts& parts, CallRecord record, bool lengths,
               const std::exception_ptr& refusal, std::optional<std::int64_t> dim = {}) {
-  std::uint64_t hash = mixed(mixed(parts.structure, record.signature), static_cast<std::uint64_t>(record.elements));
-  hash = mixed(mixed(hash, static_cast<std::uint64_t>(record.reduce)), static_cast<std::uint64_t>(record.root + 1));
-  hash = mixed(hash, static_cast<std::uint64_t>(dim.value_or(0)));
-  for (const at::Tensor& tensor : parts.tensors)
-    hash = mixed(mixed(hash, static_cast<std::uint64_t>(tensor.device().type())),
-                 static_cast<std::uint64_t>(tensor.dim()));
+  WordHash hash(parts.structure);
+  hash.add(record.signature);
+  hash.add(static_cast<std::uint64_t>(record.elements));
+  hash.add(static_cast<std::uint64_t>(record.reduce));
+  hash.add(static_cast<std::uint64_t>(record.root));
+  hash.add(static_cast<std::uint64_t>(dim.value_or(0)));
+  for (const at::Tensor& tensor : parts.tensors) {
+    hash.add(static_cast<std::uint64_t>(tensor.device().type()));
+    hash.add(static_cast<std::uint64_t>(tensor.dim()));
+  }
   for (const Numbers& numbers : parts.numbers)
-    if (lengths) hash = mixed(hash, numbers.values.size());
-  comm::agree(*context.group, context.rank, record, {.signature = hash, .refusal = refusal, .describe = [&] {
+    if (lengths) hash.add(numbers.values.size());
+  comm::agree(*context.group, context.rank, record, {.signature = hash.value(), .refusal = refusal, .describe = [&] {
                                                        return name_of(record, dim) + " of " + parts.describe();
                                                      }});
 }
@@ -100,7 +102,7 @@ std::vector<std::vector<Numbers>> RankHandle::exchange_numbers(const ValueParts&
 
 void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
   const trace::Range range(trace::Event::collective);
-  const auto refusal = refusal_of([&] {
+  const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::all_gather);
     comm::check_dense(parts.tensors, device(), to_string(Operation::all_gather));
   });
@@ -122,7 +124,7 @@ void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
 }
 
 void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
-  const auto refusal = refusal_of([&] {
+  const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::all_reduce);
     comm::check_dense(parts.tensors, device(), to_string(Operation::all_reduce));
     comm::check_reduction(op, at::kFloat);
@@ -151,7 +153,7 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
 }
 
 void RankHandle::broadcast_parts(ValueParts& parts, int root) {
-  const auto refusal = refusal_of([&] {
+  const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::broadcast);
     comm::check_dense(parts.tensors, device(), to_string(Operation::broadcast));
     comm::check_root(root, world_size(), to_string(Operation::broadcast));
@@ -169,7 +171,7 @@ void RankHandle::broadcast_parts(ValueParts& parts, int root) {
 void RankHandle::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {
   const trace::Range range(trace::Event::collective);
   CallRecord record{.operation = Operation::pad_across_ranks};
-  const auto refusal = refusal_of([&] { check_padding(parts, value); });
+  const auto refusal = comm::refusal_of([&] { check_padding(parts, value); });
   if (!refusal) record = describe_call(Operation::pad_across_ranks, parts.tensors, SizeCheck::none);
   agree_on(context_, parts, record, false, refusal, dim);
   const auto has_dim = [&](const at::Tensor& tensor) { return dim < tensor.dim() && dim >= -tensor.dim(); };

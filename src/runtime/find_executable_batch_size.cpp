@@ -6,7 +6,6 @@
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
 #include "runtime/checkpoints.h"
-#include "runtime/refusal.h"
 #include "runtime/step_follower.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
@@ -55,7 +54,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
   comm::agree(
       *context_.group, rank(), record,
       {.signature = static_cast<std::uint64_t>(start),
-       .refusal = refusal_of([&] {
+       .refusal = comm::refusal_of([&] {
          if (start < 1)
            throw ConfigError("batch size " + std::to_string(start) + " to start from is too small; use 1 or more");
        }),
@@ -95,7 +94,6 @@ std::function<void()> Accelerator::undo_point() {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
     prepared_.reducers.shorten(models);
-    shorten(prepared_.forwards, models);
     shorten(prepared_.optimizers, optimizers);
     shorten(prepared_.schedulers, schedulers);
     shorten(prepared_.loaders, loaders);

@@ -6,7 +6,6 @@
 #include <ATen/Functions.h>
 
 #include "comm/check_tensors.h"
-#include "runtime/refusal.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
@@ -41,10 +40,11 @@ at::Tensor RankHandle::split_between_ranks(const at::Tensor& rows, bool padding)
 
 // Before the ranks exchange anything: all find out when the root of one is none.
 void RankHandle::check_root(const comm::CallRecord& record) const {
-  comm::agree(*context_.group, rank(), record,
-              {.signature = static_cast<std::uint64_t>(record.root) + 1,
-               .refusal = refusal_of([&] { comm::check_root(record.root, world_size(), to_string(record.operation)); }),
-               .describe = [&] { return to_string(record); }});
+  comm::agree(
+      *context_.group, rank(), record,
+      {.signature = static_cast<std::uint64_t>(record.root) + 1,
+       .refusal = comm::refusal_of([&] { comm::check_root(record.root, world_size(), to_string(record.operation)); }),
+       .describe = [&] { return to_string(record); }});
 }
 
 void RankHandle::write_out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }

@@ -6,11 +6,25 @@
 #include <string>
 
 #include "tandem/comm/rank_group.h"
+#include "tandem/core/error.h"
 
 /// \file
 /// How an error of one rank becomes that of all: the ranks meet first, and then all throw or none. A body that catches
 /// it can go on, since its calls still stand in line with those of the others.
 namespace tandem::comm {
+
+/// What `check` throws; null when it throws nothing. Cancelled goes on at once.
+template <class Check>
+std::exception_ptr refusal_of(const Check& check) {
+  try {
+    check();
+  } catch (const Cancelled&) {
+    throw;
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
 
 /// Runs `check`, and throws on all ranks what it throws on the first rank on which it does: that very object, for which
 /// `check` must leave nothing behind. Cancelled goes on at once. Collective.

@@ -9,6 +9,13 @@
 
 namespace tandem::data {
 
+/// Which epoch to begin, and where.
+struct EpochStart {
+  std::uint64_t number = 1;     ///< of the epochs that the rank begins, from 1
+  std::int64_t epoch = 0;       ///< from 0
+  std::int64_t first_step = 0;  ///< steps before it are skipped
+};
+
 /// One step of an epoch, as one rank sees it.
 struct StepInfo {
   std::int64_t step = 0;             ///< number in the epoch, from 0

@@ -59,7 +59,7 @@ std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, C
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan);
 
 /// Runs `check`, and throws on all ranks what it throws on the first rank on which it does. Collective.
-void check_on_all(const LoaderContext& context, const std::function<void()>& check);
+void check_together(const LoaderContext& context, const std::function<void()>& check);
 
 /// What errors call a loader of such a dataset.
 std::string name_of_loader(const std::type_info& dataset, const EpochPlanOptions& plan, bool iterable);
@@ -132,7 +132,7 @@ PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loade
   const DataLoaderOptions& options = loader.options();
   const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
   EpochPlanOptions plan;
-  check_on_all(context, [&] {
+  check_together(context, [&] {
     check_options(options, loader.iterable);
     plan = plan_options(options, configuration, loader.length(), loader.iterable, context.group->world_size());
   });
@@ -142,7 +142,7 @@ PreparedDataLoader<Batch> prepare_loader(const DataLoader<Dataset, Batch>& loade
   context.pin_memory = options.pin_memory;
   std::shared_ptr<const SharedParts<Batch>> shared;
   std::shared_ptr<DispatchChannel<Batch>> channel;
-  check_on_all(context, [&] {
+  check_together(context, [&] {
     if (context.rank != 0) return;
     shared = make_shared_parts(loader, configuration, seed, plan, context.group->token());
     channel = make_channel(*shared, options, context.group->token());

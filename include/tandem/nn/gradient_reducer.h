@@ -46,9 +46,8 @@ class GradientReducers;
 /// remain part of it.
 class GradientReducer {
  public:
-  /// Checks that all ranks' modules have the same parameters and buffers, and gives all of them rank 0's values.
-  /// Collective. Throws ConfigError naming the first that differs in number, name, shape or type. `communicator` and
-  /// `group` outlive the reducer's work, which `stop` ends.
+  /// Gives all ranks' modules, which have the same parameters and buffers (Accelerator::prepare looks), rank 0's
+  /// values. Collective. `communicator` and `group` outlive the reducer's work, which `stop` ends.
   GradientReducer(std::shared_ptr<torch::nn::Module> module, comm::Communicator& communicator, comm::RankGroup& group,
                   const GradientReducerOptions& options = {});
   ~GradientReducer();
@@ -76,9 +75,9 @@ class GradientReducer {
   /// Leaves of the gradients what no reduction has averaged: drops those, and subtracts those parts, that one has.
   void keep_unreduced();
 
-  /// Whether passes of this rank have added to a gradient of `parameters`, which it still has, since the last
+  /// Whether passes of this rank have added to the gradient of `parameter`, which it still has, since the last
   /// reduction.
-  bool has_local_gradient(const std::vector<at::Tensor>& parameters) const;
+  bool has_local_gradient(const at::Tensor& parameter) const;
 
   /// Whether passes of this rank have added to any gradient since the last reduction.
   bool has_local_gradients() const { return adds_locally_; }
@@ -132,6 +131,10 @@ class GradientReducer {
   /// Whether the parameter was the model's when it was prepared.
   bool has(const at::Tensor& parameter) const { return index_.contains(parameter.unsafeGetTensorImpl()); }
 
+  /// Notes that the model was called as `prepare` returned it, in mixed precision where the launch asks for it.
+  void note_call() { called_ = true; }
+  bool was_called() const { return called_; }  ///< whether it ever was
+
   /// The module's parameters by their first names, each once.
   const NamedTensors& parameters() const { return parameters_; }
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }  ///< the replica of this rank
@@ -147,7 +150,6 @@ class GradientReducer {
 
   // ---- the model
   void take_over_tensors();
-  void check_same_on_all_ranks() const;
   void watch_parameters();
   void stop();
   void leave_launch();
@@ -207,6 +209,7 @@ class GradientReducer {
   comm::RankGroup& group_;
   GradientReducerOptions options_;
   CommunicationHook hook_;
+  bool called_ = false;
 
   NamedTensors parameters_;
   std::unordered_map<const void*, std::size_t> index_;  // of a parameter

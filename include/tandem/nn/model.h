@@ -34,15 +34,10 @@ void check_of_type(const torch::nn::Module& module, at::ScalarType type);
 template <class Impl>
 class Model {
  public:
-  /// Forward passes autocast to `precision` on `device`, and set `called`, if there is one.
+  /// Forward passes autocast to `precision` on `device`.
   Model(std::shared_ptr<Impl> module, std::shared_ptr<GradientReducer> reducer,
-        c10::DeviceType device = c10::DeviceType::CPU, Precision precision = Precision::no,
-        std::shared_ptr<bool> called = nullptr)
-      : module_(std::move(module)),
-        reducer_(std::move(reducer)),
-        device_(device),
-        precision_(precision),
-        called_(std::move(called)) {}
+        c10::DeviceType device = c10::DeviceType::CPU, Precision precision = Precision::no)
+      : module_(std::move(module)), reducer_(std::move(reducer)), device_(device), precision_(precision) {}
 
   /// The module's forward, in mixed precision where the launch asks for it; what it returns is float32 again (see
   /// to_float32). Throws what the module throws, and ConfigError where LibTorch has no kernel for the precision. Not
@@ -50,7 +45,7 @@ class Model {
   template <class... Args>
   auto operator()(Args&&... args) const {
     const trace::Range range(trace::Event::forward);
-    if (called_) *called_ = true;
+    reducer_->note_call();
     const auto forward = [&] {
       const AutocastScope scope(device_, precision_);
       return module_->forward(std::forward<Args>(args)...);
@@ -122,7 +117,6 @@ class Model {
   std::shared_ptr<GradientReducer> reducer_;
   c10::DeviceType device_;
   Precision precision_;
-  std::shared_ptr<bool> called_;
 };
 
 /// torch::save(model, file) does not compile: all ranks would write the file at the same time.

@@ -79,8 +79,8 @@ class SharedWeights {
   /// is written to.
   void write(const std::function<void()>& write);
 
-  /// The lent storages that these parameters have, without repetition.
-  std::vector<LentStorage*> storages_of(const std::vector<at::Tensor>& parameters) const;
+  /// The storage of `parameter`; null when it is not lent.
+  LentStorage* storage_of(const at::Tensor& parameter) const;
 
   // ---- where nothing is lent, as on GPUs: LibTorch's count of a tensor's versions
 
@@ -102,7 +102,6 @@ class SharedWeights {
 
   Candidates candidates() const;
   std::vector<std::uint8_t> agreed(const std::vector<std::uint8_t>& mine, bool any) const;
-  void index(const Candidates& candidates);
 
   const NamedTensors& parameters_;
   comm::Communicator& communicator_;

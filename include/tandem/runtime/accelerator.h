@@ -489,10 +489,7 @@ class Accelerator : public RankHandle {
 
   template <class Impl>
   nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
-    auto reducer = reducer_of(module);
-    auto called = called_flag(reducer);
-    return nn::Model<Impl>(module, std::move(reducer), device().type(), context_.state->config.mixed_precision,
-                           std::move(called));
+    return nn::Model<Impl>(module, reducer_of(module), device().type(), context_.state->config.mixed_precision);
   }
 
   template <class T>
@@ -511,7 +508,6 @@ class Accelerator : public RankHandle {
   }
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
-  std::shared_ptr<bool> called_flag(const std::shared_ptr<nn::GradientReducer>& reducer);
   void tell_of_raw_forward();
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   optim::ClosureSteps closure_steps();

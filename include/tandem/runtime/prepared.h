@@ -41,12 +41,6 @@ using PreparedScheduler = optim::AcceleratedScheduler;
 template <class Loader>
 using PreparedLoader = data::PreparedDataLoader<typename Loader::Batch>;
 
-/// Whether a prepared model was ever called.
-struct PreparedForward {
-  std::shared_ptr<nn::GradientReducer> reducer;  ///< the model's
-  std::shared_ptr<bool> called;                  ///< set by nn::Model
-};
-
 /// What one rank has prepared, in the order in which it was: models as their reducers, the others for as long as the
 /// program has them.
 struct Prepared {
@@ -58,7 +52,6 @@ struct Prepared {
   std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
 
   nn::GradientReducers reducers;                                         ///< of the models
-  std::vector<PreparedForward> forwards;                                 ///< of the models, in the same order
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
   std::vector<std::weak_ptr<data::LoaderPosition>> loaders;              ///< see alive_loaders

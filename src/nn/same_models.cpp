@@ -1,28 +1,24 @@
-#include "runtime/same_models.h"
+#include "nn/same_models.h"
 
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
 
-namespace tandem {
+namespace tandem::nn {
 namespace {
-
-using Named = std::vector<std::pair<std::string, at::Tensor>>;
 
 struct Tensors {
   bool given = false;
-  Named parameters{}, buffers{};
+  NamedTensors parameters{}, buffers{};
 };
 
-// Tied weights once, under their first name: LibTorch lists them as often as they are registered.
 template <class Items>
-Named each_once(const Items& items) {
-  Named tensors;
+NamedTensors each_once(const Items& items) {
+  NamedTensors tensors;
   for (const auto& item : items)
     if (std::none_of(tensors.begin(), tensors.end(),
                      [&](const auto& known) { return known.second.is_same(item.value()); }))
@@ -30,13 +26,14 @@ Named each_once(const Items& items) {
   return tensors;
 }
 
-std::string describe(const Named& tensors, std::size_t index) {
+std::string describe(const NamedTensors& tensors, std::size_t index) {
   if (index >= tensors.size()) return "nothing";
   const auto& [name, tensor] = tensors[index];
   return name + ' ' + c10::str(tensor.scalar_type(), tensor.sizes());
 }
 
-std::optional<std::string> difference(const char* kind, int rank, const Named& theirs, const Named& main) {
+std::optional<std::string> difference(const char* kind, int rank, const NamedTensors& theirs,
+                                      const NamedTensors& main) {
   for (std::size_t i = 0; i < std::max(theirs.size(), main.size()); ++i)
     if (const std::string here = describe(theirs, i), there = describe(main, i); here != there)
       return "the model differs between ranks: " + std::string(kind) + ' ' + std::to_string(i) + " is " + here +
@@ -57,9 +54,13 @@ std::optional<std::string> problem_of(int rank, const Tensors& theirs, const Ten
 
 }  // namespace
 
+NamedTensors parameters_once(const torch::nn::Module& module) { return each_once(module.named_parameters()); }
+
+NamedTensors buffers_once(const torch::nn::Module& module) { return each_once(module.named_buffers()); }
+
 void check_same_models(comm::RankGroup& group, int rank, const torch::nn::Module* module) {
   Tensors mine;
-  if (module) mine = {true, each_once(module->named_parameters()), each_once(module->named_buffers())};
+  if (module) mine = {true, parameters_once(*module), buffers_once(*module)};
   const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(Tensors));
   std::optional<std::string> problem;
   {
@@ -73,4 +74,4 @@ void check_same_models(comm::RankGroup& group, int rank, const torch::nn::Module
   if (problem) throw ConfigError(*problem);
 }
 
-}  // namespace tandem
+}  // namespace tandem::nn

@@ -1,13 +1,15 @@
-#include "tandem/runtime/rank_values.h"
+#include "tandem/runtime/detail/value_parts.h"
 
 #include <functional>
+
+#include "core/word_hash.h"
 
 namespace tandem::detail {
 
 void CollectParts::add(std::uint64_t word) {
-  // FNV-1a over 64-bit words, as comm/describe_call.cpp has it.
-  if (parts_.structure == 0) parts_.structure = 0xcbf29ce484222325ull;
-  parts_.structure = (parts_.structure ^ word) * 0x100000001b3ull;
+  WordHash hash(parts_.structure);
+  hash.add(word);
+  parts_.structure = hash.value();
 }
 
 void CollectParts::begin(char kind, std::size_t parts) {
