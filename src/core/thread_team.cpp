@@ -6,6 +6,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/time_slice.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -54,6 +55,7 @@ void ThreadTeam::run(int index) {
   pthread_setname_np(pthread_self(), (options_.name + ' ' + std::to_string(index)).substr(0, 15).c_str());
   if (static_cast<std::size_t>(index) < options_.cores.size())
     pin_this_thread(options_.cores[static_cast<std::size_t>(index)]);
+  ask_for_short_slices();
   try {
     body_(index);
   } catch (...) {

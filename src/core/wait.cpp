@@ -2,7 +2,32 @@
 
 #include <sched.h>
 
+#include <array>
+#include <atomic>
+#include <cstddef>
+
 namespace tandem {
+namespace {
+
+// Who waited last on each core: of machines with more cores than this some share a place, which costs an offer more.
+struct alignas(64) LastWaiter {
+  std::atomic<const void*> thread{nullptr};
+};
+constinit std::array<LastWaiter, 512> last_waiters;
+
+}  // namespace
+
+bool shares_core() noexcept {
+  thread_local const char self{};
+  const int core = sched_getcpu();
+  if (core < 0) return false;
+  std::atomic<const void*>& last = last_waiters[static_cast<std::size_t>(core) % last_waiters.size()].thread;
+  // relaxed: a hint, nothing is handed over.
+  const void* before = last.load(std::memory_order_relaxed);
+  if (before == &self) return false;
+  last.store(&self, std::memory_order_relaxed);
+  return before != nullptr;
+}
 
 SpinBudget spin_budget(int threads) noexcept {
   cpu_set_t allowed;

@@ -3,9 +3,11 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cstdint>
 #include <set>
 #include <thread>
 
+#include "core/time_slice.h"
 #include "support/catch.h"
 #include "support/threads.h"
 #include "tandem/core/error.h"
@@ -13,6 +15,7 @@
 
 using tandem::CancelToken;
 using tandem::ThreadTeam;
+using tandem::time_slice;
 using tandem::test::no_more_threads_than;
 using tandem::test::threads_of_this_process;
 
@@ -30,6 +33,15 @@ TEST_CASE("each thread runs the body with its number, under its name") {
   team.join();
   CHECK(names == std::set<std::string>{"rank 0", "rank 1", "rank 2"});
   CHECK_FALSE(token.cancelled());
+}
+
+TEST_CASE("threads of a team ask for short time slices, where the kernel tells what a thread has") {
+  const std::uint64_t before = time_slice();
+  std::atomic<std::uint64_t> within{0};
+  CancelToken token;
+  ThreadTeam({.size = 1}, token, [&](int) { within = time_slice(); }).join();
+  CHECK(within == (before == 0 ? 0 : 100'000));
+  CHECK(time_slice() == before);
 }
 
 TEST_CASE("the first exception of a body fires the token with its rank") {

@@ -25,14 +25,29 @@ inline void pause_core() noexcept {
 #endif
 }
 
-/// Looks `looks` times for `ready()`, without touching the kernel; true as soon as it holds.
+/// Whether another thread of this process has waited on the calling thread's core since this thread last did: two
+/// that wait for each other sit on one core, and looking keeps the other from running. A few nanoseconds.
+bool shares_core() noexcept;
+
+/// Looks up to `looks` times for `ready()`; true as soon as it holds.
 template <class Ready>
 bool spin_until(Ready ready, int looks) noexcept {
   // The first looks follow each other closely: a pause takes 40 ns or more, half of a round trip between two cores.
   constexpr int kEagerLooks = 32;
-  for (int i = 0; i < looks; ++i) {
+  // Enough for the other to come on where nobody else wants the core.
+  constexpr int kOffers = 20;
+  if (looks == 0) return false;
+  for (int i = 0; i < kEagerLooks; ++i)
     if (ready()) return true;
-    if (i >= kEagerLooks) pause_core();
+  if (shares_core()) {
+    for (int i = 0; i < kOffers; ++i) {
+      std::this_thread::yield();
+      if (ready()) return true;
+    }
+  }
+  for (int i = kEagerLooks; i < looks; ++i) {
+    pause_core();
+    if (ready()) return true;
   }
   return false;
 }
