@@ -20,8 +20,8 @@ struct ThreadTeamOptions {
 };
 
 /// Threads that run one body, each with its number. The first exception that leaves a body fires the token with that
-/// exception and number. Where Linux lets a thread ask for short time slices, they do: one that wakes up does not wait for
-/// another program's.
+/// exception and number. Where Linux lets a thread ask for short time slices, they do: one that wakes up does not wait
+/// for another program's.
 class ThreadTeam {
  public:
   /// Starts the threads. Throws Error when the system has no more threads; those that were started are cancelled and
