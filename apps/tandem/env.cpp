@@ -121,7 +121,7 @@ Json describe_gpus() {
 std::string reason_for_ranks(const EnvOptions& options, const tandem::AcceleratorState& state) {
   if (options.gpus || options.cpu) return "asked for";
   if (state.backend->type() != c10::kCPU) return "one for each usable GPU";
-  return "no GPU is usable; one for each core, at most 8";
+  return "no GPU is usable; one for each core that may be used at a time, at most 8";
 }
 
 std::string describe_transport(const tandem::AcceleratorState& state) {
@@ -143,19 +143,18 @@ Json describe_plan(const EnvOptions& options) {
           {"on", state.backend->name()},
           {"why as many", reason_for_ranks(options, state)},
           {"threads per rank", state.threads_per_rank},
-          {"why as many threads", std::to_string(state.cores) + " cores divided by the ranks, at least 1"},
+          {"why as many threads", std::to_string(state.cores) + " cores at a time divided by the ranks, at least 1"},
           {"data between ranks goes through", describe_transport(state)},
           {"sharding", cpu ? "updates and optimizer state are divided; weights and reduced gradients are there once, "
                              "where that is exact"
                            : "none: each GPU has everything"}};
 }
 
-std::vector<std::string> advice(const apps::Machine& machine) {
+std::vector<std::string> advice(const apps::Machine& machine, const EnvOptions& options) {
   std::vector<std::string> sentences;
-  if (machine.cpu_limit && *machine.cpu_limit + 0.01 < static_cast<double>(machine.cores.size()))
-    sentences.push_back(
-        "the control group allows less time than there are cores; fewer ranks, or --threads-per-rank "
-        "1, will wait less");
+  const auto state = tandem::examine({.gpus = options.gpus, .cpu = options.cpu});
+  if (machine.cpu_limit && state.world_size() > state.cores)
+    sentences.push_back("the control group allows less time than there are ranks; fewer ranks will wait less");
   if (machine.physical_cores < static_cast<int>(machine.cores.size()))
     sentences.push_back("some cores are hyper-threads of others; as many threads as physical cores are often faster");
   return sentences;
@@ -172,7 +171,7 @@ Json describe(const EnvOptions& options) {
           {"memory", describe_memory(machine)},
           {"GPU", describe_gpus()},
           {"what Tandem would do", describe_plan(options)},
-          {"advice", advice(machine)}};
+          {"advice", advice(machine, options)}};
 }
 
 std::string in_words(const Json& value) {

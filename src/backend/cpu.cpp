@@ -1,7 +1,4 @@
-#include <algorithm>
-#include <thread>
-
-#include "backend/cores.h"
+#include "core/control_group.h"
 #include "tandem/backend/backend.h"
 #include "tandem/comm/shared_memory.h"
 
@@ -27,10 +24,7 @@ class CpuBackend final : public Backend {
   c10::DeviceType type() const override { return c10::kCPU; }
   std::string name() const override { return "CPU"; }
 
-  int device_count() const override {
-    const auto allowed = allowed_cores();
-    return std::max(1, static_cast<int>(allowed.empty() ? std::thread::hardware_concurrency() : allowed.size()));
-  }
+  int device_count() const override { return usable_cores(); }
 
   c10::Device device(int) const override { return c10::Device(c10::kCPU); }
 

@@ -16,6 +16,7 @@ struct DecodedImage {
   at::Tensor pixels;        ///< uint8 [height, width, channels]
   std::int64_t height = 0;  ///< of the file; `pixels` may be smaller, see decode_image
   std::int64_t width = 0;
+  std::string oddity{};  ///< what is wrong beside the pixels, which are whole; empty: nothing
 };
 
 /// How a picture is decoded.
@@ -27,7 +28,7 @@ struct DecodeRequest {
 };
 
 /// Decodes the bytes of a JPEG or PNG file; which it is, its first bytes tell. `path` is for messages. Throws DataError
-/// when it is neither, has too many pixels, is damaged or cut off. Safe to call from many threads.
+/// when it is neither, has too many pixels, or not all of them are there and right. Safe to call from many threads.
 DecodedImage decode_image(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request);
 
 /// The two formats, for decode_image.

@@ -1,10 +1,15 @@
 #include "tandem/data/image_folder.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <mutex>
+#include <set>
 #include <utility>
 
 #include <ATen/Functions.h>
@@ -48,26 +53,59 @@ bool is_picture(const fs::path& path) {
   return ending == ".jpg" || ending == ".jpeg" || ending == ".png";
 }
 
+// What a folder is, whatever leads to it.
+using FolderId = std::pair<dev_t, ino_t>;
+
+FolderId id_of(const fs::path& folder) {
+  struct stat status {};
+  if (stat(folder.c_str(), &status) != 0)
+    throw fs::filesystem_error("", folder, std::error_code(errno, std::generic_category()));
+  return {status.st_dev, status.st_ino};
+}
+
+// Whether it is a folder or leads to one. What leads nowhere may be a folder that is missed.
+bool is_folder(const fs::directory_entry& entry) {
+  std::error_code error;
+  if (entry.is_symlink() && !entry.exists(error))
+    throw DataError(entry.path().string() + ": is a link that leads nowhere (" +
+                    (error ? error : std::make_error_code(std::errc::no_such_file_or_directory)).message() +
+                    "); mend or remove it");
+  return entry.is_directory();
+}
+
 std::vector<std::string> list_classes(const fs::path& directory) {
   if (!fs::is_directory(directory))
     throw DataError(directory.string() + (fs::exists(directory) ? ": is no directory" : ": does not exist"));
   std::vector<std::string> classes;
   for (const fs::directory_entry& entry : fs::directory_iterator(directory))
-    if (entry.is_directory() && !is_hidden(entry.path())) classes.push_back(entry.path().filename().string());
+    if (!is_hidden(entry.path()) && is_folder(entry)) classes.push_back(entry.path().filename().string());
   if (classes.empty())
     throw DataError(directory.string() + ": has no sub-directories; it must have one for each class of pictures");
   std::sort(classes.begin(), classes.end());
   return classes;
 }
 
+[[noreturn]] void throw_loop(const fs::path& link) {
+  throw DataError(link.string() + ": is a link that leads back to a folder that it is in; remove it");
+}
+
 std::vector<std::string> list_pictures(const fs::path& directory) {
   std::vector<std::pair<std::string, std::string>> found;  // folder and name, the order of torchvision
-  for (fs::recursive_directory_iterator entry(directory), end; entry != end; ++entry) {
+  std::vector<FolderId> around{id_of(directory.parent_path()), id_of(directory)};  // the entry
+  if (around[0] == around[1]) throw_loop(directory);
+  constexpr auto kFollow = fs::directory_options::follow_directory_symlink;
+  for (fs::recursive_directory_iterator entry(directory, kFollow), end; entry != end; ++entry) {
     const fs::path& path = entry->path();
-    if (is_hidden(path))
+    if (is_hidden(path)) {
       entry.disable_recursion_pending();
-    else if (is_picture(path) && entry->is_regular_file())
+    } else if (is_folder(*entry)) {
+      around.resize(static_cast<std::size_t>(entry.depth()) + 2);
+      const FolderId id = id_of(path);
+      if (std::find(around.begin(), around.end(), id) != around.end()) throw_loop(path);
+      around.push_back(id);
+    } else if (is_picture(path) && entry->is_regular_file()) {
       found.emplace_back(path.parent_path().string(), path.filename().string());
+    }
   }
   if (found.empty()) throw DataError(directory.string() + ": has no pictures (files that end in .jpg, .jpeg or .png)");
   std::sort(found.begin(), found.end());
@@ -131,8 +169,15 @@ struct ImageFolder::Listing {
   std::vector<std::int64_t> labels;  // of each path
 };
 
-ImageFolder::ImageFolder(const std::string& directory, ImageFolderOptions options) : options_(options) {
-  check_options(options);
+// Of which pictures somebody has been told.
+struct ImageFolder::Told {
+  std::mutex mutex;
+  std::set<std::size_t> pictures;
+};
+
+ImageFolder::ImageFolder(const std::string& directory, ImageFolderOptions options)
+    : told_(std::make_shared<Told>()), options_(std::move(options)) {
+  check_options(options_);
   auto listing = std::make_shared<Listing>();
   try {
     listing->classes = list_classes(directory);
@@ -153,6 +198,11 @@ torch::data::Example<> ImageFolder::get(std::size_t index) {
   if (options_.resize) least_side = std::max(options_.resize->height, options_.resize->width);
   const DecodedImage image =
       decode_image(file, read_file(file), {.channels = static_cast<int>(options_.channels), .least_side = least_side});
+  if (!image.oddity.empty() && options_.on_warning) {
+    const std::lock_guard lock(told_->mutex);
+    if (told_->pictures.insert(index).second)
+      options_.on_warning(file + ": its file has no good end (" + image.oddity + "), but all pixels; it is used");
+  }
   const ImageSize whole = resized(options_, image);
   if (options_.shorter_side) check_image_size(file + " (resized)", whole.height, whole.width);
   const ImageSize crop = options_.crop.value_or(whole);

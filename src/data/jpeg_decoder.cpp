@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 
@@ -20,7 +21,7 @@ class JpegReader {
     info_.object.err = jpeg_std_error(&errors_.base);
     errors_.base.error_exit = [](j_common_ptr info) { fail(info); };
     errors_.base.emit_message = [](j_common_ptr info, int level) {
-      if (level < 0 && !is_harmless(info->err->msg_code)) fail(info);
+      if (level < 0) warn(info);
     };
     run([&] {
       jpeg_create_decompress(&info_.object);
@@ -31,21 +32,33 @@ class JpegReader {
 
   jpeg_decompress_struct& info() { return info_.object; }
 
-  // Calls `steps`, which may call libjpeg and must not own anything: a jump out of it runs no destructor.
+  // Calls `steps`, which may call libjpeg and must not own anything: a jump out of it runs no destructor. False when
+  // libjpeg had an error.
+  template <class Steps>
+  bool succeeds(Steps steps) {
+    if (setjmp(errors_.jump) != 0) return false;
+    steps();
+    return true;
+  }
+
   template <class Steps>
   void run(Steps steps) {
-    if (setjmp(errors_.jump) == 0)
-      steps();
-    else
-      throw DataError(path_ + ": is a damaged JPEG file, or one of a kind that cannot be read (" + errors_.message +
-                      ")");
+    if (!succeeds(steps)) throw_damaged();
   }
+
+  [[noreturn]] void throw_damaged() const {
+    throw DataError(path_ + ": is a damaged JPEG file, or one of a kind that cannot be read (" + errors_.message + ")");
+  }
+
+  bool end_is_missing() const { return errors_.end_is_missing; }
+  const char* message() const { return errors_.message; }
 
  private:
   struct Errors {
     jpeg_error_mgr base;  // first, so that libjpeg's pointer to it is one to all
     std::jmp_buf jump;
     char message[JMSG_LENGTH_MAX];
+    bool end_is_missing = false;
   };
   struct Info {
     jpeg_decompress_struct object{};
@@ -58,16 +71,52 @@ class JpegReader {
     std::longjmp(errors->jump, 1);
   }
 
-  // Oddities beside the picture, which many files in use have. All other warnings mean that pixels are missing or
-  // wrong.
-  static bool is_harmless(int message) {
-    return message == JWRN_EXTRANEOUS_DATA || message == JWRN_ADOBE_XFORM || message == JWRN_JFIF_MAJOR;
+  // Of what libjpeg bears, that which means wrong or missing pixels is an error here. What it does not name: data that
+  // end early (JWRN_HIT_MARKER), Huffman and arithmetic codes that are none, restart markers that are lost.
+  static void warn(j_common_ptr info) {
+    auto* errors = reinterpret_cast<Errors*>(info->err);
+    switch (errors->base.msg_code) {
+      case JWRN_EXTRANEOUS_DATA:  // bytes between segments
+      case JWRN_ADOBE_XFORM:      // taken for what the number of components says
+      case JWRN_JFIF_MAJOR:
+      case JWRN_BOGUS_ICC:
+      case JWRN_NOT_SEQUENTIAL:  // bytes that only progressive files use
+        return;
+      case JWRN_BOGUS_PROGRESSION:
+        if (has_what_it_refines(reinterpret_cast<j_decompress_ptr>(info))) return;
+        break;
+      case JWRN_JPEG_EOF:  // data that were needed are missed by themselves
+        errors->end_is_missing = true;
+        info->err->format_message(info, errors->message);
+        return;
+      default: break;
+    }
+    fail(info);
+  }
+
+  // A scan in an unusual place gives its coefficients all the same, unless it adds bits to others.
+  static bool has_what_it_refines(j_decompress_ptr info) {
+    const bool before_the_mean = info->Ss > 0 && info->err->msg_parm.i[1] == 0;
+    return before_the_mean || info->Ah == 0;
   }
 
   const std::string& path_;
   Errors errors_;
   Info info_;
 };
+
+// Whether a file that ended without saying so had all its scans. To be asked before jpeg_finish_decompress.
+bool has_all_scans(const jpeg_decompress_struct& info) {
+  if (info.arith_code) return false;  // what is missing of its data looks like zeros
+  for (int component = 0; component < info.num_components; ++component) {
+    if (!info.comp_info[component].quant_table) return false;  // no scan of it has begun
+    const auto has_bits_left = [](int bits) { return bits != 0; };
+    if (info.progressive_mode &&
+        std::any_of(info.coef_bits[component], info.coef_bits[component] + DCTSIZE2, has_bits_left))
+      return false;
+  }
+  return true;
+}
 
 void choose_scale(jpeg_decompress_struct& info, std::int64_t least_side) {
   info.scale_num = 1;
@@ -114,8 +163,11 @@ DecodedImage decode_jpeg(const std::string& path, const std::vector<std::uint8_t
       JSAMPROW row = begin + info.output_scanline * stride;
       jpeg_read_scanlines(&info, &row, 1);
     }
-    jpeg_finish_decompress(&info);
   });
+  const bool all_scans = has_all_scans(info);
+  const bool ends_well = reader.succeeds([&] { jpeg_finish_decompress(&info); });
+  if (reader.end_is_missing() && !all_scans) reader.throw_damaged();
+  if (!ends_well || reader.end_is_missing()) image.oddity = reader.message();
   if (info.out_color_space == JCS_CMYK) {
     image.pixels = rgb_of_cmyk(image.pixels, info.saw_Adobe_marker);
     if (request.channels == 1) image.pixels = grey_of(image.pixels);

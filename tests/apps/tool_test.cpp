@@ -1,4 +1,7 @@
 // The subcommands of build/apps/tandem that look at the machine: env, test, and what all have in common.
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <nlohmann/json.hpp>
 
 #include <cstdlib>
@@ -38,6 +41,23 @@ void write(const std::string& path, const std::string& text) {
   std::filesystem::create_directories(std::filesystem::path(path).parent_path());
   std::ofstream(path) << text << '\n';
 }
+
+// A control group of the machine with one core's time; `path` stays empty where this process may make none.
+struct OneCoreGroup {
+  std::string path;
+  OneCoreGroup() {
+    for (const std::string top : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup"}) {
+      const bool second = !std::filesystem::exists(top + "/cpu.cfs_quota_us");
+      path = top + "/tandem-test-" + std::to_string(getpid());
+      if (mkdir(path.c_str(), 0755) != 0) continue;
+      std::ofstream limit(path + (second ? "/cpu.max" : "/cpu.cfs_quota_us"));
+      if (limit << (second ? "100000 100000" : "100000") << std::flush) return;
+      rmdir(path.c_str());
+    }
+    path.clear();
+  }
+  ~OneCoreGroup() { rmdir(path.c_str()); }
+};
 
 }  // namespace
 
@@ -130,6 +150,22 @@ TEST_CASE("no limit of a control group is none") {
   const auto machine = apps::describe_machine(dir.path());
   CHECK(!machine.cpu_limit);
   CHECK(!machine.memory_limit);
+}
+
+TEST_CASE("in a control group with one core's time there is one rank with one thread") {
+  const OneCoreGroup group;
+  if (group.path.empty()) {
+    WARN("this process may make no control group");
+    return;
+  }
+  const auto json = json_in(tool("env --json", "echo $$ > " + group.path + "/cgroup.procs &&"));
+  CHECK(json["CPU"]["limit of the control group, cores"] == 1.0);
+  CHECK(json["what Tandem would do"]["ranks"] == 1);
+  CHECK(json["what Tandem would do"]["threads per rank"] == 1);
+  CHECK(json["advice"].dump().find("control group") == std::string::npos);
+  const auto two = json_in(tool("env --json --cpu 2", "echo $$ > " + group.path + "/cgroup.procs &&"));
+  CHECK(two["what Tandem would do"]["ranks"] == 2);
+  CHECK_THAT(two["advice"].dump(), ContainsSubstring("control group"));
 }
 
 TEST_CASE("the self-test passes on CPU ranks, part by part") {

@@ -235,18 +235,29 @@ TEST_CASE("the crop is the centre, and a picture that is smaller than it is an e
                     ContainsSubstring("a.png") && ContainsSubstring("10 x 9 pixels, less than the crop of 10 x 10"));
 }
 
-TEST_CASE("pictures that are cut off or changed at any place are errors that name them or decode, never worse") {
+TEST_CASE("pictures that are cut off have all pixels or are errors that name them, and changed ones decode or are so") {
   const OneClass folder;
   const std::string path = folder / "a.jpg";
-  const Raster raster = distinct(19, 23, 3);
-  const auto check = [&](const std::string& kind, bool cut_is_error) {
+  const Raster raster = distinct(9, 11, 3);
+  const auto check = [&](const std::string& kind, std::size_t end) {  // bytes after the pixels
     const std::string good = bytes_of(path);
     REQUIRE(error_of(folder) == "no error");
+    const at::Tensor pixels = folder.first_bytes();
+    std::vector<std::string> warnings;
+    const ImageFolderOptions options{.on_warning = [&](const std::string& text) { warnings.push_back(text); }};
     for (std::size_t at = 0; at < good.size(); ++at) {
-      CAPTURE(kind, at);
+      CAPTURE(kind, at, good.size());
       put_file(path, good.substr(0, at));
       const std::string cut = error_of(folder);
-      if (cut_is_error || at + 2 < good.size()) CHECK_THAT(cut, ContainsSubstring("a.jpg"));
+      if (at + end >= good.size()) CHECK(cut == "no error");
+      if (cut == "no error") {
+        warnings.clear();
+        CHECK(at::equal(folder.first_bytes(options), pixels));
+        REQUIRE(warnings.size() == 1);
+        CHECK_THAT(warnings[0], ContainsSubstring("a.jpg: its file has no good end"));
+      } else {
+        CHECK_THAT(cut, ContainsSubstring("a.jpg"));
+      }
       std::string changed = good;
       changed[at] = static_cast<char>(changed[at] ^ 0x55);
       put_file(path, changed);
@@ -255,13 +266,118 @@ TEST_CASE("pictures that are cut off or changed at any place are errors that nam
     }
   };
   write_png(path, raster);
-  check("PNG", true);
+  check("PNG", 12 + 4 + 4);  // that it ends, and two checksums
   write_png(path, raster, {.interlaced = true});
-  check("interlaced PNG", true);
+  check("interlaced PNG", 12 + 4 + 4);
+  write_png(path, distinct(1, 1, 3), {.interlaced = true});
+  check("interlaced PNG of one pixel", 12 + 4 + 4);
   write_jpeg(path, raster);
-  check("JPEG", false);  // its last two bytes only say that it ends
+  check("JPEG", 2);  // that it ends
   write_jpeg(path, raster, {.progressive = true});
-  check("progressive JPEG", false);
+  check("progressive JPEG", 2);
+}
+
+TEST_CASE("start-of-scan bytes that a JPEG does not use may be anything") {
+  const OneClass folder;
+  for (const int channels : {1, 3}) {
+    write_jpeg(folder / "a.jpg", smooth(37, 50, channels),
+               channels == 1 ? JpegOptions{.raster_colors = JCS_GRAYSCALE, .file_colors = JCS_GRAYSCALE} : JpegOptions{});
+    const at::Tensor pixels = folder.first_bytes();
+    std::string jpeg = bytes_of(folder / "a.jpg");
+    const std::size_t bytes = jpeg.find("\xff\xda") + 5 + 2 * static_cast<std::size_t>(channels);
+    for (const char* odd : {"\0\0\0", "\0\77\1", "\1\2\3"}) {
+      jpeg.replace(bytes, 3, odd, 3);
+      put_file(folder / "a.jpg", jpeg);
+      CHECK(at::equal(folder.first_bytes(), pixels));
+    }
+  }
+}
+
+TEST_CASE("a wrong checksum of a PNG is an error where pixels are in doubt, and only there") {
+  const OneClass folder;
+  const std::string path = folder / "a.png";
+  write_png(path, distinct(19, 23, 3));
+  const at::Tensor pixels = folder.first_bytes();
+  const std::string good = bytes_of(path);
+  const std::size_t end = good.size() - 12;
+  const auto with = [&](std::size_t place) {
+    std::string changed = good;
+    changed[place] = static_cast<char>(changed[place] ^ 1);
+    put_file(path, changed);
+    return error_of(folder);
+  };
+  CHECK(with(end - 1) == "no error");  // of the chunk; the data have another
+  CHECK(at::equal(folder.first_bytes(), pixels));
+  CHECK(with(good.size() - 1) == "no error");  // of the end
+  CHECK_THAT(with(end - 5), ContainsSubstring("a.png: is a damaged PNG file"));  // of the data
+  CHECK_THAT(with(end - 20), ContainsSubstring("a.png: is a damaged PNG file"));
+  CHECK_THAT(with(30), ContainsSubstring("a.png: is a damaged PNG file"));  // of the header
+}
+
+TEST_CASE("an odd picture is told of once, whoever reads it how often") {
+  const OneClass one;
+  for (const char* name : {"0.png", "1.png", "2.png"}) write_png(one / name, distinct(8, 9, 3));
+  for (const char* name : {"0.png", "2.png"}) {
+    const std::string good = bytes_of(one / name);
+    put_file(one / name, good.substr(0, good.size() - 12));
+  }
+  std::vector<std::string> warnings;
+  ImageFolder folder(one.dir.path(), {.on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t)
+    threads.emplace_back([copy = folder]() mutable {
+      for (std::size_t i = 0; i < 30; ++i) copy.get(i % 3);
+    });
+  for (std::thread& thread : threads) thread.join();
+  std::sort(warnings.begin(), warnings.end());
+  REQUIRE(warnings.size() == 2);
+  CHECK_THAT(warnings[0], ContainsSubstring("0.png"));
+  CHECK_THAT(warnings[1], ContainsSubstring("2.png"));
+}
+
+TEST_CASE("linked folders and pictures count where they are linked") {
+  const TempDir dir, elsewhere;
+  const auto pixel = Raster::of(1, 1, 3, [](int, int, int) { return 9; });
+  for (const char* folder : {"far/deep", "cat"}) std::filesystem::create_directories(elsewhere / folder);
+  for (const char* name : {"far/1.png", "far/deep/2.png", "cat/3.png"}) write_png(elsewhere / name, pixel);
+  std::filesystem::create_directories(dir / "ant/b");
+  write_png(dir / "ant/b/4.png", pixel);
+  std::filesystem::create_directory_symlink(elsewhere / "cat", dir / "cat");
+  std::filesystem::create_directory_symlink(elsewhere / "far", dir / "ant/a");
+  std::filesystem::create_directory_symlink(elsewhere / "far", dir / "ant/c");  // twice is no loop
+  std::filesystem::create_directory_symlink("b", dir / "ant/d");
+  std::filesystem::create_symlink(elsewhere / "cat/3.png", dir / "ant/5.png");
+  std::filesystem::create_symlink("nowhere", dir / "ant/.hidden");
+  ImageFolder folder(dir.path());
+  CHECK(folder.classes() == std::vector<std::string>{"ant", "cat"});
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < *folder.size(); ++i) {
+    names.push_back(folder.path(i).substr(dir.path().size() + 1));
+    folder.get(i);
+  }
+  CHECK(names == std::vector<std::string>{"ant/5.png", "ant/a/1.png", "ant/a/deep/2.png", "ant/b/4.png", "ant/c/1.png",
+                                          "ant/c/deep/2.png", "ant/d/4.png", "cat/3.png"});
+}
+
+TEST_CASE("links that lead back, or nowhere, are errors that name them") {
+  struct Link {
+    const char *place, *target, *what;
+  };
+  const Link link =
+      GENERATE(Link{"things/loop", ".", "leads back"}, Link{"things/loop", "..", "leads back"},
+               Link{"things/a/loop", "../../things", "leads back"}, Link{"things/a/loop", "../..", "leads back"},
+               Link{"loop", ".", "leads back"}, Link{"things/a/x", "../b", "leads back"},  // and b/y to a
+               Link{"things/self", "self", "leads nowhere"}, Link{"self", "self", "leads nowhere"},
+               Link{"things/gone", "/no/such", "leads nowhere"}, Link{"things/a/gone.png", "x.png", "leads nowhere"},
+               Link{"gone", "/no/such", "leads nowhere"});
+  CAPTURE(link.place, link.target);
+  const OneClass folder;
+  for (const char* name : {"a", "b"}) std::filesystem::create_directory(folder / name);
+  write_png(folder / "1.png", distinct(3, 4, 3));
+  if (link.place == std::string("things/a/x")) std::filesystem::create_directory_symlink("../a", folder / "b/y");
+  std::filesystem::create_symlink(link.target, folder.dir / link.place);
+  CHECK_THROWS_AS(ImageFolder(folder.dir.path()), DataError);
+  CHECK_THROWS_WITH(ImageFolder(folder.dir.path()), ContainsSubstring("is a link that " + std::string(link.what)));
 }
 
 TEST_CASE("a header that claims a huge picture is an error, not an allocation") {

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,12 +33,15 @@ struct ImageFolderOptions {
   std::optional<ImageSize> crop = {};      ///< keep this much of the centre
   std::int64_t channels = 3;               ///< 3: red, green, blue; 1: grey
   ImageValues values = ImageValues::unit;  ///< what pixels become
+  /// Hears of each picture, once, that was read though its file is odd: all pixels are there, but it has no good end.
+  /// Called on the thread that reads it, one call at a time. Nothing: nobody hears of it.
+  std::function<void(const std::string&)> on_warning = {};
 };
 
 /// A directory of pictures with one sub-directory a class: the class's name is the sub-directory's, labels number the
 /// names in sorted order from 0. A class's pictures are all files below its directory that end in .jpg, .jpeg or .png
 /// (in any case), sorted by folder and name, as torchvision's ImageFolder has them; other files are passed over, and so
-/// are files and folders whose name begins with a dot.
+/// are files and folders whose name begins with a dot. Links are followed, to pictures and to folders.
 ///
 ///     ImageFolder pictures("imagenet/val", {.shorter_side = 256, .crop = ImageSize{224, 224}});
 ///
@@ -50,11 +54,11 @@ struct ImageFolderOptions {
 class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::data::Example<>> {
  public:
   /// Lists the files. Throws DataError naming the directory when it is missing or has no classes, or a class has no
-  /// pictures; ConfigError for sizes that are not positive and for channels other than 1 and 3.
+  /// pictures; one that names the link that leads back to a folder that it is in, or nowhere; ConfigError for sizes that are not positive and for channels other than 1 and 3.
   explicit ImageFolder(const std::string& directory, ImageFolderOptions options = {});
 
   /// Reads picture `index`. Throws DataError naming the file when it cannot be read, is no JPEG or PNG (its contents
-  /// count, not its name), is damaged or cut off, claims more than 2^28 pixels or is smaller than the crop; and when
+  /// count, not its name), has pixels that are missing or damaged, claims more than 2^28 pixels or is smaller than the crop; and when
   /// there is no such index.
   torch::data::Example<> get(std::size_t index) override;
 
@@ -69,8 +73,10 @@ class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::da
 
  private:
   struct Listing;
+  struct Told;
 
   std::shared_ptr<const Listing> listing_;
+  std::shared_ptr<Told> told_;  // of odd pictures
   ImageFolderOptions options_;
 };
 
