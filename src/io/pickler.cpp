@@ -154,8 +154,8 @@ class Pickler {
     if (const auto known = containers_.find(container); known != containers_.end()) {
       recall(known->second);
     } else {
-      if (++depth_ > kDeepestValues)
-        refuse("nested more than " + std::to_string(kDeepestValues) + " deep", "nest less deeply");
+      if (++depth_ >= kDeepestValues)
+        refuse("nested " + std::to_string(kDeepestValues) + " deep", "nest less deeply");
       value.isTuple() ? put_tuple(value) : value.isGenericDict() ? put_dict(value) : put_list(value);
       depth_ -= 1;
     }

@@ -11,25 +11,25 @@ namespace {
 struct Names {
   at::ScalarType type;
   const char* python;
-  const char* storage = "";
+  bool has_storage = false;  // of its own, in Python
 };
 
 using Type = at::ScalarType;
 
 // All that LibTorch 2.11 has, but for the quantized ones (PyTorch, torch/storage.py: _dtype_to_storage_type_map and
 // _new_dtypes).
-constexpr std::array kNames{Names{Type::Byte, "uint8", "ByteStorage"},
-                            Names{Type::Char, "int8", "CharStorage"},
-                            Names{Type::Short, "int16", "ShortStorage"},
-                            Names{Type::Int, "int32", "IntStorage"},
-                            Names{Type::Long, "int64", "LongStorage"},
-                            Names{Type::Half, "float16", "HalfStorage"},
-                            Names{Type::Float, "float32", "FloatStorage"},
-                            Names{Type::Double, "float64", "DoubleStorage"},
-                            Names{Type::ComplexFloat, "complex64", "ComplexFloatStorage"},
-                            Names{Type::ComplexDouble, "complex128", "ComplexDoubleStorage"},
-                            Names{Type::Bool, "bool", "BoolStorage"},
-                            Names{Type::BFloat16, "bfloat16", "BFloat16Storage"},
+constexpr std::array kNames{Names{Type::Byte, "uint8", true},
+                            Names{Type::Char, "int8", true},
+                            Names{Type::Short, "int16", true},
+                            Names{Type::Int, "int32", true},
+                            Names{Type::Long, "int64", true},
+                            Names{Type::Half, "float16", true},
+                            Names{Type::Float, "float32", true},
+                            Names{Type::Double, "float64", true},
+                            Names{Type::ComplexFloat, "complex64", true},
+                            Names{Type::ComplexDouble, "complex128", true},
+                            Names{Type::Bool, "bool", true},
+                            Names{Type::BFloat16, "bfloat16", true},
                             Names{Type::ComplexHalf, "complex32"},
                             Names{Type::Bits1x8, "bits1x8"},
                             Names{Type::Bits2x4, "bits2x4"},
@@ -66,6 +66,9 @@ const Names* find(const Matches& matches) {
   return found == kNames.end() ? nullptr : found;
 }
 
+// "UInt16Storage" is in checkpoints of Tandem up to 0.1, which LibTorch has written and Python does not know.
+std::string of_storage(const Names& names) { return std::string(c10::toString(names.type)) + "Storage"; }
+
 std::optional<at::ScalarType> type_of(const Names* names) {
   return names ? std::optional(names->type) : std::nullopt;
 }
@@ -79,7 +82,7 @@ std::string python_name(at::ScalarType type) {
 
 std::string storage_name(at::ScalarType type) {
   const Names* const found = find([&](const Names& names) { return names.type == type; });
-  return found ? found->storage : "";
+  return found && found->has_storage ? of_storage(*found) : "";
 }
 
 std::optional<at::ScalarType> type_of_python(std::string_view name) {
@@ -87,8 +90,7 @@ std::optional<at::ScalarType> type_of_python(std::string_view name) {
 }
 
 std::optional<at::ScalarType> type_of_storage(std::string_view name) {
-  if (name.empty()) return std::nullopt;
-  return type_of(find([&](const Names& names) { return names.storage == name; }));
+  return type_of(find([&](const Names& names) { return of_storage(names) == name; }));
 }
 
 at::Tensor as_plain(const at::Tensor& tensor) {

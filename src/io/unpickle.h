@@ -21,7 +21,7 @@ struct UnpickleError : std::runtime_error {
 };
 
 inline constexpr std::uint64_t kMostPickleBytes = 64 << 20;  ///< without the tensors
-inline constexpr int kDeepestValues = 64;                    ///< tuples, lists and dicts in each other
+inline constexpr int kDeepestValues = 64;                    ///< in each other, with the innermost
 
 /// Whether dicts of IValues can have it as a key, and Tandem's files too.
 bool is_key(const c10::IValue& value);
