@@ -11,6 +11,7 @@
 #include "command.h"
 #include "convert.h"
 #include "diff.h"
+#include "io/json_text.h"
 #include "io/model_source.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
@@ -49,12 +50,13 @@ Json describe(const Contents& contents) {
   json["metadata"] = contents.tensors->metadata();
   json["bytes"] = contents.tensors->bytes();
   json["tensors"] = Json::array();
-  for (const auto& [file, tensor] : contents.tensors->entries()) {
+  for (const auto& entry : contents.tensors->entries()) {
+    const io::StoredTensor& tensor = entry.tensor;
     json["tensors"].push_back({{"name", tensor.name},
-                               {"type", io::safetensors_type(tensor.type)},
+                               {"type", tensor.dtype},
                                {"shape", tensor.shape},
                                {"bytes", tensor.bytes()}});
-    if (!file.empty()) json["tensors"].back()["file"] = file;
+    if (!entry.file.empty()) json["tensors"].back()["file"] = entry.file;
   }
   return json;
 }
@@ -69,7 +71,7 @@ void print(const Json& json) {
     for (const auto& [name, size] : json["files"].items()) std::printf("%16llu  %s\n", bytes(size), name.c_str());
   if (!json.contains("tensors")) return;
   for (const auto& tensor : json["tensors"])
-    std::printf("%16llu  %-7s %-20s %s%s\n", bytes(tensor["bytes"]), tensor["type"].get<std::string>().c_str(),
+    std::printf("%16llu  %-11s %-20s %s%s\n", bytes(tensor["bytes"]), tensor["type"].get<std::string>().c_str(),
                 tensor["shape"].dump().c_str(), tensor["name"].get<std::string>().c_str(),
                 tensor.contains("file") ? ("  in " + tensor["file"].get<std::string>()).c_str() : "");
   std::printf("%16llu  bytes of %zu tensors\n", bytes(json["bytes"]), json["tensors"].size());
@@ -83,7 +85,7 @@ struct PathOptions {
 int show(const PathOptions& options) {
   const Json json = describe(look_at(options.path));
   if (options.json)
-    std::printf("%s\n", json.dump().c_str());
+    std::printf("%s\n", io::shown_json(json).c_str());
   else
     print(json);
   return apps::kDone;
@@ -98,7 +100,7 @@ int verify(const PathOptions& options) {
   const char* const how =
       contents.manifest ? "checksums and structure" : "structure and sizes (there are no checksums)";
   if (options.json)
-    std::printf("%s\n", Json{{"whole", true}, {"files", files}, {"checked", how}}.dump().c_str());
+    std::printf("%s\n", io::shown_json(Json{{"whole", true}, {"files", files}, {"checked", how}}).c_str());
   else
     std::printf("whole: %zu file%s, by %s\n", files, files == 1 ? "" : "s", how);
   return apps::kDone;
@@ -142,7 +144,7 @@ void print(const DiffOptions& options, const Difference& difference) {
 int diff(const DiffOptions& options) {
   const Difference difference = compare(options.first, options.second, options.tolerance);
   if (options.json)
-    std::printf("%s\n", to_json(difference).dump().c_str());
+    std::printf("%s\n", io::shown_json(to_json(difference)).c_str());
   else
     print(options, difference);
   return difference.none() ? apps::kDone : apps::kFailed;
@@ -152,7 +154,7 @@ void add_path_command(CLI::App& checkpoint, Commands& commands, const char* name
                       int (*run)(const PathOptions&), const char* footer) {
   const auto options = std::make_shared<PathOptions>();
   auto* command = checkpoint.add_subcommand(name, what);
-  command->add_option("path", options->path, "a directory of Tandem's or Hugging Face's, or a safetensors file")
+  command->add_option("path", options->path, "a directory of Tandem's or Hugging Face's, or a file of safetensors or torch.save")
       ->type_name("FILE")
       ->required();
   command->add_flag("--json", options->json, "print JSON");
@@ -163,7 +165,7 @@ void add_path_command(CLI::App& checkpoint, Commands& commands, const char* name
 void add_diff(CLI::App& checkpoint, Commands& commands) {
   const auto options = std::make_shared<DiffOptions>();
   auto* command = checkpoint.add_subcommand("diff", "Compares the tensors of two; exit code 1 when they differ.");
-  command->add_option("first", options->first, "a directory or safetensors file")->type_name("FILE")->required();
+  command->add_option("first", options->first, "a directory or file of weights")->type_name("FILE")->required();
   command->add_option("second", options->second, "another")->type_name("FILE")->required();
   command->add_option("--tolerance", options->tolerance, "absolute difference up to which numbers are the same")
       ->check(CLI::NonNegativeNumber)
@@ -187,7 +189,7 @@ void add_convert(CLI::App& checkpoint, Commands& commands) {
   const auto options = std::make_shared<Options>();
   auto* command = checkpoint.add_subcommand(
       "convert", "Writes the weights of a directory or file with another type or in files of another size.");
-  command->add_option("from", options->conversion.from, "a directory or safetensors file")
+  command->add_option("from", options->conversion.from, "a directory or file of weights")
       ->type_name("FILE")
       ->required();
   command

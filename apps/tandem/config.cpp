@@ -13,6 +13,7 @@
 
 #include "command.h"
 #include "flag.h"
+#include "io/json_text.h"
 #include "tandem/core/error.h"
 #include "train/config_file.h"
 #include "train/options.h"
@@ -84,7 +85,9 @@ std::optional<std::string> ask(const std::string& key, const CLI::Option& settin
       if (setting.get_default_str().empty()) return std::nullopt;
       return setting.get_default_str();
     }
-    const std::string problem = train::problem_with(key, answer);
+    const std::string problem = tandem::io::is_utf8(answer)
+                                    ? train::problem_with(key, answer)
+                                    : "is no UTF-8, which the file has to be; give it on train's command line";
     if (problem.empty()) return answer;
     std::printf("  %s\n", problem.c_str());
   }

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/model_weights.h"
 #include "stored_tensors.h"
@@ -21,13 +22,15 @@ namespace io = tandem::io;
 using Entries = std::vector<StoredTensors::Entry>;
 
 bool is_converted(const StoredTensors::Entry& entry, const Conversion& conversion) {
-  return conversion.type && c10::isFloatingType(entry.tensor.type);
+  return conversion.type && entry.tensor.is_floating();
 }
 
 std::uint64_t bytes_of(const StoredTensors::Entry& entry, const Conversion& conversion) {
   const std::uint64_t bytes = entry.tensor.bytes();
   if (!is_converted(entry, conversion)) return bytes;
-  return bytes / c10::elementSize(entry.tensor.type) * c10::elementSize(*conversion.type);
+  std::uint64_t elements = 1;
+  for (const std::int64_t size : entry.tensor.shape) elements *= static_cast<std::uint64_t>(size);
+  return elements * c10::elementSize(*conversion.type);
 }
 
 // In their order, each part as large as it may be; as io::save_model.
@@ -50,7 +53,12 @@ io::NamedTensors read(const StoredTensors& stored, const Entries& entries, const
   io::NamedTensors tensors;
   for (const auto& entry : entries) {
     at::Tensor tensor = stored.read(entry);
-    if (is_converted(entry, conversion)) tensor = tensor.to(*conversion.type);
+    if (is_converted(entry, conversion)) {
+      if (tensor.scalar_type() == at::kFloat4_e2m1fn_x2)
+        throw tandem::CheckpointError(conversion.from + ": tensor '" + entry.tensor.name +
+                                      "' has the type F4, which LibTorch does not convert");
+      tensor = tensor.to(*conversion.type);
+    }
     tensors.emplace_back(entry.tensor.name, std::move(tensor));
   }
   return tensors;
@@ -79,7 +87,7 @@ void write_directory(const StoredTensors& stored, const Conversion& conversion) 
     }
   }
   const nlohmann::ordered_json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}};
-  if (shards.size() > 1) writer.add(io::kModelIndex, index.dump(2) + "\n");
+  if (shards.size() > 1) writer.add(io::kModelIndex, io::exact_json(index, conversion.to + "/" + io::kModelIndex, 2) + "\n");
   writer.commit({{"kind", "model"}});
 }
 

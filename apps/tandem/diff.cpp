@@ -1,6 +1,7 @@
 #include "diff.h"
 
 #include <cmath>
+#include <limits>
 
 #include <ATen/Functions.h>
 
@@ -11,13 +12,28 @@ namespace {
 
 std::string shown(const std::vector<std::int64_t>& shape) { return c10::str(at::IntArrayRef(shape)); }
 
+// Whether LibTorch makes numbers of it.
+bool is_number(const tandem::io::StoredTensor& tensor) {
+  if (!tensor.type || tensor.type == at::kFloat4_e2m1fn_x2) return false;
+  return at::isFloatingType(*tensor.type) || at::isComplexType(*tensor.type) || tensor.type == at::kBool ||
+         at::isIntegralType(*tensor.type, false);
+}
+
 // 0 where both are NaN, or both the same infinity.
 double largest_difference(const at::Tensor& first, const at::Tensor& second) {
   if (first.numel() == 0) return 0;
-  const auto wide = first.is_complex() ? at::kComplexDouble : at::kDouble;
+  const auto wide = first.is_complex() || second.is_complex() ? at::kComplexDouble : at::kDouble;
   const at::Tensor a = first.to(wide), b = second.to(wide);
   const at::Tensor same = a.eq(b).logical_or(a.isnan().logical_and(b.isnan()));
   return (a - b).abs().masked_fill(same, 0).max().item<double>();
+}
+
+// NaN where they differ and are no numbers of LibTorch's.
+double largest_difference(const StoredTensors& first, const StoredTensors::Entry& a, const StoredTensors& second,
+                          const StoredTensors::Entry& b) {
+  if (a.tensor.dtype == b.tensor.dtype && at::equal(first.read_bytes(a), second.read_bytes(b))) return 0;
+  if (!is_number(a.tensor) || !is_number(b.tensor)) return std::numeric_limits<double>::quiet_NaN();
+  return largest_difference(first.read(a), second.read(b));
 }
 
 }  // namespace
@@ -39,11 +55,11 @@ Difference compare(const std::string& first_path, const std::string& second_path
       difference.tensors.push_back({a.name, "shape " + shown(a.shape) + " and " + shown(b.shape)});
       continue;
     }
-    const double largest = largest_difference(first.read(entry), second.read(*other));
+    const double largest = largest_difference(first, entry, second, *other);
     const bool differs = !(largest <= tolerance);  // NaN differs
     if (a.type != b.type)
       difference.tensors.push_back(
-          {a.name, "type " + tandem::io::safetensors_type(a.type) + " and " + tandem::io::safetensors_type(b.type),
+          {a.name, "type " + a.dtype + " and " + b.dtype,
            largest});
     else if (differs)
       difference.tensors.push_back({a.name, "values", largest});

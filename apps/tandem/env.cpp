@@ -17,6 +17,7 @@
 #include "backend/cuda/load_module.h"
 #include "command.h"
 #include "common/machine.h"
+#include "io/json_text.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/state.h"
 #include "tandem/version.h"
@@ -177,7 +178,7 @@ Json describe(const EnvOptions& options) {
 std::string in_words(const Json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
-  if (!value.is_structured()) return value.dump();
+  if (!value.is_structured()) return tandem::io::shown_json(value);
   std::string text;
   for (const auto& [key, part] : value.items()) {
     if (!text.empty()) text += ", ";
@@ -205,7 +206,7 @@ void print(const Json& object, const std::string& indent) {
 int show_environment(const EnvOptions& options) {
   const Json json = describe(options);
   if (options.json)
-    std::printf("%s\n", json.dump(1).c_str());
+    std::printf("%s\n", tandem::io::shown_json(json, 1).c_str());
   else
     print(json, "");
   return apps::kDone;

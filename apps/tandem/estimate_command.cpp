@@ -3,11 +3,13 @@
 #include <map>
 #include <memory>
 #include <optional>
-
-#include <c10/core/ScalarType.h>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "command.h"
 #include "estimate.h"
+#include "io/json_text.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
 #include "train/net_sizes.h"
@@ -37,11 +39,12 @@ constexpr double kMega = 1e6;
 
 void take_file(Training& training, const std::string& path) {
   const StoredTensors stored(path);
+  std::set<std::pair<const void*, std::vector<std::int64_t>>> tied;  // of torch.save, which has them under each name
   for (const auto& entry : stored.entries()) {
+    if (entry.mapped.defined() && !tied.emplace(entry.mapped.const_data_ptr(), entry.tensor.shape).second) continue;
     double elements = 1;
     for (const std::int64_t size : entry.tensor.shape) elements *= static_cast<double>(size);
-    const bool trained = c10::isFloatingType(entry.tensor.type);
-    training.weights += trained ? 4 * elements : static_cast<double>(entry.tensor.bytes());
+    training.weights += entry.tensor.is_floating() ? 4 * elements : static_cast<double>(entry.tensor.bytes());
   }
 }
 
@@ -99,7 +102,7 @@ int show_estimate(const CLI::App& flags, const EstimateOptions& options) {
   const Training training = training_of(options);
   const auto parts = estimate(training);
   if (options.json)
-    std::printf("%s\n", to_json(training, parts).dump().c_str());
+    std::printf("%s\n", tandem::io::shown_json(to_json(training, parts)).c_str());
   else
     print(options, training, parts);
   return apps::kDone;
@@ -112,7 +115,7 @@ void add_estimate(CLI::App& tandem, Commands& commands) {
   auto* estimate = tandem.add_subcommand("estimate", "Estimates the memory that a training needs, by parts.");
   auto* file = estimate
                    ->add_option("file", options->file,
-                                "a safetensors file or a directory of them, of which only the headers are read; "
+                                "a file of weights or a directory of them, of which only the headers are read; "
                                 "without one, a model of train's")
                    ->type_name("FILE");
   train::add_model_flags(*estimate, options->model)->excludes(file);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "command.h"
+#include "io/json_text.h"
 #include "plan.h"
 #include "tandem/core/error.h"
 
@@ -40,7 +41,7 @@ int answer_lines(const std::string& path) {
   }
   std::istream& lines = path == "-" ? std::cin : file;
   for (std::string line; std::getline(lines, line);)
-    if (line.find_first_not_of(" \t\r") != std::string::npos) std::printf("%s\n", answer(line).dump().c_str());
+    if (line.find_first_not_of(" \t\r") != std::string::npos) std::printf("%s\n", tandem::io::shown_json(answer(line)).c_str());
   return apps::kDone;
 }
 
@@ -54,7 +55,7 @@ int show_plan(const PlanOptions& options) {
   request.ranks = *options.ranks;
   request.even_batches = !options.uneven;
   const auto result = run_plan(request);
-  std::fputs((options.json ? to_json(result).dump() + "\n" : to_text(result)).c_str(), stdout);
+  std::fputs((options.json ? tandem::io::shown_json(to_json(result)) + "\n" : to_text(result)).c_str(), stdout);
   return apps::kDone;
 }
 

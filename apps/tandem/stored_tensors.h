@@ -13,13 +13,14 @@
 
 namespace tandem_tool {
 
-/// The tensors of a safetensors file, or of a directory of them. Their bytes are read when a tensor is asked for.
-/// Throws tandem::CheckpointError.
+/// The tensors of a file of safetensors or of torch.save, or of a directory of them. Their bytes are read when a tensor
+/// is asked for. Throws tandem::CheckpointError.
 class StoredTensors {
  public:
   struct Entry {
-    std::string file;  ///< name in the directory; empty for a file alone
-    tandem::io::StoredTensor tensor;
+    std::string file;                 ///< name in the directory; empty for a file alone
+    tandem::io::StoredTensor tensor;  ///< of torch.save: with the types' names in Python where safetensors has none
+    at::Tensor mapped{};              ///< of torch.save: in the file's pages
   };
 
   /// Reads the headers, and compares them with the files' sizes and the index.
@@ -33,10 +34,16 @@ class StoredTensors {
   /// The directory; null for a file alone.
   const tandem::io::CheckpointSource* source() const { return source_ ? &*source_ : nullptr; }
 
+  /// Throws also when LibTorch has no such type.
   at::Tensor read(const Entry& entry) const;
 
+  /// Its elements as they are stored, one after the other.
+  at::Tensor read_bytes(const Entry& entry) const;
+
  private:
-  void add(const std::string& location, const std::string& shown, const std::string& file);
+  void add_safetensors(const std::string& location, const std::string& shown, const std::string& file);
+  void add_pickled(const std::string& location, const std::string& shown, const std::string& file);
+  void add(const std::string& shown, Entry entry);
   std::string location_of(const Entry& entry) const;
 
   const std::string path_;

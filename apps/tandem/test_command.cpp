@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "io/json_text.h"
 #include "self_test.h"
 #include "tandem/core/error.h"
 
@@ -51,7 +52,7 @@ class Verdict {
 
   int finish() const {
     if (as_json_)
-      std::printf("%s\n", Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}.dump().c_str());
+      std::printf("%s\n", tandem::io::shown_json(Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}).c_str());
     else
       std::printf("%s\n", passed_ ? "passed: this machine's ranks work" : "FAILED: see above");
     std::fflush(stdout);

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io/json_text.h"
 #include "tandem/core/error.h"
 
 namespace train {
@@ -46,7 +47,7 @@ void MetricsLog::write(const UpdateMetrics& metrics) {
   const Json line{{"step", metrics.step}, {"epoch", metrics.epoch},
                   {"loss", metrics.loss}, {"grad_norm", metrics.grad_norm},
                   {"lr", metrics.lr},     {"samples_per_second", metrics.samples_per_second}};
-  file_ << line.dump() << '\n';
+  file_ << tandem::io::shown_json(line) << '\n';
 }
 
 void MetricsLog::finish(const FinalMetrics& metrics) {
@@ -59,7 +60,7 @@ void MetricsLog::finish(const FinalMetrics& metrics) {
   last["peak_rss_mb"] = metrics.peak_rss_mb;
   if (!metrics.sample.empty()) last["sample"] = metrics.sample;
   const Json line{{"final", last}};
-  file_ << line.dump() << std::endl;
+  file_ << tandem::io::shown_json(line) << std::endl;
   if (!file_) throw tandem::Error("'" + path_ + "' could not be written completely; is the disk full?");
 }
 

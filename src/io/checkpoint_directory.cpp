@@ -19,6 +19,7 @@
 
 #include "io/file_writer.h"
 #include "io/in_threads.h"
+#include "io/json_text.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 
@@ -188,12 +189,8 @@ void CheckpointWriter::write_manifest(const std::map<std::string, std::string>& 
   Json files = Json::object();
   for (const auto& [name, file] : files_) files[name] = {{"bytes", file.bytes}, {"crc32", hex(file.crc32)}};
   Json manifest{{"format", kFormat}, {"version", kVersion}, {"info", info}, {"files", std::move(files)}};
-  std::string text;
-  try {
-    text = text_of(std::move(manifest));
-  } catch (const Json::exception& error) {  // such as text that is no UTF-8
-    fail(path_, std::string("its info cannot be written: ") + error.what());
-  }
+  exact_json(manifest, path_ + "/" + kManifest);  // info may be any text
+  const std::string text = text_of(std::move(manifest));
   FileWriter file(temporary_ + "/" + kManifest);
   file.write(text.data(), text.size());
   file.finish();

@@ -21,7 +21,7 @@ at::Tensor CheckpointSource::load(const std::string& name) {
   if (name.ends_with(".safetensors"))  // what is no such file is not read as a whole
     read_safetensors_header(path_of(name), shown(name));
   else
-    check_is_archive(path_of(name), shown(name));
+    check_is_pickle_file(path_of(name), shown(name));
   if (!reader_) return load_bytes(path_of(name), shown(name));
   at::Tensor file = room_for(reader_->bytes_of(name), shown(name));
   reader_->read_to(name, static_cast<char*>(file.mutable_data_ptr()));

@@ -1,10 +1,11 @@
 #include "io/file_bytes.h"
 
-#include <cstring>
+#include <string_view>
 
 #include <ATen/Functions.h>
 #include <c10/util/Exception.h>
 
+#include "io/old_pickle_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -19,11 +20,32 @@ at::Tensor room_for(std::uint64_t bytes, const std::string& shown) {
   }
 }
 
-void check_is_archive(const std::string& path, const std::string& shown) {
-  const ReadFile file(path, shown);
-  char first[4] = {};
-  if (file.read(first, sizeof first) != sizeof first || std::memcmp(first, "PK\3\4", sizeof first) != 0)
-    throw CheckpointError(shown + ": is no file of torch.save, or damaged: it does not begin as a zip archive");
+namespace {
+
+// The first bytes, in which formats can be told from each other.
+std::string begin_of(const std::string& path, const std::string& shown) {
+  const ReadFile file(path, shown, Links::follow);
+  std::string begin(512, '\0');
+  begin.resize(file.read(begin.data(), begin.size()));
+  return begin;
+}
+
+bool is_of_torch_save(std::string_view begin) { return begin.starts_with("PK\3\4") || is_of_old_format(begin); }
+
+}  // namespace
+
+bool is_pickle_file(const std::string& path, const std::string& shown) {
+  return is_of_torch_save(begin_of(path, shown));
+}
+
+void check_is_pickle_file(const std::string& path, const std::string& shown) {
+  const std::string begin = begin_of(path, shown);
+  if (is_of_torch_save(begin)) return;
+  if (begin.size() > 262 && begin.substr(257, 5) == "ustar")
+    throw CheckpointError(shown + ": is a tar archive, as PyTorch before 0.1.10 wrote; load it with PyTorch's "
+                                  "torch.load and save it again with torch.save");
+  throw CheckpointError(shown + ": is no file of torch.save, or damaged: it begins neither as a zip archive nor as the "
+                                "pickles that PyTorch wrote before 1.6");
 }
 
 at::Tensor load_bytes(const std::string& path, const std::string& shown, Links links) {

@@ -12,11 +12,16 @@
 
 namespace tandem::io {
 
+inline constexpr std::uint64_t kLargestElement = 16;  ///< of a tensor, in bytes
+
 /// Memory for so many bytes of a file. Throws CheckpointError when there is none.
 at::Tensor room_for(std::uint64_t bytes, const std::string& shown);
 
-/// Throws CheckpointError when the file does not begin as a zip archive, so that no other is read as a whole.
-void check_is_archive(const std::string& path, const std::string& shown);
+/// Whether the file begins as one of torch.save's. Throws CheckpointError when it cannot be read.
+bool is_pickle_file(const std::string& path, const std::string& shown);
+
+/// Throws CheckpointError when the file does not begin as one of torch.save's, so that no other is read as a whole.
+void check_is_pickle_file(const std::string& path, const std::string& shown);
 
 /// A file's bytes. Throws CheckpointError that names it as `shown`.
 at::Tensor load_bytes(const std::string& path, const std::string& shown, Links links = Links::refuse);
@@ -26,6 +31,9 @@ c10::IValue pickle_in(const at::Tensor& file, const std::string& shown);
 
 /// The tensors of a safetensors file with these bytes. As load_safetensors.
 NamedTensors safetensors_in(const at::Tensor& file, const std::string& shown);
+
+/// The same of a file of torch.save that is a dict of tensors by name. Throws CheckpointError.
+NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown);
 
 /// `bytes` of `file` from `begin` on, for elements of `element_bytes`: that memory, with a version counter of its own;
 /// a copy where elements may not lie.

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/append_file.h"
+#include "io/json_text.h"
 #include "tandem/io/file_trackers.h"
 
 namespace tandem::io {
@@ -114,7 +115,7 @@ class JsonLinesTracker : public Tracker {
 
  private:
   // One line.
-  void write(const Json& object) { file_->append(object.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n'); }
+  void write(const Json& object) { file_->append(shown_json(object) + '\n'); }
 
   // Returns its path within the directory. Replaces that of a run which this one goes on with.
   std::string write_image(const std::string& name, const Image& image, std::int64_t step, std::size_t number) {

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file_bytes.h"
+#include "io/json_text.h"
 #include "io/model_source.h"
 #include "tandem/core/error.h"
 
@@ -95,31 +96,22 @@ std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& w
       weight_map[tensor_name] = name;
       bytes += tensor.nbytes();
     }
-    files.push_back({name, [shard = shards[i], shown = directory + "/" + name](const WriteBytes& write) {
-                       write_safetensors(write, shown, shard, {{"format", "pt"}});
+    const std::map<std::string, std::string> metadata{{"format", "pt"}};
+    check_safetensors(directory + "/" + name, shards[i], metadata);  // before anything is written
+    files.push_back({name, [shard = shards[i], metadata, shown = directory + "/" + name](const WriteBytes& write) {
+                       write_safetensors(write, shown, shard, metadata);
                      }});
   }
   if (shards.size() == 1) return files;
   const Json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}};
   files.push_back({stem + ".safetensors.index.json",
-                   [text = index.dump(2) + "\n"](const WriteBytes& write) { write(text.data(), text.size()); }});
+                   [text = exact_json(index, directory + "/" + stem + ".safetensors.index.json", 2) + "\n"](const WriteBytes& write) { write(text.data(), text.size()); }});
   return files;
 }
 
 // ---- reading
 
 namespace {
-
-NamedTensors torch_save_in(const at::Tensor& file, const std::string& shown) {
-  const c10::IValue value = pickle_in(file, shown);
-  if (!value.isGenericDict()) fail(shown, "is no dict of tensors");
-  NamedTensors tensors;
-  for (const auto& item : value.toGenericDict()) {
-    if (!item.key().isString() || !item.value().isTensor()) fail(shown, "is no dict of tensors by name");
-    tensors.emplace_back(item.key().toStringRef(), item.value().toTensor());
-  }
-  return tensors;
-}
 
 void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors) {
   for (auto& [name, tensor] : tensors) {
@@ -190,7 +182,7 @@ StoredWeights read_weights(CheckpointSource& source, const std::string& stem) {
   for (const std::string& name : model.files()) {
     const std::string shown = source.shown(name);
     const at::Tensor file = source.load(name);
-    add_to(stored, shown, model.of_torch_save() ? torch_save_in(file, shown) : safetensors_in(file, shown));
+    add_to(stored, shown, model.of_torch_save() ? pickled_tensors_in(file, shown) : safetensors_in(file, shown));
   }
   model.check_places([&](const std::string& name) {
     const auto found = stored.files.find(name);

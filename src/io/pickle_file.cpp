@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
-#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,10 +12,10 @@
 #include <ATen/Functions.h>
 #include <c10/util/Exception.h>
 #include <caffe2/serialize/inline_container.h>
-#include <torch/csrc/jit/serialization/pickler.h>
 
 #include "io/file_bytes.h"
-#include "io/ivalue_tensors.h"
+#include "io/old_pickle_file.h"
+#include "io/pickle_archive.h"
 #include "io/unpickle.h"
 #include "tandem/core/error.h"
 
@@ -32,27 +31,10 @@ std::string text_of(const std::exception& error) {
   return of_torch ? of_torch->msg() : error.what();
 }
 
-// The same elements on the CPU, in a storage that has no others: storages are written whole.
-at::Tensor alone_in_storage(const at::Tensor& tensor) {
-  at::Tensor dense = tensor.detach().cpu();
-  if (!dense.is_non_overlapping_and_dense()) dense = dense.contiguous();
-  if (dense.storage_offset() == 0 && dense.storage().nbytes() == dense.nbytes()) return dense;
-  return at::from_blob(
-      const_cast<void*>(dense.const_data_ptr()), dense.sizes(), dense.strides(), [dense](void*) {}, dense.options());
-}
-
 }  // namespace
 
-void write_pickle(const WriteBytes& write, const std::string& shown, const c10::IValue& value) {
-  std::string pickle;
-  std::vector<at::Tensor> tensors;
+void write_archive(const WriteBytes& write, const std::string& shown, const Pickle& pickle) {
   try {
-    torch::jit::Pickler pickler([&](const char* data, std::size_t bytes) { pickle.append(data, bytes); }, nullptr,
-                                nullptr, nullptr, nullptr, /*tag_aggregates=*/false);
-    pickler.protocol();
-    pickler.pushIValue(map_tensors(value, alone_in_storage));
-    pickler.stop();
-    tensors = pickler.tensorData();
     // LibTorch's archive ends itself when it is destroyed, and so may never see an exception.
     std::exception_ptr failure;
     caffe2::serialize::PyTorchStreamWriter archive([&](const void* data, std::size_t bytes) {
@@ -63,10 +45,12 @@ void write_pickle(const WriteBytes& write, const std::string& shown, const c10::
       }
       return bytes;
     });
-    archive.writeRecord("data.pkl", pickle.data(), pickle.size());
+    archive.writeRecord("data.pkl", pickle.text.data(), pickle.text.size());
     archive.writeRecord("byteorder", "little", 6);
-    for (std::size_t i = 0; i < tensors.size() && !failure; ++i)
-      archive.writeRecord("data/" + std::to_string(i), tensors[i].storage().data(), tensors[i].storage().nbytes());
+    for (std::size_t i = 0; i < pickle.storages.size() && !failure; ++i) {
+      const at::Tensor elements = pickle.storages[i].dense();
+      archive.writeRecord("data/" + std::to_string(i), elements.const_data_ptr(), elements.nbytes());
+    }
     archive.writeEndOfFile();
     if (failure) std::rethrow_exception(failure);
   } catch (const CheckpointError&) {
@@ -74,6 +58,10 @@ void write_pickle(const WriteBytes& write, const std::string& shown, const c10::
   } catch (const std::exception& error) {
     fail(shown, "cannot be written: " + text_of(error));
   }
+}
+
+void write_pickle(const WriteBytes& write, const std::string& shown, const c10::IValue& value) {
+  write_archive(write, shown, pickle_of(value, shown));
 }
 
 namespace {
@@ -134,7 +122,6 @@ class Archive {
  private:
   // A record that is stored as it is stays where it lies; others are read as LibTorch does.
   at::Tensor read_storage(const std::string& name, std::uint64_t bytes) {
-    constexpr std::uint64_t kLargestElement = 16;
     if (const auto begin = begin_of(name, bytes)) return part_of(file_, *begin, bytes, kLargestElement);
     at::Tensor storage = at::empty(static_cast<std::int64_t>(bytes), at::kByte);
     if (bytes > 0) reader_.getRecord(name, storage.mutable_data_ptr(), static_cast<std::size_t>(bytes));
@@ -173,12 +160,13 @@ class Archive {
 }  // namespace
 
 c10::IValue pickle_in(const at::Tensor& file, const std::string& shown) {
-  constexpr std::uint64_t kMostPickleBytes = 16 << 20;  // without the tensors
   try {
+    if (is_of_old_format({static_cast<const char*>(file.const_data_ptr()), file.nbytes()})) return old_pickle_in(file);
     Archive archive(file);
     if (archive.is_big_endian()) fail(shown, "is of a machine with another order of bytes");
-    return unpickle(archive.text("data.pkl", kMostPickleBytes),
-                    [&](const std::string& key, std::uint64_t bytes) { return archive.storage(key, bytes); });
+    const std::string text = archive.text("data.pkl", kMostPickleBytes);
+    return Unpickled(text).value(
+        [&](const std::string& key, std::uint64_t bytes) { return archive.storage(key, bytes); });
   } catch (const CheckpointError&) {
     throw;
   } catch (const UnpickleError& error) {
@@ -188,9 +176,20 @@ c10::IValue pickle_in(const at::Tensor& file, const std::string& shown) {
   }
 }
 
+NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown) {
+  const c10::IValue value = pickle_in(file, shown);
+  if (!value.isGenericDict()) fail(shown, "is no dict of tensors");
+  NamedTensors tensors;
+  for (const auto& item : value.toGenericDict()) {
+    if (!item.key().isString() || !item.value().isTensor()) fail(shown, "is no dict of tensors by name");
+    tensors.emplace_back(item.key().toStringRef(), item.value().toTensor());
+  }
+  return tensors;
+}
+
 c10::IValue read_pickle(const std::string& path, const std::string& shown) {
   const std::string& name = shown.empty() ? path : shown;
-  check_is_archive(path, name);
+  check_is_pickle_file(path, name);
   return pickle_in(load_bytes(path, name), name);
 }
 

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <set>
 
 #include <ATen/Functions.h>
@@ -18,6 +19,7 @@
 
 #include "io/file_bytes.h"
 #include "io/file_writer.h"
+#include "io/json_text.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors_header.h"
@@ -34,25 +36,33 @@ static_assert(std::endian::native == std::endian::little, "the format is little-
 constexpr std::uint64_t kMostHeaderBytes = 100'000'000;  // the reference implementation's limit
 
 struct TypeName {
-  at::ScalarType type;
   const char* name;
+  std::uint64_t bits;  // of an element
+  std::optional<at::ScalarType> type;
 };
-constexpr std::array kTypeNames{TypeName{at::kDouble, "F64"},
-                                TypeName{at::kFloat, "F32"},
-                                TypeName{at::kHalf, "F16"},
-                                TypeName{at::kBFloat16, "BF16"},
-                                TypeName{at::kLong, "I64"},
-                                TypeName{at::kInt, "I32"},
-                                TypeName{at::kShort, "I16"},
-                                TypeName{at::kChar, "I8"},
-                                TypeName{at::kByte, "U8"},
-                                TypeName{at::kBool, "BOOL"},
-                                TypeName{at::kUInt16, "U16"},
-                                TypeName{at::kUInt32, "U32"},
-                                TypeName{at::kUInt64, "U64"},
-                                TypeName{at::kFloat8_e5m2, "F8_E5M2"},
-                                TypeName{at::kFloat8_e4m3fn, "F8_E4M3"},
-                                TypeName{at::kComplexFloat, "C64"}};
+// All of version 0.8 of the reference implementation. LibTorch's float4 has two numbers in an element.
+const std::array kTypeNames{TypeName{"F64", 64, at::kDouble},
+                            TypeName{"F32", 32, at::kFloat},
+                            TypeName{"F16", 16, at::kHalf},
+                            TypeName{"BF16", 16, at::kBFloat16},
+                            TypeName{"I64", 64, at::kLong},
+                            TypeName{"I32", 32, at::kInt},
+                            TypeName{"I16", 16, at::kShort},
+                            TypeName{"I8", 8, at::kChar},
+                            TypeName{"U8", 8, at::kByte},
+                            TypeName{"BOOL", 8, at::kBool},
+                            TypeName{"U16", 16, at::kUInt16},
+                            TypeName{"U32", 32, at::kUInt32},
+                            TypeName{"U64", 64, at::kUInt64},
+                            TypeName{"C64", 64, at::kComplexFloat},
+                            TypeName{"F8_E5M2", 8, at::kFloat8_e5m2},
+                            TypeName{"F8_E4M3", 8, at::kFloat8_e4m3fn},
+                            TypeName{"F8_E5M2FNUZ", 8, at::kFloat8_e5m2fnuz},
+                            TypeName{"F8_E4M3FNUZ", 8, at::kFloat8_e4m3fnuz},
+                            TypeName{"F8_E8M0", 8, at::kFloat8_e8m0fnu},
+                            TypeName{"F4", 4, at::kFloat4_e2m1fn_x2},
+                            TypeName{"F6_E2M3", 6, std::nullopt},
+                            TypeName{"F6_E3M2", 6, std::nullopt}};
 
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
   throw CheckpointError(path + ": " + problem);
@@ -76,8 +86,18 @@ class File {
 const char* name_of(const std::string& path, const std::string& tensor, at::ScalarType type) {
   const auto* found = std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return t.type == type; });
   if (found == kTypeNames.end())
-    fail(path, "tensor '" + tensor + "' has type " + c10::toString(type) + ", which safetensors does not have");
+    fail(path, "tensor '" + tensor + "' has type " + c10::toString(type) +
+                   ", which safetensors does not have; keep it in an object that is registered for checkpointing, or "
+                   "as another type");
   return found->name;
+}
+
+std::vector<std::int64_t> shape_of(const std::string& path, const std::string& name, const at::Tensor& tensor) {
+  std::vector<std::int64_t> shape = tensor.sizes().vec();
+  if (tensor.scalar_type() != at::kFloat4_e2m1fn_x2) return shape;
+  if (shape.empty()) fail(path, "tensor '" + name + "' is a single pair of float4, which safetensors does not have");
+  shape.back() *= 2;
+  return shape;
 }
 
 std::string make_header(const std::string& path, const NamedTensors& tensors,
@@ -86,15 +106,16 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::uint64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
+    check_is_utf8(name, path, "the name of tensor");
     if (name == "__metadata__" || header.contains(name)) fail(path, "the name '" + name + "' is used twice");
     if (!tensor.defined() || tensor.layout() != at::kStrided) fail(path, "tensor '" + name + "' is not dense");
     const std::uint64_t bytes = tensor.nbytes();
     header[name] = {{"dtype", name_of(path, name, tensor.scalar_type())},
-                    {"shape", tensor.sizes().vec()},
+                    {"shape", shape_of(path, name, tensor)},
                     {"data_offsets", {offset, offset + bytes}}};
     offset += bytes;
   }
-  std::string text = header.dump();
+  std::string text = exact_json(header, path);
   constexpr std::size_t kAlignment = 64;  // the format wants 8
   text.resize((8 + text.size() + kAlignment - 1) / kAlignment * kAlignment - 8, ' ');
   return text;
@@ -116,18 +137,19 @@ StoredTensor parse_entry(const std::string& path, const std::string& name, const
   const auto* type =
       std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return type_name == t.name; });
   if (type == kTypeNames.end()) fail(path, where + " has the unknown dtype '" + type_name + "'");
-  StoredTensor entry{.name = name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
-  std::uint64_t bytes = c10::elementSize(type->type);
+  StoredTensor entry{.name = name, .dtype = type_name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
+  std::uint64_t bits = type->bits;
   bool empty = false;
   for (const ParsedJson& dim : value["shape"]) {
     const std::uint64_t size = unsigned_number(path, where + " shape", dim);
     entry.shape.push_back(static_cast<std::int64_t>(size));
     empty = empty || size == 0;
-    if (size > (std::uint64_t{1} << 48) || (size > 0 && bytes > (std::uint64_t{1} << 62) / size))
+    if (size > (std::uint64_t{1} << 48) || (size > 0 && bits > (std::uint64_t{1} << 62) / size))
       fail(path, where + " has an impossible shape");
-    if (size > 0) bytes *= size;
+    if (size > 0) bits *= size;
   }
-  if (empty) bytes = 0;
+  if (!empty && bits % 8 != 0) fail(path, where + " of the type " + type_name + " does not fill whole bytes");
+  const std::uint64_t bytes = empty ? 0 : bits / 8;
   entry.begin = unsigned_number(path, where + " data_offsets", value["data_offsets"][0]);
   entry.end = unsigned_number(path, where + " data_offsets", value["data_offsets"][1]);
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
@@ -151,7 +173,7 @@ ParsedJson parse_header(const std::string& path, const std::string& text) {
   try {
     header = ParsedJson::parse(text, watch_names);
   } catch (const ParsedJson::exception& error) {
-    fail(path, std::string("has a header that is no JSON: ") + error.what());
+    fail(path, "has a header that is no JSON: " + as_utf8(error.what()));
   }
   if (too_deep) fail(path, "has a header that is nested too deeply");
   if (!header.is_object()) fail(path, "has a header that is no JSON object");
@@ -178,6 +200,11 @@ void check_no_gaps(const std::string& path, const std::vector<StoredTensor>& ent
 
 }  // namespace
 
+void check_safetensors(const std::string& shown, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  make_header(shown, tensors, metadata);
+}
+
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata) {
   const std::string header = make_header(shown, tensors, metadata);
@@ -185,7 +212,7 @@ void write_safetensors(const WriteBytes& write, const std::string& shown, const 
   write(&length, sizeof length);
   write(header.data(), header.size());
   for (const auto& [name, tensor] : tensors) {
-    const at::Tensor bytes = tensor.detach().cpu().contiguous();
+    const at::Tensor bytes = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous();
     write(bytes.const_data_ptr(), bytes.nbytes());
   }
 }
@@ -250,14 +277,27 @@ SafetensorsHeader read_safetensors_header(const std::string& location, const std
 
 std::string safetensors_type(at::ScalarType type) { return name_of("safetensors", "", type); }
 
+bool StoredTensor::is_floating() const { return dtype.starts_with('F') || dtype.starts_with("BF"); }
+
+std::vector<std::int64_t> StoredTensor::sizes(const std::string& shown) const {
+  if (!type) fail(shown, "tensor '" + name + "' has the type " + dtype + ", which LibTorch does not have");
+  std::vector<std::int64_t> sizes = shape;
+  if (type != at::kFloat4_e2m1fn_x2) return sizes;
+  if (sizes.empty() || sizes.back() % 2 != 0)
+    fail(shown, "tensor '" + name + "' has an odd number of float4 in a row, which LibTorch has in pairs");
+  sizes.back() /= 2;
+  return sizes;
+}
+
 NamedTensors safetensors_in(const at::Tensor& file, const std::string& shown) {
   const char* const bytes = static_cast<const char*>(file.const_data_ptr());
   const std::uint64_t header_bytes = header_bytes_of(shown, bytes, file.nbytes());
   NamedTensors tensors;
-  for (const StoredTensor& entry : header_of(shown, std::string(bytes + 8, header_bytes), file.nbytes()).tensors)
-    tensors.emplace_back(
-        entry.name,
-        part_of(file, entry.begin, entry.bytes(), c10::elementSize(entry.type)).view(entry.type).view(entry.shape));
+  for (const StoredTensor& entry : header_of(shown, std::string(bytes + 8, header_bytes), file.nbytes()).tensors) {
+    const auto sizes = entry.sizes(shown);
+    const at::Tensor part = part_of(file, entry.begin, entry.bytes(), c10::elementSize(*entry.type));
+    tensors.emplace_back(entry.name, part.view(*entry.type).view(sizes));
+  }
   return tensors;
 }
 

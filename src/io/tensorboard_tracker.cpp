@@ -8,9 +8,8 @@
 #include <charconv>
 #include <optional>
 
-#include <nlohmann/json.hpp>
-
 #include "io/append_file.h"
+#include "io/json_text.h"
 #include "io/proto_writer.h"
 #include "io/tf_record.h"
 #include "tandem/io/file_trackers.h"
@@ -19,14 +18,6 @@ namespace tandem::io {
 namespace {
 
 constexpr int kDataString = 7, kDataFloat = 1;  // DataType
-
-// Protocol Buffers' strings have to be UTF-8; other bytes become U+FFFD.
-std::string utf8(std::string_view text) {
-  if (std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; }))
-    return std::string(text);
-  using nlohmann::json;
-  return json::parse(json(text).dump(-1, ' ', false, json::error_handler_t::replace)).get<std::string>();
-}
 
 // SummaryMetadata, which names the page that shows a value.
 ProtoWriter metadata(std::string_view plugin, std::string_view content = {}) {
@@ -80,7 +71,7 @@ ProtoWriter value_proto(const ConfigValue& value) {
   if (const auto* flag = std::get_if<bool>(&value)) proto.integer(4, *flag ? 1 : 0);
   if (const auto* integer = std::get_if<std::int64_t>(&value)) proto.number(2, static_cast<double>(*integer));
   if (const auto* number = std::get_if<double>(&value)) proto.number(2, *number);
-  if (const auto* text = std::get_if<std::string>(&value)) proto.text(3, utf8(*text));
+  if (const auto* text = std::get_if<std::string>(&value)) proto.text(3, as_utf8(*text));
   return proto;
 }
 
@@ -89,7 +80,7 @@ std::string session_start(const Run& run, double time) {
   ProtoWriter start, data;
   for (const auto& [name, value] : run.config) {
     ProtoWriter entry;
-    entry.text(1, utf8(name));
+    entry.text(1, as_utf8(name));
     entry.message(2, value_proto(value));
     start.message(1, entry);
   }
@@ -167,7 +158,7 @@ class TensorBoardTracker : public Tracker {
     ProtoWriter summary;
     for (const Scalar& scalar : values) {
       ProtoWriter value;
-      value.text(1, utf8(scalar.name));
+      value.text(1, as_utf8(scalar.name));
       value.number32(2, static_cast<float>(scalar.value));
       summary.message(1, value);
     }
@@ -175,13 +166,13 @@ class TensorBoardTracker : public Tracker {
   }
 
   void log_text(const std::string& name, const std::string& text, Moment when) override {
-    write_tensor(name, text_tensor(utf8(text)), metadata("text"), when);
+    write_tensor(name, text_tensor(as_utf8(text)), metadata("text"), when);
   }
 
   void log_histogram(const std::string& name, const Histogram& histogram, Moment when) override {
     if (histogram.count == 0) return;  // it has no picture of that
     ProtoWriter value, summary;
-    value.text(1, utf8(name));
+    value.text(1, as_utf8(name));
     value.message(5, histogram_proto(histogram));
     summary.message(1, value);
     write_summary(summary, when);
@@ -220,7 +211,7 @@ class TensorBoardTracker : public Tracker {
 
   void write_tensor(const std::string& name, const ProtoWriter& tensor, const ProtoWriter& metadata, Moment when) {
     ProtoWriter value, summary;
-    value.text(1, utf8(name));
+    value.text(1, as_utf8(name));
     value.message(8, tensor);
     value.message(9, metadata);
     summary.message(1, value);

@@ -7,6 +7,7 @@
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
+#include "io/scalar_types.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/step_follower.h"
@@ -312,7 +313,7 @@ std::string Checkpoints::load(const std::string& directory, const LoadStateOptio
   }
   check_on_all(ranks_, [&] {
     // Each rank's own: objects may keep the tensors.
-    const auto mine = [](const at::Tensor& tensor) { return tensor.clone(); };
+    const auto mine = [](const at::Tensor& tensor) { return io::copy_of(tensor); };
     for (std::size_t i = 0; i < loaded->objects.size(); ++i)
       registered_.objects[i].load(io::map_tensors(loaded->objects[i], mine));
     for (const StateHooks& hooks : registered_.hooks)

@@ -11,6 +11,7 @@
 #include <c10/util/Exception.h>
 #include <nlohmann/json.hpp>
 
+#include "io/json_text.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -41,11 +42,19 @@ nlohmann::json with_rank_names(nlohmann::json trace, const std::vector<int>& thr
   return trace;
 }
 
+// Names of ranges and operators may be any bytes, and LibTorch writes them as they are.
+nlohmann::json read_trace(const std::string& path) {
+  std::ifstream file(path);
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  auto trace = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return trace.is_discarded() ? nlohmann::json::parse(io::as_utf8(text)) : trace;
+}
+
 // Complete or not at all.
 void write(const nlohmann::json& trace, const std::string& path) {
   const std::string partial = path + ".partial";
   std::ofstream file(partial, std::ios::trunc);
-  file << trace.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  file << io::shown_json(trace) << '\n';
   file.close();
   if (!file) throw Error("'" + path + "' could not be written completely; is the disk full?");
   std::filesystem::rename(partial, path);
@@ -100,8 +109,7 @@ Profile ProfileSession::finish(const std::string& path, std::int64_t first_step)
       threads.push_back(rank.thread);
       profile.ranks.push_back(rank.profile);
     }
-    std::ifstream file(as_it_is);
-    auto trace = with_rank_names(nlohmann::json::parse(file), threads);
+    auto trace = with_rank_names(read_trace(as_it_is), threads);
     trace["traceName"] = path;
     write(trace, path);
     return profile;

@@ -4,20 +4,24 @@
 #include <utility>
 
 #include "backend/device_scope.h"
-#include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
+#include "io/pickle_archive.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
-#include "tandem/io/pickle_file.h"
 
 namespace tandem {
 namespace {
 
-io::NewFile pickle_file(const std::string& directory, const std::string& name, const c10::IValue& value) {
-  return {name, [shown = directory + "/" + name, value](const io::WriteBytes& write) {
-            io::write_pickle(write, shown, value);
+// What cannot be in it is found out now, before anything is written. `keep` as in state_files.
+io::NewFile pickle_file(const std::string& directory, const std::string& name, const c10::IValue& value,
+                        const std::function<at::Tensor(const at::Tensor&)>& keep) {
+  const std::string shown = directory + "/" + name;
+  io::Pickle pickle = io::pickle_of(value, shown);
+  for (auto& [tensor, strides] : pickle.storages) tensor = keep(tensor);
+  return {name, [shown, pickle = std::move(pickle)](const io::WriteBytes& write) {
+            io::write_archive(write, shown, pickle);
           }};
 }
 
@@ -106,7 +110,7 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
                                                   const std::function<at::Tensor(const at::Tensor&)>& keep) {
   std::vector<io::NewFile> files;
   const auto add_pickle = [&](const std::string& name, const c10::IValue& value) {
-    files.push_back(pickle_file(directory, name, io::map_tensors(value, keep)));
+    files.push_back(pickle_file(directory, name, value, keep));
   };
   std::size_t index = 0;
   const auto names = parameter_names();
@@ -140,7 +144,7 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
       files.push_back(text_file(name, bytes));
     }
   }
-  files.push_back(text_file("tandem_state.json", to_text(state)));
+  files.push_back(text_file("tandem_state.json", to_text(state, directory + "/tandem_state.json")));
   return files;
 }
 

@@ -6,6 +6,8 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "io/scalar_types.h"
+
 namespace tandem {
 
 void Snapshot::begin() {
@@ -28,13 +30,17 @@ at::Tensor Snapshot::memory(std::size_t bytes) {
 
 at::Tensor Snapshot::add(const at::Tensor& tensor) {
   const at::NoGradGuard no_grad;
-  const at::Tensor from = tensor.is_non_overlapping_and_dense() ? tensor.detach() : tensor.detach().contiguous();
+  const at::Tensor elements = io::as_plain(tensor.detach().resolve_conj().resolve_neg());
+  const at::Tensor from = elements.is_non_overlapping_and_dense() ? elements : elements.contiguous();
   const at::Tensor bytes = memory(from.nbytes());
-  const at::Tensor to = at::from_blob(
-      bytes.mutable_data_ptr(), from.sizes(), from.strides(), [bytes](void*) {}, from.options().device(at::kCPU));
+  const auto in_bytes = [&](const at::TensorOptions& options) {
+    return at::from_blob(
+        bytes.mutable_data_ptr(), from.sizes(), from.strides(), [bytes](void*) {}, options.device(at::kCPU));
+  };
+  const at::Tensor to = in_bytes(from.options());
   (from.is_cpu() ? on_cpu_ : on_devices_).push_back({from, to});
   if (from.is_cpu()) cpu_bytes_ += from.nbytes();
-  return to;
+  return in_bytes(tensor.options().requires_grad(false));
 }
 
 // Of the bytes of all tensors on the CPU, one after the other.

@@ -8,6 +8,7 @@
 #include <c10/util/StringUtil.h>
 #include <nlohmann/json.hpp>
 
+#include "io/json_text.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 
@@ -170,7 +171,7 @@ at::Tensor generator_state_of(const std::string& bytes) {
   return state;
 }
 
-std::string to_text(const StateFile& state) {
+std::string to_text(const StateFile& state, const std::string& shown) {
   Json json{{"format", kFormat},
             {"version", kVersion},
             {"models", state.models},
@@ -190,7 +191,7 @@ std::string to_text(const StateFile& state) {
     json["generators"].push_back({{"cpu", hex(one.cpu)}, {"cuda", hex(one.cuda)}});
   json["hook_files"] = Json::array();
   for (const std::string& name : state.hook_files) json["hook_files"].push_back({{"name", name}});
-  return json.dump(1) + "\n";
+  return io::exact_json(json, shown, 1) + "\n";
 }
 
 StateFile parse_state_file(const std::string& text, const std::string& shown) {

@@ -34,7 +34,8 @@ struct StateFile {
 /// Whether the state of the loader's sampler is for a file of its own: it is large, or of another type than bytes.
 bool has_sampler_file(const data::LoaderState& loader);
 
-std::string to_text(const StateFile& state);
+/// Throws CheckpointError that names the file, as `shown`, when a name in it is no UTF-8.
+std::string to_text(const StateFile& state, const std::string& shown);
 
 /// Throws CheckpointError that names the file as `shown` and the field.
 StateFile parse_state_file(const std::string& text, const std::string& shown);

@@ -97,6 +97,15 @@ TEST_CASE("config refuses a bad answer with the reason, and asks again") {
   CHECK(read_json(dir / "c")["cpu"] == 2);
 }
 
+TEST_CASE("config takes no path that JSON cannot hold") {
+  const TempDir dir;
+  const auto result = answer(dir / "c", "mlp\\n\\n\\377\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
+  CAPTURE(result.output);
+  CHECK(result.exit_code == 0);
+  CHECK_THAT(result.output, ContainsSubstring("is no UTF-8, which the file has to be"));
+  CHECK_FALSE(read_json(dir / "c").contains("data-dir"));
+}
+
 TEST_CASE("config writes nothing when its input ends, and replaces no file unasked") {
   const TempDir dir;
   const auto ended = answer(dir / "c", "mlp\\n");

@@ -1,4 +1,6 @@
 // build/apps/tandem checkpoint.
+#include <sstream>
+
 #include <nlohmann/json.hpp>
 
 #include <ATen/Functions.h>
@@ -7,6 +9,7 @@
 
 #include "support/train_program.h"
 #include "tandem/io/model_files.h"
+#include "tandem/io/pickle_file.h"
 #include "tandem/io/safetensors.h"
 
 using namespace tandem;
@@ -37,6 +40,19 @@ std::string save_as_python(const TempDir& dir) {
   io::save_safetensors(directory + "/b.safetensors", {{"b", at::arange(6)}});
   std::ofstream(directory + "/model.safetensors.index.json")
       << R"({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})";
+  return directory;
+}
+
+// A directory of pytorch_model.bin.
+std::string save_as_torch(const TempDir& dir, const io::NamedTensors& tensors) {
+  static int number = 0;
+  const std::string directory = dir / ("torch" + std::to_string(number++));
+  std::filesystem::create_directory(directory);
+  c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
+  for (const auto& [name, tensor] : tensors) state.insert(name, tensor);
+  std::ofstream file(directory + "/pytorch_model.bin", std::ios::binary);
+  io::write_pickle([&](const void* data, std::size_t bytes) { file.write(static_cast<const char*>(data), bytes); },
+                   "file", state);
   return directory;
 }
 
@@ -78,6 +94,89 @@ TEST_CASE("verify finds one changed bit and names the file; without checksums it
   CHECK_THAT(checkpoint("verify " + python).output, ContainsSubstring("b.safetensors: is cut off"));
   std::filesystem::remove(python + "/b.safetensors");
   CHECK_THAT(checkpoint("verify " + python).output, ContainsSubstring("b.safetensors: does not exist"));
+}
+
+TEST_CASE("files of torch.save are shown, verified, estimated, compared and converted as safetensors are") {
+  const TempDir dir;
+  const std::string model = save_as_torch(dir, {{"w", at::arange(6, at::kFloat).view({2, 3}).t()},
+                                                {"expanded", at::ones({1}).expand({1000})},
+                                                {"complex", at::ones({2}, at::kComplexDouble)}});
+  for (const std::string& path : {model, model + "/pytorch_model.bin"}) {
+    const auto json = Json::parse(checkpoint("show --json " + path).output);
+    REQUIRE(json["tensors"].size() == 3);
+    CHECK(json["tensors"][0]["type"] == "F32");
+    CHECK(json["tensors"][0]["shape"] == Json({3, 2}));
+    CHECK(json["tensors"][2]["type"] == "complex128");
+    CHECK(json["bytes"] == 24 + 4000 + 32);
+    const auto whole = checkpoint("verify " + path);
+    CHECK(whole.exit_code == 0);
+    CHECK_THAT(whole.output, ContainsSubstring("whole: 1 file, by structure and sizes"));
+    const auto estimate = run_program(std::string(TANDEM_TOOL) + " estimate --json " + path);
+    CHECK(Json::parse(estimate.output)["parameters"] == 6 + 1000 + 32 / 4);
+  }
+  CHECK(checkpoint("diff " + model + " " + model).exit_code == 0);
+  CHECK_THAT(checkpoint("convert " + model + " " + (dir / "new")).output,
+             ContainsSubstring("tensor 'complex' has type ComplexDouble, which safetensors does not have"));
+  const std::string other = save_as_torch(dir, {{"w", at::arange(6, at::kFloat).view({2, 3}).t()}});
+  REQUIRE(checkpoint("convert " + other + " " + (dir / "new.safetensors")).exit_code == 0);
+  CHECK(checkpoint("diff " + other + " " + (dir / "new.safetensors")).exit_code == 0);
+  std::filesystem::resize_file(other + "/pytorch_model.bin", 300);
+  CHECK_THAT(checkpoint("verify " + other).output, ContainsSubstring("pytorch_model.bin: is no file of torch.save, or"));
+}
+
+TEST_CASE("types that LibTorch has in part or not at all are shown, verified, estimated and compared") {
+  const TempDir dir;
+  const std::string header =
+      R"({"f8":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]},"f4":{"dtype":"F4","shape":[2,4],"data_offsets":[4,8]},)"
+      R"("f6":{"dtype":"F6_E3M2","shape":[4],"data_offsets":[8,11]}})";
+  const auto write = [&](const char* name, const std::string& data) {
+    const std::uint64_t length = header.size();
+    std::ofstream(dir / name, std::ios::binary)
+        << std::string(reinterpret_cast<const char*>(&length), sizeof length) << header << data;
+  };
+  write("a", "1234567890a");
+  write("b", "1234567890b");
+  const auto json = Json::parse(checkpoint("show --json " + (dir / "a")).output);
+  REQUIRE(json["tensors"].size() == 3);
+  CHECK(json["tensors"][1]["type"] == "F4");
+  CHECK(json["tensors"][1]["shape"] == Json({2, 4}));
+  CHECK(checkpoint("verify " + (dir / "a")).exit_code == 0);
+  const auto estimate = run_program(std::string(TANDEM_TOOL) + " estimate --json " + (dir / "a"));
+  CHECK(Json::parse(estimate.output)["parameters"] == 4 + 8 + 4);
+  CHECK(checkpoint("diff " + (dir / "a") + " " + (dir / "a")).exit_code == 0);
+  CHECK_THAT(checkpoint("diff " + (dir / "a") + " " + (dir / "b")).output, ContainsSubstring("f6: values"));
+  CHECK_THAT(checkpoint("convert " + (dir / "a") + " " + (dir / "c")).output,
+             ContainsSubstring("tensor 'f6' has the type F6_E3M2, which LibTorch does not have"));
+}
+
+TEST_CASE("text that is no UTF-8 in paths, names and lines never ends the program: U+FFFD in JSON") {
+  const TempDir dir;
+  const std::string replaced = "\xef\xbf\xbd";
+  const std::string model = save_as_torch(dir, {{"w\xff", at::ones({2})}});
+  CHECK(Json::parse(checkpoint("show --json " + model).output)["tensors"][0]["name"] == "w" + replaced);
+  const std::string plain = save_as_torch(dir, {{"v", at::ones({2})}});
+  const auto diff = checkpoint("diff --json " + model + " " + plain);
+  CHECK(diff.exit_code == 1);
+  CHECK(Json::parse(diff.output)["only_in_first"][0] == "w" + replaced);
+  CHECK_THAT(checkpoint("convert " + model + " " + (dir / "new")).output,
+             ContainsSubstring(R"(tensor 'w\xff' is no UTF-8)"));
+  const std::string odd = dir / "no\xff";
+  std::ofstream(dir / "lines\xff") << "\xff\n{\"\xff\": 1}\n{\"length\": \"\xff\"}\n";
+  for (const std::string& arguments :
+       {"checkpoint show --json " + odd, "checkpoint verify --json " + odd, "checkpoint diff --json " + odd + " " + odd,
+        "estimate --json " + odd, "plan --json --length " + odd, "env --json --cpu " + odd, "test --json --gpus " + odd,
+        "bench train --json --model " + odd, "checkpoint show --json --" + odd}) {
+    const auto result = run_program(std::string(TANDEM_TOOL) + " " + arguments + " 2>/dev/null");
+    CAPTURE(arguments, result.output);
+    CHECK((result.exit_code == 1 || result.exit_code == 2));
+    CHECK_THAT(Json::parse(result.output)["error"].get<std::string>(), ContainsSubstring(replaced));
+  }
+  const auto lines = run_program(std::string(TANDEM_TOOL) + " plan --batch " + (dir / "lines\xff"));
+  CHECK(lines.exit_code == 0);
+  std::istringstream answers(lines.output);
+  int errors = 0;
+  for (std::string line; std::getline(answers, line);) errors += Json::parse(line).contains("error") ? 1 : 0;
+  CHECK(errors == 3);
 }
 
 TEST_CASE("diff names what is in one only, what has another shape or type, and the largest difference") {

@@ -129,7 +129,7 @@ TEST_CASE("names that lead elsewhere, files that come twice, and places of somet
     CHECK_THAT(error_of<CheckpointError>([&] {
                  writer.commit({{"text", "\xff"}});
                }),
-               ContainsSubstring("info cannot be written"));
+               ContainsSubstring(R"(manifest.json: the text '\xff' is no UTF-8)"));
   }
   put_bytes(directory / "file", "text");
   CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "file"); }),

@@ -9,10 +9,13 @@
 #include <torch/types.h>
 
 #include "support/catch.h"
+#include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
+#include "tandem/io/safetensors_header.h"
 
 using namespace tandem;
+using tandem::test::error_of;
 using tandem::test::TempDir;
 
 namespace {
@@ -61,6 +64,59 @@ TEST_CASE("tensors of every type come back as they were, in their order") {
     CHECK(read_file(dir / "f").size() > 0);
     CHECK(at::equal(loaded[i].second.to(at::kComplexDouble), tensors[i].second.to(at::kComplexDouble)));
   }
+}
+
+TEST_CASE("types that few have are stored as they are; others are refused by name before anything is written") {
+  TempDir dir;
+  const at::Tensor bytes = at::arange(1, 17, at::kByte);
+  int stored = 0;
+  for (int i = 0; i < static_cast<int>(at::ScalarType::Undefined); ++i) {
+    const auto type = static_cast<at::ScalarType>(i);
+    const auto size = static_cast<std::int64_t>(c10::elementSize(type));
+    const at::Tensor tensor = at::empty({0}, type).set_(bytes.storage(), 0, {1, 16 / size}, {16 / size, 1});
+    CAPTURE(c10::toString(type));
+    std::filesystem::remove(dir / "f");
+    const std::string error = error_of<CheckpointError>([&] { io::save_safetensors(dir / "f", {{"x", tensor}}); });
+    if (error.empty()) {
+      const auto loaded = io::load_safetensors(dir / "f")[0].second;
+      CHECK(loaded.scalar_type() == type);
+      CHECK(loaded.sizes() == tensor.sizes());
+      CHECK(at::equal(loaded.view(at::kByte).view(-1), bytes));
+      stored += 1;
+    } else {
+      CHECK_THAT(error, ContainsSubstring("tensor 'x' has type " + std::string(c10::toString(type))));
+      CHECK_FALSE(std::filesystem::exists(dir / "f"));
+    }
+  }
+  CHECK(stored == 20);
+}
+
+TEST_CASE("of types that LibTorch does not have the header is read, and the rest is an error that names them") {
+  TempDir dir;
+  std::ofstream(dir / "f", std::ios::binary) << file_of(
+      R"({"a":{"dtype":"F6_E2M3","shape":[2,4],"data_offsets":[0,6]},"b":{"dtype":"F4","shape":[3,2],"data_offsets":[6,9]}})",
+      "123456789");
+  const auto header = io::read_safetensors_header(dir / "f");
+  REQUIRE(header.tensors.size() == 2);
+  CHECK(header.tensors[0].dtype == "F6_E2M3");
+  CHECK_FALSE(header.tensors[0].type);
+  CHECK(header.tensors[1].shape == std::vector<std::int64_t>{3, 2});
+  CHECK(header.tensors[1].sizes("f") == std::vector<std::int64_t>{3, 1});
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_safetensors(dir / "f"); }),
+             ContainsSubstring("tensor 'a' has the type F6_E2M3, which LibTorch does not have"));
+  CHECK_THAT(load_error(file_of(R"({"a":{"dtype":"F4","shape":[2,3],"data_offsets":[0,3]}})", "123")),
+             ContainsSubstring("odd number of float4 in a row"));
+  CHECK_THAT(load_error(file_of(R"({"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", "12")),
+             ContainsSubstring("does not fill whole bytes"));
+}
+
+TEST_CASE("conjugates are stored as the numbers that they stand for") {
+  TempDir dir;
+  const at::Tensor numbers = at::complex(at::ones({3}), at::ones({3})).conj();
+  io::save_safetensors(dir / "f", {{"x", numbers}, {"y", at::imag(numbers)}});
+  const auto loaded = io::load_safetensors(dir / "f");
+  CHECK(at::equal(loaded[0].second, numbers));
+  CHECK(at::equal(loaded[1].second, at::full({3}, -1.0f)));
 }
 
 TEST_CASE("a file is byte for byte what the format says") {

@@ -2,10 +2,14 @@
 //   exchange train CASE FROM FIRST STEPS TO   goes on from the checkpoint FROM (-: from none) for the batches FIRST and
 //   so
 //                                             on, on two ranks, and saves the state
+//   exchange pickle FROM TO                   reads a file of torch.save and writes its value again
+//   exchange types TO                         writes a tensor of each type that there is, by its name: as `some_bytes`
+//   exchange safetensors FROM TO              reads a file of safetensors and writes it again
 //   exchange weights FROM TO TYPE BYTES       loads weights into a model of TYPE and saves them, in files of BYTES
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -19,6 +23,8 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include "tandem/io/pickle_file.h"
+#include "tandem/io/safetensors.h"
 #include "tandem/tandem.h"
 
 namespace {
@@ -127,6 +133,31 @@ void exchange_weights(const std::string& from, const std::string& to, const std:
   io::save_model(to, *net, {.max_shard_bytes = bytes});
 }
 
+void write_file(const std::string& path, const c10::IValue& value) {
+  std::ofstream file(path, std::ios::binary);
+  io::write_pickle([&](const void* data, std::size_t bytes) { file.write(static_cast<const char*>(data), bytes); },
+                   path, value);
+}
+
+// Two rows and three columns, every second column of six: bytes 1, 2, 3 and so on.
+at::Tensor some_bytes(at::ScalarType type) {
+  const auto size = static_cast<std::int64_t>(c10::elementSize(type));
+  const at::Tensor bytes = at::arange(1, 12 * size + 1, at::kByte).contiguous();
+  return at::empty({0}, type).set_(bytes.storage(), 0, {2, 3}, {6, 2});
+}
+
+void write_types(const std::string& to) {
+  c10::impl::GenericDict all(c10::AnyType::get(), c10::AnyType::get());
+  for (int i = 0; i < static_cast<int>(at::ScalarType::Undefined); ++i)
+    if (const auto type = static_cast<at::ScalarType>(i); !c10::isQIntType(type))
+      all.insert(c10::toString(type), some_bytes(type));
+  all.insert("bytes", "no \xff text");
+  all.insert("device", c10::Device("cuda:1"));
+  all.insert("complex", c10::complex<double>(1, -2));
+  all.insert("conjugate", at::complex(at::ones({2}), at::ones({2})).conj());
+  write_file(to, all);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -142,6 +173,12 @@ int main(int argc, char** argv) {
       });
     } else if (words.size() == 5 && words[0] == "weights") {
       exchange_weights(words[1], words[2], words[3], static_cast<std::uint64_t>(std::atoll(words[4].c_str())));
+    } else if (words.size() == 3 && words[0] == "pickle") {
+      write_file(words[2], io::read_pickle(words[1]));
+    } else if (words.size() == 2 && words[0] == "types") {
+      write_types(words[1]);
+    } else if (words.size() == 3 && words[0] == "safetensors") {
+      io::save_safetensors(words[2], io::load_safetensors(words[1]));
     } else {
       return 2;
     }

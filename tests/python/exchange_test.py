@@ -1,14 +1,17 @@
 """Trainings that go from Accelerate to Tandem and back. Usage: exchange_test.py PROGRAM, which is exchange.cpp's."""
 
+import collections
 import os
 import subprocess
 import sys
 import tempfile
 import unittest
 
+import numpy as np
 import torch
 from accelerate import Accelerator, load_checkpoint_in_model
 from accelerate.state import AcceleratorState, GradientState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import lr_scheduler as lr
 
@@ -99,6 +102,26 @@ def tandem(*words):
     result = subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True)
     if result.returncode != 0:
         raise AssertionError(f"exchange {words} failed: {result.stderr}")
+
+
+def raw(tensor):
+    """The elements' bytes, in their order. Of no type that is quantized."""
+    plain = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}[tensor.itemsize]
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    storage, place = tensor.untyped_storage(), (tensor.storage_offset(), tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=plain).set_(storage, *place).contiguous().view(-1).view(torch.uint8)
+
+
+def some_bytes(dtype):
+    """As exchange.cpp's."""
+    size = torch.empty(0, dtype=dtype).itemsize
+    storage = torch.arange(1, 12 * size + 1, dtype=torch.uint8).untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, (2, 3), (6, 2))
+
+
+QUANTIZED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+DTYPES = {value for value in vars(torch).values() if isinstance(value, torch.dtype)} - QUANTIZED
+NARROW = {getattr(torch, f"{kind}{bits}") for kind in ("int", "uint") for bits in range(1, 8)}
 
 
 class ExchangeTest(unittest.TestCase):
@@ -192,6 +215,153 @@ class ExchangeTest(unittest.TestCase):
         self.check_equal(again, half, 0)
         tandem("weights", self.path("half"), self.path("full"), "fp32", 10**9)
         self.check_equal(load_file(self.path("full/model.safetensors")), half, 0)
+
+    def check_same(self, ours, theirs, where="value"):
+        """Nested values, tensors by type, shape and bytes."""
+        if isinstance(theirs, torch.Tensor):
+            self.assertEqual((ours.dtype, ours.shape), (theirs.dtype, theirs.shape), where)
+            self.assertTrue(torch.equal(raw(ours), raw(theirs)), where)
+        elif isinstance(theirs, dict):
+            self.assertEqual(list(ours), list(theirs), where)
+            for key in theirs:
+                self.check_same(ours[key], theirs[key], f"{where}[{key!r}]")
+        elif isinstance(theirs, (list, tuple)):
+            self.assertEqual((type(ours), len(ours)), (tuple if isinstance(theirs, tuple) else list, len(theirs)), where)
+            for i, item in enumerate(theirs):
+                self.check_same(ours[i], item, f"{where}[{i}]")
+        else:
+            self.assertEqual((type(ours), ours), (type(theirs), theirs), where)
+
+    def check_goes_through(self, value, expected=None, **options):
+        """What Python writes, Tandem reads and writes, Python reads."""
+        torch.save(value, self.path("from"), **options)
+        tandem("pickle", self.path("from"), self.path("to"))
+        self.check_same(torch.load(self.path("to"), weights_only=True), value if expected is None else expected)
+
+    def test_all_types_to_python(self):
+        tandem("types", self.path("types"))
+        loaded = torch.load(self.path("types"), weights_only=True)
+        self.assertEqual(loaded.pop("bytes"), b"no \xff text")
+        self.assertEqual(loaded.pop("device"), torch.device("cuda:1"))
+        self.assertEqual(loaded.pop("complex"), 1 - 2j)
+        self.assertTrue(torch.equal(loaded.pop("conjugate"), torch.full((2,), 1 - 1j)))
+        self.assertEqual({tensor.dtype for tensor in loaded.values()}, DTYPES)
+        for name, tensor in loaded.items():
+            self.check_same(tensor, some_bytes(tensor.dtype), name)
+
+    def test_all_types_from_python(self):
+        for new_format in True, False:
+            for dtype in DTYPES - NARROW:  # which Python does not save
+                with self.subTest(f"{dtype} {new_format}"):
+                    value = {"x": some_bytes(dtype), "again": some_bytes(dtype)}
+                    self.check_goes_through(value, _use_new_zipfile_serialization=new_format)
+
+    def test_all_kinds_of_tensors_from_python(self):
+        whole = torch.arange(24.0).view(2, 3, 4)
+        shared = torch.arange(6.0)
+        attributes = torch.ones(3)
+        attributes.note = "of a tensor"
+        parameter = torch.nn.Parameter(torch.ones(2))
+        with_state = torch.nn.Parameter(torch.ones(2))
+        with_state.note = "of a parameter"
+        conjugate = torch.complex(torch.arange(3.0), torch.ones(3)).conj()
+        value = {
+            "transposed": whole.transpose(0, 2), "part": whole[1, :, 1:3], "strided": whole[..., ::2],
+            "expanded": torch.ones(3, 1).expand(3, 1000), "number": torch.tensor(1.5).expand(4, 5),
+            "windows": shared.unfold(0, 3, 1), "empty": torch.empty(0, 3), "scalar": torch.tensor(7),
+            "one": shared, "other": shared[2:], "attributes": attributes, "parameter": parameter,
+            "with state": with_state, "buffer": torch.nn.Buffer(torch.ones(2)), "conjugate": conjugate,
+            "imaginary": torch.complex(torch.ones(3), torch.ones(3)).conj().imag, "requires_grad": torch.ones(2, requires_grad=True),
+            "channels": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        }  # fmt: skip
+        for new_format in True, False:
+            self.check_goes_through(value, _use_new_zipfile_serialization=new_format)
+            self.check_goes_through(torch.nn.BatchNorm2d(3).state_dict(), _use_new_zipfile_serialization=new_format)
+
+    def test_plain_values_from_python(self):
+        value = {
+            "numbers": [0, -1, 255, 65536, -(2**31), 2**40, -(2**63), 1.5, float("inf"), True, None, 1 + 2j],
+            "texts": ["", "müsli", "a" * 300], 3: "key", 2.5: "key", "size": torch.Size([1, 2]),
+            "device": torch.device("cuda", 1), "bytes": b"\xff\x00\x80a", "array": bytearray(b"abc"),
+            "counter": collections.Counter([3, 3]), "ordered": collections.OrderedDict(b=1, a=2), "pair": (0.9, (1,)),
+        }  # fmt: skip
+        # C++ has no bytes: what is UTF-8 comes back as text.
+        expected = value | {"size": (1, 2), "array": "abc", "counter": {3: 2}, "ordered": {"b": 1, "a": 2}}
+        for protocol in 2, 3, 4, 5:
+            for new_format in True, False:
+                options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": new_format}
+                self.check_goes_through(value, expected, **options)
+
+    def test_numpy_from_python(self):
+        arrays = [np.array([[1, 0], [3, 2]]).astype(kind) for kind in "?bhilBHILefdFD"]
+        value = {
+            "scalars": [array[1, 0] for array in arrays], "arrays": arrays, "zero": np.array(7.5),
+            "fortran": [np.asfortranarray(array) for array in arrays], "parts": [array[:, 1] for array in arrays],
+            "empty": np.zeros((0, 3)), "lr": np.float64(0.1),
+        }  # fmt: skip
+        as_tensors = {
+            key: [torch.tensor(item) for item in items]
+            for key, items in value.items()
+            if key in ("arrays", "fortran", "parts")
+        }
+        expected = value | as_tensors | {
+            "scalars": [item.item() for item in value["scalars"]], "zero": torch.tensor(7.5, dtype=torch.float64),
+            "empty": torch.zeros(0, 3, dtype=torch.float64), "lr": 0.1,
+        }  # fmt: skip
+        for protocol in 2, 3, 4, 5:
+            self.check_goes_through(value, expected, pickle_protocol=protocol)
+
+    def test_what_is_not_read_is_named(self):
+        class Own:
+            pass
+
+        named = {
+            "quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+            "sparse tensor": torch.eye(3).to_sparse(),
+            "'U3'": np.str_("abc"), "'f16'": np.longdouble(1), "more than 64 bits": 2**64, "'O8'": np.array([{}]),
+            "another order of bytes": np.ones(2, dtype=">f4"), "'torch.float32'": torch.float32,
+        }  # fmt: skip
+        for new_format in True, False:
+            for words, value in named.items():
+                with self.subTest(words):
+                    torch.save({"x": value}, self.path("from"), _use_new_zipfile_serialization=new_format)
+                    with self.assertRaisesRegex(AssertionError, words):
+                        tandem("pickle", self.path("from"), self.path("to"))
+
+    def test_numpy_numbers_in_a_scheduler(self):
+        name = "sgd"
+        start = Training(name).train(0, FIRST).save(self.path("start"))
+        state = torch.load(self.path("start/scheduler.bin"), weights_only=True)
+        state["_last_lr"] = [np.float64(rate) for rate in state["_last_lr"]]
+        state["base_lrs"] = [np.float64(rate) for rate in state["base_lrs"]]
+        state["last_epoch"] = np.int64(state["last_epoch"])
+        torch.save(state, self.path("start/scheduler.bin"))
+        tandem("train", name, start, FIRST, MORE, self.path("end"))
+        training = Training(name).train(0, FIRST + MORE)
+        self.check_equal(load_file(self.path("end/model.safetensors")), training.weights())
+        self.check_rates(self.path("end"), training)
+
+    def test_weights_of_the_old_format(self):
+        training = Training("adam").train(0, FIRST)
+        start = training.save(self.path("start"), safe_serialization=False)
+        for name in "pytorch_model.bin", "optimizer.bin", "scheduler.bin":
+            value = torch.load(os.path.join(start, name), weights_only=True)
+            torch.save(value, os.path.join(start, name), _use_new_zipfile_serialization=False)
+        tandem("train", "adam", start, FIRST, MORE, self.path("end"))
+        self.check_equal(load_file(self.path("end/model.safetensors")), training.train(FIRST, MORE).weights())
+
+    def test_all_types_of_safetensors(self):
+        tensors = {}
+        for dtype in DTYPES - NARROW:
+            try:
+                save_file({"x": some_bytes(dtype).contiguous()}, self.path("one"))
+                tensors[str(dtype)] = some_bytes(dtype).contiguous()
+            except (KeyError, ValueError, RuntimeError, SafetensorError):  # a type that safetensors does not have
+                pass
+        self.assertEqual(len(tensors), 20)
+        save_file(tensors, self.path("from"))
+        tandem("safetensors", self.path("from"), self.path("to"))
+        self.check_same(dict(sorted(load_file(self.path("to")).items())), dict(sorted(tensors.items())))
 
 
 if __name__ == "__main__":

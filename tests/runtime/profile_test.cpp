@@ -1,8 +1,12 @@
 // Accelerator::profile: what is recorded, and how it ends.
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
+#include <ATen/record_function.h>
+#include <nlohmann/json.hpp>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
 
@@ -225,6 +229,22 @@ TEST_CASE("profiles of one launch have a trace each, however late a rank leaves 
   });
   for (const auto& name : names)
     for (const TracedThread& thread : read_trace(dir / name + "/trace.json")) CHECK(thread.all("step").size() == 2);
+}
+
+TEST_CASE("a range and a folder whose names are no UTF-8 are in the trace, with U+FFFD") {
+  const TempDir dir;
+  const std::string folder = dir / "p\xff";
+  std::filesystem::create_directory(folder);
+  run_ranks(1, [&](Accelerator& a) {
+    a.profile({.directory = folder}, [&] {
+      RECORD_USER_SCOPE("mine \xff");
+      at::ones({3}).add_(1);
+    });
+  });
+  const auto trace = nlohmann::json::parse(std::ifstream(folder + "/trace.json"));
+  CHECK_THAT(trace["traceName"].get<std::string>(), ContainsSubstring("p\xef\xbf\xbd/trace.json"));
+  CHECK(std::any_of(trace["traceEvents"].begin(), trace["traceEvents"].end(),
+                    [](const auto& event) { return event.value("name", "") == "mine \xef\xbf\xbd"; }));
 }
 
 TEST_CASE("what cannot be profiled is an error that says why") {

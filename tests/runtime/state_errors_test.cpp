@@ -3,6 +3,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include <ATen/Functions.h>
+
+#include "io/scalar_types.h"
 #include "runtime/state_training.h"
 #include "support/error_of.h"
 #include "support/failing_calls.h"
@@ -75,6 +78,89 @@ TEST_CASE("a state cannot be saved in the middle of a window") {
                                                },
                                                {.gradient_accumulation_steps = 2});
   CHECK_THAT(error.what(), ContainsSubstring("the accumulation window is open"));
+}
+
+TEST_CASE("tensors of all types go through a state, in the background too; what cannot is refused before it is written") {
+  const TempDir dir;
+  const bool background = GENERATE(false, true);
+  const auto some = [](at::ScalarType type) {
+    const auto size = static_cast<std::int64_t>(c10::elementSize(type));
+    const at::Tensor bytes = at::arange(1, 12 * size + 1, at::kByte);
+    return at::empty({0}, type).set_(bytes.storage(), 0, {2, 3}, {6, 2});
+  };
+  std::vector<at::ScalarType> types;
+  for (int i = 0; i < static_cast<int>(at::ScalarType::Undefined); ++i)
+    if (!c10::isQIntType(static_cast<at::ScalarType>(i))) types.push_back(static_cast<at::ScalarType>(i));
+  std::vector<at::Tensor> loaded;
+  const auto object = [&](c10::IValue extra) {
+    return StateObject{.save = [&, extra] {
+                         c10::impl::GenericList all(c10::AnyType::get());
+                         for (const auto type : types) all.push_back(some(type));
+                         all.push_back(at::complex(at::ones({2}), at::ones({2})).conj());
+                         all.push_back(extra);
+                         return c10::IValue(all);
+                       },
+                       .load = [&](const c10::IValue& state) {
+                         for (const c10::IValue& one : state.toListRef())
+                           if (one.isTensor()) loaded.push_back(one.toTensor());
+                       }};
+  };
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    accelerator.register_state_object(object("no \xff text"));
+    accelerator.save_state(dir / "state", {.background = background});
+    accelerator.load_state(dir / "state");
+    small.train(accelerator);
+  });
+  REQUIRE(loaded.size() == types.size() + 1);
+  for (std::size_t i = 0; i < types.size(); ++i) {
+    CAPTURE(c10::toString(types[i]));
+    CHECK(loaded[i].scalar_type() == types[i]);
+    CHECK(at::equal(io::as_plain(loaded[i]), io::as_plain(some(types[i]))));
+  }
+  CHECK(at::equal(at::imag(loaded.back()), at::full({2}, -1.0f)));
+
+  const auto refused = [&](const c10::IValue& value, const std::string& hook_file) {
+    return run_ranks_expecting_error(2, [&](Accelerator& accelerator) {
+             Small small(accelerator);
+             accelerator.register_state_object(object(value));
+             accelerator.register_state_hooks({.save = [&] { return StateFiles{{hook_file, "x"}}; }, .load = {}});
+             accelerator.save_state(dir / "new", {.background = background});
+           }).what();
+  };
+  CHECK_THAT(refused(at::_empty_affine_quantized({2}, at::TensorOptions(at::kQInt8), 0.5, 1), "file"),
+             ContainsSubstring("new/custom_checkpoint_0.pkl: cannot be written: value[42] is a quantized tensor"));
+  CHECK_THAT(refused(true, "file\xff"), ContainsSubstring(R"(new/tandem_state.json: the text 'file\xff' is no UTF-8)"));
+  CHECK(std::distance(std::filesystem::directory_iterator(dir.path()), std::filesystem::directory_iterator()) == 1);
+}
+
+TEST_CASE("averages of a model with buffers of types that few have go through a state") {
+  const TempDir dir;
+  struct Odd : torch::nn::Module {
+    explicit Odd(double value) {
+      weight = register_parameter("weight", at::full({2}, value));
+      for (const auto type : {at::kUInt16, at::kUInt32, at::kUInt64, at::kFloat8_e5m2, at::kFloat8_e4m3fn,
+                              at::kFloat8_e8m0fnu, at::kComplexHalf, at::kComplexDouble})
+        buffers.push_back(register_buffer(c10::toString(type), at::full({3}, value).to(type)));
+    }
+    at::Tensor weight;
+    std::vector<at::Tensor> buffers;
+  };
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Odd net(2);
+    optim::ExponentialMovingAverage average(net);
+    accelerator.register_for_checkpointing(average);
+    accelerator.save_state(dir / "state");
+  });
+  run_ranks(1, [&](Accelerator& accelerator) {
+    Odd net(0);
+    optim::ExponentialMovingAverage average(net);
+    accelerator.register_for_checkpointing(average);
+    accelerator.load_state(dir / "state");
+    for (const auto& [name, kept] : average.averages())
+      if (!at::equal(kept.to(at::kComplexDouble), at::full_like(kept, 2, at::kComplexDouble)))
+        throw std::logic_error(name);
+  });
 }
 
 TEST_CASE("a failed save is the same error on all ranks, and training goes on; in the background, at the next call") {

@@ -27,6 +27,11 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
+/// Throws CheckpointError, as write_safetensors would, when `tensors` cannot be written: a name that comes twice or is no
+/// UTF-8, a type that the format does not have.
+void check_safetensors(const std::string& shown, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
 /// Reads all tensors of `path`, in the order in which they lie there, into one piece of CPU memory, which stays as long
 /// as one of them. Throws CheckpointError that names the file (as `shown`, if that is given) and the field when it is
 /// missing, damaged or no such file.

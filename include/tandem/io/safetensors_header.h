@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,17 @@ namespace tandem::io {
 
 /// A tensor of a file.
 struct StoredTensor {
-  std::string name;                 ///< in the file
-  at::ScalarType type;              ///< of its elements
-  std::vector<std::int64_t> shape;  ///< empty: a single number
-  std::uint64_t begin,              ///< where its bytes begin in the file
-      end;                          ///< and where they end
+  std::string name;                    ///< in the file
+  std::string dtype;                   ///< of its elements, as the format calls it: "BF16"
+  std::optional<at::ScalarType> type;  ///< LibTorch's for it; nothing where it has none: F6_E2M3, F6_E3M2
+  std::vector<std::int64_t> shape;     ///< empty: a single number; of F4 two numbers are one element of LibTorch's
+  std::uint64_t begin,                 ///< where its bytes begin in the file
+      end;                             ///< and where they end
 
   std::uint64_t bytes() const { return end - begin; }  ///< size of its data
+  bool is_floating() const;                            ///< whether its elements are real numbers with an exponent
+  /// Its sizes as a tensor of LibTorch's. Throws CheckpointError that names the file, as `shown`, when it can be none.
+  std::vector<std::int64_t> sizes(const std::string& shown) const;
 };
 
 /// All that comes before the data.
