@@ -1,13 +1,34 @@
 #include "common/program.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 
 #include <c10/util/Exception.h>
 
+#include "common/interrupt.h"
 #include "tandem/core/error.h"
 
 namespace apps {
 namespace {
+
+void open_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(stream, F_GETFD) < 0 && errno == EBADF) ::open("/dev/null", O_RDWR);  // gets the least free number
+}
+
+// Empty: everything that was printed is written.
+std::string problem_of_output() {
+  const bool lost = std::ferror(stdout) != 0;
+  errno = 0;
+  if (std::fflush(stdout) == 0 && !lost) return {};
+  const std::string reason = errno != 0 ? std::string(": ") + std::strerror(errno) : "";
+  return "standard output cannot be written" + reason;
+}
 
 // A rank's failure is told with its rank, but for what is wrong with the configuration, which is all ranks'.
 int code_of(const tandem::RankError& error, const std::function<void(const std::string&)>& complain) {
@@ -26,6 +47,19 @@ int code_of(const tandem::RankError& error, const std::function<void(const std::
 }
 
 }  // namespace
+
+int run_program(const std::string& name, const std::function<int()>& body,
+                const std::function<void(const std::string&)>& complain) {
+  open_standard_streams();
+  const auto begin_and_run = [&] {
+    catch_signals(name);
+    return body();
+  };
+  const int code = exit_code_of(begin_and_run, complain);
+  const std::string problem = problem_of_output();
+  if (!problem.empty()) std::fprintf(stderr, "%s: %s\n", name.c_str(), problem.c_str());
+  return code == kDone && !problem.empty() ? kFailed : code;
+}
 
 int exit_code_of(const std::function<int()>& body, const std::function<void(const std::string&)>& complain) {
   const auto end = [&](const char* what, int code) {

@@ -31,11 +31,7 @@ void add_plan(CLI::App& tandem, Commands& commands);
 void add_report(CLI::App& tandem, Commands& commands);
 void add_test(CLI::App& tandem, Commands& commands);
 
-/// From now on an interrupt (SIGINT, SIGTERM) requests a stop of this token, for LaunchConfig::cancel; the second one
-/// ends the process with 130, as the first one does before.
+/// For LaunchConfig::cancel: from now on signals request a stop of this token, as apps::stop_at_signals says.
 std::stop_token stop_when_interrupted();
-
-/// Has interrupts end the process as said above. At the start of main, before there are other threads.
-void catch_interrupts();
 
 }  // namespace tandem_tool

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "common/interrupt.h"
 #include "io/json_text.h"
 #include "tandem/core/error.h"
 
@@ -41,8 +42,11 @@ int parse_and_run(CLI::App& app, const Commands& commands, int argc, char** argv
 
 }  // namespace
 
+std::stop_token tandem_tool::stop_when_interrupted() {
+  return apps::stop_at_signals([] { return "what was measured so far"; }, false);
+}
+
 int main(int argc, char** argv) {
-  catch_interrupts();
   CLI::App app("Shows what Tandem does with a machine, with data and with files.", "tandem");
   app.require_subcommand(1);
   app.footer("Examples:\n  tandem env\n  tandem plan --help\n  tandem bench allreduce --ranks 4");
@@ -50,9 +54,10 @@ int main(int argc, char** argv) {
   for (const auto& add : kSubcommands) add(app, commands);
   const bool json =
       std::any_of(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--json"; });
-  return apps::exit_code_of([&] { return parse_and_run(app, commands, argc, argv); },
-                            [&](const std::string& what) {
-                              if (json) std::printf("%s\n", tandem::io::shown_json(nlohmann::json{{"error", what}}).c_str());
-                              std::fprintf(stderr, "tandem: %s\n", what.c_str());
-                            });
+  return apps::run_program(
+      "tandem", [&] { return parse_and_run(app, commands, argc, argv); },
+      [&](const std::string& what) {
+        if (json) std::printf("%s\n", tandem::io::shown_json(nlohmann::json{{"error", what}}).c_str());
+        std::fprintf(stderr, "tandem: %s\n", what.c_str());
+      });
 }

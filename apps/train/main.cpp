@@ -2,12 +2,14 @@
 // Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string>
 
+#include "common/interrupt.h"
 #include "common/program.h"
-#include "interrupt.h"
 #include "options.h"
 #include "report/report.h"
 #include "training.h"
@@ -38,9 +40,9 @@ void report(const train::Options& options, const train::Outcome& outcome) {
     std::printf("interrupted after step %lld in epoch %lld\n", static_cast<long long>(outcome.steps),
                 static_cast<long long>(outcome.epoch + 1));
     if (!outcome.saved_to.empty()) std::printf("saved to %s; go on with --resume auto\n", outcome.saved_to.c_str());
-    return;
   }
   const auto& metrics = outcome.metrics;
+  if (!metrics.judged) return;
   std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
               metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
               metrics.samples_per_second, metrics.startup_seconds);
@@ -76,7 +78,6 @@ int run(int argc, char** argv) {
   const auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
   const train::Options& options = *parsed.options;
-  train::catch_interrupts();
   const train::Inputs inputs = train::read_inputs(options);
   announce(options, tandem::examine(options.launch));
   prepare_profile(options);
@@ -86,19 +87,24 @@ int run(int argc, char** argv) {
     const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
     std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());
   };
+  const auto unsaved = std::make_shared<train::Unsaved>(options.save_weights);
+  apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet);
   tandem::launch(config, [&](tandem::Accelerator& accelerator) {
-    const train::Outcome mine = train::train_on_rank(accelerator, options, inputs);
+    const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved);
     if (accelerator.is_main()) outcome = mine;
   });
   report_profile(options, outcome.profile);
   report(options, outcome);
   write_report(options);
+  if (!outcome.failed.empty()) throw tandem::Error(outcome.failed);
   return outcome.interrupted ? apps::kInterrupted : apps::kDone;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return apps::exit_code_of([&] { return run(argc, argv); },
-                            [](const std::string& what) { std::fprintf(stderr, "train: %s\n", what.c_str()); });
+  std::signal(SIGPIPE, SIG_IGN);  // a training is worth more than what it prints
+  return apps::run_program(
+      "train", [&] { return run(argc, argv); },
+      [](const std::string& what) { std::fprintf(stderr, "train: %s\n", what.c_str()); });
 }

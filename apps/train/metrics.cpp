@@ -1,9 +1,10 @@
 #include "metrics.h"
 
-#include <cstdio>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
+#include "io/append_file.h"
 #include "io/json_text.h"
 #include "tandem/core/error.h"
 
@@ -13,45 +14,67 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-// The lines of the first `steps` updates.
-std::string first_lines(const std::string& path, std::int64_t steps) {
-  std::ifstream file(path);
-  std::string lines;
-  for (std::string line; steps > 0 && std::getline(file, line);) {
+constexpr std::size_t kMostPending = 64 << 20;  // bytes
+
+// Bytes of the lines of the first `steps` updates, which are there from the beginning on.
+std::uint64_t bytes_of(const std::string& path, std::int64_t steps) {
+  std::ifstream file(path, std::ios::binary);
+  std::uint64_t bytes = 0;
+  for (std::string line; steps > 0 && std::getline(file, line) && !file.eof(); bytes += line.size() + 1) {
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.contains("step") && json["step"].is_number_integer() && json["step"] <= steps)
-      lines += line + '\n';
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() || json["step"] > steps) break;
   }
-  return lines;
+  return bytes;
 }
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& path, std::int64_t steps) : path_(path) {
+MetricsLog::MetricsLog(const std::string& path) : path_(path) {
   if (path_.empty()) return;
-  if (steps > 0) {  // a kill at any moment leaves the lines that were there, or those that are kept
-    const std::string temporary = path_ + ".tmp";
-    std::ofstream kept(temporary, std::ios::trunc);
-    kept << first_lines(path_, steps);
-    kept.close();
-    if (!kept || std::rename(temporary.c_str(), path_.c_str()) != 0)
-      throw tandem::ConfigError("--log-json '" + path_ + "' cannot be continued: '" + temporary +
-                                "' cannot be written; is the disk full?");
+  try {
+    file_ = std::make_unique<tandem::io::AppendFile>(path_, tandem::io::Unread::wait);
+  } catch (const tandem::Error& error) {
+    throw tandem::ConfigError(std::string("--log-json ") + error.what());
   }
-  file_.open(path_, steps > 0 ? std::ios::app : std::ios::trunc);
-  if (!file_) throw tandem::ConfigError("--log-json '" + path_ + "' cannot be written");
 }
 
-void MetricsLog::write(const UpdateMetrics& metrics) {
-  if (!file_.is_open()) return;
+MetricsLog::~MetricsLog() = default;
+
+void MetricsLog::begin(std::int64_t steps) {
+  if (!file_ || !file_->can_be_cut()) return;
+  try {
+    file_->cut(bytes_of(path_, steps));
+  } catch (const tandem::Error& error) {
+    throw tandem::ConfigError(std::string("--log-json ") + error.what());
+  }
+}
+
+std::string MetricsLog::write(const UpdateMetrics& metrics) {
   const Json line{{"step", metrics.step}, {"epoch", metrics.epoch},
                   {"loss", metrics.loss}, {"grad_norm", metrics.grad_norm},
                   {"lr", metrics.lr},     {"samples_per_second", metrics.samples_per_second}};
-  file_ << tandem::io::shown_json(line) << '\n';
+  return put(tandem::io::shown_json(line) + '\n');
 }
 
-void MetricsLog::finish(const FinalMetrics& metrics) {
-  if (!file_.is_open()) return;
+std::string MetricsLog::put(const std::string& line) {
+  if (!file_ || ended_) return {};
+  const bool had_problem = !problem_.empty();
+  pending_ += line;
+  try {
+    pending_.erase(0, file_->append_some(pending_));
+    problem_.clear();
+  } catch (const tandem::Error& error) {
+    problem_ = error.what();
+    ended_ = !file_->can_be_cut();  // a reader has gone
+  }
+  if (pending_.size() > kMostPending) {
+    if (problem_.empty()) problem_ = path_ + ": its reader takes nothing";
+    ended_ = true;
+  }
+  return had_problem ? std::string() : problem_;
+}
+
+std::string MetricsLog::finish(const FinalMetrics& metrics, const std::function<bool()>& stopped) {
   Json last;
   for (const auto& [name, value] : metrics.verdict.figures) last[name] = value;
   last["train_seconds"] = metrics.train_seconds;
@@ -59,9 +82,15 @@ void MetricsLog::finish(const FinalMetrics& metrics) {
   last["startup_seconds"] = metrics.startup_seconds;
   last["peak_rss_mb"] = metrics.peak_rss_mb;
   if (!metrics.sample.empty()) last["sample"] = metrics.sample;
-  const Json line{{"final", last}};
-  file_ << tandem::io::shown_json(line) << std::endl;
-  if (!file_) throw tandem::Error("'" + path_ + "' could not be written completely; is the disk full?");
+  put(tandem::io::shown_json(Json{{"final", last}}) + '\n');
+  while (!pending_.empty() && problem_.empty()) {
+    const bool last_try = stopped();
+    file_->wait_for_room(100);
+    put("");
+    if (last_try) break;
+  }
+  if (!pending_.empty() && problem_.empty()) return path_ + ": its reader has not taken all";
+  return problem_;
 }
 
 double Throughput::update(std::int64_t samples) {

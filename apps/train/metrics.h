@@ -1,12 +1,17 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
+#include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "clock.h"
+
+namespace tandem::io {
+class AppendFile;
+}
 
 namespace train {
 
@@ -29,6 +34,7 @@ struct Verdict {
 /// What is known at the end.
 struct FinalMetrics {
   Verdict verdict;
+  bool judged = false;  ///< the verdict is one
   std::string sample;  ///< valid UTF-8; empty: none
   double train_seconds = 0;
   double samples_per_second = 0;
@@ -36,24 +42,32 @@ struct FinalMetrics {
   double peak_rss_mb = 0;
 };
 
-/// Writes the metrics as JSON Lines: one object an update, {"final": …} last.
+/// Writes the metrics as JSON Lines: one object an update, {"final": …} last. A line is written as soon as its values are
+/// there; training never waits for it: what a full disk or a slow reader does not take is kept and tried again with the
+/// next one.
 class MetricsLog {
  public:
-  /// Opens `path`, and keeps what it has of the first `steps` updates; an empty path writes nothing. Throws
-  /// tandem::ConfigError.
-  explicit MetricsLog(const std::string& path, std::int64_t steps = 0);
+  /// Opens `path`, a named pipe once somebody reads it; an empty path writes nothing. Throws tandem::ConfigError.
+  explicit MetricsLog(const std::string& path);
+  ~MetricsLog();
 
-  void write(const UpdateMetrics& metrics);
+  /// Keeps what the file has of the first `steps` updates. Throws tandem::ConfigError.
+  void begin(std::int64_t steps);
 
-  /// What was written so far outlives the process.
-  void flush() { file_.flush(); }
+  /// Returns what went wrong; empty: nothing, or nothing new.
+  std::string write(const UpdateMetrics& metrics);
 
-  /// Throws tandem::Error when anything could not be written.
-  void finish(const FinalMetrics& metrics);
+  /// Waits for a reader until `stopped`. Returns why anything is missing; empty: nothing is.
+  std::string finish(const FinalMetrics& metrics, const std::function<bool()>& stopped);
 
  private:
+  std::string put(const std::string& line);
+
   std::string path_;
-  std::ofstream file_;
+  std::unique_ptr<tandem::io::AppendFile> file_;  // null: none
+  std::string pending_;                           // lines that are not written yet
+  std::string problem_;                           // why; empty: none
+  bool ended_ = false;                            // nobody will take anything more
 };
 
 /// Measures training time and throughput; evaluation is left out.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <string_view>
 #include <utility>
@@ -281,6 +282,18 @@ void check_output(const char* flag, const std::string& path) {
   }
 }
 
+// Whatever can be seen before it is opened, which a pipe's reader would notice.
+void check_log(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path parent = fs::path(path).parent_path();
+  if (fs::is_directory(path, error))
+    throw tandem::ConfigError("--log-json '" + path + "' cannot be written: it is a directory");
+  if (!parent.empty() && !fs::is_directory(parent, error))
+    throw tandem::ConfigError("--log-json '" + path + "' cannot be written: the directory '" + parent.string() +
+                              "' does not exist");
+}
+
 // Puts the flag's name before what the library says about ranks.
 tandem::AcceleratorState examine_ranks(const Raw& raw) {
   try {
@@ -342,7 +355,7 @@ Options finish(Raw raw) {
   options.progress = !raw.no_progress && !options.quiet;
   options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
   check_output("--save-weights", options.save_weights);
-  check_output("--log-json", options.log_json);
+  check_log(options.log_json);
   if (options.report && std::find(options.log_with.begin(), options.log_with.end(), "jsonl") == options.log_with.end())
     throw tandem::ConfigError("--report needs --log-with jsonl, which it is made of");
   if (options.resume == "auto" && options.launch.checkpoints.directory.empty())

@@ -1,5 +1,6 @@
 #include "progress.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -32,6 +33,12 @@ std::string fit_into_terminal(std::string line) {
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 && line.size() >= size.ws_col)
     line.resize(size.ws_col - 1u);
   return line;
+}
+
+// Training waits for nobody who does not read what it says, such as a pager or a terminal that was stopped.
+bool is_read() {
+  pollfd error{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  return poll(&error, 1, 0) == 1;
 }
 
 }  // namespace
@@ -67,7 +74,7 @@ void Progress::count(std::int64_t samples) {
   samples_ += samples;
 }
 
-bool Progress::due() const { return enabled_ && seconds_since(last_) >= (terminal_ ? 0.1 : 5.0); }
+bool Progress::due() const { return enabled_ && seconds_since(last_) >= (terminal_ ? 0.1 : 5.0) && is_read(); }
 
 void Progress::show(std::int64_t epoch, std::int64_t step, double loss) {
   last_ = Clock::now();

@@ -14,7 +14,7 @@
 
 #include "checkpoints.h"
 #include "class_report.h"
-#include "interrupt.h"
+#include "common/interrupt.h"
 #include "progress.h"
 #include "schedule.h"
 #include "tracking.h"
@@ -63,10 +63,11 @@ void save_weights(const Model& model, const std::string& path) {
 
 class Trainer {
  public:
-  Trainer(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs)
+  Trainer(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved)
       : accelerator_(accelerator),
         options_(options),
         inputs_(inputs),
+        unsaved_(unsaved),
         net_(initial_net(options, inputs)),
         inner_(make_optimizer(options, *net_)),
         model_(accelerator.prepare(net_)),
@@ -85,7 +86,8 @@ class Trainer {
 
   Outcome run() {
     resume();
-    log_.emplace(accelerator_.is_main() ? options_.log_json : "", outcome_.steps);
+    if (stop_is_asked()) throw tandem::Cancelled("interrupted before the first step");
+    if (accelerator_.is_main()) inputs_.log->begin(outcome_.steps);
     tracking_.begin(options_, outcome_.steps);
     if (inputs_.checkpoint) log_event("resumed", outcome_.resumed_from);
     throughput_.start();
@@ -101,7 +103,6 @@ class Trainer {
       outcome_.not_replayed = compiled_->reason();
     }
     finish();
-    if (!failed_save_.empty()) throw tandem::CheckpointError(failed_save_);
     return outcome_;
   }
 
@@ -174,7 +175,6 @@ class Trainer {
     if (!last && !(options_.save_every && outcome_.steps % *options_.save_every == 0)) return;
     throughput_.pause();
     saved_at_ = outcome_.steps;
-    log_->flush();
     state_.steps = outcome_.steps;
     state_.epoch = epoch_;
     state_.flags = options_.flags;
@@ -182,9 +182,10 @@ class Trainer {
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
     // The one before may have failed by now; this one is tried all the same.
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
-    failed_save_.clear();
+    outcome_.failed.clear();
     warn_of_failed_save([&] {
       outcome_.saved_to = accelerator_.save_state({}, {.background = true});
+      if (accelerator_.is_main()) unsaved_.saving(outcome_.steps, outcome_.saved_to);
       log_event("checkpoint", outcome_.saved_to);
     });
     throughput_.resume();
@@ -196,10 +197,15 @@ class Trainer {
     try {
       save();
     } catch (const tandem::CheckpointError& error) {
-      failed_save_ = error.what();
-      const auto& warn = accelerator_.state().config.on_warning;
-      if (accelerator_.is_main() && warn) warn(failed_save_ + "; training goes on");
+      outcome_.failed = error.what();
+      outcome_.saved_to.clear();
+      warn(outcome_.failed + "; training goes on");
     }
+  }
+
+  void warn(const std::string& text) const {
+    const auto& on_warning = accelerator_.state().config.on_warning;
+    if (accelerator_.is_main() && on_warning) on_warning(text);
   }
 
   void log_event(const std::string& name, const std::string& detail) {
@@ -213,6 +219,7 @@ class Trainer {
         accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
     outcome_.steps = outcome_.resumed_steps = saved_at_ = state_.steps;
     outcome_.epoch = epoch_ = state_.epoch;
+    if (accelerator_.is_main()) unsaved_.saving(outcome_.steps, outcome_.resumed_from);
     // Ranks that there are not any more leave their sums to the others.
     double loss = 0;
     const auto ranks = static_cast<std::size_t>(accelerator_.world_size());
@@ -249,6 +256,7 @@ class Trainer {
   void end_update(const at::Tensor& norm) {
     outcome_.steps += 1;
     outcome_.epoch = epoch_;
+    if (accelerator_.is_main()) unsaved_.made(outcome_.steps);
     if (outcome_.steps == outcome_.resumed_steps + 1) outcome_.metrics.startup_seconds = seconds_since_process_start();
     const double rate = throughput_.update(window_samples_ * accelerator_.world_size());
     if (!options_.log_json.empty()) log_update(norm.item<double>(), rate);
@@ -270,20 +278,25 @@ class Trainer {
     window_loss_.reset();
     window_batches_ = 0;
     window_samples_ = 0;
-    // One rank sees the signal first; all must stop after the same update.
-    if (interrupted()) accelerator_.set_trigger();
-    outcome_.interrupted = accelerator_.check_trigger();
+    outcome_.interrupted = stop_is_asked();
+  }
+
+  // One rank sees the signal first; all must stop at the same place. Collective.
+  bool stop_is_asked() {
+    if (apps::interrupted()) accelerator_.set_trigger();
+    return accelerator_.check_trigger();
   }
 
   void log_update(double norm, double rate) {
     const double loss = mean_over_ranks(window_loss_, window_batches_);
     if (!accelerator_.is_main()) return;
-    log_->write({.step = outcome_.steps,
-                 .epoch = epoch_,
-                 .loss = loss,
-                 .grad_norm = norm,
-                 .lr = learning_rate(),
-                 .samples_per_second = rate});
+    const std::string problem = inputs_.log->write({.step = outcome_.steps,
+                                                    .epoch = epoch_,
+                                                    .loss = loss,
+                                                    .grad_norm = norm,
+                                                    .lr = learning_rate(),
+                                                    .samples_per_second = rate});
+    if (!problem.empty()) warn("--log-json " + problem + "; training goes on");
   }
 
   double learning_rate() const { return inner_->param_groups().front().options().get_lr(); }
@@ -298,18 +311,29 @@ class Trainer {
   void finish() {
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
-    if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
+    if (accelerator_.is_main() && !options_.save_weights.empty()) {
+      save_weights(model_, options_.save_weights);
+      unsaved_.wrote_weights();
+    }
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
-    const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
-    outcome_.metrics.verdict = inputs_.task->verdict(mean);
+    const auto mean = outcome_.interrupted ? std::nullopt : judge_test_set();
+    outcome_.interrupted = !mean;
     if (!accelerator_.is_main()) return;
-    if (tracking_.enabled() && !outcome_.interrupted) tracking_.log_verdict(outcome_.metrics.verdict);
-    outcome_.metrics.train_seconds = throughput_.train_seconds();
-    outcome_.metrics.samples_per_second = throughput_.samples_per_second();
-    outcome_.metrics.peak_rss_mb = peak_rss_mb();
-    if (wants_sample()) outcome_.metrics.sample = sample();
-    log_->finish(outcome_.metrics);
-    tracking_.finish(outcome_.interrupted, outcome_.metrics);
+    auto& metrics = outcome_.metrics;
+    metrics.judged = mean.has_value();
+    metrics.verdict = inputs_.task->verdict(mean.value_or(std::numeric_limits<double>::quiet_NaN()));
+    if (tracking_.enabled() && metrics.judged) tracking_.log_verdict(metrics.verdict);
+    metrics.train_seconds = throughput_.train_seconds();
+    metrics.samples_per_second = throughput_.samples_per_second();
+    metrics.peak_rss_mb = peak_rss_mb();
+    if (wants_sample()) metrics.sample = sample();
+    if (apps::interrupted()) {
+      outcome_.interrupted = true;
+      metrics.sample.clear();  // it may be cut
+    }
+    tracking_.finish(outcome_.interrupted, metrics);
+    const std::string problem = inputs_.log->finish(metrics, apps::interrupted);
+    if (!problem.empty()) outcome_.failed = "--log-json " + problem;
   }
 
   bool wants_sample() const {
@@ -321,8 +345,9 @@ class Trainer {
     return inputs_.task->sample(*net_);
   }
 
-  // The mean over the test set, of which all ranks together take every sample once. Collective.
-  double judge_test_set() {
+  // The mean over the test set, of which all ranks together take every sample once; nothing when a stop is asked for.
+  // Collective.
+  std::optional<double> judge_test_set() {
     const torch::NoGradGuard no_grad;
     model_->eval();
     const bool split = options_.launch.data_loader.split_batches;
@@ -341,10 +366,16 @@ class Trainer {
       sum += all.sum(at::kDouble).item<double>();
       seen += all.size(0);
     };
-    for (auto& [samples, targets] : loader) take(samples, targets);
+    for (auto& [samples, targets] : loader) {
+      if (stop_is_asked()) return std::nullopt;
+      take(samples, targets);
+    }
     // The other ranks' last step, of which they keep all when this rank has no batch.
     const auto nothing = on_device(inputs_.task->test_set().get_batch({}));
-    for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) take(nothing.data, nothing.target);
+    for (std::int64_t i = loader.steps_without_batch(); i > 0; --i) {
+      if (stop_is_asked()) return std::nullopt;
+      take(nothing.data, nothing.target);
+    }
     if (report && tracking_.trackers().recording())
       report->log(tracking_.trackers(), inputs_.task->test_set(), classes, tracking_.step());
     return sum / static_cast<double>(seen);
@@ -353,6 +384,7 @@ class Trainer {
   tandem::Accelerator& accelerator_;
   const Options& options_;
   const Inputs& inputs_;
+  Unsaved& unsaved_;
   std::shared_ptr<Net> net_;
   std::unique_ptr<torch::optim::Optimizer> inner_;
   Model model_;
@@ -361,9 +393,7 @@ class Trainer {
   Loader loader_;
   Schedule schedule_;
   TrainingState state_;
-  std::string failed_save_;                            // why the last checkpoint is missing; empty: it is not
   std::int64_t saved_at_ = 0;                          // updates that the last checkpoint has
-  std::optional<MetricsLog> log_;                      // from where the training begins
   std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
   Progress progress_;
   Tracking tracking_;
@@ -444,11 +474,15 @@ Inputs read_inputs(const Options& options) {
   check_profile(options, total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
-  return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
+  auto checkpoint = checkpoint_to_resume(options);
+  // The log comes last: it may wait for a reader.
+  return {std::move(task), std::move(weights), std::move(checkpoint), total_steps,
+          std::make_unique<MetricsLog>(options.log_json)};
 }
 
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {
-  return Trainer(accelerator, options, inputs).run();
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,
+                      Unsaved& unsaved) {
+  return Trainer(accelerator, options, inputs, unsaved).run();
 }
 
 }  // namespace train

@@ -9,6 +9,7 @@
 #include "options.h"
 #include "tandem/tandem.h"
 #include "task.h"
+#include "unsaved.h"
 
 namespace train {
 
@@ -20,6 +21,7 @@ struct Outcome {
   std::string resumed_from, saved_to;  ///< checkpoints; empty: none
   std::int64_t resumed_steps = 0;      ///< updates that were made before
   FinalMetrics metrics;                ///< filled in on rank 0
+  std::string failed;                  ///< what could not be written, though training went on; empty: nothing
   tandem::Profile profile;
   std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
   std::string not_replayed;         ///< why the last step was not, if it was not
@@ -31,12 +33,14 @@ struct Inputs {
   tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
   std::optional<std::string> checkpoint;     ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;              ///< optimizer updates of the whole training
+  std::unique_ptr<MetricsLog> log;           ///< of rank 0
 };
 
 /// Reads what `options` name. Throws tandem::ConfigError that names the flag.
 Inputs read_inputs(const Options& options);
 
-/// Trains on this rank, and writes the log and the weights on rank 0. Collective.
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs);
+/// Trains on this rank, and writes the log and the weights on rank 0, which tells `unsaved` how far it is. Collective.
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,
+                      Unsaved& unsaved);
 
 }  // namespace train

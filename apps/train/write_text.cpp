@@ -5,7 +5,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
 
-#include "interrupt.h"
+#include "common/interrupt.h"
 
 namespace train {
 namespace {
@@ -21,7 +21,7 @@ std::string write_text(Net& net, std::int64_t context, std::int64_t bytes) {
   const auto generator = at::make_generator<at::CPUGeneratorImpl>(kSeed);
   const at::Tensor text = at::full({1, bytes + 1}, '\n', at::kLong);
   std::string written;
-  for (std::int64_t end = 1; end <= bytes && !interrupted(); ++end) {
+  for (std::int64_t end = 1; end <= bytes && !apps::interrupted(); ++end) {
     const at::Tensor scores = net.forward(text.slice(1, std::max<std::int64_t>(end - context, 0), end).to(device));
     const at::Tensor chances = scores[-1].to(at::kCPU, at::kDouble).softmax(0);
     if (!chances.isfinite().all().item<bool>()) break;

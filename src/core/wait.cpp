@@ -1,10 +1,12 @@
 #include "tandem/core/wait.h"
 
-#include "core/control_group.h"
+#include <sched.h>
 
 #include <array>
 #include <atomic>
 #include <cstddef>
+
+#include "core/control_group.h"
 
 namespace tandem {
 namespace {

@@ -1,12 +1,18 @@
 #include "io/append_file.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
+#include <climits>
+#include <csignal>
+#include <ctime>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -25,6 +31,75 @@ struct stat status_of(int fd, const std::string& path) {
   return status;
 }
 
+// N of /dev/fd/N and what else Linux calls a descriptor of this process; -1: none of it.
+int number_in(const std::string& path) {
+  for (const auto& [name, fd] : {std::pair{"/dev/stdout", STDOUT_FILENO}, std::pair{"/dev/stderr", STDERR_FILENO}})
+    if (path == name) return fd;
+  for (const std::string_view folder : {"/dev/fd/", "/proc/self/fd/"}) {
+    int fd = -1;
+    const char* const end = path.data() + path.size();
+    if (path.starts_with(folder) && std::from_chars(path.data() + folder.size(), end, fd).ptr == end) return fd;
+  }
+  return -1;
+}
+
+// The descriptor that this process has open for `path`, or for what it links to; -1: none.
+int own_descriptor(const std::string& path) {
+  std::filesystem::path at = path;
+  std::error_code error;
+  for (int links = 0; links < 40; ++links) {
+    if (const int fd = number_in(at.string()); fd >= 0) return fd;
+    if (!std::filesystem::is_symlink(at, error)) break;
+    at = at.parent_path() / std::filesystem::read_symlink(at, error);
+  }
+  struct stat file {}, stream {};
+  if (::stat(path.c_str(), &file) != 0) return -1;
+  for (const int fd : {STDOUT_FILENO, STDERR_FILENO})
+    if (::fstat(fd, &stream) == 0 && stream.st_dev == file.st_dev && stream.st_ino == file.st_ino &&
+        (::fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+      return fd;
+  return -1;
+}
+
+bool is_pipe(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && S_ISFIFO(status.st_mode);
+}
+
+int open_to_append(const std::string& path, Unread unread) {
+  const auto open_with = [&](int flags) {
+    return again([&] { return ::open(path.c_str(), flags | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666); });
+  };
+  if (is_pipe(path)) return open_with(O_WRONLY | (unread == Unread::wait ? 0 : O_NONBLOCK));
+  // Readable as well, to find the end of its last line. A device such as /dev/full need not be.
+  const int fd = open_with(O_RDWR);
+  return fd < 0 && errno == EACCES ? open_with(O_WRONLY) : fd;
+}
+
+// While it lives, a pipe without a reader sends this thread no signal, which would end a process that does not expect
+// it; write fails all the same.
+class NoPipeSignal {
+ public:
+  NoPipeSignal() {
+    sigset_t pending;
+    sigemptyset(&pipe_);
+    sigaddset(&pipe_, SIGPIPE);
+    was_pending_ = sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1;
+    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+  }
+  ~NoPipeSignal() {
+    const timespec none{};
+    if (!was_pending_) again([&] { return ::sigtimedwait(&pipe_, nullptr, &none); });
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  NoPipeSignal(const NoPipeSignal&) = delete;
+  NoPipeSignal& operator=(const NoPipeSignal&) = delete;
+
+ private:
+  sigset_t pipe_{}, before_{};
+  bool was_pending_ = false;
+};
+
 }  // namespace
 
 void make_directories(const std::string& directory) {
@@ -34,7 +109,7 @@ void make_directories(const std::string& directory) {
 }
 
 void write_file(const std::string& path, std::string_view bytes) {
-  const int fd = again([&] { return ::open(path.c_str(), O_WRONLY | O_TRUNC | O_CREAT | O_CLOEXEC, 0644); });
+  const int fd = again([&] { return ::open(path.c_str(), O_WRONLY | O_TRUNC | O_CREAT | O_CLOEXEC, 0666); });
   if (fd < 0) fail(path, "cannot be opened: " + system_error());
   while (!bytes.empty()) {
     const ssize_t done = again([&] { return ::write(fd, bytes.data(), bytes.size()); });
@@ -48,39 +123,76 @@ void write_file(const std::string& path, std::string_view bytes) {
   ::close(fd);
 }
 
-AppendFile::AppendFile(std::string path) : path_(std::move(path)) {
-  // Readable as well, to find the end of its last line. A device such as /dev/full need not be.
-  fd_ = again([&] { return ::open(path_.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644); });
+AppendFile::AppendFile(std::string path, Unread unread) : path_(std::move(path)) {
+  const int own = own_descriptor(path_);
+  fd_ = own >= 0 ? ::fcntl(own, F_DUPFD_CLOEXEC, 0) : open_to_append(path_, unread);
+  if (fd_ < 0 && errno == ENXIO) fail(path_, "cannot be opened: nobody reads this pipe");
   if (fd_ < 0) fail(path_, "cannot be opened: " + system_error());
+  can_be_cut_ = own < 0 && S_ISREG(status_of(fd_, path_).st_mode);
 }
 
 AppendFile::~AppendFile() { ::close(fd_); }
 
 bool AppendFile::empty() const { return status_of(fd_, path_).st_size == 0; }
 
+void AppendFile::cut(std::uint64_t bytes) {
+  if (again([&] { return ::ftruncate(fd_, static_cast<off_t>(bytes)); }) != 0)
+    fail(path_, "cannot be cut: " + system_error());
+}
+
 void AppendFile::remove_cut_line() {
-  const struct stat status = status_of(fd_, path_);
-  if (!S_ISREG(status.st_mode)) return;
+  if (!can_be_cut_) return;
   std::array<char, 65536> part;
-  for (off_t end = status.st_size; end > 0;) {
+  const off_t size = status_of(fd_, path_).st_size;
+  for (off_t end = size; end > 0;) {
     const off_t begin = std::max<off_t>(end - static_cast<off_t>(part.size()), 0);
     const ssize_t got = again([&] { return ::pread(fd_, part.data(), static_cast<std::size_t>(end - begin), begin); });
     if (got < 0) fail(path_, "cannot be read: " + system_error());
     const std::size_t newline = std::string_view(part.data(), static_cast<std::size_t>(got)).rfind('\n');
     end = newline == std::string_view::npos ? begin : begin + static_cast<off_t>(newline) + 1;
     if (newline == std::string_view::npos && end > 0) continue;
-    if (end < status.st_size && again([&] { return ::ftruncate(fd_, end); }) != 0)
-      fail(path_, "cannot be cut: " + system_error());
+    if (end < size) cut(static_cast<std::uint64_t>(end));
     return;
   }
 }
 
 void AppendFile::append(std::string_view record) {
-  const ssize_t done = again([&] { return ::write(fd_, record.data(), record.size()); });
-  if (done < 0) fail(path_, "cannot be written: " + system_error());
+  constexpr int kPatience = 10'000;  // milliseconds
+  std::size_t done = append_some(record);
   // What does not fit as a whole does not fit: the rest would fail.
-  if (static_cast<std::size_t>(done) < record.size()) fail(path_, "cannot be written completely; is the disk full?");
-  if (status_of(fd_, path_).st_nlink == 0) fail(path_, "has been deleted");
+  if (can_be_cut_ && done < record.size()) fail(path_, "cannot be written completely; is the disk full?");
+  while (done < record.size()) {
+    wait_for_room(kPatience);
+    const std::size_t more = append_some(record.substr(done));
+    if (more == 0) fail(path_, "cannot be written: its reader takes nothing");
+    done += more;
+  }
+  if (can_be_cut_ && status_of(fd_, path_).st_nlink == 0) fail(path_, "has been deleted");
+}
+
+std::size_t AppendFile::append_some(std::string_view text) {
+  if (can_be_cut_) {
+    const ssize_t done = again([&] { return ::write(fd_, text.data(), text.size()); });
+    if (done < 0) fail(path_, "cannot be written: " + system_error());
+    return static_cast<std::size_t>(done);
+  }
+  const NoPipeSignal no_signal;
+  std::size_t done = 0;
+  pollfd room{.fd = fd_, .events = POLLOUT, .revents = 0};
+  while (done < text.size() && ::poll(&room, 1, 0) == 1) {
+    // A pipe that has room has room for so much.
+    const std::size_t part = std::min<std::size_t>(text.size() - done, PIPE_BUF);
+    const ssize_t written = again([&] { return ::write(fd_, text.data() + done, part); });
+    if (written < 0 && (errno == EAGAIN || done > 0)) break;  // an error will be there at the next call
+    if (written < 0) fail(path_, "cannot be written: " + system_error());
+    done += static_cast<std::size_t>(written);
+  }
+  return done;
+}
+
+void AppendFile::wait_for_room(int milliseconds) const {
+  pollfd room{.fd = fd_, .events = POLLOUT, .revents = 0};
+  ::poll(&room, 1, milliseconds);
 }
 
 }  // namespace tandem::io

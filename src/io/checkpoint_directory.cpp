@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <random>
 #include <string_view>
 #include <utility>
 
@@ -112,6 +113,14 @@ std::string temporary_prefix(const std::string& path) {
   return ".tandem-saving-" + fs::path(path).filename().string() + "-";
 }
 
+// Not mkdtemp's, whose directories are the user's alone, whatever the umask and the directory around it say.
+std::string six_letters() {
+  std::random_device random;
+  std::string letters;
+  while (letters.size() < 6) letters += static_cast<char>('a' + random() % 26);
+  return letters;
+}
+
 // Directories of writers that do not live any more.
 void remove_left_over(const std::string& parent, const std::string& prefix) {
   std::error_code error;
@@ -143,18 +152,20 @@ CheckpointWriter::CheckpointWriter(std::string path)
   constexpr int kTries = 10;
   for (int tries = 0; temporary_.empty(); ++tries) {
     if (tries == kTries) fail(path_, "cannot be written: the temporary directory beside it does not stay");
-    std::string pattern = parent_ + "/" + prefix + "XXXXXX";
-    if (!::mkdtemp(pattern.data())) fail(path_, "cannot be written: " + parent_ + ": " + system_error());
-    lock_ = ::open(pattern.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const std::string made = parent_ + "/" + prefix + six_letters();
+    if (::mkdir(made.c_str(), 0777) != 0) {
+      if (errno == EEXIST) continue;
+      fail(path_, "cannot be written: " + parent_ + ": " + system_error());
+    }
+    lock_ = ::open(made.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const bool taken = lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    if (lock_ >= 0 && !taken && is_still(pattern, lock_)) {
-      temporary_ = pattern;
+    if (lock_ >= 0 && !taken && is_still(made, lock_)) {
+      temporary_ = made;
     } else {
-      ::rmdir(pattern.c_str());
+      ::rmdir(made.c_str());
       if (lock_ >= 0) ::close(std::exchange(lock_, -1));
     }
   }
-  ::chmod(temporary_.c_str(), 0755);  // as any directory
 }
 
 CheckpointWriter::~CheckpointWriter() {

@@ -193,7 +193,7 @@ TEST_CASE(
     "whichever system call of a save fails, the checkpoint before is there, or the new one, and training goes on") {
   const bool background = GENERATE(false, true);
   const auto failing =
-      GENERATE(Failing{"open", EMFILE}, Failing{"mkdtemp", EACCES}, Failing{"write", ENOSPC}, Failing{"write", EINTR},
+      GENERATE(Failing{"open", EMFILE}, Failing{"mkdir", EACCES}, Failing{"write", ENOSPC}, Failing{"write", EINTR},
                Failing{"write", 0}, Failing{"fsync", EIO}, Failing{"close", EIO}, Failing{"renameat2", EIO},
                Failing{"rename", EIO}, Failing{"symlink", EROFS});
   CAPTURE(background, failing.call, failing.error);

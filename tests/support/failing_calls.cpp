@@ -51,7 +51,7 @@ bool limit(const char* call, std::size_t& bytes) {
 }  // namespace
 
 const std::vector<std::string>& failing_calls() {
-  static const std::vector<std::string> calls{"open", "mkdtemp", "write", "fsync", "close", "renameat2", "flock"};
+  static const std::vector<std::string> calls{"open", "mkdir", "write", "fsync", "close", "renameat2", "flock"};
   return calls;
 }
 
@@ -81,9 +81,9 @@ int open(const char* path, int flags, ...) {
   return fails_with_error("open") ? -1 : call(path, flags, mode);
 }
 
-char* mkdtemp(char* pattern) {
-  static auto* const call = real<char*(char*)>("mkdtemp");
-  return fails_with_error("mkdtemp") ? nullptr : call(pattern);
+int mkdir(const char* path, mode_t mode) noexcept {
+  static auto* const call = real<int(const char*, mode_t)>("mkdir");
+  return fails_with_error("mkdir") ? -1 : call(path, mode);
 }
 
 ssize_t write(int fd, const void* data, std::size_t bytes) {
