@@ -1,6 +1,9 @@
 #include "training.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -15,8 +18,10 @@
 #include "checkpoints.h"
 #include "class_report.h"
 #include "interrupt.h"
+#include "io/output_file.h"
 #include "progress.h"
 #include "schedule.h"
+#include "tandem/io/checkpoint_series.h"
 #include "tracking.h"
 
 namespace train {
@@ -55,10 +60,12 @@ void set_weights(Net& net, const tandem::io::NamedTensors& weights, const std::s
             "the parameter '" + parameter.key() + "' is missing");
 }
 
-void save_weights(const Model& model, const std::string& path) {
+void save_weights(const Model& model, const std::string& path, tandem::io::OutputFile& file) {
   tandem::io::NamedTensors tensors;
   for (const auto& parameter : model->named_parameters()) tensors.emplace_back(parameter.key(), parameter.value());
-  tandem::io::save_safetensors(path, tensors, {{"format", "pt"}});
+  file.write([&](const tandem::io::WriteBytes& write) {
+    tandem::io::write_safetensors(write, path, tensors, {{"format", "pt"}});
+  });
 }
 
 class Trainer {
@@ -298,7 +305,7 @@ class Trainer {
   void finish() {
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
-    if (accelerator_.is_main() && !options_.save_weights.empty()) save_weights(model_, options_.save_weights);
+    if (accelerator_.is_main() && inputs_.weights) save_weights(model_, options_.save_weights, *inputs_.weights);
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
     const double mean = outcome_.interrupted ? std::numeric_limits<double>::quiet_NaN() : judge_test_set();
     outcome_.metrics.verdict = inputs_.task->verdict(mean);
@@ -405,7 +412,7 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
 void make_folder(const std::string& flag, const std::string& directory, const std::string& file) {
   if (directory.empty()) return;
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
   if (error) throw tandem::ConfigError(flag + " '" + directory + "' cannot be made: " + error.message());
   try {
     tandem::io::check_writable(directory + "/" + file);
@@ -418,12 +425,36 @@ void check_profile(const Options& options, std::int64_t total_steps) {
   const std::string& directory = options.profile.directory;
   if (directory.empty()) return;
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
   if (error) throw tandem::ConfigError("--profile '" + directory + "' cannot be made: " + error.message());
   if (options.profile.last_step <= total_steps) return;
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
                             std::to_string(total_steps) + " updates");
+}
+
+std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
+  if (directory.empty()) return nullptr;
+  try {
+    return std::make_shared<tandem::io::CheckpointSeries>(directory);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--checkpoint-dir: ") + error.what());
+  }
+}
+
+std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
+  if (path.empty()) return nullptr;
+  auto file = std::make_shared<tandem::io::OutputFile>(path);
+  try {
+    file->open(interrupted);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--save-weights: ") + error.what());
+  }
+  if (file->is_open_as(STDOUT_FILENO)) {
+    std::fflush(stdout);
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);
+  }
+  return file;
 }
 
 }  // namespace
@@ -444,7 +475,9 @@ Inputs read_inputs(const Options& options) {
   check_profile(options, total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
-  return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps};
+  auto series = begin_series(options.launch.checkpoints.directory);
+  return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps, std::move(series),
+          open_weights(options.save_weights)};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {

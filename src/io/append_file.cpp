@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "io/file_writer.h"
+#include "io/output_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -29,7 +30,7 @@ struct stat status_of(int fd, const std::string& path) {
 
 void make_directories(const std::string& directory) {
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(follow_links(directory), error);
   if (error) fail(directory, "cannot be made: " + error.message());
 }
 

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
 #include <fstream>
 #include <utility>
 
 #include <c10/util/Exception.h>
 #include <nlohmann/json.hpp>
 
+#include "io/output_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -41,15 +41,14 @@ nlohmann::json with_rank_names(nlohmann::json trace, const std::vector<int>& thr
   return trace;
 }
 
-// Complete or not at all.
-void write(const nlohmann::json& trace, const std::string& path) {
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial, std::ios::trunc);
-  file << trace.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
-  file.close();
-  if (!file) throw Error("'" + path + "' could not be written completely; is the disk full?");
-  std::filesystem::rename(partial, path);
-}
+// LibTorch's own trace, which goes with the object.
+struct RawTrace {
+  explicit RawTrace(const std::string& path) : path(path + ".partial-" + std::to_string(::getpid())) {}
+  ~RawTrace() { ::unlink(path.c_str()); }
+  RawTrace(const RawTrace&) = delete;
+  RawTrace& operator=(const RawTrace&) = delete;
+  const std::string path;
+};
 
 }  // namespace
 
@@ -92,18 +91,19 @@ Profile ProfileSession::finish(const std::string& path, std::int64_t first_step)
     // A rank joins at the end of the step before.
     const auto has_steps = [](const Rank& rank) { return rank.profile.steps > 0; };
     if (!result_ || (first_step > 1 && std::none_of(ranks_.begin(), ranks_.end(), has_steps))) return {};
-    const std::string as_it_is = path + ".partial";
-    result_->save(as_it_is);
+    const RawTrace raw(path);
+    result_->save(raw.path);
     std::vector<int> threads;
     Profile profile{.trace = path, .ranks = {}};
     for (const Rank& rank : ranks_) {
       threads.push_back(rank.thread);
       profile.ranks.push_back(rank.profile);
     }
-    std::ifstream file(as_it_is);
+    std::ifstream file(raw.path);
     auto trace = with_rank_names(nlohmann::json::parse(file), threads);
     trace["traceName"] = path;
-    write(trace, path);
+    const std::string text = trace.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    io::OutputFile(path).write([&](const io::WriteBytes& write) { write(text.data(), text.size()); });
     return profile;
   } catch (const c10::Error& error) {
     throw Error(std::string("LibTorch's profiler failed: ") + error.what_without_backtrace());
