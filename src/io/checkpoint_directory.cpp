@@ -32,6 +32,8 @@ using Json = nlohmann::json;  // its keys are sorted: one text for each manifest
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kFormat = "tandem checkpoint";
 constexpr int kVersion = 1;
+constexpr const char* kNoExchange =
+    "cannot be replaced on this file system, which exchanges no directories; save under another name";
 constexpr std::uint64_t kMostManifestBytes = 16 << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
@@ -131,6 +133,22 @@ void remove_left_over(const std::string& parent, const std::string& prefix) {
   }
 }
 
+// As file systems say that cannot keep a file from being replaced, or exchange two.
+bool knows_no_flags(int error) { return error == EINVAL || error == ENOSYS || error == ENOTSUP; }
+
+// Whether the file system of `directory`, which is empty, can exchange two directories.
+bool can_exchange(const std::string& directory) {
+  const std::string one = directory + "/1", other = directory + "/2";
+  std::error_code error;
+  fs::create_directory(one, error);
+  fs::create_directory(other, error);
+  const bool exchanged = ::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0;
+  const bool can = exchanged || !knows_no_flags(errno);
+  ::rmdir(one.c_str());
+  ::rmdir(other.c_str());
+  return can;
+}
+
 }  // namespace
 
 CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
@@ -154,6 +172,12 @@ CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
     }
   }
   ::chmod(temporary_.c_str(), 0755);  // as any directory
+  std::error_code error;
+  if (fs::exists(path_ + "/" + kManifest, error) && !can_exchange(temporary_)) {
+    ::rmdir(temporary_.c_str());
+    ::close(lock_);
+    fail(path_, kNoExchange);
+  }
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -220,14 +244,13 @@ void CheckpointWriter::put_into_place() {
     return ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0;
   };
   if (rename_with(RENAME_NOREPLACE)) return temporary_.clear();
-  const bool knows_no_flags = errno == EINVAL || errno == ENOSYS;
-  if (knows_no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
+  const bool no_flags = knows_no_flags(errno);
+  if (no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
   if (errno != EEXIST && errno != ENOTEMPTY) fail(path_, "cannot be written: " + system_error());
-  if (knows_no_flags)
-    fail(path_, "cannot be replaced on this file system, which exchanges no directories; save under another name");
+  if (no_flags) fail(path_, kNoExchange);
   check_can_be_replaced(path_, existing_);
   // Both are there at each moment; the old one is then removed as what is temporary.
-  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error());
+  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error() + "; save under another name");
 }
 
 void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {

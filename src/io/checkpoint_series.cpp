@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <limits>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -41,7 +42,8 @@ std::optional<std::int64_t> number_of(std::string_view name) {
   name.remove_prefix(kPrefix.size());
   std::int64_t number = 0;
   const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
-  const bool is_number = error == std::errc() && end == name.data() + name.size() && name.front() != '-';
+  const bool is_number = error == std::errc() && end == name.data() + name.size() && name.front() != '-' &&
+                         number < std::numeric_limits<std::int64_t>::max();  // there is a next one
   return is_number ? std::optional(number) : std::nullopt;
 }
 

@@ -223,6 +223,16 @@ TEST_CASE("a file system that cannot sync directories or files gets checkpoints 
   }
 }
 
+TEST_CASE("a file system that exchanges nothing is found out before anything is written") {
+  const TempDir directory;
+  const FailingCall failing("renameat2", kEach, GENERATE(EINVAL, ENOSYS, ENOTSUP));
+  save(directory / "checkpoint", 1);
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter writer(directory / "checkpoint"); }),
+             ContainsSubstring("exchanges no directories; save under another name"));
+  CHECK(load(directory / "checkpoint") == 1);
+  CHECK(entries_in(directory.path()) == 1);
+}
+
 TEST_CASE("each system call of a save that fails leaves the checkpoint before, or the new one") {
   const std::string call = GENERATE(from_range(failing_calls()));
   const int error = GENERATE(ENOSPC, EIO, EROFS, EINTR, 0);
