@@ -193,9 +193,10 @@ void add_convert(CLI::App& checkpoint, Commands& commands) {
       ->type_name("FILE")
       ->required();
   command
-      ->add_option("to", options->conversion.to,
-                   "what will be written: a directory, or a file that ends in .safetensors, which must not be there yet; or a "
-                   "device or pipe, such as /dev/stdout, for one file")
+      ->add_option(
+          "to", options->conversion.to,
+          "what will be written: a directory, or a file that ends in .safetensors, which must not be there yet; or a "
+          "device or pipe, such as /dev/stdout, for one file")
       ->type_name("FILE")
       ->required();
   const std::map<std::string, at::ScalarType> types{{"fp32", at::kFloat}, {"bf16", at::kBFloat16}, {"fp16", at::kHalf}};
@@ -218,7 +219,8 @@ void add_merge(CLI::App& checkpoint, Commands& commands) {
   const auto options = std::make_shared<Conversion>();
   auto* command = checkpoint.add_subcommand("merge", "Writes the weights of a directory as one safetensors file.");
   command->add_option("from", options->from, "a directory")->type_name("DIR")->required();
-  command->add_option("to", options->to, "a file that ends in .safetensors and must not be there yet, or a device or pipe")
+  command
+      ->add_option("to", options->to, "a file that ends in .safetensors and must not be there yet, or a device or pipe")
       ->type_name("FILE")
       ->required()
       ->check([](const std::string& path) {

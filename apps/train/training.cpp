@@ -476,8 +476,8 @@ Inputs read_inputs(const Options& options) {
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   auto series = begin_series(options.launch.checkpoints.directory);
-  return {std::move(task), std::move(weights), checkpoint_to_resume(options), total_steps, std::move(series),
-          open_weights(options.save_weights)};
+  return {std::move(task), std::move(weights), checkpoint_to_resume(options),
+          total_steps,     std::move(series),  open_weights(options.save_weights)};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs) {

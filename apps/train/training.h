@@ -33,16 +33,16 @@ struct Outcome {
 /// What was read before the ranks start, once for all of them.
 struct Inputs {
   std::unique_ptr<const Task> task;
-  tandem::io::NamedTensors initial_weights;  ///< empty: the model's own
-  std::optional<std::string> checkpoint;     ///< to go on from; empty text: the newest one
-  std::int64_t total_steps = 0;              ///< optimizer updates of the whole training
+  tandem::io::NamedTensors initial_weights;              ///< empty: the model's own
+  std::optional<std::string> checkpoint;                 ///< to go on from; empty text: the newest one
+  std::int64_t total_steps = 0;                          ///< optimizer updates of the whole training
   std::shared_ptr<tandem::io::CheckpointSeries> series;  ///< null without --checkpoint-dir
   std::shared_ptr<tandem::io::OutputFile> weights;       ///< where they will be saved; null without --save-weights
 };
 
 /// Reads what `options` name, and makes sure of the places for output: nobody else writes checkpoints there, and what
-/// gets the weights in a stream is open. If that is the standard output, text goes to standard error from now on. Throws
-/// tandem::ConfigError that names the flag.
+/// gets the weights in a stream is open. If that is the standard output, text goes to standard error from now on.
+/// Throws tandem::ConfigError that names the flag.
 Inputs read_inputs(const Options& options);
 
 /// Trains on this rank, and writes the log and the weights on rank 0. Collective.

@@ -238,7 +238,8 @@ void CheckpointWriter::put_into_place() {
   if (existing_ == Existing::keep) {  // which a rename does, on every file system: an empty one alone is replaced
     if (::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
     const bool taken = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR;
-    fail(path_, taken ? "has been written meanwhile by another program, and stays" : "cannot be written: " + system_error());
+    fail(path_,
+         taken ? "has been written meanwhile by another program, and stays" : "cannot be written: " + system_error());
   }
   const auto rename_with = [&](unsigned flags) {
     return ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0;

@@ -151,7 +151,9 @@ CheckpointSeries::~CheckpointSeries() {
 }
 
 void CheckpointSeries::lock() {
-  const auto open = [&](int flags) { return again([&] { return ::open(lock_file_.c_str(), flags | O_CLOEXEC, 0666); }); };
+  const auto open = [&](int flags) {
+    return again([&] { return ::open(lock_file_.c_str(), flags | O_CLOEXEC, 0666); });
+  };
   for (;;) {
     int fd = open(O_RDWR | O_CREAT | O_NOFOLLOW);
     if (fd < 0) fd = open(O_RDONLY | O_NOFOLLOW);  // another user's, who was killed or lives
@@ -205,7 +207,8 @@ void CheckpointSeries::finish(const std::string& checkpoint, std::optional<std::
   point_latest(directory_, name);  // before the one goes that it was
   if (is_locked()) remove_left_over(directory_);
   auto others = list_checkpoints(directory_);
-  std::erase_if(others, [&](const std::string& path) { return name_of(path) == name || !own_.contains(name_of(path)); });
+  std::erase_if(others,
+                [&](const std::string& path) { return name_of(path) == name || !own_.contains(name_of(path)); });
   const auto kept = static_cast<std::size_t>(std::max<std::int64_t>(total_limit.value_or(0), 1)) - 1;
   for (std::size_t i = 0; total_limit && i + kept < others.size(); ++i) remove(directory_, others[i]);
 }

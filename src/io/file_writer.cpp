@@ -60,14 +60,14 @@ bool cannot_sync(int error) {
     case EBADF:
     case EISDIR:
     case EACCES:
-    case EPERM:
-      return true;
-    default:
-      return false;
+    case EPERM: return true;
+    default: return false;
   }
 }
 
-bool sync(int fd) { return again([&] { return ::fsync(fd); }) == 0 || cannot_sync(errno); }
+bool sync(int fd) {
+  return again([&] { return ::fsync(fd); }) == 0 || cannot_sync(errno);
+}
 
 }  // namespace
 

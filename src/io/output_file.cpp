@@ -5,8 +5,8 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <charconv>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -56,7 +56,8 @@ bool may_write(const std::string& path, int also = 0) {
 // Whether no other file can be renamed to the one at `path`.
 bool must_stay(const std::string& path) {
   const std::string folder = parent_of(path);
-  struct stat file {}, its_folder {};
+  struct stat file {
+  }, its_folder{};
   if (::stat(path.c_str(), &file) != 0 || ::stat(folder.c_str(), &its_folder) != 0) return false;
   const uid_t me = ::geteuid();
   const bool is_others = (its_folder.st_mode & S_ISVTX) != 0 && me != 0 && me != file.st_uid && me != its_folder.st_uid;
@@ -104,7 +105,8 @@ bool is_mount_point(const std::string& path) {
   struct statx status {};
   if (::statx(AT_FDCWD, path.c_str(), 0, STATX_TYPE, &status) != 0) return false;
   if (status.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT) return (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
-  struct stat here {}, above {};  // an older system
+  struct stat here {
+  }, above{};  // an older system
   return ::stat(path.c_str(), &here) == 0 && ::stat(parent_of(path).c_str(), &above) == 0 &&
          here.st_dev != above.st_dev;
 }
@@ -173,7 +175,8 @@ void OutputFile::open(const std::function<bool()>& gives_up) {
 }
 
 bool OutputFile::is_open_as(int fd) const {
-  struct stat mine {}, other {};
+  struct stat mine {
+  }, other{};
   if (!stream_ || ::fstat(fd_, &mine) != 0 || ::fstat(fd, &other) != 0 || S_ISCHR(mine.st_mode)) return false;
   return mine.st_dev == other.st_dev && mine.st_ino == other.st_ino;
 }

@@ -18,8 +18,8 @@ std::string follow_links(std::string path);
 bool is_mount_point(const std::string& path);
 
 /// A place for output, which stays what it is. A file, or the one that links lead to, is replaced as a whole; where
-/// nothing can take its place (it is a mount point, or its folder cannot be written) it is overwritten. A device, a FIFO
-/// and a descriptor of the process are streams: bytes go on as they come.
+/// nothing can take its place (it is a mount point, or its folder cannot be written) it is overwritten. A device, a
+/// FIFO and a descriptor of the process are streams: bytes go on as they come.
 class OutputFile {
  public:
   /// Looks at nothing yet.
@@ -30,15 +30,15 @@ class OutputFile {
 
   bool is_stream() const;
 
-  /// Opens a stream, if it is one, before `write` does. Waits for the reader of a FIFO: `gives_up` is asked now and then
-  /// whether it shall not, which throws Cancelled. Throws CheckpointError.
+  /// Opens a stream, if it is one, before `write` does. Waits for the reader of a FIFO: `gives_up` is asked now and
+  /// then whether it shall not, which throws Cancelled. Throws CheckpointError.
   void open(const std::function<bool()>& gives_up = {});
 
   /// Whether what was opened is what is open as `fd`, and somebody gets it: a file, pipe or socket.
   bool is_open_as(int fd) const;
 
-  /// Has `produce` write everything. Throws CheckpointError, or what `produce` throws; a file that can be replaced is as
-  /// it was then.
+  /// Has `produce` write everything. Throws CheckpointError, or what `produce` throws; a file that can be replaced is
+  /// as it was then.
   void write(const std::function<void(const WriteBytes&)>& produce);
 
  private:

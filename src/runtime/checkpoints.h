@@ -81,7 +81,7 @@ class Checkpoints {
   RankContext& context_;
   Prepared& prepared_;
   Registered registered_;
-  std::set<std::string> warnings_;     // that were given, of rank 0
+  std::set<std::string> warnings_;                // that were given, of rank 0
   std::shared_ptr<io::CheckpointSeries> series_;  // of rank 0, from its first save on
   std::shared_ptr<StateSaver> saver_;             // of rank 0
 };

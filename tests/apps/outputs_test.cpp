@@ -146,8 +146,8 @@ void says_what_is_wrong(const Output& output) {
   CHECK((closed.exit_code == 1 || closed.exit_code == 2));
   CHECK_THAT(closed.output, ContainsSubstring("descriptor 77 is not open"));
   const auto on_disk = [&](const std::string& size, const std::string& also) {
-    return run_program("unshare -m bash -c " + quoted("mount -t tmpfs -o size=" + size + " none " + dir.path() +
-                                                      " || exit 77; " + also));
+    return run_program("unshare -m bash -c " +
+                       quoted("mount -t tmpfs -o size=" + size + " none " + dir.path() + " || exit 77; " + also));
   };
   if (on_disk("8k", "true").exit_code != 0) {
     WARN("nothing can be mounted here: full and read-only disks were not tested");
@@ -156,7 +156,7 @@ void says_what_is_wrong(const Output& output) {
   const std::string command = command_for(output, dir / "w.safetensors");
   // Settings are smaller than any disk.
   const auto full = on_disk("4k", "cat /dev/zero >" + (dir / "other") + " 2>/dev/null; " + command + "; code=$?; ls " +
-                                    dir.path() + "; exit $code");
+                                      dir.path() + "; exit $code");
   CHECK(full.exit_code == 1);
   CHECK_THAT(full.output, ContainsSubstring("No space left on device") && !ContainsSubstring("w.safetensors.tmp"));
   const auto closed_disk = on_disk("8k,ro", command);
@@ -231,8 +231,9 @@ TEST_CASE("waiting for a FIFO's reader, train can be stopped") {
 TEST_CASE("folders of checkpoints, profiles and runs are made where links lead") {
   const TempDir dir;
   for (const char* name : {"c", "r", "p"}) fs::create_symlink("there/" + std::string(name), dir / name);
-  const auto result = run_program(kTrain + "--quiet --checkpoint-dir " + (dir / "c") + " --log-with jsonl --project-dir " +
-                                  (dir / "r") + " --profile " + (dir / "p") + " --profile-steps 1:1");
+  const auto result =
+      run_program(kTrain + "--quiet --checkpoint-dir " + (dir / "c") + " --log-with jsonl --project-dir " +
+                  (dir / "r") + " --profile " + (dir / "p") + " --profile-steps 1:1");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK(io::list_checkpoints(dir / "there/c").size() == 1);

@@ -182,8 +182,9 @@ TEST_CASE("a mount point is refused before anything is written, with what to do"
     if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) _exit(77);
     bool good = true;
     for (const bool bind : {true, false}) {
-      const int mounted = bind ? ::mount((directory / "other").c_str(), (directory / "disk").c_str(), nullptr, MS_BIND, nullptr)
-                               : ::mount("none", (directory / "disk").c_str(), "tmpfs", 0, nullptr);
+      const int mounted =
+          bind ? ::mount((directory / "other").c_str(), (directory / "disk").c_str(), nullptr, MS_BIND, nullptr)
+               : ::mount("none", (directory / "disk").c_str(), "tmpfs", 0, nullptr);
       if (mounted != 0) _exit(77);
       for (const std::string& path : {directory / "disk", directory / "disk/", directory / "link"}) {
         const std::string said = error_of<CheckpointError>([&] { CheckpointWriter writer(path); });

@@ -51,7 +51,8 @@ std::string contents(const std::string& path) {
 std::string rest_of(int fd) {
   std::string all;
   std::array<char, 4096> part;
-  for (ssize_t got; (got = ::read(fd, part.data(), part.size())) > 0;) all.append(part.data(), static_cast<std::size_t>(got));
+  for (ssize_t got; (got = ::read(fd, part.data(), part.size())) > 0;)
+    all.append(part.data(), static_cast<std::size_t>(got));
   return all;
 }
 
@@ -124,8 +125,9 @@ TEST_CASE("links are followed, and stay") {
     fs::create_symlink(to, dir / name);
     return dir / name;
   };
-  for (const std::string& path : {link("there/file", "relative"), link(dir / "there/file", "absolute"),
-                                  link("folder/../there/file", "through"), link("relative", "twice"), dir / "folder/file"}) {
+  for (const std::string& path :
+       {link("there/file", "relative"), link(dir / "there/file", "absolute"), link("folder/../there/file", "through"),
+        link("relative", "twice"), dir / "folder/file"}) {
     CAPTURE(path, dangling);
     OutputFile(path).check();
     CHECK(fs::exists(dir / "there/file") == !dangling);
@@ -214,7 +216,7 @@ TEST_CASE("devices are written to, and stay devices") {
   CHECK(fs::read_symlink(dir / "link") == "/dev/null");
   CHECK(fs::is_character_file("/dev/null"));
   if (::mknod((dir / "device").c_str(), S_IFCHR | 0666, makedev(1, 3)) != 0) return;  // root alone may
-  if (!std::ofstream(dir / "device")) return;                                          // not on this file system
+  if (!std::ofstream(dir / "device")) return;                                         // not on this file system
   write_to(dir / "device");
   CHECK(fs::is_character_file(dir / "device"));
 }

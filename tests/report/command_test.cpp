@@ -40,7 +40,8 @@ TEST_CASE("wrong arguments of report exit with 2, a file that cannot be written 
   CHECK_THAT(without.output, ContainsSubstring("holds no log.jsonl"));
   const auto unwritable = report(run.path() + " -o /nowhere/report.html");
   CHECK(unwritable.exit_code == 1);
-  CHECK_THAT(unwritable.output, ContainsSubstring("/nowhere/report.html: cannot be written: the directory '/nowhere' does not"));
+  CHECK_THAT(unwritable.output,
+             ContainsSubstring("/nowhere/report.html: cannot be written: the directory '/nowhere' does not"));
 }
 
 TEST_CASE("report --help has examples") {

@@ -13,8 +13,8 @@ const std::vector<std::string>& failing_calls();
 
 constexpr int kEach = 0;
 
-/// From here on the `nth` (from 1; or kEach) of the calls of `call`, by any thread, fails with `error`, an errno; 0: it moves one
-/// byte only, for read and write. EINTR passes with the next call, as everything does.
+/// From here on the `nth` (from 1; or kEach) of the calls of `call`, by any thread, fails with `error`, an errno; 0: it
+/// moves one byte only, for read and write. EINTR passes with the next call, as everything does.
 class FailingCall {
  public:
   FailingCall(const std::string& call, int nth, int error);

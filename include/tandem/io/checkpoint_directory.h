@@ -43,8 +43,9 @@ enum class Existing {
 class CheckpointWriter {
  public:
   /// Begins. `path` is a new directory, an empty one, or a checkpoint that will be replaced if `existing` says so; its
-  /// parent exists; links are followed. What killed writers of `path` left beside it is removed. Throws CheckpointError,
-  /// also when something else is there or in it, and when it is a mount point, which nothing can take the place of.
+  /// parent exists; links are followed. What killed writers of `path` left beside it is removed. Throws
+  /// CheckpointError, also when something else is there or in it, and when it is a mount point, which nothing can take
+  /// the place of.
   explicit CheckpointWriter(std::string path, Existing existing = Existing::replace);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;

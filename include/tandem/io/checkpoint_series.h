@@ -41,7 +41,7 @@ class CheckpointSeries {
   bool is_locked() const { return lock_ >= 0; }
 
   const std::string directory_, lock_file_;
-  int lock_ = -1;             // open while it is held
+  int lock_ = -1;              // open while it is held
   std::set<std::string> own_;  // names of those that may be removed
 };
 
