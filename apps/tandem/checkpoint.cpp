@@ -13,6 +13,7 @@
 #include "diff.h"
 #include "io/json_text.h"
 #include "io/model_source.h"
+#include "io/output_file.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
 
@@ -177,7 +178,8 @@ void add_diff(CLI::App& checkpoint, Commands& commands) {
 
 int report(const Conversion& conversion) {
   convert(conversion);
-  std::printf("written: %s\n", conversion.to.c_str());
+  if (!tandem::io::OutputFile(conversion.to).is_stream())  // which that would be part of
+    std::printf("written: %s\n", conversion.to.c_str());
   return apps::kDone;
 }
 
@@ -193,8 +195,10 @@ void add_convert(CLI::App& checkpoint, Commands& commands) {
       ->type_name("FILE")
       ->required();
   command
-      ->add_option("to", options->conversion.to,
-                   "what will be written: a directory, or a file that ends in .safetensors; must not be there yet")
+      ->add_option(
+          "to", options->conversion.to,
+          "what will be written: a directory, or a file that ends in .safetensors, which must not be there yet; or a "
+          "device or pipe, such as /dev/stdout, for one file")
       ->type_name("FILE")
       ->required();
   const std::map<std::string, at::ScalarType> types{{"fp32", at::kFloat}, {"bf16", at::kBFloat16}, {"fp16", at::kHalf}};
@@ -217,11 +221,13 @@ void add_merge(CLI::App& checkpoint, Commands& commands) {
   const auto options = std::make_shared<Conversion>();
   auto* command = checkpoint.add_subcommand("merge", "Writes the weights of a directory as one safetensors file.");
   command->add_option("from", options->from, "a directory")->type_name("DIR")->required();
-  command->add_option("to", options->to, "a file that ends in .safetensors; must not be there yet")
+  command
+      ->add_option("to", options->to, "a file that ends in .safetensors and must not be there yet, or a device or pipe")
       ->type_name("FILE")
       ->required()
       ->check([](const std::string& path) {
-        return path.ends_with(".safetensors") ? "" : "'" + path + "' does not end in .safetensors";
+        const bool fits = path.ends_with(".safetensors") || tandem::io::OutputFile(path).is_stream();
+        return fits ? "" : "'" + path + "' does not end in .safetensors";
       });
   command->footer("Examples:\n  tandem checkpoint merge shards model.safetensors");
   commands.push_back({command, [options] { return report(*options); }});

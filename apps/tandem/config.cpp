@@ -2,7 +2,6 @@
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -14,6 +13,7 @@
 #include "command.h"
 #include "flag.h"
 #include "io/json_text.h"
+#include "io/output_file.h"
 #include "tandem/core/error.h"
 #include "train/config_file.h"
 #include "train/options.h"
@@ -93,13 +93,6 @@ std::optional<std::string> ask(const std::string& key, const CLI::Option& settin
   }
 }
 
-void write(const std::string& path, const Json& settings) {
-  std::ofstream file(path);
-  file << settings.dump(1) << '\n';
-  file.close();
-  if (!file) throw tandem::Error("'" + path + "' cannot be written");
-}
-
 // What goes wrong only when several settings meet, or on this machine.
 void check(const std::string& path) {
   std::vector<std::string> words{"train", "--config", path};
@@ -114,8 +107,11 @@ void check(const std::string& path) {
 
 int ask_and_write(const std::string& path, bool force) {
   std::error_code error;
-  if (!force && std::filesystem::exists(path, error))
+  tandem::io::OutputFile file(path);
+  const bool stream = file.is_stream();
+  if (!force && !stream && std::filesystem::exists(path, error))
     throw tandem::ConfigError("'" + path + "' is there already; --force replaces it");
+  file.check();
   const auto flags = train::describe_command_line();
   std::printf("Enter takes what is in brackets, or leaves a setting out.\n");
   Json settings = Json::object();
@@ -126,7 +122,9 @@ int ask_and_write(const std::string& path, bool force) {
     if (answer) settings[key] = value_of(*answer);
     if (key == "model") model = *answer;
   }
-  write(path, settings);
+  const std::string text = settings.dump(1) + "\n";
+  file.write([&](const tandem::io::WriteBytes& write) { write(text.data(), text.size()); });
+  if (stream) return apps::kDone;
   check(path);
   std::printf("written: %s; train with it: train --config %s\n", path.c_str(), path.c_str());
   return apps::kDone;

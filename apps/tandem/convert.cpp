@@ -10,6 +10,7 @@
 #include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/model_weights.h"
+#include "io/output_file.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_directory.h"
@@ -95,15 +96,19 @@ void write_directory(const StoredTensors& stored, const Conversion& conversion) 
 
 void convert(const Conversion& conversion) {
   std::error_code error;
-  if (std::filesystem::exists(std::filesystem::symlink_status(conversion.to, error)))
+  io::OutputFile file(conversion.to);
+  const bool stream = file.is_stream();
+  if (!stream && std::filesystem::exists(conversion.to, error))  // a link that leads to nothing is where it leads
     throw tandem::ConfigError("'" + conversion.to + "' is there already; move it away, or choose another name");
   if (conversion.max_shard_bytes == 0) throw tandem::ConfigError("a file of 0 bytes cannot be; use for example 5GB");
+  const bool one_file = stream || conversion.to.ends_with(".safetensors");
+  if (one_file) file.check();
   const StoredTensors stored(conversion.from);
   if (stored.source()) stored.source()->verify();
-  if (conversion.to.ends_with(".safetensors"))
-    io::save_safetensors(conversion.to, read(stored, stored.entries(), conversion), metadata_of(stored));
-  else
-    write_directory(stored, conversion);
+  if (!one_file) return write_directory(stored, conversion);
+  file.write([&](const io::WriteBytes& write) {
+    io::write_safetensors(write, conversion.to, read(stored, stored.entries(), conversion), metadata_of(stored));
+  });
 }
 
 std::uint64_t parse_bytes(const std::string& text) {

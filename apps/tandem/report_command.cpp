@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "command.h"
+#include "io/output_file.h"
 #include "report/report.h"
 
 namespace tandem_tool {
@@ -21,7 +22,7 @@ int run(const ReportOptions& options) {
   const auto output =
       options.output.empty() ? directories.front() / "report.html" : std::filesystem::path(options.output);
   tandem_report::write_report(directories, output);
-  std::printf("%s\n", output.c_str());
+  if (!tandem::io::OutputFile(output).is_stream()) std::printf("%s\n", output.c_str());  // which it would be part of
   return apps::kDone;
 }
 

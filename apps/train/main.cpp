@@ -83,6 +83,7 @@ int run(int argc, char** argv) {
   prepare_profile(options);
   train::Outcome outcome;
   tandem::LaunchConfig config = options.launch;
+  config.checkpoints.series = inputs.series;
   config.on_warning = [](const std::string& text) {
     const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
     std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());

@@ -1,6 +1,9 @@
 #include "training.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -15,8 +18,10 @@
 #include "checkpoints.h"
 #include "class_report.h"
 #include "common/interrupt.h"
+#include "io/output_file.h"
 #include "progress.h"
 #include "schedule.h"
+#include "tandem/io/checkpoint_series.h"
 #include "tracking.h"
 
 namespace train {
@@ -55,10 +60,12 @@ void set_weights(Net& net, const tandem::io::NamedTensors& weights, const std::s
             "the parameter '" + parameter.key() + "' is missing");
 }
 
-void save_weights(const Model& model, const std::string& path) {
+void save_weights(const Model& model, const std::string& path, tandem::io::OutputFile& file) {
   tandem::io::NamedTensors tensors;
   for (const auto& parameter : model->named_parameters()) tensors.emplace_back(parameter.key(), parameter.value());
-  tandem::io::save_safetensors(path, tensors, {{"format", "pt"}});
+  file.write([&](const tandem::io::WriteBytes& write) {
+    tandem::io::write_safetensors(write, path, tensors, {{"format", "pt"}});
+  });
 }
 
 class Trainer {
@@ -311,8 +318,8 @@ class Trainer {
   void finish() {
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
-    if (accelerator_.is_main() && !options_.save_weights.empty()) {
-      save_weights(model_, options_.save_weights);
+    if (accelerator_.is_main() && inputs_.weights) {
+      save_weights(model_, options_.save_weights, *inputs_.weights);
       unsaved_.wrote_weights();
     }
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
@@ -435,7 +442,7 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
 void make_folder(const std::string& flag, const std::string& directory, const std::string& file) {
   if (directory.empty()) return;
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
   if (error) throw tandem::ConfigError(flag + " '" + directory + "' cannot be made: " + error.message());
   try {
     tandem::io::check_writable(directory + "/" + file);
@@ -448,12 +455,36 @@ void check_profile(const Options& options, std::int64_t total_steps) {
   const std::string& directory = options.profile.directory;
   if (directory.empty()) return;
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
   if (error) throw tandem::ConfigError("--profile '" + directory + "' cannot be made: " + error.message());
   if (options.profile.last_step <= total_steps) return;
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
                             std::to_string(total_steps) + " updates");
+}
+
+std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
+  if (directory.empty()) return nullptr;
+  try {
+    return std::make_shared<tandem::io::CheckpointSeries>(directory);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--checkpoint-dir: ") + error.what());
+  }
+}
+
+std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
+  if (path.empty()) return nullptr;
+  auto file = std::make_shared<tandem::io::OutputFile>(path);
+  try {
+    file->open(interrupted);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--save-weights: ") + error.what());
+  }
+  if (file->is_open_as(STDOUT_FILENO)) {
+    std::fflush(stdout);
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);
+  }
+  return file;
 }
 
 }  // namespace
@@ -474,10 +505,12 @@ Inputs read_inputs(const Options& options) {
   check_profile(options, total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
+  auto series = begin_series(options.launch.checkpoints.directory);
   auto checkpoint = checkpoint_to_resume(options);
+  auto weights_file = open_weights(options.save_weights);
   // The log comes last: it may wait for a reader.
-  return {std::move(task), std::move(weights), std::move(checkpoint), total_steps,
-          std::make_unique<MetricsLog>(options.log_json)};
+  return {std::move(task),   std::move(weights),      std::move(checkpoint), total_steps,
+          std::move(series), std::move(weights_file), std::make_unique<MetricsLog>(options.log_json)};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "io/file_writer.h"
+#include "io/output_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -104,7 +105,7 @@ class NoPipeSignal {
 
 void make_directories(const std::string& directory) {
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(follow_links(directory), error);
   if (error) fail(directory, "cannot be made: " + error.message());
 }
 

@@ -21,6 +21,7 @@
 #include "io/file_writer.h"
 #include "io/in_threads.h"
 #include "io/json_text.h"
+#include "io/output_file.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 
@@ -33,6 +34,8 @@ using Json = nlohmann::json;  // its keys are sorted: one text for each manifest
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kFormat = "tandem checkpoint";
 constexpr int kVersion = 1;
+constexpr const char* kNoExchange =
+    "cannot be replaced on this file system, which exchanges no directories; save under another name";
 constexpr std::uint64_t kMostManifestBytes = 16 << 20;
 
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
@@ -93,12 +96,16 @@ std::string without_slashes(std::string path) {
 }
 
 // Nothing, an empty directory, or a checkpoint and nothing else: everything in it will be gone.
-void check_can_be_replaced(const std::string& path) {
+void check_can_be_replaced(const std::string& path, Existing existing) {
   std::error_code error;
   const auto status = fs::symlink_status(path, error);
   if (!fs::exists(status)) return;
   if (!fs::is_directory(status)) fail(path, "cannot be a checkpoint: it is there already, and no directory");
+  if (is_mount_point(path))
+    fail(path, "is a mount point, which nothing can take the place of; name a directory in it, such as " + path +
+                   (path.back() == '/' ? "" : "/") + "model");
   if (fs::is_empty(path, error)) return;
+  if (existing == Existing::keep) fail(path, "is there already, and stays");
   const std::string manifest = path + "/" + kManifest;
   if (!fs::exists(manifest, error)) fail(path, "is a directory of other files; a checkpoint would replace them");
   const Json known = parse_manifest(manifest, manifest)["files"];
@@ -136,17 +143,27 @@ void remove_left_over(const std::string& parent, const std::string& prefix) {
   }
 }
 
-// Another writer may have taken it for left over before it was locked.
-bool is_still(const std::string& path, int fd) {
-  struct stat here = {}, there = {};
-  return ::stat(path.c_str(), &there) == 0 && ::fstat(fd, &here) == 0 && here.st_ino == there.st_ino;
+// As file systems say that cannot keep a file from being replaced, or exchange two.
+bool knows_no_flags(int error) { return error == EINVAL || error == ENOSYS || error == ENOTSUP; }
+
+// Whether the file system of `directory`, which is empty, can exchange two directories.
+bool can_exchange(const std::string& directory) {
+  const std::string one = directory + "/1", other = directory + "/2";
+  std::error_code error;
+  fs::create_directory(one, error);
+  fs::create_directory(other, error);
+  const bool exchanged = ::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE) == 0;
+  const bool can = exchanged || !knows_no_flags(errno);
+  ::rmdir(one.c_str());
+  ::rmdir(other.c_str());
+  return can;
 }
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(std::string path)
-    : path_(without_slashes(std::move(path))), parent_(parent_of(path_)) {
-  check_can_be_replaced(path_);
+CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
+    : path_(follow_links(without_slashes(std::move(path)))), parent_(parent_of(path_)), existing_(existing) {
+  check_can_be_replaced(path_, existing_);
   const std::string prefix = temporary_prefix(path_);
   remove_left_over(parent_, prefix);
   constexpr int kTries = 10;
@@ -159,12 +176,19 @@ CheckpointWriter::CheckpointWriter(std::string path)
     }
     lock_ = ::open(made.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const bool taken = lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    // Another writer may have taken it for left over before it was locked.
     if (lock_ >= 0 && !taken && is_still(made, lock_)) {
       temporary_ = made;
     } else {
       ::rmdir(made.c_str());
       if (lock_ >= 0) ::close(std::exchange(lock_, -1));
     }
+  }
+  std::error_code error;
+  if (fs::exists(path_ + "/" + kManifest, error) && !can_exchange(temporary_)) {
+    ::rmdir(temporary_.c_str());
+    ::close(lock_);
+    fail(path_, kNoExchange);
   }
 }
 
@@ -219,18 +243,23 @@ void CheckpointWriter::check_complete() const {
 }
 
 void CheckpointWriter::put_into_place() {
+  if (existing_ == Existing::keep) {  // which a rename does, on every file system: an empty one alone is replaced
+    if (::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
+    const bool taken = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR;
+    fail(path_,
+         taken ? "has been written meanwhile by another program, and stays" : "cannot be written: " + system_error());
+  }
   const auto rename_with = [&](unsigned flags) {
     return ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0;
   };
   if (rename_with(RENAME_NOREPLACE)) return temporary_.clear();
-  const bool knows_no_flags = errno == EINVAL || errno == ENOSYS;
-  if (knows_no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
+  const bool no_flags = knows_no_flags(errno);
+  if (no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
   if (errno != EEXIST && errno != ENOTEMPTY) fail(path_, "cannot be written: " + system_error());
-  if (knows_no_flags)
-    fail(path_, "cannot be replaced on this file system, which exchanges no directories; save under another name");
-  check_can_be_replaced(path_);
+  if (no_flags) fail(path_, kNoExchange);
+  check_can_be_replaced(path_, existing_);
   // Both are there at each moment; the old one is then removed as what is temporary.
-  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error());
+  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error() + "; save under another name");
 }
 
 void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {

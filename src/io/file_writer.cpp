@@ -2,11 +2,16 @@
 
 #include <fcntl.h>
 #include <libdeflate.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
+#include <optional>
 #include <utility>
 
 #include "tandem/core/error.h"
@@ -16,6 +21,52 @@ namespace {
 
 [[noreturn]] void fail(const std::string& path, const char* what) {
   throw CheckpointError(path + ": " + what + ": " + system_error());
+}
+
+// Keeps SIGPIPE from the process while this thread writes to what may be a pipe that nobody reads.
+class NoPipeSignal {
+ public:
+  NoPipeSignal() {
+    sigemptyset(&pipe_);
+    sigaddset(&pipe_, SIGPIPE);
+    sigset_t pending;
+    sigpending(&pending);
+    was_pending_ = sigismember(&pending, SIGPIPE) != 0;
+    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+  }
+  ~NoPipeSignal() {
+    const int error = errno;
+    const timespec at_once{};
+    if (!was_pending_) again([&] { return sigtimedwait(&pipe_, nullptr, &at_once); });
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    errno = error;
+  }
+  NoPipeSignal(const NoPipeSignal&) = delete;
+  NoPipeSignal& operator=(const NoPipeSignal&) = delete;
+
+ private:
+  sigset_t pipe_, before_;
+  bool was_pending_;
+};
+
+// Whether a file system says only that it cannot sync such a thing, as many in user space, on networks and shared with
+// virtual machines say of directories, and the system of devices and pipes.
+bool cannot_sync(int error) {
+  switch (error) {
+    case EINVAL:
+    case ENOTSUP:
+    case ENOSYS:
+    case ENOTTY:
+    case EBADF:
+    case EISDIR:
+    case EACCES:
+    case EPERM: return true;
+    default: return false;
+  }
+}
+
+bool sync(int fd) {
+  return again([&] { return ::fsync(fd); }) == 0 || cannot_sync(errno);
 }
 
 }  // namespace
@@ -28,9 +79,11 @@ FileWriter::FileWriter(std::string path, std::string shown)
   if (fd_ < 0) fail(shown_, "cannot be created");
 }
 
+FileWriter::FileWriter(int fd, std::string shown) : shown_(std::move(shown)), fd_(fd) {}
+
 FileWriter::~FileWriter() {
   if (fd_ >= 0) ::close(fd_);
-  if (!finished_) ::unlink(path_.c_str());
+  if (!finished_ && !path_.empty()) ::unlink(path_.c_str());
 }
 
 void FileWriter::write(const void* data, std::size_t bytes) {
@@ -42,8 +95,15 @@ void FileWriter::write(const void* data, std::size_t bytes) {
 void FileWriter::write_part(const unsigned char* at, std::size_t bytes) {
   crc32_ = ::libdeflate_crc32(crc32_, at, bytes);
   bytes_ += bytes;
+  std::optional<NoPipeSignal> no_signal;
+  if (path_.empty()) no_signal.emplace();
   while (bytes > 0) {
     const ssize_t done = again([&] { return ::write(fd_, at, bytes); });
+    if (done < 0 && errno == EAGAIN) {  // whoever has opened it does not wait
+      pollfd room{.fd = fd_, .events = POLLOUT, .revents = 0};
+      again([&] { return ::poll(&room, 1, -1); });
+      continue;
+    }
     if (done < 0) fail(shown_, "cannot be written");
     at += done;
     bytes -= static_cast<std::size_t>(done);
@@ -51,7 +111,7 @@ void FileWriter::write_part(const unsigned char* at, std::size_t bytes) {
 }
 
 void FileWriter::finish() {
-  if (again([&] { return ::fsync(fd_); }) != 0) fail(shown_, "cannot be written");
+  if (!sync(fd_)) fail(shown_, "cannot be written");
   // Its descriptor is gone even where close fails, which file systems on a network use to tell of lost writes.
   if (::close(std::exchange(fd_, -1)) != 0 && errno != EINTR) fail(shown_, "cannot be written");
   finished_ = true;
@@ -59,11 +119,17 @@ void FileWriter::finish() {
 
 void sync_directory(const std::string& directory) {
   const int fd = again([&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-  const bool synced = fd >= 0 && again([&] { return ::fsync(fd); }) == 0;
+  const bool synced = fd < 0 ? cannot_sync(errno) : sync(fd);  // one that may be written, but not read
   const int error = errno;
   if (fd >= 0) ::close(fd);
   errno = error;
   if (!synced) fail(directory, "cannot be synced");
+}
+
+bool is_still(const std::string& path, int fd) {
+  struct stat here = {}, there = {};
+  return ::stat(path.c_str(), &there) == 0 && ::fstat(fd, &here) == 0 && here.st_ino == there.st_ino &&
+         here.st_dev == there.st_dev;
 }
 
 }  // namespace tandem::io

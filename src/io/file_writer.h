@@ -8,18 +8,23 @@
 
 namespace tandem::io {
 
-/// Creates `path`, which must not exist, and removes it again unless it is finished. Throws CheckpointError that names
-/// the file as `shown` (empty: its path) and what the system says.
+/// Throws CheckpointError that names the file as `shown` (empty: its path) and what the system says.
 class FileWriter {
  public:
+  /// Creates `path`, which must not exist, and removes it again unless it is finished.
   explicit FileWriter(std::string path, std::string shown = {});
+
+  /// Writes to the open descriptor `fd`, of a file, a device or a pipe, and closes it. Who reads a pipe no more is an
+  /// error and no SIGPIPE.
+  FileWriter(int fd, std::string shown);
+
   ~FileWriter();
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
 
   void write(const void* data, std::size_t bytes);
 
-  /// Returns when everything is on the disk.
+  /// Returns when everything is on the disk, where the file system can say so; or has been given on.
   void finish();
 
   std::uint64_t bytes() const { return bytes_; }
@@ -28,15 +33,18 @@ class FileWriter {
  private:
   void write_part(const unsigned char* at, std::size_t bytes);
 
-  const std::string path_, shown_;
+  const std::string path_, shown_;  // path_: what is created; empty: nothing is
   int fd_;
   std::uint64_t bytes_ = 0;
   std::uint32_t crc32_ = 0;
   bool finished_ = false;
 };
 
-/// Makes sure that the names in `directory` are on the disk. Throws CheckpointError.
+/// Makes sure that the names in `directory` are on the disk, where the file system can. Throws CheckpointError.
 void sync_directory(const std::string& directory);
+
+/// Whether `path` is the file that is open as `fd`: another process may have removed it, and made another.
+bool is_still(const std::string& path, int fd);
 
 /// The system's text for errno.
 std::string system_error();

@@ -1,15 +1,9 @@
 #include "tandem/io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <limits>
 #include <optional>
 #include <set>
@@ -18,8 +12,8 @@
 #include <nlohmann/json.hpp>
 
 #include "io/file_bytes.h"
-#include "io/file_writer.h"
 #include "io/json_text.h"
+#include "io/output_file.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors_header.h"
@@ -27,7 +21,6 @@
 namespace tandem::io {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 using ParsedJson = nlohmann::json;  // finds names quickly, however many a stranger's file has
 
@@ -67,21 +60,6 @@ const std::array kTypeNames{TypeName{"F64", 64, at::kDouble},
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
   throw CheckpointError(path + ": " + problem);
 }
-
-// A file descriptor that closes itself.
-class File {
- public:
-  File(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
-  ~File() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 const char* name_of(const std::string& path, const std::string& tensor, at::ScalarType type) {
   const auto* found = std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return t.type == type; });
@@ -219,19 +197,7 @@ void write_safetensors(const WriteBytes& write, const std::string& shown, const 
 
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  const std::string temporary = path + ".tmp-" + std::to_string(::getpid());
-  ::unlink(temporary.c_str());  // of an earlier process of this number, which was killed
-  try {
-    FileWriter file(temporary, path);
-    write_safetensors([&](const void* data, std::size_t bytes) { file.write(data, bytes); }, path, tensors, metadata);
-    file.finish();
-    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot be written: " + system_error());
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  const fs::path parent = fs::path(path).parent_path();
-  sync_directory(parent.empty() ? "." : parent.string());
+  OutputFile(path).write([&](const WriteBytes& write) { write_safetensors(write, path, tensors, metadata); });
 }
 
 namespace {
@@ -307,23 +273,6 @@ NamedTensors load_safetensors(const std::string& location, const std::string& sh
   return safetensors_in(load_bytes(location, path, Links::follow), path);
 }
 
-void check_writable(const std::string& path) {
-  std::error_code error;
-  if (path.empty()) throw ConfigError("an empty file name cannot be written");
-  if (fs::is_directory(path, error)) throw ConfigError("'" + path + "' cannot be written: it is a directory");
-  const fs::path parent = fs::path(path).parent_path();
-  if (!parent.empty() && !fs::is_directory(parent, error))
-    throw ConfigError("'" + path + "' cannot be written: the directory '" + parent.string() + "' does not exist");
-  if (fs::exists(path, error)) {
-    const File existing(path, O_WRONLY);
-    if (existing.get() < 0) throw ConfigError("'" + path + "' cannot be written: " + system_error());
-  }
-  // Files are replaced through a temporary one beside them.
-  const std::string probe = path + ".tmp-" + std::to_string(::getpid());
-  const int fd = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (fd < 0) throw ConfigError("'" + path + "' cannot be written: " + system_error());
-  ::close(fd);
-  ::unlink(probe.c_str());
-}
+void check_writable(const std::string& path) { OutputFile(path).check(); }
 
 }  // namespace tandem::io

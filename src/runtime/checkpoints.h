@@ -55,6 +55,7 @@ class Checkpoints {
 
   // ---- save_state.cpp
   StateSaver& saver();
+  std::shared_ptr<io::CheckpointSeries> series();
   GeneratorStates generator_states();
   StateFile describe_state(const std::vector<GeneratorStates>& generators) const;
   optim::GroupValues group_values(const torch::optim::Optimizer& optimizer) const;
@@ -80,8 +81,9 @@ class Checkpoints {
   RankContext& context_;
   Prepared& prepared_;
   Registered registered_;
-  std::set<std::string> warnings_;     // that were given, of rank 0
-  std::shared_ptr<StateSaver> saver_;  // of rank 0
+  std::set<std::string> warnings_;                // that were given, of rank 0
+  std::shared_ptr<io::CheckpointSeries> series_;  // of rank 0, from its first save on
+  std::shared_ptr<StateSaver> saver_;             // of rank 0
 };
 
 }  // namespace tandem

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "io/output_file.h"
 #include "runtime/profile_session.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
@@ -25,7 +26,7 @@ void check(const ProfileOptions& options) {
 // The file that the trace goes to, known to be writable.
 std::string make_path(const std::string& directory) {
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  std::filesystem::create_directories(io::follow_links(directory), error);
   if (error) throw ConfigError("profile: the directory '" + directory + "' cannot be made: " + error.message());
   const std::string path = directory + "/trace.json";
   io::check_writable(path);

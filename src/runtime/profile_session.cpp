@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
 #include <fstream>
 #include <utility>
 
@@ -12,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/json_text.h"
+#include "io/output_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -50,15 +50,14 @@ nlohmann::json read_trace(const std::string& path) {
   return trace.is_discarded() ? nlohmann::json::parse(io::as_utf8(text)) : trace;
 }
 
-// Complete or not at all.
-void write(const nlohmann::json& trace, const std::string& path) {
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial, std::ios::trunc);
-  file << io::shown_json(trace) << '\n';
-  file.close();
-  if (!file) throw Error("'" + path + "' could not be written completely; is the disk full?");
-  std::filesystem::rename(partial, path);
-}
+// LibTorch's own trace, which goes with the object.
+struct RawTrace {
+  explicit RawTrace(const std::string& path) : path(path + ".partial-" + std::to_string(::getpid())) {}
+  ~RawTrace() { ::unlink(path.c_str()); }
+  RawTrace(const RawTrace&) = delete;
+  RawTrace& operator=(const RawTrace&) = delete;
+  const std::string path;
+};
 
 }  // namespace
 
@@ -101,17 +100,18 @@ Profile ProfileSession::finish(const std::string& path, std::int64_t first_step)
     // A rank joins at the end of the step before.
     const auto has_steps = [](const Rank& rank) { return rank.profile.steps > 0; };
     if (!result_ || (first_step > 1 && std::none_of(ranks_.begin(), ranks_.end(), has_steps))) return {};
-    const std::string as_it_is = path + ".partial";
-    result_->save(as_it_is);
+    const RawTrace raw(path);
+    result_->save(raw.path);
     std::vector<int> threads;
     Profile profile{.trace = path, .ranks = {}};
     for (const Rank& rank : ranks_) {
       threads.push_back(rank.thread);
       profile.ranks.push_back(rank.profile);
     }
-    auto trace = with_rank_names(read_trace(as_it_is), threads);
+    auto trace = with_rank_names(read_trace(raw.path), threads);
     trace["traceName"] = path;
-    write(trace, path);
+    const std::string text = io::shown_json(trace) + "\n";
+    io::OutputFile(path).write([&](const io::WriteBytes& write) { write(text.data(), text.size()); });
     return profile;
   } catch (const c10::Error& error) {
     throw Error(std::string("LibTorch's profiler failed: ") + error.what_without_backtrace());

@@ -9,7 +9,6 @@
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "tandem/core/error.h"
-#include "tandem/io/checkpoint_series.h"
 
 namespace tandem {
 namespace {
@@ -34,6 +33,12 @@ io::NewFile text_file(const std::string& name, const std::string& text) {
 StateSaver& Checkpoints::saver() {
   if (!saver_) saver_ = std::make_shared<StateSaver>();
   return *saver_;
+}
+
+std::shared_ptr<io::CheckpointSeries> Checkpoints::series() {
+  if (!series_) series_ = config().checkpoints.series;
+  if (!series_) series_ = std::make_shared<io::CheckpointSeries>(config().checkpoints.directory);
+  return series_;
 }
 
 void Checkpoints::finish_saving() {
@@ -149,9 +154,9 @@ std::vector<io::NewFile> Checkpoints::state_files(const std::string& directory, 
 }
 
 std::string Checkpoints::save(const std::string& directory, const SaveStateOptions& options, SaveWritten written) {
-  const CheckpointConfiguration& series = config().checkpoints;
+  const CheckpointConfiguration& checkpoints = config().checkpoints;
   check_on_all(ranks_, [&] {
-    if (directory.empty() && series.directory.empty())
+    if (directory.empty() && checkpoints.directory.empty() && !checkpoints.series)
       throw ConfigError("save_state without a directory needs LaunchConfig::checkpoints.directory");
     synchronize(ranks_.device());
   });
@@ -164,15 +169,15 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     const auto keep = [&](const at::Tensor& tensor) {
       return options.background ? saver().snapshot().add(tensor) : tensor;
     };
-    const std::string path = directory.empty() ? io::next_checkpoint(series.directory) : directory;
+    if (directory.empty()) job.series = series();
+    const std::string path = job.series ? job.series->next() : directory;
     const StateFile state = describe_state(generators);
     job.files = state_files(path, state, options.max_shard_bytes, keep);
     synchronize(ranks_.device());  // what objects have computed for it; threads write it
     job.info = {{"kind", "state"},
                 {"updates", std::to_string(state.optimizers.empty() ? 0 : state.optimizers[0].updates)},
                 {"ranks", std::to_string(ranks_.world_size())}};
-    job.in_series = directory.empty();
-    job.total_limit = series.total_limit;
+    job.total_limit = checkpoints.total_limit;
     job.directory = path;
     job.written = std::move(written);
     if (!options.background) StateSaver::write(job);

@@ -4,8 +4,8 @@
 #include <system_error>
 #include <utility>
 
+#include "io/output_file.h"
 #include "tandem/core/error.h"
-#include "tandem/io/checkpoint_series.h"
 
 namespace tandem {
 
@@ -29,12 +29,12 @@ void StateSaver::settle() {
 void StateSaver::write(const Job& job) {
   const fs::path parent = fs::path(job.directory).parent_path();
   std::error_code error;
-  if (!parent.empty()) fs::create_directories(parent, error);
+  if (!parent.empty()) fs::create_directories(io::follow_links(parent), error);
   if (error) throw CheckpointError(parent.string() + ": cannot be made: " + error.message());
-  io::CheckpointWriter writer(job.directory);
+  io::CheckpointWriter writer(job.directory, job.series ? io::Existing::keep : io::Existing::replace);
   writer.add(job.files);
   writer.commit(job.info);
-  if (job.in_series) io::finish_checkpoint(parent.string(), job.directory, job.total_limit);
+  if (job.series) job.series->finish(job.directory, job.total_limit);
 }
 
 void StateSaver::start(Job job) {

@@ -7,12 +7,14 @@
 #include <functional>
 #include <future>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "runtime/snapshot.h"
 #include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/checkpoint_series.h"
 #include "tandem/runtime/checkpoint_options.h"
 
 namespace tandem {
@@ -24,7 +26,7 @@ class StateSaver {
     std::string directory;
     std::vector<io::NewFile> files;
     std::map<std::string, std::string> info;
-    bool in_series = false;  ///< one of a series (io/checkpoint_series.h), of which `total_limit` stay
+    std::shared_ptr<io::CheckpointSeries> series;  ///< that it is one of, of which `total_limit` stay; may be null
     std::optional<std::int64_t> total_limit;
     SaveWritten written{};  ///< of a save in the background; empty: `wait` throws what went wrong
   };

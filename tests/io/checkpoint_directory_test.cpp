@@ -1,7 +1,9 @@
 // Directories that appear whole or not at all.
 #include "tandem/io/checkpoint_directory.h"
 
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -149,6 +152,86 @@ TEST_CASE("names that lead elsewhere, files that come twice, and places of somet
   CHECK(load(directory / "mine") == 1);
   CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "none/checkpoint"); }),
              ContainsSubstring("No such file or directory"));
+}
+
+TEST_CASE("a checkpoint goes where links lead, and they stay") {
+  const TempDir directory;
+  fs::create_directory(directory / "there");
+  const bool dangling = GENERATE(true, false);
+  if (!dangling) save(directory / "there/checkpoint", 1);
+  fs::create_symlink("there/checkpoint", directory / "link");
+  fs::create_symlink(directory / "link", directory / "twice");
+  for (const std::string& path : {directory / "link", directory / "twice", directory / "link/"}) {
+    save(path, 2);
+    CHECK(load(directory / "there/checkpoint") == 2);
+    CHECK(load(path) == 2);
+    CHECK(fs::is_symlink(directory / "link"));
+  }
+  CHECK(entries_in(directory / "there") == 1);
+  CHECK(entries_in(directory.path()) == 3);
+}
+
+TEST_CASE("a mount point is refused before anything is written, with what to do") {
+  const TempDir directory;
+  fs::create_directory(directory / "disk");
+  fs::create_directory(directory / "other");
+  fs::create_symlink("disk", directory / "link");
+  // In a mount namespace of its own, which goes with the process.
+  const pid_t child = fork();
+  if (child == 0) {
+    if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) _exit(77);
+    bool good = true;
+    for (const bool bind : {true, false}) {
+      const int mounted =
+          bind ? ::mount((directory / "other").c_str(), (directory / "disk").c_str(), nullptr, MS_BIND, nullptr)
+               : ::mount("none", (directory / "disk").c_str(), "tmpfs", 0, nullptr);
+      if (mounted != 0) _exit(77);
+      for (const std::string& path : {directory / "disk", directory / "disk/", directory / "link"}) {
+        const std::string said = error_of<CheckpointError>([&] { CheckpointWriter writer(path); });
+        good = good && said.find("disk: is a mount point") != std::string::npos &&
+               said.find("such as " + (directory / "disk/model")) != std::string::npos;
+      }
+      save(directory / "disk/model", 1);
+      good = good && load(directory / "link/model") == 1 && entries_in(directory.path()) == 3;
+    }
+    _exit(good ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  REQUIRE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77)
+    WARN("nothing can be mounted here: not tested");
+  else
+    CHECK(WEXITSTATUS(status) == 0);
+}
+
+TEST_CASE("a file system that cannot sync directories or files gets checkpoints all the same") {
+  const TempDir directory;
+  const std::string call = GENERATE("fsync-directory", "fsync");
+  int version = 0;
+  for (const int error : {EINVAL, ENOTSUP, ENOSYS, EBADF, EACCES, EPERM, ENOTTY, EISDIR}) {
+    const FailingCall failing(call, kEach, error);
+    CAPTURE(call, error);
+    save(directory / "checkpoint", ++version);
+    CHECK(failing.came());
+    CHECK(load(directory / "checkpoint") == version);
+  }
+  for (const int error : {EIO, ENOSPC, EDQUOT}) {
+    const FailingCall failing(call, kEach, error);
+    CHECK_THAT(error_of<CheckpointError>([&] { save(directory / "checkpoint", 99); }),
+               ContainsSubstring(std::strerror(error)));
+    CHECK(load(directory / "checkpoint") == version);
+  }
+}
+
+TEST_CASE("a file system that exchanges nothing is found out before anything is written") {
+  const TempDir directory;
+  const FailingCall failing("renameat2", kEach, GENERATE(EINVAL, ENOSYS, ENOTSUP));
+  save(directory / "checkpoint", 1);
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter writer(directory / "checkpoint"); }),
+             ContainsSubstring("exchanges no directories; save under another name"));
+  CHECK(load(directory / "checkpoint") == 1);
+  CHECK(entries_in(directory.path()) == 1);
 }
 
 TEST_CASE("each system call of a save that fails leaves the checkpoint before, or the new one") {

@@ -1,5 +1,8 @@
 // Checkpoints with automatic names, of which the newest that is whole is loaded.
+#include <unistd.h>
+
 #include <filesystem>
+#include <memory>
 
 #include "runtime/state_training.h"
 #include "support/error_of.h"
@@ -94,6 +97,35 @@ TEST_CASE("a damaged newest checkpoint is told of, and the one before is loaded"
       },
       config);
   CHECK_THAT(error.what(), ContainsSubstring("checkpoint_1/optimizer.bin: is cut off"));
+}
+
+TEST_CASE("one launch at a time saves into a directory; another is told on all ranks, and may load") {
+  const TempDir dir;
+  LaunchConfig config;
+  config.checkpoints.directory = dir.path();
+  const auto save = [](Accelerator& accelerator) {
+    Small small(accelerator);
+    small.train(accelerator);
+    accelerator.save_state();
+  };
+  run_ranks(1, save, config);
+  const auto series = std::make_shared<io::CheckpointSeries>(dir.path());
+  for (const bool background : {false, true}) {
+    const auto error = run_ranks_expecting_error(
+        2,
+        [&](Accelerator& accelerator) {
+          Small small(accelerator);
+          accelerator.load_state();
+          accelerator.save_state({}, {.background = background});
+        },
+        config);
+    CHECK_THAT(error.what(), ContainsSubstring("process " + std::to_string(getpid()) + " on "));
+  }
+  CHECK(io::list_checkpoints(dir.path()).size() == 1);
+  config.checkpoints.series = series;  // the one who has it may give it
+  run_ranks(2, save, config);
+  run_ranks(1, save, config);
+  CHECK(io::list_checkpoints(dir.path()).size() == 3);
 }
 
 TEST_CASE("the link to the latest leads to the new checkpoint before the old one goes") {

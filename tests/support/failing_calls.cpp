@@ -1,6 +1,7 @@
 #include "support/failing_calls.h"
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include <algorithm>
@@ -16,12 +17,14 @@ struct Armed {
   std::string call;  // this and the error stay the same while it is armed
   int error = 0;
   std::atomic<int> left = 0;  // calls until it fails; 0 and less: nothing is armed, or it has failed
+  std::atomic<bool> each = false;
   std::atomic<bool> came = false;
 };
 
 Armed armed;
 
 bool fails(const char* call) {
+  if (armed.each && armed.call == call) return armed.came = true;
   if (armed.left <= 0 || armed.call != call || armed.left.fetch_sub(1) != 1) return false;
   armed.came = true;
   return true;
@@ -60,8 +63,12 @@ FailingCall::FailingCall(const std::string& call, int nth, int error) {
   armed.error = error;
   armed.came = false;
   armed.left = nth;
+  armed.each = nth == kEach;
 }
-FailingCall::~FailingCall() { armed.left = 0; }
+FailingCall::~FailingCall() {
+  armed.each = false;
+  armed.left = 0;
+}
 bool FailingCall::came() const { return armed.came; }
 
 }  // namespace tandem::test
@@ -113,6 +120,8 @@ int symlink(const char* to, const char* link) noexcept {
 
 int fsync(int fd) {
   static auto* const call = real<int(int)>("fsync");
+  struct stat status {};
+  if (fstat(fd, &status) == 0 && S_ISDIR(status.st_mode) && fails_with_error("fsync-directory")) return -1;
   return fails_with_error("fsync") ? -1 : call(fd);
 }
 

@@ -32,14 +32,21 @@ struct NewFile {
   std::function<void(const WriteBytes&)> produce;  ///< called once, on a thread of the writer's
 };
 
+/// What becomes of a checkpoint that is there already when one is written.
+enum class Existing {
+  replace,  ///< it goes when the new one is whole
+  keep      ///< the new one is refused
+};
+
 /// Writes a directory: beside its place at first, where each file is synced; `commit` puts it into place. A kill, a
 /// full disk or an error at any moment before leaves what was there. Belongs to one thread.
 class CheckpointWriter {
  public:
-  /// Begins. `path` is a new directory, an empty one, or a checkpoint that will be replaced; its parent exists. What
-  /// killed writers of `path` left beside it is removed. Throws CheckpointError, also when something else is there or
-  /// in it.
-  explicit CheckpointWriter(std::string path);
+  /// Begins. `path` is a new directory, an empty one, or a checkpoint that will be replaced if `existing` says so; its
+  /// parent exists; links are followed. What killed writers of `path` left beside it is removed. Throws
+  /// CheckpointError, also when something else is there or in it, and when it is a mount point, which nothing can take
+  /// the place of.
+  explicit CheckpointWriter(std::string path, Existing existing = Existing::replace);
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
@@ -62,6 +69,7 @@ class CheckpointWriter {
   void put_into_place();
 
   const std::string path_, parent_;
+  const Existing existing_;
   std::string temporary_;  // empty: none is left
   int lock_ = -1;          // of the temporary directory: its writer is alive
   bool committed_ = false;

@@ -20,8 +20,9 @@ struct ModelFileOptions {
 };
 
 /// Writes parameters and buffers of `module` as the directory `directory`, which is a checkpoint as CheckpointWriter's:
-/// whole or not there, and replaced as a whole. Tied weights are stored once, under their first name. Throws
-/// CheckpointError; ConfigError when `max_shard_bytes` is 0.
+/// whole or not there, and replaced as a whole. (A mount point cannot be replaced, and is an error before anything is
+/// written; a directory in it can.) Tied weights are stored once, under their first name. Throws CheckpointError;
+/// ConfigError when `max_shard_bytes` is 0.
 void save_model(const std::string& directory, const torch::nn::Module& module, const ModelFileOptions& options = {});
 
 /// Copies the weights of `directory`, Tandem's or Python's (`pytorch_model.bin` too), into the parameters and buffers

@@ -18,8 +18,10 @@ namespace tandem::io {
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// Writes `tensors` (dense, any device) to `path`: to a temporary file beside it, synced and renamed, so that a failure
-/// leaves what was there. Throws CheckpointError when a name comes twice, a tensor cannot be stored or the file cannot
-/// be written.
+/// leaves what was there. Links are followed. A device, a FIFO (whose reader is waited for) and a descriptor of the
+/// process (/dev/stdout) are written to in one stream; a file that cannot be renamed to, since it is a mount point or
+/// its folder cannot be written, is overwritten. Throws CheckpointError when a name comes twice, a tensor cannot be
+/// stored or the file cannot be written.
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 
@@ -37,7 +39,8 @@ void check_safetensors(const std::string& shown, const NamedTensors& tensors,
 /// missing, damaged or no such file.
 NamedTensors load_safetensors(const std::string& path, const std::string& shown = {});
 
-/// Throws ConfigError when a file could not be written at `path`. Leaves nothing behind and an existing file untouched.
+/// Throws ConfigError when save_safetensors could not write `path`. Opens no device and no FIFO, leaves nothing behind
+/// and an existing file untouched.
 void check_writable(const std::string& path);
 
 }  // namespace tandem::io

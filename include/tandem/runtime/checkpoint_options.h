@@ -4,10 +4,15 @@
 #include <exception>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include <ATen/core/ivalue.h>
+
+namespace tandem::io {
+class CheckpointSeries;
+}
 
 namespace tandem {
 
@@ -15,6 +20,11 @@ namespace tandem {
 struct CheckpointConfiguration {
   std::string directory{};                    ///< holds `checkpoint_0` and so on; see io/checkpoint_series.h
   std::optional<std::int64_t> total_limit{};  ///< of checkpoints there: the oldest go; at least 1
+
+  /// The right to write there, which one has at a time. Empty: the first save_state takes it, until the end of the
+  /// launch, and throws CheckpointError where another process or launch has it. A program that has begun the series
+  /// itself hears of that before it trains.
+  std::shared_ptr<io::CheckpointSeries> series{};
 };
 
 /// What a save in the background does while the one before is still being written.
