@@ -1,15 +1,16 @@
 #include "tandem/c.h"
 
-#include <cmath>
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <cstring>
-#include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 
 #include <ATen/DLConvertor.h>
 #include <c10/util/Exception.h>
 
+#include "c/settings.h"
 #include "core/error_text.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/session.h"
@@ -27,12 +28,17 @@ struct tandem_session {
 };
 
 struct tandem_snapshot {
+  explicit tandem_snapshot(const tandem::ModelSnapshot& weights) : snapshot(weights) {
+    for (auto& model : snapshot.models)
+      for (auto& [name, tensor] : model) tensor = tensor.contiguous();
+  }
   tandem::ModelSnapshot snapshot;
 };
 
 namespace {
 
 using tandem::ConfigError;
+using namespace tandem::c_interface;
 
 thread_local std::string last_error;
 
@@ -96,14 +102,6 @@ T*& place_of(T** handle, const char* what) {
   return *handle;
 }
 
-template <class T>
-T& given(T* pointer, const char* what) {
-  if (!pointer) throw ConfigError(std::string(what) + " is NULL");
-  return *pointer;
-}
-
-std::string text_or_empty(const char* text) { return text ? text : ""; }
-
 void check_room(const char* text, std::size_t capacity) {
   if (!text && capacity > 0) throw ConfigError("where the text goes is NULL, with a capacity above 0");
 }
@@ -117,35 +115,13 @@ void copy_text(const std::string& from, char* to, std::size_t capacity, std::siz
   to[bytes] = '\0';
 }
 
-tandem_progress to_c(const tandem::Progress& progress) {
-  return {.state = static_cast<std::int32_t>(progress.state),
-          .reserved = 0,
-          .epoch = progress.epoch,
-          .step = progress.step,
-          .epoch_step = progress.epoch_step,
-          .epoch_steps = progress.epoch_steps,
-          .total_steps = progress.total_steps,
-          .loss = progress.loss,
-          .steps_per_second = progress.steps_per_second,
-          .seconds_left = progress.seconds_left};
-}
-
-// Both count from the same first one.
-static_assert(static_cast<int>(tandem::SessionState::failed) == TANDEM_FAILED);
-static_assert(static_cast<int>(tandem::SessionEvent::Kind::failed) == TANDEM_EVENT_FAILED);
-
-tandem::LaunchConfig to_launch_config(const tandem_config& config) {
-  if (config.size != sizeof(tandem_config))
-    throw ConfigError("tandem_config has a size of " + std::to_string(config.size) + ", and not of " +
-                      std::to_string(sizeof(tandem_config)) + "; call tandem_config_init first");
-  tandem::LaunchConfig launch;
-  if (config.gpus >= 0) launch.gpus = config.gpus;
-  if (config.cpu >= 0) launch.cpu = config.cpu;
-  launch.seed = config.seed;
-  launch.gradient_accumulation_steps = config.gradient_accumulation_steps;
-  launch.checkpoints.directory = text_or_empty(config.checkpoint_directory);
-  if (config.checkpoint_limit > 0) launch.checkpoints.total_limit = config.checkpoint_limit;
-  return launch;
+// Makes `error` the thread's last, and says which it is.
+tandem_code failed_with(const std::exception_ptr& error) noexcept {
+  try {
+    std::rethrow_exception(error);
+  } catch (...) {
+    return code_of_current_exception();
+  }
 }
 
 tandem_type type_of(at::ScalarType type) {
@@ -198,6 +174,10 @@ int32_t tandem_rank_index(const tandem_rank* rank) { return rank ? rank->acceler
 
 int32_t tandem_rank_world_size(const tandem_rank* rank) { return rank ? rank->accelerator.world_size() : -1; }
 
+int32_t tandem_rank_device(const tandem_rank* rank) {
+  return rank && !rank->accelerator.device().is_cpu() ? rank->accelerator.device().index() : -1;
+}
+
 tandem_code tandem_rank_step(tandem_rank* rank) {
   return guarded([&] {
     tandem::Accelerator& accelerator = given(rank, "the rank").accelerator;
@@ -219,31 +199,38 @@ void tandem_rank_fail(tandem_rank* rank, const char* why) {
 // ---- sessions
 
 void tandem_config_init(tandem_config* config) {
-  if (config)
-    *config = {.size = sizeof(tandem_config),
-               .gpus = -1,
-               .cpu = -1,
-               .seed = tandem::LaunchConfig().seed,
-               .gradient_accumulation_steps = 1,
-               .reserved = 0,
-               .checkpoint_directory = nullptr,
-               .checkpoint_limit = 0};
+  if (config) *config = to_c(tandem::LaunchConfig());
+}
+
+tandem_code tandem_cancel_new(tandem_cancel** cancel) {
+  return guarded([&] {
+    tandem_cancel*& made = place_of(cancel, "request to end");
+    made = new tandem_cancel;
+  });
+}
+
+tandem_code tandem_cancel_request(tandem_cancel* cancel) {
+  return guarded([&] { given(cancel, "the request to end").source.request_stop(); });
+}
+
+void tandem_cancel_free(tandem_cancel* cancel) { delete cancel; }
+
+void tandem_session_options_init(tandem_session_options* options) {
+  if (options) *options = to_c(tandem::SessionOptions());
 }
 
 tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_session** session) {
+  tandem_session_options options;
+  tandem_session_options_init(&options);
+  options.on_event = on_event;
+  options.user = user;
+  return tandem_session_new_with(&options, session);
+}
+
+tandem_code tandem_session_new_with(const tandem_session_options* options, tandem_session** session) {
   return guarded([&] {
     tandem_session*& made = place_of(session, "session");
-    tandem::SessionOptions options;
-    if (on_event)
-      options.on_event = [on_event, user](const tandem::SessionEvent& event) {
-        const tandem_event given{.kind = static_cast<std::int32_t>(event.kind),
-                                 .reserved = 0,
-                                 .left_out = event.left_out,
-                                 .progress = to_c(event.progress),
-                                 .text = event.text.c_str()};
-        on_event(&given, user);
-      };
-    made = new tandem_session(std::move(options));
+    made = new tandem_session(to_session_options(given(options, "the options")));
   });
 }
 
@@ -315,23 +302,54 @@ tandem_code tandem_session_save(tandem_session* session, const char* directory, 
   });
 }
 
+void tandem_save_options_init(tandem_save_options* options) {
+  if (options) *options = to_c(tandem::SaveStateOptions());
+}
+
+tandem_code tandem_session_begin_save(tandem_session* session, const char* directory,
+                                      const tandem_save_options* options, tandem_on_saved on_saved, void* user) {
+  return guarded([&] {
+    const auto tell = [on_saved, user](const std::string& where, const std::exception_ptr& error) {
+      if (!on_saved) return;
+      const tandem_code code = error ? failed_with(error) : TANDEM_OK;
+      on_saved(code, error ? tandem_last_error() : where.c_str(), user);
+    };
+    given(session, "the session").session.save_now(text_or_empty(directory), to_save_options(options), tell);
+  });
+}
+
 // ---- weights
 
 tandem_code tandem_session_snapshot(tandem_session* session, tandem_snapshot** snapshot) {
   return guarded([&] {
     tandem_snapshot*& made = place_of(snapshot, "snapshot");
-    given(session, "the session").session.evaluate_with([&](const tandem::ModelSnapshot& weights) {
-      auto copy = std::make_unique<tandem_snapshot>(tandem_snapshot{weights});
-      for (auto& model : copy->snapshot.models)
-        for (auto& [name, tensor] : model) tensor = tensor.contiguous();
-      made = copy.release();
+    made = given(session, "the session").session.evaluate_with([](const tandem::ModelSnapshot& weights) {
+      return new tandem_snapshot(weights);
     });
+  });
+}
+
+tandem_code tandem_session_begin_snapshot(tandem_session* session, tandem_on_snapshot on_snapshot, void* user) {
+  return guarded([&] {
+    if (!on_snapshot) throw ConfigError("on_snapshot, which would be given the weights, is NULL");
+    const auto give = [on_snapshot, user](const tandem::ModelSnapshot& weights) {
+      tandem_snapshot* made = nullptr;
+      const tandem_code code = guarded([&] { made = new tandem_snapshot(weights); });
+      on_snapshot(code, made, made ? "" : tandem_last_error(), user);
+    };
+    const auto tell = [on_snapshot, user](const std::exception_ptr& error) {
+      const tandem_code code = failed_with(error);
+      on_snapshot(code, nullptr, tandem_last_error(), user);
+    };
+    given(session, "the session").session.snapshot(give, tell);
   });
 }
 
 void tandem_snapshot_free(tandem_snapshot* snapshot) { delete snapshot; }
 
 int64_t tandem_snapshot_step(const tandem_snapshot* snapshot) { return snapshot ? snapshot->snapshot.step : -1; }
+
+int64_t tandem_snapshot_epoch(const tandem_snapshot* snapshot) { return snapshot ? snapshot->snapshot.epoch : -1; }
 
 size_t tandem_snapshot_models(const tandem_snapshot* snapshot) {
   return snapshot ? snapshot->snapshot.models.size() : 0;

@@ -55,14 +55,20 @@ void ModelSnapshot::load_into(torch::nn::Module& module, std::size_t index) cons
 }
 
 struct Session::Shared {
-  explicit Shared(const SessionOptions& options) : step_interval(options.step_interval), events(options) {}
+  explicit Shared(const SessionOptions& options) : pace{options.step_interval, options.every_epoch}, events(options) {}
 
   std::shared_ptr<SessionRun> current() const {
     const std::lock_guard lock(mutex);
     return run;
   }
 
-  const std::chrono::nanoseconds step_interval;
+  // Calls the host, unless what it asked for can be called no more.
+  void post(const std::shared_ptr<SessionRun>& run, std::function<void()> call) {
+    events.post(
+        std::move(call), run ? run->on_error() : [](const std::exception_ptr&) {});
+  }
+
+  const EventPace pace;
   Published<Progress> progress;
   mutable std::mutex mutex;  // guards the two below
   std::shared_ptr<SessionRun> run;
@@ -92,7 +98,7 @@ void Session::start(LaunchConfig config, std::function<void(Accelerator&)> body)
   if (shared_->thread.joinable()) shared_->thread.join();
   if (shared_->run) shared_->run->retire();
   shared_->run = std::make_shared<SessionRun>(std::move(config), std::move(body), shared_->events, shared_->progress,
-                                              shared_->step_interval);
+                                              shared_->pace);
   end_at_exit(shared_->run);
   try {
     shared_->thread = std::thread([run = shared_->run, shared = shared_] { run->execute(); });
@@ -119,11 +125,33 @@ void Session::cancel() {
   if (const auto run = shared_->current()) run->cancel();
 }
 
+namespace {
+
+void save(const std::shared_ptr<SessionRun>& run, const std::string& directory, const SaveStateOptions& options,
+          SaveWritten answer) {
+  if (run)
+    run->save_now(directory, options, std::move(answer));
+  else
+    answer({}, std::make_exception_ptr(Error("nothing was saved: no training was started")));
+}
+
+}  // namespace
+
 std::future<std::string> Session::save_now(const std::string& directory, const SaveStateOptions& options) {
-  if (const auto run = shared_->current()) return run->save_now(directory, options);
-  std::promise<std::string> nothing;
-  nothing.set_exception(std::make_exception_ptr(Error("nothing was saved: no training was started")));
-  return nothing.get_future();
+  auto promise = std::make_shared<std::promise<std::string>>();
+  save(shared_->current(), directory, options, [promise](const std::string& where, const std::exception_ptr& error) {
+    error ? promise->set_exception(error) : promise->set_value(where);
+  });
+  return promise->get_future();
+}
+
+void Session::save_now(const std::string& directory, const SaveStateOptions& options, SaveWritten done) {
+  const auto run = shared_->current();
+  save(run, directory, options,
+       [run = std::weak_ptr(run), done = std::move(done), shared = shared_.get()](const std::string& where,
+                                                                                  const std::exception_ptr& error) {
+         shared->post(run.lock(), [done, where, error] { done(where, error); });
+       });
 }
 
 namespace {
@@ -146,13 +174,17 @@ std::future<ModelSnapshot> Session::snapshot() {
   return promise->get_future();
 }
 
-void Session::snapshot(std::function<void(const ModelSnapshot&)> use) {
+void Session::snapshot(std::function<void(const ModelSnapshot&)> use,
+                       std::function<void(const std::exception_ptr&)> otherwise) {
   const auto run = shared_->current();
-  if (!run) return;
-  run->snapshot([use = std::move(use), events = &shared_->events, on_error = run->on_error()](
-                    const std::shared_ptr<const ModelSnapshot>& weights, const std::exception_ptr&) {
-    if (weights) events->post([use, weights] { use(*weights); }, on_error);
-  });
+  take_snapshot(
+      run, [run = std::weak_ptr(run), use = std::move(use), otherwise = std::move(otherwise), shared = shared_.get()](
+               const std::shared_ptr<const ModelSnapshot>& weights, const std::exception_ptr& error) {
+        if (weights)
+          shared->post(run.lock(), [use, weights] { use(*weights); });
+        else if (otherwise)
+          shared->post(run.lock(), [otherwise, error] { otherwise(error); });
+      });
 }
 
 ModelSnapshot Session::wait_for_snapshot() {

@@ -77,6 +77,7 @@ struct SessionEvents::Inbox : std::enable_shared_from_this<Inbox> {
 
   Executor executor;
   std::function<void(const SessionEvent&)> on_event;
+  bool every_epoch = false;
   std::shared_ptr<CallingThread::Queue> queue;
   std::mutex mutex;
   std::condition_variable changed;
@@ -85,14 +86,16 @@ struct SessionEvents::Inbox : std::enable_shared_from_this<Inbox> {
   bool closed = false;
   std::thread::id delivering;  // the thread in a callback; none: nobody is
 
-  // Steps and epochs are replaced by later ones.
+  bool is_replaced_by_later(SessionEvent::Kind kind) const {
+    return kind == SessionEvent::Kind::step || (kind == SessionEvent::Kind::epoch && !every_epoch);
+  }
+
   void add(Entry entry) {
     std::optional<Entry> replaced;
     const std::lock_guard lock(mutex);
     if (closed) return;
     const auto is_replaced = [&](const Entry& other) { return other.event && other.event->kind == entry.event->kind; };
-    if (entry.event &&
-        (entry.event->kind == SessionEvent::Kind::step || entry.event->kind == SessionEvent::Kind::epoch))
+    if (entry.event && is_replaced_by_later(entry.event->kind))
       if (const auto old = std::find_if(entries.begin(), entries.end(), is_replaced); old != entries.end()) {
         entry.event->left_out = old->event->left_out + 1;
         replaced = std::move(*old);
@@ -154,6 +157,7 @@ struct SessionEvents::Inbox : std::enable_shared_from_this<Inbox> {
 SessionEvents::SessionEvents(const SessionOptions& options) : inbox_(std::make_shared<Inbox>()) {
   inbox_->executor = options.executor;
   inbox_->on_event = options.on_event;
+  inbox_->every_epoch = options.every_epoch;
   inbox_->queue = thread_.queue_;
 }
 

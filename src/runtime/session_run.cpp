@@ -61,12 +61,8 @@ bool is_cancellation(const std::exception_ptr& error) {
 }  // namespace
 
 SessionRun::SessionRun(LaunchConfig config, std::function<void(Accelerator&)> body, SessionEvents& events,
-                       Published<Progress>& progress, std::chrono::nanoseconds step_interval)
-    : config_(std::move(config)),
-      body_(std::move(body)),
-      events_(events),
-      published_(progress),
-      step_interval_(step_interval) {
+                       Published<Progress>& progress, EventPace pace)
+    : config_(std::move(config)), body_(std::move(body)), events_(events), published_(progress), pace_(pace) {
   progress_.state = SessionState::starting;
   progress_.loss = std::numeric_limits<double>::quiet_NaN();
   published_.store(progress_);
@@ -119,7 +115,7 @@ void SessionRun::before_body(Accelerator& accelerator, RankContext& context) {
   if (context.rank == 0) publish = [this](const Progress& progress) { set_progress(progress); };
   constexpr std::chrono::nanoseconds kInterval = std::chrono::milliseconds(16);  // people see 60 pictures a second
   auto follower = std::make_unique<StepFollower>(accelerator, context, *gate_, std::move(publish),
-                                                 std::min(kInterval, step_interval_));
+                                                 std::min(kInterval, pace_.step_interval), pace_.every_epoch);
   context.follower = follower.get();
   followers_[static_cast<std::size_t>(context.rank)] = std::move(follower);
 }
@@ -228,13 +224,12 @@ void SessionRun::fail(std::exception_ptr error) {
   cancel();
 }
 
-std::future<std::string> SessionRun::save_now(const std::string& directory, const SaveStateOptions& options) {
-  auto save = std::make_shared<Save>(Save{directory, options, {}, false});
-  auto result = save->result.get_future();
+void SessionRun::save_now(const std::string& directory, const SaveStateOptions& options, SaveWritten answer) {
+  auto save = std::make_shared<Save>(Save{directory, options, std::move(answer), false});
   std::unique_lock lock(mutex_);
   if (!is_active(lock)) {
-    save->result.set_exception(std::make_exception_ptr(Error("nothing was saved: the training has ended")));
-    return result;
+    lock.unlock();
+    return save->answer({}, std::make_exception_ptr(Error("nothing was saved: the training has ended")));
   }
   std::erase_if(saves_, [](const auto& other) { return other->done; });
   saves_.push_back(save);
@@ -245,7 +240,6 @@ std::future<std::string> SessionRun::save_now(const std::string& directory, cons
                   },
               .run = [this, save](int rank, const StepGate::Standing&) { this->save(save, rank); }});
   });
-  return result;
 }
 
 // Collective.
@@ -271,7 +265,7 @@ void SessionRun::save(const std::shared_ptr<Save>& save, int rank) {
 void SessionRun::end_save(Save& save, const std::string& directory, const std::exception_ptr& error) {
   const std::lock_guard lock(mutex_);
   if (std::exchange(save.done, true)) return;
-  error ? save.result.set_exception(error) : save.result.set_value(directory);
+  save.answer(error ? std::string() : directory, error);
   if (error)
     post(SessionEvent::Kind::save_failed, text_of(error));
   else if (!directory.empty())
@@ -337,7 +331,7 @@ void SessionRun::set_progress(const Progress& progress) {
   const bool has_epoch = progress.epoch_steps >= 0 || progress.epoch > 0 || progress.epoch_step > 0;
   if (has_epoch && std::exchange(epoch_posted_, progress.epoch) != progress.epoch) post(SessionEvent::Kind::epoch);
   const auto now = std::chrono::steady_clock::now();
-  if (progress.step == step_posted_ || now - step_posted_at_ < step_interval_) return;
+  if (progress.step == step_posted_ || now - step_posted_at_ < pace_.step_interval) return;
   step_posted_ = progress.step;
   step_posted_at_ = now;
   post(SessionEvent::Kind::step);
@@ -393,7 +387,7 @@ std::function<void()> SessionRun::answer_requests(const Outcome& outcome) {
       outcome.error ? "the training has failed before: " + text_of(outcome.error) : "the training has ended before"));
   for (const auto& save : std::exchange(saves_, {})) {
     if (std::exchange(save->done, true)) continue;
-    save->result.set_exception(problem);
+    save->answer({}, problem);
     post(SessionEvent::Kind::save_failed, text_of(problem));
   }
   const auto weights = outcome.state == SessionState::ended ? final_weights_ : nullptr;

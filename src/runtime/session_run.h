@@ -5,7 +5,6 @@
 #include <condition_variable>
 #include <exception>
 #include <functional>
-#include <future>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -21,6 +20,12 @@
 
 namespace tandem {
 
+/// How often a session's host hears of its training.
+struct EventPace {
+  std::chrono::nanoseconds step_interval;  ///< see SessionOptions, as the next
+  bool every_epoch;
+};
+
 /// What one training of a session does and is asked for. All members but `execute` and the observer's may be called by
 /// any thread.
 class SessionRun : private LaunchObserver, public std::enable_shared_from_this<SessionRun> {
@@ -29,7 +34,7 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
 
   /// `events` and `progress` outlive it.
   SessionRun(LaunchConfig config, std::function<void(Accelerator&)> body, SessionEvents& events,
-             Published<Progress>& progress, std::chrono::nanoseconds step_interval);
+             Published<Progress>& progress, EventPace pace);
 
   /// Runs it all, on the calling thread.
   void execute() noexcept;
@@ -39,7 +44,8 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   void request_stop();
   void cancel();
   void fail(std::exception_ptr error);  ///< that the host has made
-  std::future<std::string> save_now(const std::string& directory, const SaveStateOptions& options);
+  /// `answer` is called once, on any thread, and must not call this.
+  void save_now(const std::string& directory, const SaveStateOptions& options, SaveWritten answer);
   void snapshot(TakeSnapshot take);  ///< which is called once, on any thread
 
   /// Its session begins another: what it has still to say concerns nobody any more.
@@ -60,7 +66,7 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   struct Save {
     std::string directory;
     SaveStateOptions options;
-    std::promise<std::string> result;
+    SaveWritten answer;
     bool done = false;
   };
   struct SnapshotRequest {
@@ -103,7 +109,7 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   std::function<void(Accelerator&)> body_;
   SessionEvents& events_;
   Published<Progress>& published_;
-  const std::chrono::nanoseconds step_interval_;
+  const EventPace pace_;
   std::stop_source cancel_;
 
   std::optional<StepGate> gate_;                          // while there are ranks

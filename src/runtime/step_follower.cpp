@@ -19,12 +19,14 @@ constexpr double kMemorySeconds = 3;  // of the smoothed rate
 }  // namespace
 
 StepFollower::StepFollower(Accelerator& accelerator, RankContext& context, StepGate& gate,
-                           std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval)
+                           std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval,
+                           bool every_epoch)
     : accelerator_(accelerator),
       context_(context),
       gate_(gate),
       publish_(std::move(publish)),
       interval_(interval),
+      every_epoch_(every_epoch),
       published_(Clock::now()) {
   progress_.loss = std::numeric_limits<double>::quiet_NaN();
 }
@@ -80,7 +82,7 @@ bool StepFollower::before_batch(const data::EpochPosition& position) {
   progress_.epoch = position.epoch;
   progress_.epoch_step = position.step;
   progress_.epoch_steps = position.steps;
-  publish_if_due();
+  publish_if_due(std::exchange(epoch_begun_, position.epoch) != position.epoch);
   return true;
 }
 
@@ -100,13 +102,13 @@ void StepFollower::after_window() noexcept {
   gate_.close_window(context_.rank);
   progress_.step += 1;
   if (!std::exchange(has_closed_window_, true)) outlive_what_was_made();
-  publish_if_due();
+  publish_if_due(false);
 }
 
-void StepFollower::publish_if_due() noexcept {
+void StepFollower::publish_if_due(bool epoch_begins) noexcept {
   if (!publish_) return;
   const auto now = Clock::now();
-  if (now - published_ < interval_) return;
+  if (now - published_ < interval_ && !(epoch_begins && every_epoch_)) return;
   try {
     publish(now);
   } catch (...) {

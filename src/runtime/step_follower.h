@@ -21,9 +21,10 @@ class StepFollower {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// `publish`: takes what rank 0 has come to, at most once an `interval`; empty on the others.
+  /// `publish`: takes what rank 0 has come to, at most once an `interval`, and with `every_epoch` where one begins;
+  /// empty on the others.
   StepFollower(Accelerator& accelerator, RankContext& context, StepGate& gate,
-               std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval);
+               std::function<void(const Progress&)> publish, std::chrono::nanoseconds interval, bool every_epoch);
 
   Accelerator& accelerator() const { return accelerator_; }
   RankContext& context() const { return context_; }
@@ -70,7 +71,7 @@ class StepFollower {
   void stand_still_in(const Pass& pass);
   bool window_is_closed() const;
   void note_what_trains();
-  void publish_if_due() noexcept;
+  void publish_if_due(bool epoch_begins) noexcept;
   void publish(Clock::time_point now);
   void read_loss(bool wait);
 
@@ -79,6 +80,7 @@ class StepFollower {
   StepGate& gate_;
   const std::function<void(const Progress&)> publish_;
   const std::chrono::nanoseconds interval_;
+  const bool every_epoch_;
   bool stops_ = false;
   bool takes_batch_ = false;  // at the gate before a batch
   bool has_closed_window_ = false;
@@ -89,6 +91,7 @@ class StepFollower {
   std::set<std::uint64_t> given_;  // whose batch is not used yet
 
   Progress progress_;
+  std::int64_t epoch_begun_ = -1;
   Clock::time_point published_;
   std::int64_t published_step_ = 0;
   std::chrono::duration<double> stood_still_{0};  // since the last publishing

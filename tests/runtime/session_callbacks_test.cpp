@@ -5,6 +5,7 @@
 
 #include "runtime/session_training.h"
 #include "support/error_of.h"
+#include "support/temp_dir.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -48,6 +49,74 @@ TEST_CASE("each epoch and each closed window has its event, or is counted by the
   for (const SessionEvent& event : epochs) CHECK(event.progress.epoch == (epoch += 1 + event.left_out));
   CHECK(count_of(steps) == 3 * 6);
   for (const SessionEvent& event : steps) CHECK(event.progress.step == (step += 1 + event.left_out));
+}
+
+TEST_CASE("every epoch has its event where that is asked for, however short it and however slow the callback is") {
+  Log log;
+  SessionOptions options = log.options();
+  const auto note = options.on_event;
+  options.on_event = [&](const SessionEvent& event) {
+    note(event);
+    if (event.kind == SessionEvent::Kind::epoch && event.progress.epoch < 3) std::this_thread::sleep_for(30ms);
+  };
+  options.step_interval = GENERATE(0ms, 16ms, 1h);
+  options.every_epoch = true;
+  Session session(options);
+  session.start(ranks(2), body({.epochs = 100, .points = Points(4)}));
+  session.wait();
+  REQUIRE(log.has(SessionEvent::Kind::ended));
+  const auto epochs = log.of(SessionEvent::Kind::epoch);
+  REQUIRE(epochs.size() == 100);
+  std::int64_t epoch = 0;
+  for (const SessionEvent& event : epochs) {
+    CHECK(event.progress.epoch == epoch++);
+    CHECK(event.progress.epoch_step == 1);
+    CHECK(event.left_out == 0);
+  }
+}
+
+TEST_CASE("a save and a snapshot that are not waited for tell how they ended, where callbacks are called") {
+  const TempDir directory;
+  std::mutex mutex;
+  std::vector<std::string> answers;
+  const auto tell = [&](const std::string& text) {
+    const std::lock_guard lock(mutex);
+    answers.push_back(text);
+  };
+  const auto on_error = [&](const std::exception_ptr& error) {
+    tell(error_of<std::exception>([&] { std::rethrow_exception(error); }));
+  };
+  const auto done = [&](const std::string& where, const std::exception_ptr& error) {
+    error ? on_error(error) : tell(where);
+  };
+  const auto answered = [&](const std::string& text) {
+    for (int i = 0; i < 20'000; ++i, std::this_thread::sleep_for(1ms)) {
+      const std::lock_guard lock(mutex);
+      for (const std::string& answer : answers)
+        if (answer.find(text) != std::string::npos) return true;
+    }
+    return false;
+  };
+  Session session;
+  session.save_now({}, {}, done);
+  CHECK(answered("nothing was saved: no training was started"));
+  session.snapshot([&](const ModelSnapshot&) { tell("weights"); }, on_error);
+  CHECK(answered("there are no weights: no training was started"));
+  session.start(ranks(2), body({}));
+  session.save_now(directory / "state", {}, done);
+  CHECK(answered(directory / "state"));
+  session.save_now("/dev/null/state", {}, done);
+  CHECK(answered("/dev/null"));
+  session.snapshot([&](const ModelSnapshot&) { tell("weights"); }, on_error);
+  CHECK(answered("weights"));
+  session.cancel();
+  session.wait();
+  session.save_now({}, {}, done);
+  CHECK(answered("nothing was saved: the training has ended"));
+  session.snapshot([&](const ModelSnapshot&) { tell("more weights"); }, on_error);
+  CHECK(answered("there are no weights: the training has not ended well"));
+  const std::lock_guard lock(mutex);
+  CHECK(answers.size() == 7);
 }
 
 TEST_CASE("a body without loaders has steps and no epochs") {

@@ -70,6 +70,9 @@ struct JpegOptions {
   J_COLOR_SPACE raster_colors = JCS_RGB;  ///< what the raster's channels are
   J_COLOR_SPACE file_colors = JCS_YCbCr;
   bool progressive = false;
+  bool separate_scans = false;    ///< one for each component
+  unsigned restart_interval = 0;  ///< blocks between two restart markers; 0: there are none
+  bool arithmetic = false;        ///< coded so, and not by Huffman's method
 };
 
 /// At quality 95 and without subsampling: smooth pictures come back within a few units.
@@ -90,6 +93,15 @@ inline void write_jpeg(const std::string& path, const Raster& raster, const Jpeg
   jpeg.comp_info[0].h_samp_factor = jpeg.comp_info[0].v_samp_factor = 1;
   if (options.file_colors == JCS_YCCK) jpeg.comp_info[3].h_samp_factor = jpeg.comp_info[3].v_samp_factor = 1;
   if (options.progressive) jpeg_simple_progression(&jpeg);
+  std::vector<jpeg_scan_info> scans;
+  for (int component = 0; component < jpeg.num_components; ++component)
+    scans.push_back({.comps_in_scan = 1, .component_index = {component}, .Ss = 0, .Se = 63, .Ah = 0, .Al = 0});
+  if (options.separate_scans) {
+    jpeg.scan_info = scans.data();
+    jpeg.num_scans = static_cast<int>(scans.size());
+  }
+  jpeg.restart_interval = options.restart_interval;
+  jpeg.arith_code = options.arithmetic;
   jpeg_start_compress(&jpeg, TRUE);
   const std::size_t stride = static_cast<std::size_t>(raster.width) * static_cast<std::size_t>(raster.channels);
   while (jpeg.next_scanline < jpeg.image_height) {

@@ -54,12 +54,13 @@ struct ImageFolderOptions {
 class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::data::Example<>> {
  public:
   /// Lists the files. Throws DataError naming the directory when it is missing or has no classes, or a class has no
-  /// pictures; one that names the link that leads back to a folder that it is in, or nowhere; ConfigError for sizes that are not positive and for channels other than 1 and 3.
+  /// pictures; one that names the link that leads back to a folder that it is in, or nowhere; ConfigError for sizes
+  /// that are not positive and for channels other than 1 and 3.
   explicit ImageFolder(const std::string& directory, ImageFolderOptions options = {});
 
   /// Reads picture `index`. Throws DataError naming the file when it cannot be read, is no JPEG or PNG (its contents
-  /// count, not its name), has pixels that are missing or damaged, claims more than 2^28 pixels or is smaller than the crop; and when
-  /// there is no such index.
+  /// count, not its name), has pixels that are missing or damaged, claims more than 2^28 pixels or is smaller than the
+  /// crop; and when there is no such index.
   torch::data::Example<> get(std::size_t index) override;
 
   /// How many pictures there are.

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <future>
 #include <memory>
@@ -51,7 +52,7 @@ struct SessionEvent {
   enum class Kind {
     started,  ///< ranks begin to run the body
     step,     ///< a window was closed; of several that wait for the callback the last is left
-    epoch,    ///< an epoch of a prepared loader has begun on rank 0; likewise
+    epoch,    ///< an epoch of a prepared loader has begun on rank 0; likewise, but see SessionOptions::every_epoch
     paused,
     resumed,
     saved,        ///< save_now has saved: `text` is the directory
@@ -81,6 +82,9 @@ struct SessionOptions {
   std::function<void(const SessionEvent&)> on_event{};
   /// Between two events of steps.
   std::chrono::milliseconds step_interval = std::chrono::milliseconds(16);
+  /// Each epoch has its event, as it begins, and a slow callback gets them all. Otherwise of epochs that follow each
+  /// other within 16 ms, or while a callback runs, the last one has.
+  bool every_epoch = false;
 };
 
 /// How a session may wait at Session::pause.
@@ -156,12 +160,17 @@ class Session {
   /// when the copy is written. What is paused in the middle of a window or of an evaluation is saved after `resume`.
   std::future<std::string> save_now(const std::string& directory = {}, const SaveStateOptions& options = {});
 
+  /// The same for `done`, which is called once with the directory or the error, where callbacks are called.
+  void save_now(const std::string& directory, const SaveStateOptions& options, SaveWritten done);
+
   /// The weights between two steps, while ranks stand still for the copy; once the body has ended well, those it ended
   /// with. The future has Error when there are none, or the session fails or is cancelled before.
   std::future<ModelSnapshot> snapshot();
 
-  /// The same for `use`, which is called where callbacks are called, or not at all when there is no snapshot.
-  void snapshot(std::function<void(const ModelSnapshot&)> use);
+  /// The same for `use`, which is called where callbacks are called; when there is no snapshot `otherwise` is, if it is
+  /// given, with the error.
+  void snapshot(std::function<void(const ModelSnapshot&)> use,
+                std::function<void(const std::exception_ptr&)> otherwise = {});
 
   /// Waits for a snapshot (which takes a step, and as long as a pause) and returns what `use` makes of it, on this
   /// thread. Throws what the future of `snapshot` has, what `use` throws, and ConfigError on a rank's thread.
