@@ -94,8 +94,9 @@ std::optional<std::string> ask(const std::string& key, const CLI::Option& settin
 }
 
 void write(const std::string& path, const Json& settings) {
+  const std::string text = tandem::io::exact_json(settings, path, 1) + '\n';
   std::ofstream file(path);
-  file << settings.dump(1) << '\n';
+  file << text;
   file.close();
   if (!file) throw tandem::Error("'" + path + "' cannot be written");
 }

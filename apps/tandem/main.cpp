@@ -52,7 +52,8 @@ int main(int argc, char** argv) {
       std::any_of(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--json"; });
   return apps::exit_code_of([&] { return parse_and_run(app, commands, argc, argv); },
                             [&](const std::string& what) {
-                              if (json) std::printf("%s\n", tandem::io::shown_json(nlohmann::json{{"error", what}}).c_str());
+                              if (json)
+                                std::printf("%s\n", tandem::io::shown_json(nlohmann::json{{"error", what}}).c_str());
                               std::fprintf(stderr, "tandem: %s\n", what.c_str());
                             });
 }
