@@ -53,10 +53,8 @@ Json describe(const Contents& contents) {
   json["tensors"] = Json::array();
   for (const auto& entry : contents.tensors->entries()) {
     const io::StoredTensor& tensor = entry.tensor;
-    json["tensors"].push_back({{"name", tensor.name},
-                               {"type", tensor.dtype},
-                               {"shape", tensor.shape},
-                               {"bytes", tensor.bytes()}});
+    json["tensors"].push_back(
+        {{"name", tensor.name}, {"type", tensor.dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes()}});
     if (!entry.file.empty()) json["tensors"].back()["file"] = entry.file;
   }
   return json;
@@ -155,7 +153,9 @@ void add_path_command(CLI::App& checkpoint, Commands& commands, const char* name
                       int (*run)(const PathOptions&), const char* footer) {
   const auto options = std::make_shared<PathOptions>();
   auto* command = checkpoint.add_subcommand(name, what);
-  command->add_option("path", options->path, "a directory of Tandem's or Hugging Face's, or a file of safetensors or torch.save")
+  command
+      ->add_option("path", options->path,
+                   "a directory of Tandem's or Hugging Face's, or a file of safetensors or torch.save")
       ->type_name("FILE")
       ->required();
   command->add_flag("--json", options->json, "print JSON");

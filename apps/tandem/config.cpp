@@ -122,7 +122,7 @@ int ask_and_write(const std::string& path, bool force) {
     if (answer) settings[key] = value_of(*answer);
     if (key == "model") model = *answer;
   }
-  const std::string text = settings.dump(1) + "\n";
+  const std::string text = tandem::io::exact_json(settings, path, 1) + "\n";
   file.write([&](const tandem::io::WriteBytes& write) { write(text.data(), text.size()); });
   if (stream) return apps::kDone;
   check(path);

@@ -88,7 +88,8 @@ void write_directory(const StoredTensors& stored, const Conversion& conversion) 
     }
   }
   const nlohmann::ordered_json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}};
-  if (shards.size() > 1) writer.add(io::kModelIndex, io::exact_json(index, conversion.to + "/" + io::kModelIndex, 2) + "\n");
+  if (shards.size() > 1)
+    writer.add(io::kModelIndex, io::exact_json(index, conversion.to + "/" + io::kModelIndex, 2) + "\n");
   writer.commit({{"kind", "model"}});
 }
 

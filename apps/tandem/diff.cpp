@@ -5,6 +5,7 @@
 
 #include <ATen/Functions.h>
 
+#include "io/scalar_types.h"
 #include "stored_tensors.h"
 
 namespace tandem_tool {
@@ -12,12 +13,7 @@ namespace {
 
 std::string shown(const std::vector<std::int64_t>& shape) { return c10::str(at::IntArrayRef(shape)); }
 
-// Whether LibTorch makes numbers of it.
-bool is_number(const tandem::io::StoredTensor& tensor) {
-  if (!tensor.type || tensor.type == at::kFloat4_e2m1fn_x2) return false;
-  return at::isFloatingType(*tensor.type) || at::isComplexType(*tensor.type) || tensor.type == at::kBool ||
-         at::isIntegralType(*tensor.type, false);
-}
+bool is_number(const tandem::io::StoredTensor& tensor) { return tensor.type && tandem::io::is_number(*tensor.type); }
 
 // 0 where both are NaN, or both the same infinity.
 double largest_difference(const at::Tensor& first, const at::Tensor& second) {
@@ -58,9 +54,7 @@ Difference compare(const std::string& first_path, const std::string& second_path
     const double largest = largest_difference(first, entry, second, *other);
     const bool differs = !(largest <= tolerance);  // NaN differs
     if (a.type != b.type)
-      difference.tensors.push_back(
-          {a.name, "type " + a.dtype + " and " + b.dtype,
-           largest});
+      difference.tensors.push_back({a.name, "type " + a.dtype + " and " + b.dtype, largest});
     else if (differs)
       difference.tensors.push_back({a.name, "values", largest});
     else

@@ -41,7 +41,8 @@ int answer_lines(const std::string& path) {
   }
   std::istream& lines = path == "-" ? std::cin : file;
   for (std::string line; std::getline(lines, line);)
-    if (line.find_first_not_of(" \t\r") != std::string::npos) std::printf("%s\n", tandem::io::shown_json(answer(line)).c_str());
+    if (line.find_first_not_of(" \t\r") != std::string::npos)
+      std::printf("%s\n", tandem::io::shown_json(answer(line)).c_str());
   return apps::kDone;
 }
 

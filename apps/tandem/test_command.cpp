@@ -52,7 +52,8 @@ class Verdict {
 
   int finish() const {
     if (as_json_)
-      std::printf("%s\n", tandem::io::shown_json(Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}).c_str());
+      std::printf("%s\n",
+                  tandem::io::shown_json(Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}).c_str());
     else
       std::printf("%s\n", passed_ ? "passed: this machine's ranks work" : "FAILED: see above");
     std::fflush(stdout);

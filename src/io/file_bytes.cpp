@@ -42,10 +42,12 @@ void check_is_pickle_file(const std::string& path, const std::string& shown) {
   const std::string begin = begin_of(path, shown);
   if (is_of_torch_save(begin)) return;
   if (begin.size() > 262 && begin.substr(257, 5) == "ustar")
-    throw CheckpointError(shown + ": is a tar archive, as PyTorch before 0.1.10 wrote; load it with PyTorch's "
-                                  "torch.load and save it again with torch.save");
-  throw CheckpointError(shown + ": is no file of torch.save, or damaged: it begins neither as a zip archive nor as the "
-                                "pickles that PyTorch wrote before 1.6");
+    throw CheckpointError(shown +
+                          ": is a tar archive, as PyTorch before 0.1.10 wrote; load it with PyTorch's "
+                          "torch.load and save it again with torch.save");
+  throw CheckpointError(shown +
+                        ": is no file of torch.save, or damaged: it begins neither as a zip archive nor as the "
+                        "pickles that PyTorch wrote before 1.6");
 }
 
 at::Tensor load_bytes(const std::string& path, const std::string& shown, Links links) {

@@ -14,6 +14,7 @@
 #include "io/file_bytes.h"
 #include "io/json_text.h"
 #include "io/model_source.h"
+#include "io/scalar_types.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -105,7 +106,8 @@ std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& w
   if (shards.size() == 1) return files;
   const Json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", std::move(weight_map)}};
   files.push_back({stem + ".safetensors.index.json",
-                   [text = exact_json(index, directory + "/" + stem + ".safetensors.index.json", 2) + "\n"](const WriteBytes& write) { write(text.data(), text.size()); }});
+                   [text = exact_json(index, directory + "/" + stem + ".safetensors.index.json", 2) +
+                           "\n"](const WriteBytes& write) { write(text.data(), text.size()); }});
   return files;
 }
 
@@ -141,6 +143,13 @@ std::optional<at::Tensor> agreed(const at::Tensor& a, const at::Tensor& b, at::S
   return same_numbers(a.to(type), b.to(type)) ? std::optional(a) : std::nullopt;
 }
 
+// Types are converted where numbers stay numbers: LibTorch makes none of bits and float4, and drops imaginary parts.
+void check_converts(const std::string& file, const std::string& name, at::ScalarType from, at::ScalarType to) {
+  if (from == to || (is_number(from) && is_number(to) && (at::isComplexType(to) || !at::isComplexType(from)))) return;
+  fail(file, "tensor '" + name + "' has type " + at::toString(from) + ", which is not converted to " +
+                 at::toString(to) + ", as the model has it");
+}
+
 // What is stored of a tensor, under any of its names; with several they must agree.
 at::Tensor find(const StoredWeights& stored, const Named& wanted) {
   at::Tensor tensor;
@@ -151,6 +160,7 @@ at::Tensor find(const StoredWeights& stored, const Named& wanted) {
     if (found->second.sizes() != wanted.tensor.sizes())
       fail(stored.files.at(name), "tensor '" + name + "' has sizes " + c10::str(found->second.sizes()) +
                                       ", the model needs " + c10::str(wanted.tensor.sizes()));
+    check_converts(stored.files.at(name), name, found->second.scalar_type(), wanted.tensor.scalar_type());
     if (!tensor.defined()) {
       tensor = found->second;
       before = name;

@@ -218,6 +218,8 @@ std::optional<at::ScalarType> storage_type(const std::string& name) {
 
 PickledBytes pickled_storage(const PickledTuple& description, std::map<std::string, PickledStorage>& storages) {
   const PickleNodes& items = description.items;
+  if (items.size() > 1 && as<std::string>(*items[0], "a text") == "module")  // a whole model, before PyTorch 1.6
+    fail_foreign(as<PickledGlobal>(*items[1], "a class").name);
   if (items.size() < 5 || items.size() > 6 || as<std::string>(*items[0], "a text") != "storage")
     fail_pickle("has a pickle that refers to what is no storage");
   const auto* const kind = std::get_if<PickledGlobal>(&items[1]->value);

@@ -91,7 +91,8 @@ class Pickler {
     else if (value.isTuple() || value.isList() || value.isGenericDict())
       put_container(value);
     else
-      refuse("of the kind " + value.tagKind(), "only None, numbers, texts, devices, tuples, lists, dicts and tensors can be");
+      refuse("of the kind " + value.tagKind(),
+             "only None, numbers, texts, devices, tuples, lists, dicts and tensors can be");
   }
 
   void put_int(std::int64_t number) {
@@ -154,8 +155,7 @@ class Pickler {
     if (const auto known = containers_.find(container); known != containers_.end()) {
       recall(known->second);
     } else {
-      if (++depth_ >= kDeepestValues)
-        refuse("nested " + std::to_string(kDeepestValues) + " deep", "nest less deeply");
+      if (++depth_ >= kDeepestValues) refuse("nested " + std::to_string(kDeepestValues) + " deep", "nest less deeply");
       value.isTuple() ? put_tuple(value) : value.isGenericDict() ? put_dict(value) : put_list(value);
       depth_ -= 1;
     }
@@ -260,8 +260,8 @@ class Pickler {
   // Tensors of one type that fill the same memory have one.
   void put_storage(const at::Tensor& tensor, const std::vector<std::int64_t>& strides) {
     const std::string name = storage_name(tensor.scalar_type());
-    const bool fills = tensor.storage_offset() == 0 && tensor.storage().nbytes() == tensor.nbytes() &&
-                       tensor.strides() == strides;
+    const bool fills =
+        tensor.storage_offset() == 0 && tensor.storage().nbytes() == tensor.nbytes() && tensor.strides() == strides;
     const auto of = std::pair(static_cast<const void*>(tensor.storage().unsafeGetStorageImpl()), tensor.scalar_type());
     if (const auto known = storages_.find(of); fills && known != storages_.end()) return recall(known->second);
     pickle_.text += '(';

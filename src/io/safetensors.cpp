@@ -94,6 +94,7 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
     offset += bytes;
   }
   std::string text = exact_json(header, path);
+  if (text.size() > kMostHeaderBytes - 64) fail(path, "would have a header of more bytes than the format allows");
   constexpr std::size_t kAlignment = 64;  // the format wants 8
   text.resize((8 + text.size() + kAlignment - 1) / kAlignment * kAlignment - 8, ' ');
   return text;

@@ -69,9 +69,7 @@ const Names* find(const Matches& matches) {
 // "UInt16Storage" is in checkpoints of Tandem up to 0.1, which LibTorch has written and Python does not know.
 std::string of_storage(const Names& names) { return std::string(c10::toString(names.type)) + "Storage"; }
 
-std::optional<at::ScalarType> type_of(const Names* names) {
-  return names ? std::optional(names->type) : std::nullopt;
-}
+std::optional<at::ScalarType> type_of(const Names* names) { return names ? std::optional(names->type) : std::nullopt; }
 
 }  // namespace
 
@@ -91,6 +89,11 @@ std::optional<at::ScalarType> type_of_python(std::string_view name) {
 
 std::optional<at::ScalarType> type_of_storage(std::string_view name) {
   return type_of(find([&](const Names& names) { return of_storage(names) == name; }));
+}
+
+bool is_number(at::ScalarType type) {
+  if (type == at::kFloat4_e2m1fn_x2) return false;
+  return at::isFloatingType(type) || at::isComplexType(type) || at::isIntegralType(type, /*includeBool=*/true);
 }
 
 at::Tensor as_plain(const at::Tensor& tensor) {

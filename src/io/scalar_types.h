@@ -20,6 +20,9 @@ std::string storage_name(at::ScalarType type);
 std::optional<at::ScalarType> type_of_python(std::string_view name);
 std::optional<at::ScalarType> type_of_storage(std::string_view name);  ///< \copydoc type_of_python
 
+/// Whether LibTorch makes other numbers of it, and it of others.
+bool is_number(at::ScalarType type);
+
 /// The same memory as elements of a type of that size that every kernel knows: LibTorch copies some types in no way.
 at::Tensor as_plain(const at::Tensor& tensor);
 

@@ -182,6 +182,8 @@ class Unpickled::Machine {
       case 0x93: push_global_of_stack(); return true;
       case 'Q': push_storage(); return true;
       case 'R': call(); return true;
+      case 0x81: refuse_object();  // of any class
+      case 0x8f: fail_foreign("builtins.set");
       case 'b': build(); return true;
       case '0': pop(); return true;
       default: return false;
@@ -224,6 +226,11 @@ class Unpickled::Machine {
       stack_.push_back(*known);
     else
       stack_.push_back(&nodes_.emplace_back(std::move(std::get<PickleNode>(made))));
+  }
+
+  [[noreturn]] void refuse_object() {
+    pop();  // arguments
+    fail_foreign(as<PickledGlobal>(*pop(), "a class").name);
   }
 
   void build() {

@@ -34,9 +34,9 @@ struct PickledStorage {
   std::uint64_t bytes = 0, element_bytes = 1;
 };
 
-/// What a pickle describes, by the opcodes of Python's pickle protocols 2 to 5 (Python, Lib/pickletools.py). No class or
-/// function of Python's is looked up: what a state of PyTorch's is made of is known by its names, and any other name is
-/// an error.
+/// What a pickle describes, by the opcodes of Python's pickle protocols 2 to 5 (Python, Lib/pickletools.py). No class
+/// or function of Python's is looked up: what a state of PyTorch's is made of is known by its names, and any other name
+/// is an error.
 class Unpickled {
  public:
   /// Parses the pickle at the beginning of `bytes`, which stay as long as this object. Throws UnpickleError.

@@ -121,7 +121,8 @@ TEST_CASE("files of torch.save are shown, verified, estimated, compared and conv
   REQUIRE(checkpoint("convert " + other + " " + (dir / "new.safetensors")).exit_code == 0);
   CHECK(checkpoint("diff " + other + " " + (dir / "new.safetensors")).exit_code == 0);
   std::filesystem::resize_file(other + "/pytorch_model.bin", 300);
-  CHECK_THAT(checkpoint("verify " + other).output, ContainsSubstring("pytorch_model.bin: is no file of torch.save, or"));
+  CHECK_THAT(checkpoint("verify " + other).output,
+             ContainsSubstring("pytorch_model.bin: is no file of torch.save, or"));
 }
 
 TEST_CASE("types that LibTorch has in part or not at all are shown, verified, estimated and compared") {

@@ -208,6 +208,34 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
   CHECK_THROWS_AS(io::save_model(path, *net, {.max_shard_bytes = 0}), ConfigError);
 }
 
+TEST_CASE("types are converted where numbers stay numbers; others are errors that name both, and change nothing") {
+  const TempDir dir;
+  struct Two : torch::nn::Module {
+    Two() {
+      first = register_parameter("first", at::zeros({2}));
+      second = register_parameter("second", at::zeros({2}));
+    }
+    at::Tensor first, second;
+  };
+  fs::create_directory(dir / "model");
+  Two model;
+  for (const auto type : {at::kFloat8_e5m2, at::kFloat8_e8m0fnu, at::kUInt16, at::kBool, at::kBFloat16}) {
+    io::save_safetensors(dir / "model/model.safetensors",
+                         {{"first", at::ones({2}).to(type)}, {"second", at::ones({2}).to(type)}});
+    model.second.detach().zero_();
+    io::load_model(dir / "model", model);
+    CHECK(at::equal(model.second.detach(), at::ones({2})));
+  }
+  for (const auto type : {at::kFloat4_e2m1fn_x2, at::kComplexFloat}) {
+    io::save_safetensors(dir / "model/model.safetensors",
+                         {{"first", at::zeros({2})}, {"second", at::zeros({2}, at::TensorOptions(type))}});
+    CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(dir / "model", model); }),
+               ContainsSubstring("model.safetensors: tensor 'second' has type " + std::string(c10::toString(type)) +
+                                 ", which is not converted to Float"));
+    CHECK(at::equal(model.first.detach(), at::ones({2})));
+  }
+}
+
 TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
   const TempDir directory;
   const std::string path = directory / "model", index = path + "/model.safetensors.index.json";

@@ -160,7 +160,8 @@ TEST_CASE("of a view only its own elements are written") {
   CHECK(at::equal(read_pickle(dir / "file").toTensor(), at::arange(10, 20, at::kFloat)));
 }
 
-TEST_CASE("tensors of every type come back as they were: dense, with gaps, repeated; quantized ones are refused by name") {
+TEST_CASE(
+    "tensors of every type come back as they were: dense, with gaps, repeated; quantized ones are refused by name") {
   const TempDir dir;
   int types = 0, refused = 0;
   for (int i = 0; i < static_cast<int>(at::ScalarType::Undefined); ++i) {
@@ -238,9 +239,9 @@ TEST_CASE("values of every kind that is written are read; others are refused by 
   keys.insert(std::int64_t{7}, c10::Device("cuda:3"));
   keys.insert(0.5, c10::List<std::int64_t>({1, 2}));
   keys.insert(true, std::string(100'000, 'x'));
-  for (const std::int64_t number : {std::numeric_limits<std::int64_t>::min(), std::int64_t{-2147483649},
-                                    std::int64_t{-2147483648}, std::int64_t{2147483648},
-                                    std::numeric_limits<std::int64_t>::max()})
+  for (const std::int64_t number :
+       {std::numeric_limits<std::int64_t>::min(), std::int64_t{-2147483649}, std::int64_t{-2147483648},
+        std::int64_t{2147483648}, std::numeric_limits<std::int64_t>::max()})
     keys.insert(number, number);
   write(dir / "file", keys);
   const Dict back = read_pickle(dir / "file").toGenericDict();
@@ -256,7 +257,8 @@ TEST_CASE("values of every kind that is written are read; others are refused by 
   CHECK_THAT(refused(at::Tensor()), ContainsSubstring("value[1] is an undefined tensor"));
   CHECK_THAT(refused(at::eye(2).to_sparse()), ContainsSubstring("value[1] is a tensor that is not dense"));
   CHECK_THAT(refused(at::empty({2}, at::kMeta)), ContainsSubstring("value[1] is a tensor without memory"));
-  CHECK_THAT(refused(at::make_generator<at::CPUGeneratorImpl>()), ContainsSubstring("value[1] is of the kind Generator"));
+  CHECK_THAT(refused(at::make_generator<at::CPUGeneratorImpl>()),
+             ContainsSubstring("value[1] is of the kind Generator"));
   Dict by_tensor = new_dict();
   by_tensor.insert(at::ones({1}), true);
   CHECK_THAT(refused(by_tensor), ContainsSubstring("value[1] is a dict with a key of the kind Tensor"));
@@ -308,10 +310,16 @@ TEST_CASE("files of the format before PyTorch 1.6 are read, with parts of storag
 
 TEST_CASE("numbers and arrays of NumPy's are read as type and bytes, and damaged ones are errors") {
   const TempDir dir;
-  const std::string type = "cnumpy\ndtype\nX\2\0\0\0i2\x89\x88\x87R(K\3X\1\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"s;
+  const std::string type =
+      "cnumpy\ndtype\nX\2\0\0\0i2\x89\x88\x87R(K\3X\1\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"s;
   const std::string scalar = "cnumpy._core.multiarray\nscalar\n" + type + "C\2\1\2\x86R";
-  const std::string array = "cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" "C\1b\x87R"
-                            "(K\1K\2K\1\x86"s + type + "\x88" "C\4\1\0\2\0tb"s;
+  const std::string array =
+      "cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85"
+      "C\1b\x87R"
+      "(K\1K\2K\1\x86"s +
+      type +
+      "\x88"
+      "C\4\1\0\2\0tb"s;
   const std::string pickle = "\x80\x02" + scalar + array + "\x86.";
   write_archive(dir / "file", pickle);
   const auto back = read_pickle(dir / "file").toTupleRef().elements().vec();

@@ -312,14 +312,12 @@ class ExchangeTest(unittest.TestCase):
             self.check_goes_through(value, expected, pickle_protocol=protocol)
 
     def test_what_is_not_read_is_named(self):
-        class Own:
-            pass
-
         named = {
             "quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
             "sparse tensor": torch.eye(3).to_sparse(),
             "'U3'": np.str_("abc"), "'f16'": np.longdouble(1), "more than 64 bits": 2**64, "'O8'": np.array([{}]),
             "another order of bytes": np.ones(2, dtype=">f4"), "'torch.float32'": torch.float32,
+            "torch.nn.modules.linear.Linear": torch.nn.Linear(2, 2), "builtins.set": {1, 2},
         }  # fmt: skip
         for new_format in True, False:
             for words, value in named.items():

@@ -6,9 +6,9 @@
 #include <thread>
 
 #include <ATen/record_function.h>
-#include <nlohmann/json.hpp>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
+#include <nlohmann/json.hpp>
 
 #include "support/ranks.h"
 #include "support/temp_dir.h"

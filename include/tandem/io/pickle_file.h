@@ -12,9 +12,9 @@
 /// are texts, numbers or devices), tensors.
 namespace tandem::io {
 
-/// Writes `value` as a file that `torch.load(file, weights_only=True)` opens, and read_pickle. Tensors must be dense, of
-/// any type that is not quantized; a text that is no UTF-8 is `bytes` in Python. `shown` names the file in errors. Throws
-/// CheckpointError that says where in `value` something cannot be written, before `write` is called.
+/// Writes `value` as a file that `torch.load(file, weights_only=True)` opens, and read_pickle. Tensors must be dense,
+/// of any type that is not quantized; a text that is no UTF-8 is `bytes` in Python. `shown` names the file in errors.
+/// Throws CheckpointError that says where in `value` something cannot be written, before `write` is called.
 void write_pickle(const WriteBytes& write, const std::string& shown, const c10::IValue& value);
 
 /// Reads a file of torch.save, also of the format before PyTorch 1.6. Its tensors are in one piece of CPU memory, which

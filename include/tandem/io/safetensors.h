@@ -29,8 +29,8 @@ void save_safetensors(const std::string& path, const NamedTensors& tensors,
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
-/// Throws CheckpointError, as write_safetensors would, when `tensors` cannot be written: a name that comes twice or is no
-/// UTF-8, a type that the format does not have.
+/// Throws CheckpointError, as write_safetensors would, when `tensors` cannot be written: a name that comes twice or is
+/// no UTF-8, a type that the format does not have.
 void check_safetensors(const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
