@@ -340,7 +340,12 @@ class Trainer {
     }
     tracking_.finish(outcome_.interrupted, metrics);
     const std::string problem = inputs_.log->finish(metrics, apps::interrupted);
-    if (!problem.empty()) outcome_.failed = "--log-json " + problem;
+    if (problem.empty()) return;
+    // Ctrl-C ends a reader in the same pipeline too, and a lost checkpoint is worse.
+    if (outcome_.interrupted || !outcome_.failed.empty())
+      warn("--log-json " + problem);
+    else
+      outcome_.failed = "--log-json " + problem;
   }
 
   bool wants_sample() const {

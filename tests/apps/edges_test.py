@@ -12,11 +12,11 @@ import sys
 import tempfile
 import time
 
-TRAIN, TANDEM = sys.argv[1:3]
+TRAIN, TANDEM = map(os.path.abspath, sys.argv[1:3])
 ALL = "--all" in sys.argv
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 SHORT = "--cpu 1 --hidden 8 --limit-train-samples 400 --batch-size 40 --epochs 1".split()
-PATIENCE = 120  # seconds, for a busy machine; nothing should take so long
+PATIENCE = 60  # seconds, for a busy machine; nothing should take so long
 
 
 def require(holds, *what):
@@ -175,9 +175,18 @@ def test_tool_signal(folder, number, times):
 # ---- standard streams
 
 def shell(folder, command, **more):
-    result = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE,
-                            **more)
-    return result.returncode, result.stdout, result.stderr
+    with open(folder / "stdout", "w+") as out, open(folder / "stderr", "w+") as err:
+        process = subprocess.Popen(["bash", "-c", command], cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                   start_new_session=True, **more)
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = "it hangs"
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        err.seek(0)
+        return code, out.read(), err.read()
 
 
 def test_closed_streams(folder, closed):
@@ -191,7 +200,7 @@ def test_closed_streams(folder, closed):
     require(all(line.count(",") == 3 for line in lines_in(folder / "run/scalars.csv")))
     for tool in [["env"], ["checkpoint", "verify", "c/checkpoint_0"], ["report", "run"], ["--help"], ["man"],
                  ["checkpoint", "convert", "w", "d.safetensors"], ["config", "new.json"]]:
-        code, out, err = shell(folder, f"{TANDEM} {' '.join(tool)} {closed} " + "" if "<&-" in closed else "</dev/null")
+        code, out, err = shell(folder, f"{TANDEM} {' '.join(tool)} {closed}")
         require(code == 0 or tool[0] == "config", tool, code, out, err)
     code, out, err = shell(folder, f"{TANDEM} checkpoint verify d.safetensors {closed}")
     require(code == 0, code, out, err)
@@ -213,7 +222,7 @@ def test_full_output(folder):
             require(out or good == 0, program, command, err)
             code, _, err = shell(folder, f"{program} {command} >/dev/full")
             require(code == max(good, 1), program, command, code, err)
-            require("standard output cannot be written: No space left on device" in err, program, command, err)
+            require("standard output cannot be written" in err, program, command, err)
 
 
 def test_broken_pipes(folder):
@@ -263,7 +272,7 @@ def test_log_mixed_with_output(folder):
 
 
 def test_log_reader_goes(folder):
-    code, out, err = shell(folder, f"mkfifo f; head -1 f >got & {TRAIN} --cpu 1 --hidden 8 --max-steps 3000 "
+    code, out, err = shell(folder, f"mkfifo f; head -1 f >got & {TRAIN} --cpu 1 --hidden 8 --max-steps 400 "
                                    "--no-progress --log-json f --save-weights w")
     require(code == 1 and "Broken pipe; training goes on" in err and "test accuracy" in out, code, out, err)
     require((folder / "w").exists() and lines_in(folder / "got"), err)
@@ -282,7 +291,7 @@ def test_log_reader_takes_nothing(folder):
         code, output = training.end()
     finally:
         os.close(reader)
-    require(code == 1 and "its reader has not taken all" in output, code, output)
+    require(code == 130 and "its reader has not taken all" in output, code, output)
     require("interrupted after step" in output and (folder / "w").exists(), output)
 
 
@@ -326,7 +335,7 @@ def test_log_is_continued(folder):
 def test_umask(folder, mask):
     flags = " ".join(SHORT)
     code, out, err = shell(folder, f"""umask {mask:03o}
-{TRAIN} {flags} --batch-size 20 --no-progress --log-json log --save-weights w --checkpoint-dir a/c --save-every 4 --total-limit 2 \
+{TRAIN} {flags} --no-progress --log-json log --save-weights w --checkpoint-dir a/c --save-every 4 --total-limit 2 \
   --log-with jsonl,csv,tensorboard --log-every 1 --report --project-dir b/run --profile p --profile-steps 2:3 &&
 {TANDEM} checkpoint convert w w.safetensors && {TANDEM} checkpoint convert w split --max-shard-size 20KB &&
 {TANDEM} report b/run -o report.html && (yes "" | head -40 | {TANDEM} config t.json || [ -e t.json ])""")

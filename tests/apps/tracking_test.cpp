@@ -179,7 +179,7 @@ TEST_CASE("all trackers write, and a gpt's sample and loss are recorded") {
 
 TEST_CASE("an interrupted training says so in its record, and a killed one leaves whole lines") {
   const TempDir dir;
-  const auto interrupted = train_until("INT", dir);
+  const auto interrupted = train_until("TERM", dir);
   CAPTURE(interrupted.output);
   CHECK(interrupted.exit_code == 130);
   auto run = run_in(dir / "run");

@@ -1,4 +1,5 @@
 // What trackers write, read back, and what happens when one cannot.
+#include <fcntl.h>
 #include <locale.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -383,6 +384,27 @@ TEST_CASE("a full disk, a directory that cannot be made and files that vanish ar
     trackers.add(c.make(dir / "run"));
     log_some();
     check("run/" + c.file + ": cannot be opened: Is a directory");
+  }
+  SECTION("a pipe that nobody reads") {
+    fs::create_directory(dir / "run");
+    REQUIRE(::mkfifo((dir / "run/" + c.file).c_str(), 0600) == 0);
+    trackers.add(c.make(dir / "run"));
+    log_some();
+    check("run/" + c.file + ": cannot be opened: nobody reads this pipe");
+  }
+  SECTION("a pipe whose reader goes") {  // no signal, which would end this program
+    fs::create_directory(dir / "run");
+    REQUIRE(::mkfifo((dir / "run/" + c.file).c_str(), 0600) == 0);
+    const int reader = ::open((dir / "run/" + c.file).c_str(), O_RDONLY | O_NONBLOCK);
+    trackers.add(c.make(dir / "run"));
+    log_some();
+    CHECK(warnings.empty());
+    char first = 0;
+    CHECK(::read(reader, &first, 1) == 1);
+    CHECK(first == (c.file == "log.jsonl" ? '{' : 's'));
+    ::close(reader);
+    trackers.log({{"loss", 1}}, 4);
+    check("run/" + c.file + ": cannot be written: Broken pipe");
   }
   SECTION("vanishing") {
     trackers.add(c.make(dir / "run"));
