@@ -14,7 +14,7 @@ namespace tandem::data {
 namespace {
 
 // libjpeg reports an error by a function that must not return. An exception must not pass through its C frames, so that
-// function jumps back into `run`, which throws.
+// function jumps back into `succeeds`, which returns false.
 class JpegReader {
  public:
   JpegReader(const std::string& path, const std::vector<std::uint8_t>& bytes) : path_(path) {

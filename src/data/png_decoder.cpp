@@ -26,7 +26,7 @@ bool ends_in_data(const std::vector<std::uint8_t>& bytes) {
 }
 
 // libpng reports an error by a function that must not return. An exception must not pass through its C frames, so that
-// function jumps back into `run`, which throws.
+// function jumps back into `succeeds`, which returns false.
 class PngReader {
  public:
   PngReader(const std::string& path, const std::vector<std::uint8_t>& bytes)

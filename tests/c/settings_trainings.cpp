@@ -6,6 +6,7 @@
 
 #include "tandem/data/data_loader.h"
 #include "tandem/data/tensor_dataset.h"
+#include "tandem/runtime/session.h"
 #include "tandem/runtime/trainings.h"
 
 namespace {
@@ -68,10 +69,28 @@ void show_parts(std::ostream& out, const tandem::LaunchConfig& config) {
   out << '\n';
 }
 
+// A new field does not compile here until somebody has thought of its place in tandem/c.h, and in the tests of that.
+void name_all_fields(const tandem::LaunchConfig& config) {
+  [[maybe_unused]] const auto& [gpus, devices, cpu, seed, mixed_precision, grad_scaler, transport, tf32,
+                                expandable_segments, not_in_c_backend, threads_per_rank, pin_threads,
+                                keep_tensor_memory, device_placement, gradient_accumulation_steps, sync_with_dataloader,
+                                fused_optimizers, sharding, gradient_reducer, nvtx_capture, scheduler_steps_per_update,
+                                data_loader, checkpoints, timeout, on_warning, cancel] = config;
+  [[maybe_unused]] const auto& [init_scale, growth_factor, backoff_factor, growth_interval] = grad_scaler;
+  [[maybe_unused]] const auto& [bucket_bytes, first_bucket_bytes, gradient_as_bucket_view, share_gradients,
+                                broadcast_buffers, static_graph, check_finite] = gradient_reducer;
+  [[maybe_unused]] const auto& [split_batches, dispatch_batches, even_batches, use_seedable_sampler, data_seed,
+                                non_blocking, rng_types] = data_loader;
+  [[maybe_unused]] const auto& [directory, total_limit] = checkpoints;
+  [[maybe_unused]] const auto [not_in_c_executor, on_event, step_interval, every_epoch] = tandem::SessionOptions();
+  [[maybe_unused]] const auto [background, when_busy, max_shard_bytes] = tandem::SaveStateOptions();
+}
+
 // Writes what it was started with, and what has come of it, to the file that `options` names.
 void show(tandem::Accelerator& accelerator, const std::string& options) {
   if (!accelerator.is_main()) return;
   const tandem::LaunchConfig& config = accelerator.state().config;
+  name_all_fields(config);
   std::ofstream out(options);
   show_ranks(out, accelerator.state());
   show_training(out, config);

@@ -70,7 +70,7 @@ TEST_CASE("every epoch has its event where that is asked for, however short it a
   std::int64_t epoch = 0;
   for (const SessionEvent& event : epochs) {
     CHECK(event.progress.epoch == epoch++);
-    CHECK(event.progress.epoch_step == 1);
+    CHECK(event.progress.epoch_step == 0);
     CHECK(event.left_out == 0);
   }
 }
