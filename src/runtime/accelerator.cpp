@@ -88,7 +88,8 @@ void Accelerator::tell_of_foreign_parameters(const torch::optim::Optimizer& opti
 void Accelerator::after_update(const torch::optim::Optimizer& optimizer) {
   tell_of_foreign_parameters(optimizer);
   if (context_.gradients.local_sgd || reductions_in_join_) return;  // ranks take different steps
-  const bool hears = is_main() && world_size() > 1 && context_.state->config.on_warning && !looked_at_.contains(nullptr);
+  const bool hears =
+      is_main() && world_size() > 1 && context_.state->config.on_warning && !looked_at_.contains(nullptr);
   if (hears && !context_.gradients.no_sync && has_local_gradients(prepared_.reducers, optimizer)) {
     looked_at_.insert(nullptr);
     context_.state->config.on_warning(

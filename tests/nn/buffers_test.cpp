@@ -351,8 +351,8 @@ TEST_CASE("files of models with expanded buffers are loaded, and sparse buffers 
     }
     return "none";
   };
-  CHECK_THAT(text_of(at::arange(12).view({3, 4}), positions), ContainsSubstring("'odd_as_it_is'") &&
-                                                                ContainsSubstring("expanded"));
+  CHECK_THAT(text_of(at::arange(12).view({3, 4}), positions),
+             ContainsSubstring("'odd_as_it_is'") && ContainsSubstring("expanded"));
   for (const auto& sparse : {at::eye(3).to_sparse(), at::eye(3).to_sparse_csr()})
     CHECK_THAT(text_of(sparse, sparse), ContainsSubstring("'odd' is sparse"));
   std::filesystem::remove_all(directory);
