@@ -481,7 +481,7 @@ std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
   if (path.empty()) return nullptr;
   auto file = std::make_shared<tandem::io::OutputFile>(path);
   try {
-    file->open(interrupted);
+    file->open(apps::interrupted);
   } catch (const tandem::CheckpointError& error) {
     throw tandem::ConfigError(std::string("--save-weights: ") + error.what());
   }

@@ -23,6 +23,11 @@ EpochPlanOptions checked_for_batches(EpochPlanOptions options) {
 
 }  // namespace
 
+void throw_other_epoch(std::int64_t epoch, std::int64_t other) {
+  throw DataError("ranks begin different epochs of a data loader: " + std::to_string(epoch) + " and " +
+                  std::to_string(other) + "; call set_epoch alike on all ranks");
+}
+
 StepPlanner::StepPlanner(EpochPlanOptions options, std::shared_ptr<Sampler> sampler, int readers, std::uint64_t seed)
     : options_(with_length_of(*sampler, options)),
       sampler_(std::move(sampler)),
@@ -52,9 +57,7 @@ std::shared_ptr<const EpochSteps> StepPlanner::begin(std::uint64_t number, std::
   if (found == begun_.end()) found = begun_.emplace(number, draw(number, epoch)).first;
   Begun& begun = found->second;
   if (begun.failure) std::rethrow_exception(begun.failure);
-  if (begun.epoch != epoch)
-    throw DataError("ranks begin different epochs of a data loader: " + std::to_string(epoch) + " and " +
-                    std::to_string(begun.epoch) + "; call set_epoch alike on all ranks");
+  if (begun.epoch != epoch) throw_other_epoch(epoch, begun.epoch);
   auto steps = begun.steps;
   begun.left_to_take -= 1;
   if (begun.left_to_take == 0) begun.steps.reset();

@@ -15,6 +15,7 @@
 #include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/scalar_types.h"
+#include "nn/memory.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
@@ -87,6 +88,9 @@ NamedTensors weights_of(const torch::nn::Module& module) {
 std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& weights, std::uint64_t max_shard_bytes,
                                   const std::string& directory) {
   if (max_shard_bytes == 0) throw ConfigError("max_shard_bytes is 0; use the size that a file may have");
+  for (const auto& [name, tensor] : weights)
+    if (tensor.layout() != at::kStrided)
+      fail(directory, "tensor '" + name + "' is sparse, which files of weights cannot have; keep it beside the module");
   const auto shards = split(weights, max_shard_bytes);
   std::vector<NewFile> files;
   Json weight_map = Json::object();
@@ -208,7 +212,11 @@ std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Modul
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
   for (const Named& named : by_tensor(wanted)) {
     const at::Tensor found = find(stored, named);
-    if (!wanted_here || wanted_here(named.tensor)) copies.emplace_back(named.tensor, found);
+    const at::Tensor once = nn::without_repetitions(found, named.tensor);
+    if (once.numel() != found.numel() && !same_numbers(once.expand_as(found), found))
+      fail(stored.directory, "tensor '" + named.names.front() + "' has other numbers where the model's is expanded");
+    if (!wanted_here || wanted_here(named.tensor))
+      copies.emplace_back(nn::without_repetitions(named.tensor, named.tensor), once);
   }
   return [copies = std::move(copies)] {
     const at::NoGradGuard no_grad;

@@ -13,6 +13,19 @@
 namespace tandem::nn {
 namespace {
 
+// Writes only what differs: a write makes a graph that has saved the tensor useless.
+void take_over(const at::Tensor& tensor, const at::Tensor& from) {
+  if (same_bits(tensor, from)) return;
+  const auto parts = memory_of(tensor), others = memory_of(from);
+  const auto same_sizes = [](const at::Tensor& a, const at::Tensor& b) { return a.sizes() == b.sizes(); };
+  if (!std::equal(parts.begin(), parts.end(), others.begin(), others.end(), same_sizes)) {  // of sparse tensors
+    tensor.copy_(from);
+    return;
+  }
+  for (std::size_t k = 0; k < parts.size(); ++k)
+    if (!same_bits(parts[k], others[k])) parts[k].copy_(others[k]);
+}
+
 std::size_t references_of_storage(const at::Tensor& tensor) {
   return tensor.has_storage() ? tensor.storage().use_count() : 0;
 }
@@ -60,8 +73,7 @@ void FollowedTensors::follow(comm::Communicator& communicator, comm::RankGroup& 
     follow_by_broadcast(communicator, group, root);
 }
 
-// Reads the root's where they are, and writes only what differs: a write makes a graph that has saved the tensor
-// useless.
+// Reads the root's where they are.
 void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, comm::RankGroup& group, int root) {
   comm::CallRecord record{
       .operation = comm::Operation::broadcast, .root = root, .tensors = static_cast<std::int32_t>(all_.size())};
@@ -79,8 +91,7 @@ void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, 
   if (communicator.rank() == root) return;
   const auto& main = call.payload<Mine>(root).all;
   for (std::size_t i = 0; i < all_.size(); ++i)
-    if (!mine.waiting[i] && !same_bits(all_[i].tensor, main[i].tensor))
-      all_[i].tensor.detach().copy_(main[i].tensor.detach());
+    if (!mine.waiting[i]) take_over(all_[i].tensor, main[i].tensor);
 }
 
 void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, comm::RankGroup& group, int root) {
@@ -91,7 +102,7 @@ void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, comm
   left_any_ = std::any_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; });
   std::vector<at::Tensor> tensors;
   for (std::size_t i = 0; i < all_.size(); ++i)
-    tensors.push_back(mine[i] ? at::empty_like(all_[i].tensor) : all_[i].tensor.detach());
+    for (const at::Tensor& part : memory_of(all_[i].tensor)) tensors.push_back(mine[i] ? at::empty_like(part) : part);
   communicator.broadcast(tensors, root);
 }
 

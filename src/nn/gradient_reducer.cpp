@@ -14,6 +14,7 @@
 #include "nn/finite_check.h"
 #include "nn/followed_tensors.h"
 #include "nn/gradient_reducer_parts.h"
+#include "nn/memory.h"
 #include "nn/same_models.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
@@ -180,6 +181,7 @@ void GradientReducer::clear_gradients() {
 void GradientReducer::broadcast(int root) {
   std::vector<at::Tensor> everything(buffers_);
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
+  everything = memory_of(everything);
   weights_.write([&] { communicator_.broadcast(everything, root); });
   weights_.accept();
 }
@@ -188,13 +190,16 @@ void GradientReducer::average_weights() {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> averaged, copied;
   const auto has_mean = [](const at::Tensor& tensor) {
-    return at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type());
+    return tensor.layout() == at::kStrided &&
+           (at::isFloatingType(tensor.scalar_type()) || at::isComplexType(tensor.scalar_type()));
   };
   // The mean of equal numbers may differ from them by rounding: what is not trained is copied.
   for (const auto& [name, parameter] : parameters_)
     (parameter.requires_grad() ? averaged : copied).push_back(parameter);
   if (options_.broadcast_buffers)
     for (const at::Tensor& buffer : buffers_) (has_mean(buffer) ? averaged : copied).push_back(buffer);
+  averaged = memory_of(averaged);
+  copied = memory_of(copied);
   weights_.write([&] {
     if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
     if (!copied.empty()) communicator_.broadcast(copied, 0);
@@ -217,10 +222,15 @@ void GradientReducer::forget_pass() {
   adds_locally_ = false;
 }
 
-std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) const {
+bool GradientReducer::shares_gradient(const at::Tensor& parameter) const {
   const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   const at::Tensor& gradient = parameter.grad();
-  if (!slot.lent.defined() || !gradient.is_same(slot.lent) || !refers_to(gradient, slot.view)) return std::nullopt;
+  return slot.lent.defined() && gradient.is_same(slot.lent) && refers_to(gradient, slot.view);
+}
+
+std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) const {
+  if (!shares_gradient(parameter)) return std::nullopt;
+  const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   return SharedGradient{slot.view, slot.squares_known ? slot.squares : at::Tensor()};
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
@@ -32,6 +33,36 @@ inline at::Tensor tensor_on(const at::Tensor& of, std::int64_t offset, at::IntAr
 /// The same for all of it.
 inline at::Tensor alias_of(const at::Tensor& tensor) {
   return tensor_on(tensor, tensor.storage_offset(), tensor.sizes(), tensor.strides());
+}
+
+/// `tensor` without its repetitions in the dims in which `like`, of the same sizes, is expanded.
+inline at::Tensor without_repetitions(at::Tensor tensor, const at::Tensor& like) {
+  for (std::int64_t dim = 0; dim < like.dim(); ++dim)
+    if (like.stride(dim) == 0 && like.size(dim) > 1) tensor = tensor.detach().narrow(dim, 0, 1);
+  return tensor;
+}
+
+/// Tensors that have all numbers of `tensor`, dense ones and each element once: of an expanded tensor one row, of a
+/// sparse one its indices and values. What is written to them it shows.
+inline std::vector<at::Tensor> memory_of(const at::Tensor& tensor) {
+  switch (tensor.layout()) {
+    case at::kSparse: return {tensor._indices(), tensor._values()};
+    case at::kSparseCsr:
+    case at::kSparseBsr: return {tensor.crow_indices(), tensor.col_indices(), tensor.values()};
+    case at::kSparseCsc:
+    case at::kSparseBsc: return {tensor.ccol_indices(), tensor.row_indices(), tensor.values()};
+    case at::kStrided: break;
+    default: return {tensor};
+  }
+  return {without_repetitions(tensor, tensor)};
+}
+
+/// Those of several tensors.
+inline std::vector<at::Tensor> memory_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<at::Tensor> all;
+  for (const at::Tensor& tensor : tensors)
+    for (at::Tensor& part : memory_of(tensor)) all.push_back(std::move(part));
+  return all;
 }
 
 }  // namespace tandem::nn

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "nn/memory.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
 
@@ -29,7 +30,12 @@ NamedTensors each_once(const Items& items) {
 std::string describe(const NamedTensors& tensors, std::size_t index) {
   if (index >= tensors.size()) return "nothing";
   const auto& [name, tensor] = tensors[index];
-  return name + ' ' + c10::str(tensor.scalar_type(), tensor.sizes());
+  std::string text = name + ' ' + c10::str(tensor.scalar_type(), tensor.sizes());
+  if (tensor.layout() != at::kStrided && tensor.layout() != at::kMkldnn)
+    text += ' ' + c10::str(tensor.layout()) + " of " + std::to_string(tensor._nnz()) + " entries";
+  else if (!tensor.is_non_overlapping_and_dense() && memory_of(tensor).front().numel() != tensor.numel())
+    text += " expanded";
+  return text;
 }
 
 std::optional<std::string> difference(const char* kind, int rank, const NamedTensors& theirs,

@@ -31,7 +31,8 @@ ExponentialMovingAverage::ExponentialMovingAverage(const torch::nn::Module& mode
     (has_mean ? averaged_ : copied_).add(parameter.key(), parameter.value());
   }
   for (const auto& buffer : model.named_buffers())
-    if (first_time(buffer.value())) copied_.add(buffer.key(), buffer.value());
+    if (buffer.value().layout() == at::kStrided && first_time(buffer.value()))
+      copied_.add(buffer.key(), buffer.value());
 }
 
 void ExponentialMovingAverage::update() {

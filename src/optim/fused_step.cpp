@@ -172,6 +172,14 @@ bool FusedStep::step(nn::Recording* recording) {
   return fused;
 }
 
+bool FusedStep::suits_all() const {
+  if (kind_ == Kind::other) return false;
+  for (const auto& group : optimizer_.param_groups())
+    for (const at::Tensor& parameter : group.params())
+      if (parameter.grad().defined() && !supported(parameter)) return false;
+  return true;
+}
+
 template <class Options, class State>
 void FusedStep::record(const Batch& batch) {
   const auto& groups = optimizer_.param_groups();

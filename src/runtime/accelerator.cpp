@@ -10,6 +10,7 @@
 
 #include "backend/rank_memory.h"
 #include "nn/same_models.h"
+#include "optim/same_optimizers.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
@@ -18,6 +19,19 @@
 #include "tandem/core/error.h"
 
 namespace tandem {
+namespace {
+
+// Whether this rank has added to a gradient of the optimizer since the last reduction.
+bool has_local_gradients(const nn::GradientReducers& models, const torch::optim::Optimizer& optimizer) {
+  if (std::none_of(models.begin(), models.end(), [](const auto& model) { return model->has_local_gradients(); }))
+    return false;
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& parameter : group.params())
+      if (const auto* const model = models.find(parameter); model && model->has_local_gradient(parameter)) return true;
+  return false;
+}
+
+}  // namespace
 
 Accelerator::Accelerator(RankContext& context)
     : RankHandle(context), checkpoints_(std::make_unique<Checkpoints>(*this, context, prepared_)) {
@@ -48,8 +62,40 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   return reducer;
 }
 
+void Accelerator::check_optimizer(const torch::optim::Optimizer& optimizer) {
+  optim::check_same_optimizers(*context_.group, rank(), optimizer, prepared_.reducers);
+  looked_at_.erase(&optimizer);  // another one may have been there before
+}
+
+// Of parameters that no prepared model has, whose gradients nobody averages: of all of them where the model was not
+// prepared. Looks once, at an optimizer's first update.
+void Accelerator::tell_of_foreign_parameters(const torch::optim::Optimizer& optimizer) {
+  if (world_size() == 1 || !context_.state->config.on_warning || !looked_at_.insert(&optimizer).second) return;
+  std::size_t index = 0;
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& parameter : group.params()) {
+      index += 1;
+      if (!parameter.requires_grad() || prepared_.reducers.find(parameter)) continue;
+      if (is_main())
+        context_.state->config.on_warning(c10::str(
+            "parameter ", index - 1, " of an optimizer, ", parameter.scalar_type(), parameter.sizes(),
+            ", is of no prepared model: its gradient is not averaged, and each rank trains it alone; prepare the model "
+            "that has it"));
+      return;
+    }
+}
+
 void Accelerator::after_update(const torch::optim::Optimizer& optimizer) {
+  tell_of_foreign_parameters(optimizer);
   if (context_.gradients.local_sgd || reductions_in_join_) return;  // ranks take different steps
+  const bool hears =
+      is_main() && world_size() > 1 && context_.state->config.on_warning && !looked_at_.contains(nullptr);
+  if (hears && !context_.gradients.no_sync && has_local_gradients(prepared_.reducers, optimizer)) {
+    looked_at_.insert(nullptr);
+    context_.state->config.on_warning(
+        "an optimizer has stepped on gradients that were not averaged over the ranks, which loss.backward() does not "
+        "do, nor a pass within no_sync: write accelerator.backward(loss). The ranks train on with different weights");
+  }
   for (const auto& reducer : prepared_.reducers) reducer->updated_by(optimizer);
 }
 
@@ -118,6 +164,10 @@ void Accelerator::begin_micro_batch(bool close) {
   GradientState& state = context_.gradients;
   if (state.in_closure)
     throw ConfigError("accumulate() within the closure of step(closure); open it around the step instead");
+  if (state.inside_window)
+    throw ConfigError(
+        "accumulate() within accumulate(): a micro-batch is that of all prepared models; name them in one call, "
+        "accumulate(a, b)");
   if (context_.follower) context_.follower->before_micro_batch();
   // The scale stays the same within a window, whose gradients add up.
   if (prepared_.scaler && state.window_length == 0) prepared_.scaler->begin_iteration();

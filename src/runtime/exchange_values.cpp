@@ -5,6 +5,7 @@
 #include <optional>
 
 #include <ATen/Functions.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
@@ -157,6 +158,13 @@ void RankHandle::broadcast_parts(ValueParts& parts, int root) {
     check_defined(parts, Operation::broadcast);
     comm::check_dense(parts.tensors, device(), to_string(Operation::broadcast));
     comm::check_root(root, world_size(), to_string(Operation::broadcast));
+    const bool overlaps = std::any_of(parts.tensors.begin(), parts.tensors.end(), [](const at::Tensor& tensor) {
+      return at::has_internal_overlap(tensor) == at::MemOverlap::Yes;
+    });
+    if (overlaps && rank() != root)
+      throw CollectiveError(
+          "broadcast overwrites its tensors, and one of them is expanded, with several elements in "
+          "one place; give it a clone()");
   });
   CallRecord record =
       refusal ? CallRecord{.operation = Operation::broadcast} : describe_call(Operation::broadcast, parts.tensors);

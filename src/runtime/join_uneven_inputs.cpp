@@ -12,9 +12,14 @@ namespace tandem {
 
 void Accelerator::run_unevenly(const std::function<void()>& body) {
   begin_join();
-  body();
-  answer_until_all_have_ended();
-  take_over_from_last();
+  try {
+    body();
+    answer_until_all_have_ended();
+    take_over_from_last();
+  } catch (...) {
+    reductions_in_join_.reset();  // a body that catches it is in no join; ranks go on with weights of their own
+    throw;
+  }
 }
 
 void Accelerator::begin_join() {

@@ -222,3 +222,17 @@ TEST_CASE("samples of different shapes are an error that names them") {
   });
   CHECK_THAT(error.what(), ContainsSubstring("[1]") && ContainsSubstring("[2]"));
 }
+
+TEST_CASE("ranks that begin different epochs of a loader are an error that names both") {
+  const bool dispatch = GENERATE(false, true);
+  const auto error = run_ranks_expecting_error(
+      2,
+      [](Accelerator& accelerator) {
+        auto loader = accelerator.prepare(data::DataLoader(Indices(8), {.batch_size = 2, .shuffle = true}));
+        if (accelerator.rank() == 1) loader.set_epoch(5);
+        for (auto& batch : loader) accelerator.reduce(static_cast<double>(list(batch).size()));
+      },
+      {.data_loader = {.dispatch_batches = dispatch}});
+  CHECK_THAT(error.what(), ContainsSubstring("different epochs of a data loader") && ContainsSubstring("5") &&
+                               ContainsSubstring("call set_epoch alike"));
+}

@@ -1,7 +1,9 @@
 // When buffers, and weights that forward passes write to, follow rank 0.
+#include <filesystem>
 #include <functional>
 
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/nn/module.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -235,4 +237,123 @@ TEST_CASE("embeddings with max_norm, which write to their weights in forward, ar
       {.sharding = sharding});
   CHECK(equal(weights[0], weights[1]));
   CHECK(equal(weights[0], weights[2]));
+}
+
+namespace {
+
+// A module with a buffer that is no ordinary tensor, and forward passes that use it.
+struct OddBufferImpl : torch::nn::Module {
+  explicit OddBufferImpl(const at::Tensor& buffer) {
+    weight = register_parameter("weight", at::ones({4}));
+    odd = register_buffer("odd", buffer.clone());
+    if (buffer.layout() == at::kStrided) odd = register_buffer("odd_as_it_is", buffer);
+  }
+  at::Tensor forward(const at::Tensor& x) {
+    const at::Tensor dense = odd.layout() == at::kStrided ? odd : odd.to_dense();
+    return (x * weight).sum() * dense.to(at::kComplexFloat).abs().sum();
+  }
+  at::Tensor weight, odd;
+};
+TORCH_MODULE(OddBuffer);
+
+}  // namespace
+
+TEST_CASE("buffers that are expanded, sparse, of other types or empty are rank 0's as others are") {
+  // Of a rank: other numbers in the same places.
+  const std::vector<std::function<at::Tensor(int)>> kinds{
+      [](int r) {
+        return at::arange(r, r + 4).expand({3, 4});
+      },
+      [](int r) {
+        return at::full({1, 1}, r).expand({4, 4});
+      },
+      [](int r) {
+        return at::arange(r, r + 3).view({3, 1}).expand({3, 5}).transpose(0, 1);
+      },
+      [](int r) { return at::eye(4).mul(r + 1).to_sparse(); },
+      [](int r) { return at::eye(4).mul(r + 1).to_sparse_csr(); },
+      [](int r) { return at::eye(4).mul(r + 1).to_sparse_csc(); },
+      [](int r) { return at::eye(4, at::kComplexDouble).mul(r + 1).to_sparse(); },
+      [](int r) { return at::full({3}, r + 1, at::kHalf); },
+      [](int r) { return at::full({3}, r == 0, at::kBool); },
+      [](int r) { return at::complex(at::full({3}, r + 1.0F), at::ones({3})).conj(); },
+      [](int) {
+        return at::empty({0, 3});
+      },
+      [](int r) {
+        return at::arange(12 * r, 12 * r + 12).view({3, 4}).t();
+      }};
+  const bool locally = GENERATE(false, true);
+  for (std::size_t kind = 0; kind < kinds.size(); ++kind)
+    for (const int ranks : {1, 2, 3}) {
+      CAPTURE(kind, ranks, locally);
+      const auto buffers = on_ranks<at::Tensor>(ranks, [&](Accelerator& a) {
+        OddBuffer net(kinds[kind](a.rank()));
+        torch::optim::SGD sgd(net->parameters(), 0.1);
+        auto [model, optimizer] = a.prepare(net, sgd);
+        const auto step = [&, &prepared = model, &stepping = optimizer] {
+          a.backward(prepared(at::ones({4})));
+          stepping.step();
+          stepping.zero_grad();
+        };
+        step();
+        if (locally)
+          a.local_sgd(1, [&](nn::LocalSgd& local) {
+            step();
+            local.step();
+          });
+        step();
+        return net->odd.is_complex() ? at::view_as_real(net->odd.to_dense().resolve_conj()).clone()
+                                     : net->odd.to_dense().clone();
+      });
+      const at::Tensor main = kinds[kind](0).to_dense();
+      for (const auto& buffer : buffers)
+        CHECK(at::equal(buffer, main.is_complex() ? at::view_as_real(main.resolve_conj()) : main));
+    }
+}
+
+TEST_CASE("a sparse buffer with other entries on a rank, or an expanded one only there, is an error that names it") {
+  for (const bool sparse : {true, false}) {
+    const auto texts = on_ranks<std::string>(2, [&](Accelerator& a) -> std::string {
+      const auto of_rank_1 = sparse ? at::ones({4, 4}).to_sparse() : at::ones({4, 1}).expand({4, 4});
+      const auto of_rank_0 = sparse ? at::eye(4).to_sparse() : at::ones({4, 4});
+      OddBuffer net(a.rank() == 1 ? of_rank_1 : of_rank_0);
+      try {
+        a.prepare(net);
+      } catch (const ConfigError& error) {
+        return error.what();
+      }
+      return "none";
+    });
+    CHECK_THAT(texts[0], ContainsSubstring("odd") && ContainsSubstring(sparse ? "of 16 entries" : "expanded"));
+    CHECK(texts[0] == texts[1]);
+  }
+}
+
+TEST_CASE("files of models with expanded buffers are loaded, and sparse buffers in them are an error that says so") {
+  const auto directory = std::filesystem::temp_directory_path() / "tandem_expanded_buffers";
+  const auto save_and_load = [&](const at::Tensor& saved, const at::Tensor& loaded) {
+    OddBuffer net(saved), other(loaded);
+    io::save_model(directory.string(), *net, {});
+    io::load_model(directory.string(), *other);
+    return other->odd.clone();
+  };
+  const at::Tensor positions = at::arange(4).expand({3, 4});
+  CHECK(at::equal(save_and_load(positions, at::zeros({4}, at::kLong).expand({3, 4})), positions));
+  CHECK(at::equal(save_and_load(at::arange(3).view({3, 1}).expand({3, 4}).contiguous(),
+                                at::zeros({3, 1}, at::kLong).expand({3, 4})),
+                  at::arange(3).view({3, 1}).expand({3, 4})));
+  const auto text_of = [&](const at::Tensor& saved, const at::Tensor& loaded) -> std::string {
+    try {
+      save_and_load(saved, loaded);
+    } catch (const CheckpointError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  CHECK_THAT(text_of(at::arange(12).view({3, 4}), positions),
+             ContainsSubstring("'odd_as_it_is'") && ContainsSubstring("expanded"));
+  for (const auto& sparse : {at::eye(3).to_sparse(), at::eye(3).to_sparse_csr()})
+    CHECK_THAT(text_of(sparse, sparse), ContainsSubstring("'odd' is sparse"));
+  std::filesystem::remove_all(directory);
 }

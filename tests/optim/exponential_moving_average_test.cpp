@@ -61,6 +61,21 @@ TEST_CASE("buffers are copied, not averaged") {
   CHECK(find(average.averages(), "num_batches_tracked").item<int>() == 2);
 }
 
+TEST_CASE("sparse buffers stay the model's, and expanded ones are swapped as others are") {
+  torch::nn::Linear net(3, 2);
+  net->register_buffer("adjacency", at::eye(3).to_sparse());
+  net->register_buffer("compressed", at::eye(3).to_sparse_csr());
+  net->register_buffer("positions", at::arange(3).expand({2, 3}));
+  ExponentialMovingAverage average(*net, {.decay = 0.5});
+  for (int i = 0; i < 2; ++i) {
+    average.update();
+    const auto swapped = average.swap_in();
+    CHECK(at::equal(net->named_buffers()["positions"], at::arange(3).expand({2, 3})));
+    CHECK(net->named_buffers()["adjacency"]._nnz() == 3);
+  }
+  CHECK(average.averages().size() == 3);
+}
+
 TEST_CASE("the averages are in the model while they are swapped in, and then its own values to the bit") {
   torch::nn::Linear net(3, 2);
   const at::Tensor start = net->weight.detach().clone();

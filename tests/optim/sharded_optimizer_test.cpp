@@ -1,4 +1,5 @@
 // Divided updates and shared weights beside ranks that have everything by themselves: the same bits.
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <sstream>
@@ -113,6 +114,8 @@ struct Run {
   std::function<void(const std::string&)> on_warning = {};
   std::function<void(torch::nn::Sequential&, int rank, int step)> before_backward = [](auto&, int, int) {};
   std::function<void(torch::nn::Sequential&, int rank, int step)> after_step = [](auto&, int, int) {};
+  std::function<void(torch::nn::Sequential&, torch::optim::Optimizer&, int rank, int step)> before_step =
+      [](auto&, auto&, int, int) {};
 };
 
 std::vector<Ended> train(const Run& run) {
@@ -127,6 +130,7 @@ std::vector<Ended> train(const Run& run) {
                              run.before_backward(net, accelerator.rank(), step);
                              accelerator.backward(loss);
                              accelerator.clip_grad_norm_(model, 0.5);
+                             run.before_step(net, *inner, accelerator.rank(), step);
                              optimizer.step();
                              run.after_step(net, accelerator.rank(), step);
                              optimizer.zero_grad();
@@ -217,6 +221,221 @@ TEST_CASE("ranks whose weights differ, from the beginning or later, go on with w
   CHECK_FALSE(at::equal(ended[0].weights[5], ended[1].weights[5]));
   REQUIRE(warnings.size() == 1);
   CHECK_THAT(warnings[0], ContainsSubstring("parameter 4.bias has other values on rank 1 than on rank 0"));
+}
+
+TEST_CASE("options that differ between ranks: each rank steps by its own, as without division, and that is told once") {
+  const auto& kind = kKinds[GENERATE(0, 1, 2, 3, 4)];
+  const int since = GENERATE(0, 3), rank_with_others = GENERATE(0, 1, 2);
+  CAPTURE(kind.name, since, rank_with_others);
+  Run run{.ranks = 3, .make = kind.make};
+  run.before_step = [&](auto&, torch::optim::Optimizer& optimizer, int rank, int step) {
+    if (step >= since && rank == rank_with_others) optimizer.param_groups()[1].options().set_lr(0.003);
+  };
+  std::vector<std::string> warnings;
+  run.on_warning = [&](const std::string& warning) { warnings.push_back(warning); };
+  for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
+    warnings.clear();
+    const auto ended = train(with_sharding(run, sharding));
+    REQUIRE(warnings.size() == 1);
+    CHECK_THAT(warnings[0], ContainsSubstring("lr of group 1") && ContainsSubstring("0.003"));
+    CHECK_FALSE(ended[0].divided);
+    CHECK(same_weights(ended, train(with_sharding(run, Sharding::none))));
+  }
+}
+
+namespace {
+
+struct GradientWay {
+  const char* name;
+  std::function<void(at::Tensor& gradient, float number)> write;
+};
+
+const GradientWay kGradientWays[] = {
+    {"an operator", [](at::Tensor& g, float number) { g.add_(number); }},
+    {"data()", [](at::Tensor& g, float number) { g.data().mul_(number); }},
+    {"a pointer", [](at::Tensor& g, float number) { g.data_ptr<float>()[0] = number; }},
+    {"another tensor", [](at::Tensor& g, float number) { g = at::full_like(g, number); }},
+    {"a sparse tensor", [](at::Tensor& g, float number) { g = (g * number).to_sparse(); }},
+    {"a transposed one", [](at::Tensor& g, float number) { g = (g * number).t().contiguous().t(); }},
+    {"none", [](at::Tensor& g, float) { g.reset(); }}};
+
+}  // namespace
+
+TEST_CASE("gradients that the program writes before a step count for the rank that has written them") {
+  for (const GradientWay& way : kGradientWays)
+    for (const int since : {0, 2, 5})
+      for (const int who : {-2, -1, 0, 1}) {  // -2: all ranks alike, -1: all, each something else
+        const bool same = who == -2 || (who == -1 && std::string(way.name) == "none");
+        CAPTURE(way.name, since, who);
+        Run run{.ranks = 2, .make = [](Groups g) -> Optimizer { return std::make_unique<torch::optim::SGD>(g, 0.1); }};
+        run.before_step = [&](torch::nn::Sequential& net, auto&, int rank, int step) {
+          if (step != since || (who >= 0 && who != rank)) return;
+          const at::NoGradGuard no_grad;
+          way.write(net->parameters()[2].mutable_grad(), who == -1 ? 0.5F + static_cast<float>(rank) : 0.5F);
+        };
+        std::vector<std::string> warnings;
+        run.on_warning = [&](const std::string& warning) { warnings.push_back(warning); };
+        const auto whole = train(with_sharding(run, Sharding::none));
+        for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
+          warnings.clear();
+          const auto ended = train(with_sharding(run, sharding));
+          CHECK(same_weights(ended, whole));
+          CHECK(ended[0].divided == same);
+          CHECK(warnings.size() == (same ? 0 : 1));
+          if (!same && !warnings.empty())
+            CHECK_THAT(warnings[0], ContainsSubstring("the gradient of 2.weight is another one on rank 1"));
+        }
+      }
+}
+
+TEST_CASE("optimizers that differ between ranks are an error on all of them that names both, now or later") {
+  const auto error_of = [](int ranks, Sharding sharding, bool later,
+                           const std::function<Groups(const std::vector<at::Tensor>&, int rank)>& groups_of) {
+    return on_ranks<std::string>(
+        ranks,
+        [&](Accelerator& accelerator) -> std::string {
+          auto net = make_net();
+          auto model = accelerator.prepare(net);
+          const auto all = net->parameters();
+          torch::optim::AdamW adamw(later ? Groups{OptimizerParamGroup({all[4]})} : groups_of(all, accelerator.rank()),
+                                    0.01);
+          std::string text = "none";
+          try {
+            auto optimizer = accelerator.prepare(adamw);
+            accelerator.backward(model->forward(batch(accelerator.rank(), 0)).pow(2).mean());
+            optimizer.step();
+            if (later)
+              for (const auto& group : groups_of({all.begin(), all.begin() + 4}, accelerator.rank()))
+                adamw.add_param_group(group);
+            optimizer.step();
+          } catch (const ConfigError& error) {
+            text = error.what();
+          }
+          accelerator.wait_for_everyone();  // a body that catches it goes on
+          return text;
+        },
+        {.sharding = sharding});
+  };
+  using Parameters = std::vector<at::Tensor>;
+  const std::vector<std::function<Groups(Parameters, int)>> ways{
+      [](Parameters all, int rank) {  // one is missing
+        if (rank == 1) all.pop_back();
+        return Groups{OptimizerParamGroup(all)};
+      },
+      [](Parameters all, int rank) {  // another order
+        if (rank == 1) std::swap(all[0], all[2]);
+        return Groups{OptimizerParamGroup(all)};
+      },
+      [](Parameters all, int rank) {  // other groups
+        if (rank == 0) return Groups{OptimizerParamGroup(all)};
+        return Groups{OptimizerParamGroup({all.begin(), all.begin() + 1}),
+                      OptimizerParamGroup({all.begin() + 1, all.end()})};
+      },
+      [](Parameters all, int rank) {  // one more, of no model
+        if (rank == 1) all.push_back(at::zeros({3}).requires_grad_());
+        return Groups{OptimizerParamGroup(all)};
+      }};
+  for (std::size_t way = 0; way < ways.size(); ++way)
+    for (const bool later : {false, true})
+      for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer, Sharding::none}) {
+        if (later && sharding == Sharding::none) continue;  // ranks do not meet then
+        for (const int ranks : {2, 3}) {
+          CAPTURE(way, later, static_cast<int>(sharding), ranks);
+          const auto texts = error_of(ranks, sharding, later, ways[way]);
+          for (const auto& text : texts) {
+            CHECK_THAT(text, ContainsSubstring("the optimizer differs between ranks: parameter"));
+            CHECK_THAT(text, ContainsSubstring("on rank 1") && ContainsSubstring("on rank 0"));
+          }
+        }
+      }
+}
+
+TEST_CASE("the same parameters of two models in another order are told apart by their models") {
+  const auto texts = on_ranks<std::string>(2, [](Accelerator& accelerator) -> std::string {
+    torch::nn::Linear first(3, 3), second(3, 3);
+    auto [a, b] = accelerator.prepare(first, second);
+    const bool other = accelerator.rank() == 1;
+    const std::vector<at::Tensor> weights{other ? second->weight : first->weight,
+                                          other ? first->weight : second->weight};
+    torch::optim::SGD sgd(weights, 0.1);
+    try {
+      accelerator.prepare(sgd);
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "none";
+  });
+  CHECK_THAT(texts[0], ContainsSubstring("weight of model 2") && ContainsSubstring("weight of model 1"));
+  CHECK(texts[0] == texts[1]);
+}
+
+TEST_CASE("an optimizer of parameters that no prepared model has is told of") {
+  const bool all = GENERATE(true, false);
+  for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
+    std::vector<std::string> warnings;
+    run_ranks(2,
+              [&](Accelerator& accelerator) {
+                torch::nn::Linear net(6, 2);
+                at::Tensor temperature = at::ones({1}).requires_grad_();
+                torch::optim::SGD sgd(net->parameters(), 0.1);
+                if (!all) {
+                  sgd.add_param_group(OptimizerParamGroup({temperature}));
+                  accelerator.prepare(net);
+                }
+                auto optimizer = accelerator.prepare(sgd);
+                for (int step = 0; step < 3; ++step) {
+                  accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
+                  optimizer.step();
+                }
+              },
+              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+    REQUIRE(warnings.size() == 1);
+    CHECK_THAT(warnings[0], ContainsSubstring("is of no prepared model") &&
+                                ContainsSubstring(all ? "parameter 0 of an optimizer" : "parameter 2 of an optimizer"));
+  }
+}
+
+namespace {
+
+// A complex or half weight beside float ones.
+struct MixedImpl : torch::nn::Module {
+  explicit MixedImpl(at::ScalarType type) {
+    other = register_parameter("other", at::linspace(0.5, 1, 6).to(type));
+    net = register_module("net", make_net());
+  }
+  at::Tensor forward(const at::Tensor& x) { return net->forward(x) * other.abs().to(at::kFloat).sum(); }
+  at::Tensor other;
+  torch::nn::Sequential net{nullptr};
+};
+TORCH_MODULE(Mixed);
+
+}  // namespace
+
+TEST_CASE("which step an optimizer takes does not depend on how its parameters are divided") {
+  const auto type = GENERATE(at::kComplexFloat, at::kHalf, at::kBFloat16);
+  const int ranks = GENERATE(2, 3, 4);
+  const auto& kind = kKinds[GENERATE(0, 2)];
+  const auto weights = [&](Sharding sharding) {
+    return on_ranks<std::vector<at::Tensor>>(
+        ranks,
+        [&](Accelerator& accelerator) {
+          torch::manual_seed(3);
+          Mixed net(type);
+          const auto inner = kind.make({OptimizerParamGroup(net->parameters())});
+          auto [model, optimizer] = accelerator.prepare(net, *inner);
+          for (int step = 0; step < 5; ++step) {
+            accelerator.backward(model(batch(accelerator.rank(), step)).pow(2).mean());
+            optimizer.step();
+            optimizer.zero_grad();
+          }
+          std::vector<at::Tensor> copies;
+          for (const auto& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
+          return copies;
+        },
+        {.sharding = sharding});
+  };
+  const auto whole = weights(Sharding::none), shared = weights(Sharding::automatic);
+  for (std::size_t i = 0; i < whole[0].size(); ++i) CHECK(at::equal(whole[0][i], shared[0][i]));
 }
 
 namespace {

@@ -287,3 +287,29 @@ TEST_CASE("another collective within a join is an error that names it, not a han
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
   CHECK_THAT(error.what(), ContainsSubstring("all_reduce") && ContainsSubstring("join_uneven_inputs"));
 }
+
+TEST_CASE("an exception that leaves a join on all ranks, and is caught, leaves the join too") {
+  const auto weights = on_ranks<at::Tensor>(2, [](Accelerator& accelerator) {
+    torch::nn::Linear net(4, 1);
+    torch::optim::SGD sgd(net->parameters(), 0.1);
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    const auto step = [&, &prepared = model, &stepping = optimizer] {
+      accelerator.backward(prepared(at::full({2, 4}, accelerator.rank() + 1.0F)).pow(2).mean());
+      stepping.step();
+      stepping.zero_grad();
+    };
+    for (int i = 0; i < 2; ++i) try {
+        accelerator.join_uneven_inputs([&] {
+          step();
+          throw DataError("no more");
+        });
+      } catch (const DataError&) {
+      }
+    step();
+    accelerator.join_uneven_inputs([&] {
+      for (int i = 0; i < 1 + accelerator.rank(); ++i) step();
+    });
+    return net->weight.detach().clone();
+  });
+  CHECK(at::equal(weights[0], weights[1]));
+}

@@ -432,6 +432,19 @@ TEST_CASE("a value that cannot be used is refused on all ranks, whichever rank h
       }
 }
 
+TEST_CASE("broadcast into a tensor with several elements in one place is refused on all ranks") {
+  for (const auto& text : texts_of(3, [](Accelerator& a) {
+         at::Tensor value = a.rank() == 2 ? at::ones({1, 3}).expand({2, 3}) : at::ones({2, 3});
+         a.broadcast(value, 1);
+       }))
+    CHECK_THAT(text, ContainsSubstring("expanded") && ContainsSubstring("clone()"));
+  run_ranks(2, [](Accelerator& a) {  // what is sent may be
+    at::Tensor value = a.rank() == 1 ? at::ones({1, 3}).expand({2, 3}) : at::zeros({2, 3});
+    a.broadcast(value, 1);
+    if (value.sum().item<float>() != 6) throw Error("not broadcast");
+  });
+}
+
 TEST_CASE("split_between_ranks of what has no rows is an error that says so") {
   run_ranks(1, [](Accelerator& a) {
     const auto none = error_of<DataError>([&] { a.split_between_ranks(at::Tensor()); });

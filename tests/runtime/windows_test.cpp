@@ -447,3 +447,58 @@ TEST_CASE("kept gradients that the program writes to between the passes of a win
     CHECK_THAT(error.what(), ContainsSubstring("weight") && ContainsSubstring("kept from an earlier window"));
   }
 }
+
+TEST_CASE("a micro-batch within a micro-batch is an error, after which windows go on") {
+  const auto texts = on_ranks<std::string>(2,
+                                           [](Accelerator& accelerator) -> std::string {
+                                             Scale first, second;
+                                             auto [a, b] = accelerator.prepare(first, second);
+                                             std::string text;
+                                             for (int i = 0; i < 2; ++i) {
+                                               auto step = accelerator.accumulate(a);
+                                               try {
+                                                 auto inner = accelerator.accumulate(b);
+                                               } catch (const ConfigError& error) {
+                                                 text = error.what();
+                                               }
+                                               text += accelerator.sync_gradients() ? " closes" : " open";
+                                             }
+                                             return text;
+                                           },
+                                           {.gradient_accumulation_steps = 2});
+  for (const auto& text : texts)
+    CHECK_THAT(text, ContainsSubstring("accumulate() within accumulate()") && ContainsSubstring("closes"));
+}
+
+TEST_CASE("a step on gradients of a bare loss.backward() is told of once, one within no_sync is not") {
+  const bool bare = GENERATE(true, false);
+  for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
+    std::vector<std::string> warnings;
+    run_ranks(2,
+              [&](Accelerator& accelerator) {
+                Scale scale;
+                torch::optim::SGD sgd(scale->parameters(), 0.1);
+                auto [model, optimizer] = accelerator.prepare(scale, sgd);
+                const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {
+                  const auto loss = prepared(1.0 + accelerator.rank());
+                  if (reduces)
+                    accelerator.backward(loss);
+                  else
+                    loss.backward();
+                  stepping.step();
+                  stepping.zero_grad();
+                };
+                step(true);
+                for (int i = 0; i < 3; ++i)
+                  if (bare) {
+                    step(false);
+                  } else {
+                    const auto apart = accelerator.no_sync(model);
+                    step(true);
+                  }
+              },
+              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+    CHECK(warnings.size() == (bare ? 1 : 0));
+    if (bare && !warnings.empty()) CHECK_THAT(warnings[0], ContainsSubstring("write accelerator.backward(loss)"));
+  }
+}

@@ -41,6 +41,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
     read_all_ = false;
     ended_ = false;
     remainder_ = -1;
+    epoch_ = start.epoch;
     if (feeder_) feeder_->start(start);
   }
 
@@ -92,7 +93,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
     comm::RankGroup::WaitScope waiting(*this->context().group, 0, "to hand a batch to a rank that lags behind");
     for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
       (*end_)->ring(rank).push(
-          {this->epoch_number(), info,
+          {this->epoch_number(), epoch_, info,
            step ? std::make_unique<Batch>(std::move(step->batches[static_cast<std::size_t>(rank)])) : nullptr});
     if (step) own_.emplace_back(step->info, std::move(step->batches.front()));
   }
@@ -105,6 +106,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
       if (item->epoch_number > this->epoch_number())
         throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " +
                               std::to_string(this->context().rank) + " did; all ranks must leave it at the same step");
+      if (item->epoch != epoch_) throw_other_epoch(item->epoch, epoch_);
       ended_ = !item->batch || item->info.last;
       remainder_ = item->info.remainder;
       if (!item->batch) return std::nullopt;
@@ -121,6 +123,7 @@ class DataLoaderDispatcher final : public LoaderBase<Batch> {
   std::exception_ptr failure_;                  // rank 0: of a step that comes after those
   bool read_all_ = false;                       // rank 0: the last step was handed out
   bool ended_ = false;                          // other ranks: it has come
+  std::int64_t epoch_ = 0;                      // that runs
   std::int64_t remainder_ = -1;                 // other ranks: as far as rank 0 has said
 };
 

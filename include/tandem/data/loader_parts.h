@@ -14,6 +14,7 @@ namespace tandem::data {
 template <class Batch>
 struct Handover {
   std::uint64_t epoch_number;  ///< which of rank 0's epochs it belongs to
+  std::int64_t epoch;          ///< that one, as set_epoch counts
   /// The step that it is.
   StepInfo info;
   std::unique_ptr<Batch> batch;  ///< null: the epoch has no step

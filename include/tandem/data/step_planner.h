@@ -11,6 +11,9 @@
 
 namespace tandem::data {
 
+/// Throws the DataError of ranks that begin one loader's epoch as `epoch` and as `other`.
+[[noreturn]] void throw_other_epoch(std::int64_t epoch, std::int64_t other);
+
 /// Plans the epochs of one loader for all its ranks: each epoch's order is drawn once, by whichever rank begins the
 /// epoch first, and shared. Ranks need not be in the same epoch. Any thread.
 class StepPlanner {

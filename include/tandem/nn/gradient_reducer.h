@@ -128,6 +128,9 @@ class GradientReducer {
   /// Tells that the memory of such a gradient was written to.
   void shared_gradient_written(const at::Tensor& parameter);
 
+  /// Whether the gradient of a parameter of this model is the memory of all ranks: see shared_gradient.
+  bool shares_gradient(const at::Tensor& parameter) const;
+
   /// Whether the parameter was the model's when it was prepared.
   bool has(const at::Tensor& parameter) const { return index_.contains(parameter.unsafeGetTensorImpl()); }
 

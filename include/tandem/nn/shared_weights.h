@@ -34,7 +34,8 @@ enum class Lending : std::uint8_t {
 /// for a pointer to write through, give the rank memory of its own for that storage. `notice` finds that out, and from
 /// then on each rank has memory of its own there, for good: a pointer may have been kept. Everything that refers to a
 /// storage sees what its rank's weights are, at any time. What cannot be noticed are writes through pointers that were
-/// taken before the weights were lent, which is in prepare().
+/// taken before the weights were lent, which is in prepare(), and through those that LibTorch gives for reading:
+/// const_data_ptr(), storage().data_ptr().
 class SharedWeights {
  public:
   /// Refers to `parameters`, like the others for as long as it is used.

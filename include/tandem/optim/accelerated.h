@@ -170,7 +170,14 @@ class AcceleratedOptimizer {
   }
 
   void update() {
-    divided([this] { update_parameters(); });
+    // Also where this rank's part of the update could be fused and others' could not.
+    const bool fused = shared_->fused_step && shared_->fused_step->suits_all();
+    divided([this, fused] {
+      if (fused)
+        shared_->fused_step->step(shared_->state.recording);
+      else
+        shared_->inner.step();
+    });
   }
 
   template <class Update>
@@ -179,13 +186,6 @@ class AcceleratedOptimizer {
       shared_->sharded->step(update);
     else
       update();
-  }
-
-  void update_parameters() {
-    if (shared_->fused_step)
-      shared_->fused_step->step(shared_->state.recording);
-    else
-      shared_->inner.step();
   }
 
   friend class Observer<AcceleratedOptimizer>;

@@ -21,9 +21,9 @@ struct ExponentialMovingAverageOptions {
 /// A running average of a model's weights, to evaluate or save instead of the last ones.
 ///
 /// update(): average = decay * average + (1 - decay) * weight for parameters; buffers and integer parameters are
-/// copied. Source of the warm-up: tf.train.ExponentialMovingAverage, `num_updates`. The averages have the types of the
-/// parameters; with decay near 1 these should be float32 or wider. Nothing here is collective: ranks with equal weights
-/// get equal averages.
+/// copied, but for sparse buffers, which stay the model's. Source of the warm-up: tf.train.ExponentialMovingAverage,
+/// `num_updates`. The averages have the types of the parameters; with decay near 1 these should be float32 or wider.
+/// Nothing here is collective: ranks with equal weights get equal averages.
 ///
 ///     tandem::optim::ExponentialMovingAverage average(model);  // what prepare returned
 ///     …

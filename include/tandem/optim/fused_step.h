@@ -33,6 +33,10 @@ class FusedStep {
   /// A step that is recorded changes nothing and has no other step: it returns false instead.
   bool step(nn::Recording* recording = nullptr);
 
+  /// Whether class, types and gradients of all parameters are such that `step` can be fused. Which step an optimizer
+  /// takes does not depend on how its parameters are divided over ranks then.
+  bool suits_all() const;
+
  private:
   enum class Kind : std::uint8_t { other, sgd, adam, adamw };
 

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -27,8 +29,9 @@ namespace tandem::optim {
 ///
 /// - A class of optimizer that may need all parameters at once (all but LibTorch's SGD, Adam, AdamW, RMSprop and
 ///   Adagrad), a parameter of no prepared model, and one that is listed twice: not divided.
-/// - Nor is a step on gradients that a rank's passes have added to since the last reduction (no_sync), and from then on
-///   none: each rank has gradients, weights and state of its own.
+/// - Nor is a step on gradients that a rank's passes have added to since the last reduction (no_sync), that it has
+///   written to (on CPU ranks) or with options that are not all ranks', and from then on none: each rank has gradients,
+///   weights and state of its own.
 /// - On CPU ranks each storage of weights that is lent (nn::SharedWeights) has a rank that updates the parameters on
 /// it.
 ///   One that anybody has written to, by whatever way, or could have, each rank updates by itself from then on, as
@@ -42,13 +45,14 @@ namespace tandem::optim {
 class ShardedOptimizer {
  public:
   /// Refers to all of them. `models` are those that were prepared. `warn` hears once when ranks' weights have become
-  /// different.
+  /// different, or are about to.
   ShardedOptimizer(torch::optim::Optimizer& inner, comm::Communicator& communicator, comm::RankGroup& group,
                    nn::GradientReducers& models, std::function<void(const std::string&)> warn = {});
   ~ShardedOptimizer();
 
   /// One update of the inner optimizer: `update` is called with its groups cut down to what this rank is to update, and
-  /// must update these. Collective, unless `divided` has become false.
+  /// must update these. Collective, unless `divided` has become false. Throws ConfigError on all ranks when their
+  /// optimizers list other parameters.
   void step(const std::function<void()>& update);
 
   /// Ends the division until `resume`: every rank gets the whole state, and steps by itself. The models' weights are
@@ -84,7 +88,13 @@ class ShardedOptimizer {
   void make_whole();
   bool touched(const Part& part) const;
   bool lent() const { return communicator_.shares_memory(); }
-  void warn_of_differences(const std::vector<std::size_t>& parts);
+  void look_at_gradients();
+  bool options_differ();
+  bool gradients_differ();
+  void warn_of_weights(const std::vector<std::size_t>& parts);
+  std::optional<std::pair<int, std::size_t>> first_difference(
+      const std::function<bool(const ShardedOptimizer& main, std::size_t part)>& differs) const;
+  void warn(const std::string& what);
 
   // ---- an update
   std::vector<nn::LentStorage*> storages_of(const std::function<bool(const Part&)>& wanted) const;
@@ -107,6 +117,7 @@ class ShardedOptimizer {
   std::function<void(const std::string&)> warn_;
   Mode mode_ = Mode::unknown;
   std::vector<Part> parts_;                        // of all groups, in their order
+  std::vector<std::uint8_t> gradient_is_own_;      // of parts_, whether it is memory of this rank alone
   std::vector<std::vector<at::Tensor>> own_;       // what this rank updates, by group
   std::vector<nn::GradientReducer*> with_models_;  // that the parameters belong to
   bool all_in_models_ = false;                     // each parameter belongs to one, and is listed once

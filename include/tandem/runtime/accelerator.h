@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -125,7 +126,9 @@ class Accelerator : public RankHandle {
 
   /// Opens a micro-batch: every gradient_accumulation_steps-th one, and the last of a loader, closes the window.
   /// Within it backward, clipping, optimizer and scheduler act accordingly. It is that of all prepared models,
-  /// whichever are named, here and in the following three: the arguments are there for the likeness to Accelerate.
+  /// whichever are named, here and in the following three: the arguments are there for the likeness to Accelerate. So a
+  /// batch of several models, as a GAN's, is one micro-batch: two blocks in turn count as two of the window, and one
+  /// within another throws ConfigError.
   template <class... Models>
   AccumulationStep accumulate(const Models&...) {
     return AccumulationStep(*this, false);
@@ -461,6 +464,7 @@ class Accelerator : public RankHandle {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
+      check_optimizer(object);
       optim::AcceleratedOptimizer optimizer(
           object, context_.gradients, context_.group->token(), context_.state->config.fused_optimizers, grad_scaler(),
           sharded(object), closure_steps(), optim::optimizer_class(object), [this, &object] { after_update(object); });
@@ -509,11 +513,13 @@ class Accelerator : public RankHandle {
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   void tell_of_raw_forward();
+  void check_optimizer(const torch::optim::Optimizer& optimizer);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
   optim::ClosureSteps closure_steps();
   at::Tensor evaluate(const optim::Closure& closure);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void after_update(const torch::optim::Optimizer& optimizer);
+  void tell_of_foreign_parameters(const torch::optim::Optimizer& optimizer);
   void lend_weights(nn::SharedWeights& weights);
   void go_on_apart();
   void go_on_together();
@@ -561,6 +567,8 @@ class Accelerator : public RankHandle {
   RankProfiler* profiler_ = nullptr;                // within profile
   mutable bool autocast_used_ = false;              // a scope of autocast() was made
   bool told_of_raw_forward_ = false;
+  // For tell_of_foreign_parameters; null when gradients were told of that no reduction has averaged.
+  std::unordered_set<const torch::optim::Optimizer*> looked_at_;
 };
 
 }  // namespace tandem

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+#include <torch/optim/optimizer.h>
+
+#include "tandem/comm/rank_group.h"
+#include "tandem/nn/gradient_reducer.h"
+
+namespace tandem::optim {
+
+/// The name of a parameter in the prepared model that has it; empty for none.
+std::string name_of(const at::Tensor& parameter, const nn::GradientReducers& models);
+
+/// Throws ConfigError on all ranks, the same, when the optimizer of a rank is of another class than rank 0's, or lists
+/// other parameters, or in another order. Collective.
+void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim::Optimizer& optimizer,
+                           const nn::GradientReducers& models);
+
+}  // namespace tandem::optim
