@@ -5,6 +5,8 @@
 
 #include <ATen/Functions.h>
 
+#include "nn/memory.h"
+
 namespace tandem::io {
 namespace {
 
@@ -111,10 +113,7 @@ at::Tensor as_plain(const at::Tensor& tensor) {
 }
 
 at::Tensor copy_of(const at::Tensor& tensor) {
-  at::Tensor copy = as_plain(tensor);
-  for (std::int64_t i = 0; i < tensor.dim(); ++i)
-    if (tensor.stride(i) == 0 && tensor.size(i) > 1) copy = copy.narrow(i, 0, 1);
-  copy = copy.clone().expand(tensor.sizes());
+  const at::Tensor copy = nn::without_repetitions(as_plain(tensor), tensor).clone().expand(tensor.sizes());
   return at::empty({0}, tensor.options()).set_(copy.storage(), copy.storage_offset(), copy.sizes(), copy.strides());
 }
 
