@@ -59,7 +59,7 @@ void StoredTensors::add_safetensors(const std::string& location, const std::stri
 }
 
 void StoredTensors::add_pickled(const std::string& location, const std::string& shown, const std::string& file) {
-  io::check_is_pickle_file(location, shown);
+  io::check_is_pickle_file(location, shown, io::Links::follow);
   for (auto& [name, tensor] : io::pickled_tensors_in(map_file(location, shown), shown)) {
     io::StoredTensor stored{.name = name,
                             .dtype = type_name(tensor.scalar_type()),

@@ -23,8 +23,8 @@ at::Tensor room_for(std::uint64_t bytes, const std::string& shown) {
 namespace {
 
 // The first bytes, in which formats can be told from each other.
-std::string begin_of(const std::string& path, const std::string& shown) {
-  const ReadFile file(path, shown, Links::follow);
+std::string begin_of(const std::string& path, const std::string& shown, Links links) {
+  const ReadFile file(path, shown, links);
   std::string begin(512, '\0');
   begin.resize(file.read(begin.data(), begin.size()));
   return begin;
@@ -35,11 +35,11 @@ bool is_of_torch_save(std::string_view begin) { return begin.starts_with("PK\3\4
 }  // namespace
 
 bool is_pickle_file(const std::string& path, const std::string& shown) {
-  return is_of_torch_save(begin_of(path, shown));
+  return is_of_torch_save(begin_of(path, shown, Links::follow));
 }
 
-void check_is_pickle_file(const std::string& path, const std::string& shown) {
-  const std::string begin = begin_of(path, shown);
+void check_is_pickle_file(const std::string& path, const std::string& shown, Links links) {
+  const std::string begin = begin_of(path, shown, links);
   if (is_of_torch_save(begin)) return;
   if (begin.size() > 262 && begin.substr(257, 5) == "ustar")
     throw CheckpointError(shown +

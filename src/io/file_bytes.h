@@ -21,7 +21,7 @@ at::Tensor room_for(std::uint64_t bytes, const std::string& shown);
 bool is_pickle_file(const std::string& path, const std::string& shown);
 
 /// Throws CheckpointError when the file does not begin as one of torch.save's, so that no other is read as a whole.
-void check_is_pickle_file(const std::string& path, const std::string& shown);
+void check_is_pickle_file(const std::string& path, const std::string& shown, Links links = Links::refuse);
 
 /// A file's bytes. Throws CheckpointError that names it as `shown`.
 at::Tensor load_bytes(const std::string& path, const std::string& shown, Links links = Links::refuse);

@@ -19,7 +19,7 @@ constexpr std::string_view kMark{"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x
 
 // The next of the pickles, without tensors.
 c10::IValue take_plain(std::string_view& rest) {
-  const Unpickled pickle(rest);
+  const Unpickled pickle(rest.substr(0, kMostPickleBytes));
   rest.remove_prefix(pickle.bytes());
   return pickle.value([](const std::string&, std::uint64_t) -> at::Tensor { fail("has a tensor in its beginning"); });
 }
@@ -63,11 +63,10 @@ bool is_of_old_format(std::string_view begin) { return begin.substr(0, 32).find(
 
 c10::IValue old_pickle_in(const at::Tensor& file) {
   std::string_view rest(static_cast<const char*>(file.const_data_ptr()), file.nbytes());
-  rest.remove_prefix(Unpickled(rest).bytes());  // the mark
+  rest.remove_prefix(Unpickled(rest.substr(0, 64)).bytes());  // the mark
   check_version(take_plain(rest));
   check_machine(take_plain(rest));
-  const Unpickled value(rest);
-  if (value.bytes() > kMostPickleBytes) fail("has a pickle of " + std::to_string(value.bytes()) + " bytes");
+  const Unpickled value(rest.substr(0, kMostPickleBytes));
   rest.remove_prefix(value.bytes());
   const c10::IValue keys = take_plain(rest);
   const auto storages = take_storages(rest, file, value.storages(), keys);

@@ -99,7 +99,7 @@ TEST_CASE("config refuses a bad answer with the reason, and asks again") {
 
 TEST_CASE("config takes no path that JSON cannot hold") {
   const TempDir dir;
-  const auto result = answer(dir / "c", "mlp\\n\\n\\377\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
+  const auto result = answer(dir / "c", "mlp\\n\\n\\377\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("is no UTF-8, which the file has to be"));
