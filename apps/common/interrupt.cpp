@@ -74,7 +74,7 @@ class Interrupts {
   }
 
   const std::string program_;
-  std::mutex mutex_;  // guards the next three
+  std::mutex mutex_;                   // guards the next three
   std::function<std::string()> cost_;  // empty: a signal ends the process
   bool announces_ = false;
   std::map<int, Clock::time_point> first_;  // by kind

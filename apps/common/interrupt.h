@@ -12,8 +12,8 @@ namespace apps {
 /// other threads: they inherit that these signals wait for one thread, which may do what no signal handler may.
 void catch_signals(const std::string& program);
 
-/// From now on the first signal only requests a stop, of this token. What comes within a second is the same request, for
-/// some send their signal twice. Later, one of the same kind ends the process at once; before, it tells what `cost`
+/// From now on the first signal only requests a stop, of this token. What comes within a second is the same request,
+/// for some send their signal twice. Later, one of the same kind ends the process at once; before, it tells what `cost`
 /// says, on the thread of the signals. SIGINT and SIGTERM are one kind; each of the others, which announce an end that
 /// comes later, is one for itself, and SIGXCPU, which the kernel repeats each second, is no second one.
 /// `announces`: the first one is told too.

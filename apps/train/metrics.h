@@ -35,16 +35,16 @@ struct Verdict {
 struct FinalMetrics {
   Verdict verdict;
   bool judged = false;  ///< the verdict is one
-  std::string sample;  ///< valid UTF-8; empty: none
+  std::string sample;   ///< valid UTF-8; empty: none
   double train_seconds = 0;
   double samples_per_second = 0;
   double startup_seconds = 0;
   double peak_rss_mb = 0;
 };
 
-/// Writes the metrics as JSON Lines: one object an update, {"final": …} last. A line is written as soon as its values are
-/// there; training never waits for it: what a full disk or a slow reader does not take is kept and tried again with the
-/// next one.
+/// Writes the metrics as JSON Lines: one object an update, {"final": …} last. A line is written as soon as its values
+/// are there; training never waits for it: what a full disk or a slow reader does not take is kept and tried again with
+/// the next one.
 class MetricsLog {
  public:
   /// Opens `path`, a named pipe once somebody reads it; an empty path writes nothing. Throws tandem::ConfigError.

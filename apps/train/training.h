@@ -49,7 +49,6 @@ struct Inputs {
 Inputs read_inputs(const Options& options);
 
 /// Trains on this rank, and writes the log and the weights on rank 0, which tells `unsaved` how far it is. Collective.
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,
-                      Unsaved& unsaved);
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved);
 
 }  // namespace train

@@ -53,7 +53,8 @@ int own_descriptor(const std::string& path) {
     if (!std::filesystem::is_symlink(at, error)) break;
     at = at.parent_path() / std::filesystem::read_symlink(at, error);
   }
-  struct stat file {}, stream {};
+  struct stat file {
+  }, stream{};
   if (::stat(path.c_str(), &file) != 0) return -1;
   for (const int fd : {STDOUT_FILENO, STDERR_FILENO})
     if (::fstat(fd, &stream) == 0 && stream.st_dev == file.st_dev && stream.st_ino == file.st_ino &&
@@ -63,8 +64,8 @@ int own_descriptor(const std::string& path) {
 }
 
 bool is_pipe(const std::string& path) {
-  struct stat status {};
-  return ::stat(path.c_str(), &status) == 0 && S_ISFIFO(status.st_mode);
+  std::error_code error;
+  return std::filesystem::is_fifo(path, error);
 }
 
 int open_to_append(const std::string& path, Unread unread) {
@@ -127,8 +128,10 @@ void write_file(const std::string& path, std::string_view bytes) {
 AppendFile::AppendFile(std::string path, Unread unread) : path_(std::move(path)) {
   const int own = own_descriptor(path_);
   fd_ = own >= 0 ? ::fcntl(own, F_DUPFD_CLOEXEC, 0) : open_to_append(path_, unread);
-  if (fd_ < 0 && errno == ENXIO) fail(path_, "cannot be opened: nobody reads this pipe");
-  if (fd_ < 0) fail(path_, "cannot be opened: " + system_error());
+  if (fd_ < 0) {
+    const std::string error = system_error();
+    fail(path_, "cannot be opened: " + (errno == ENXIO && is_pipe(path_) ? "nobody reads this pipe" : error));
+  }
   can_be_cut_ = own < 0 && S_ISREG(status_of(fd_, path_).st_mode);
 }
 

@@ -20,10 +20,10 @@ enum class Unread {
   wait,    ///< until somebody does
 };
 
-/// Opens `path`, or creates it, to append to it; a link is followed, a pipe or device written to. /dev/stdout, /dev/fd/3
-/// and the file that standard output or standard error goes to are what this process has open already, so that both
-/// write to one end. Throws Error that names the file and what the system says. A reader who has gone is an Error too,
-/// not a signal.
+/// Opens `path`, or creates it, to append to it; a link is followed, a pipe or device written to. /dev/stdout,
+/// /dev/fd/3 and the file that standard output or standard error goes to are what this process has open already, so
+/// that both write to one end. Throws Error that names the file and what the system says. A reader who has gone is an
+/// Error too, not a signal.
 class AppendFile {
  public:
   explicit AppendFile(std::string path, Unread unread = Unread::refuse);

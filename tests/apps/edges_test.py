@@ -5,6 +5,9 @@ import itertools
 import json
 import os
 import pathlib
+import pty
+import random
+import select
 import signal
 import stat
 import subprocess
@@ -160,6 +163,74 @@ def test_timeout(folder, name):
     code, output = Training(folder, *ENDLESS, *FILES, command=command).end()
     require(code == 124, code, output)
     is_saved(folder, output)
+
+
+def test_any_moment(folder, seed):
+    """Also between the phases: all is saved, or nothing is there."""
+    training = Training(folder, *ENDLESS, *FILES)
+    time.sleep(random.Random(seed).uniform(0, 0.6))
+    training.process.send_signal(signal.SIGTERM)
+    training.process.send_signal(signal.SIGINT)
+    code, output = training.end()
+    if (folder / "w").exists():
+        require(code == 130, code, output)
+        is_saved(folder, output)
+    else:
+        # Before the program's main it is the kernel that ends it.
+        require(code == 130 and "interrupted" in output or code == -signal.SIGTERM and not output, code, output)
+        require(not checkpoints_in(folder / "c"), output)
+
+
+def test_terminal(folder, what):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execv(TRAIN, ["train", *(flag for flag in ENDLESS if flag != "--no-progress"), *FILES])
+    shown = b""
+
+    def read():
+        nonlocal shown
+        while terminal >= 0 and select.select([terminal], [], [], 0)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # it has ended
+                return
+
+    def lines_after(least):
+        if what != "is stopped":
+            read()
+        return len(lines_in(folder / "log")) >= least
+
+    wait_until(lambda: lines_after(3))
+    if what == "closes":
+        os.close(terminal)
+        terminal = -1
+    elif what == "Ctrl-C":
+        os.write(terminal, b"\x03\x03")
+    else:  # Ctrl-S: training goes on, though what it shows is not
+        os.write(terminal, b"\x13")
+        time.sleep(1)
+        wait_until(lambda: lines_after(len(lines_in(folder / "log")) + 200))
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: (folder / "w").exists() and "final" in lines_in(folder / "log")[-1])
+        os.write(terminal, b"\x11")
+
+    def ended():
+        read()
+        return os.waitpid(pid, os.WNOHANG)
+
+    status = (0, 0)
+    end = time.monotonic() + PATIENCE
+    while status[0] == 0 and time.monotonic() < end:
+        status = ended()
+        time.sleep(0.01)
+    if status[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if terminal >= 0:
+        os.close(terminal)
+    require(status[0] == pid and os.waitstatus_to_exitcode(status[1]) == 130, status, shown[-500:])
+    is_saved(folder, shown[-500:])
 
 
 def test_tool_signal(folder, number, times):
@@ -342,7 +413,7 @@ def test_umask(folder, mask):
     require(code == 0, code, out, err)
     seen = 0
     for path in folder.rglob("*"):
-        if path.is_symlink():
+        if path.is_symlink() or path.name in ["stdout", "stderr"]:  # the latter are this test's
             continue
         wanted = (0o777 if path.is_dir() else 0o666) & ~mask
         require(stat.S_IMODE(path.stat().st_mode) == wanted, path, oct(path.stat().st_mode), oct(wanted))
@@ -362,6 +433,10 @@ def cases():
     for number in SIGNALS:
         yield number == signal.SIGINT, test_ignored, (number,)
         yield number == signal.SIGTERM, test_tool_signal, (number, 2)
+    for seed in range(40):
+        yield seed == 0, test_any_moment, (seed,)
+    for what in ["closes", "Ctrl-C", "is stopped"]:
+        yield True, test_terminal, (what,)
     for name in ["TERM", "INT", "HUP", "USR1"]:
         yield name == "TERM", test_timeout, (name,)
     for count in [1, 2, 3]:

@@ -137,10 +137,10 @@ TEST_CASE("a signal writes a checkpoint, from which training goes on") {
   const std::string flags = "--cpu 2 --hidden 16 --epochs 100000 --no-progress --checkpoint-dir " + (dir / "c");
   const std::string log = dir / "log";
   // (Shells let what runs in the background ignore SIGINT.)
-  const auto result = test::run_program(std::string(TANDEM_TRAIN) + " " + flags + " --log-json " + log +
-                                        " & until [ \"$(cat " + log +
-                                        " 2>/dev/null | wc -l)\" -ge 3 ]; do kill -0 $! || exit 99; sleep 0.02; done; "
-                                        "kill -TERM $!; wait $!");
+  const auto result =
+      test::run_program(std::string(TANDEM_TRAIN) + " " + flags + " --log-json " + log + " & until [ \"$(cat " + log +
+                        " 2>/dev/null | wc -l)\" -ge 3 ]; do kill -0 $! || exit 99; sleep 0.02; done; "
+                        "kill -TERM $!; wait $!");
   CAPTURE(result.output);
   CHECK_THAT(result.output, ContainsSubstring("saved to " + (dir / "c/checkpoint_0")));
   const auto steps = read_log(dir / "log").size() - 1;  // the last line is no update
