@@ -81,7 +81,7 @@ void name_all_fields(const tandem::LaunchConfig& config) {
                                 broadcast_buffers, static_graph, check_finite] = gradient_reducer;
   [[maybe_unused]] const auto& [split_batches, dispatch_batches, even_batches, use_seedable_sampler, data_seed,
                                 non_blocking, rng_types] = data_loader;
-  [[maybe_unused]] const auto& [directory, total_limit] = checkpoints;
+  [[maybe_unused]] const auto& [directory, total_limit, not_in_c_series] = checkpoints;
   [[maybe_unused]] const auto [not_in_c_executor, on_event, step_interval, every_epoch] = tandem::SessionOptions();
   [[maybe_unused]] const auto [background, when_busy, max_shard_bytes] = tandem::SaveStateOptions();
 }
