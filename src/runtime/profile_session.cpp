@@ -42,7 +42,7 @@ nlohmann::json with_rank_names(nlohmann::json trace, const std::vector<int>& thr
   return trace;
 }
 
-// Names of ranges and operators may be any bytes, and LibTorch writes them as they are.
+// The path may be any bytes, and LibTorch writes it into the trace as it is.
 nlohmann::json read_trace(const std::string& path) {
   std::ifstream file(path);
   const std::string text(std::istreambuf_iterator<char>(file), {});
