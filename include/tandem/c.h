@@ -7,8 +7,8 @@
  * call that failed on this thread is tandem_last_error(). Texts are UTF-8.
  *
  * See tandem/runtime/session.h for what each request does and how long it takes; only tandem_session_wait,
- * _wait_for, _save, _snapshot and _free wait, which therefore do not belong on a rank's thread. A session calls back on a
- * thread of its own, one call at a time, and never after tandem_session_free; warnings alone come on ranks' threads.
+ * _wait_for, _save, _snapshot and _free wait, which therefore do not belong on a rank's thread. A session calls back on
+ * a thread of its own, one call at a time, and never after tandem_session_free; warnings alone come on ranks' threads.
  *
  * Where a function makes an object, its handle is NULL when it fails. Layouts of structs belong to the version (the
  * library's soname has major and minor): before a binding has one initialised, it compares tandem_version() with the

@@ -47,7 +47,7 @@ class Backend {
   virtual c10::DeviceType type() const = 0;  ///< of its devices
   virtual std::string name() const = 0;      ///< as messages show it, "CPU"
 
-  /// Number of devices; for the CPU the number of cores this process may use.
+  /// Number of devices; for the CPU the number of cores this process may use at a time.
   virtual int device_count() const = 0;
 
   /// The device with this index. CPU ranks all have the device `cpu`.

@@ -76,7 +76,7 @@ struct LaunchConfig {
 struct PartialState {
   std::shared_ptr<const Backend> backend;  ///< of the ranks' devices
   std::vector<c10::Device> devices;        ///< by rank
-  int cores = 1;                           ///< that this process may use
+  int cores = 1;                           ///< that this process may use at a time
   int threads_per_rank = 1;                ///< intra-op threads
   std::string libtorch_version;            ///< such as "2.11.0"
 
@@ -91,7 +91,8 @@ struct AcceleratorState : PartialState {
 /// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.
 AcceleratorState examine(const LaunchConfig& config);
 
-/// Number of CPU ranks when none is asked for: one a core, at most 8.
+/// Number of CPU ranks when none is asked for: one for each core that this process may use, or, where that is less, as
+/// many as its control group's share of the processors, rounded up; at most 8.
 int default_cpu_ranks();
 
 /// What one rank has for itself while its launch runs.
