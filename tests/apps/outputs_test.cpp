@@ -13,6 +13,7 @@
 #include <ATen/Functions.h>
 
 #include "support/train_program.h"
+#include "tandem/core/error.h"
 #include "tandem/io/checkpoint_directory.h"
 #include "tandem/io/checkpoint_series.h"
 #include "tandem/io/safetensors.h"
