@@ -39,7 +39,10 @@ bool is_weights(const std::string& path) {
   }
 }
 
-bool is_page(const std::string& path) { return bytes_of(path).ends_with("</html>\n"); }
+bool is_page(const std::string& path) {
+  const std::string page = bytes_of(path);
+  return page.substr(0, page.find_last_not_of('\n') + 1).ends_with("</html>");
+}
 
 bool is_settings(const std::string& path) { return nlohmann::json::parse(bytes_of(path), nullptr, false).is_object(); }
 

@@ -137,7 +137,7 @@ TEST_CASE("the link to the latest leads to the new checkpoint before the old one
       [](Accelerator& accelerator) {
         Small small(accelerator);
         accelerator.save_state();
-        const FailingCall failing("rename", 2, EIO);  // the first is the link's
+        const FailingCall failing("rename", 3, EIO);  // after the checkpoint's own and the link's
         error_of<CheckpointError>([&] { accelerator.save_state(); });
         if (!failing.came()) throw std::logic_error("nothing was renamed");
       },
