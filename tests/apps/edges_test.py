@@ -18,7 +18,8 @@ import time
 TRAIN, TANDEM = map(os.path.abspath, sys.argv[1:3])
 ALL = "--all" in sys.argv
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
-SHORT = "--cpu 1 --hidden 8 --limit-train-samples 400 --batch-size 40 --epochs 1".split()
+SMALL = "--cpu 1 --threads-per-rank 1 --hidden 8"
+SHORT = SMALL + " --limit-train-samples 400 --batch-size 40 --epochs 1"
 PATIENCE = 60  # seconds, for a busy machine; nothing should take so long
 
 
@@ -69,7 +70,7 @@ class Training:
 # ---- signals
 
 FILES = ["--checkpoint-dir", "c", "--save-weights", "w", "--log-json", "log"]
-ENDLESS = ["--cpu", "2", "--hidden", "8", "--epochs", "100000", "--no-progress"]
+ENDLESS = ["--cpu", "2", "--threads-per-rank", "1", "--hidden", "8", "--epochs", "100000", "--no-progress"]
 
 
 def in_training(folder):
@@ -128,7 +129,7 @@ def test_stop(folder, phase, number, times):
 
 def test_later_signals(folder, first, second, ends):
     """In an update that takes long."""
-    training = Training(folder, "--cpu", 1, "--hidden", 8, "--epochs", 1, "--batch-size", 1, "--no-progress",
+    training = Training(folder, *SMALL.split(), "--epochs", 1, "--batch-size", 1, "--no-progress",
                         "--gradient-accumulation-steps", 1000000, *FILES)
     wait_until(lambda: "training mlp" in training.output.read_text(), training.process)
     time.sleep(0.5)
@@ -148,7 +149,7 @@ def test_later_signals(folder, first, second, ends):
 
 
 def test_ignored(folder, number):
-    training = Training(folder, "--cpu", 1, "--hidden", 8, "--max-steps", 400, "--no-progress", *FILES,
+    training = Training(folder, *SMALL.split(), "--max-steps", 400, "--no-progress", *FILES,
                         ignored=number)
     wait_until(lambda: len(lines_in(folder / "log")) >= 3, training.process)
     for _ in range(2):
@@ -181,56 +182,64 @@ def test_any_moment(folder, seed):
         require(not checkpoints_in(folder / "c"), output)
 
 
-def test_terminal(folder, what):
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.execv(TRAIN, ["train", *(flag for flag in ENDLESS if flag != "--no-progress"), *FILES])
-    shown = b""
+class Terminal:
+    """A training in the foreground of a terminal of its own."""
 
-    def read():
-        nonlocal shown
-        while terminal >= 0 and select.select([terminal], [], [], 0)[0]:
+    def __init__(self, folder):
+        self.shown, self.code = b"", None
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.execv(TRAIN, ["train", *(flag for flag in ENDLESS if flag != "--no-progress"), *FILES])
+
+    def close(self):
+        os.close(self.fd)
+        self.fd = -1
+
+    def read(self):
+        while self.fd >= 0 and select.select([self.fd], [], [], 0)[0]:
             try:
-                shown += os.read(terminal, 65536)
+                self.shown += os.read(self.fd, 65536)
             except OSError:  # it has ended
                 return
 
-    def lines_after(least):
-        if what != "is stopped":
-            read()
-        return len(lines_in(folder / "log")) >= least
+    def has_ended(self):
+        self.read()
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self.code = os.waitstatus_to_exitcode(status)
+        return pid != 0
 
-    wait_until(lambda: lines_after(3))
-    if what == "closes":
-        os.close(terminal)
-        terminal = -1
-    elif what == "Ctrl-C":
-        os.write(terminal, b"\x03\x03")
-    else:  # Ctrl-S: training goes on, though what it shows is not
-        os.write(terminal, b"\x13")
-        time.sleep(1)
-        wait_until(lambda: lines_after(len(lines_in(folder / "log")) + 200))
-        os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: (folder / "w").exists() and "final" in lines_in(folder / "log")[-1])
-        os.write(terminal, b"\x11")
+    def __enter__(self):
+        return self
 
-    def ended():
-        read()
-        return os.waitpid(pid, os.WNOHANG)
+    def __exit__(self, *_):
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        if self.fd >= 0:
+            self.close()
 
-    status = (0, 0)
-    end = time.monotonic() + PATIENCE
-    while status[0] == 0 and time.monotonic() < end:
-        status = ended()
-        time.sleep(0.01)
-    if status[0] == 0:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    if terminal >= 0:
-        os.close(terminal)
-    require(status[0] == pid and os.waitstatus_to_exitcode(status[1]) == 130, status, shown[-500:])
-    is_saved(folder, shown[-500:])
+
+def test_terminal(folder, what):
+    with Terminal(folder) as terminal:
+        log = folder / "log"
+        wait_until(lambda: len(lines_in(log)) >= 3)
+        if what == "closes":
+            terminal.close()
+        elif what == "Ctrl-C":
+            os.write(terminal.fd, b"\x03\x03")
+        else:  # Ctrl-S: training goes on, though what it shows does not
+            os.write(terminal.fd, b"\x13")
+            time.sleep(0.5)
+            seen = len(lines_in(log))
+            wait_until(lambda: len(lines_in(log)) > seen + 200)
+            os.kill(terminal.pid, signal.SIGTERM)
+            wait_until(lambda: "final" in lines_in(log)[-1])
+            os.write(terminal.fd, b"\x11")
+        wait_until(terminal.has_ended)
+        require(terminal.code == 130, terminal.code, terminal.shown[-500:])
+        is_saved(folder, terminal.shown[-500:])
 
 
 def test_tool_signal(folder, number, times):
@@ -247,8 +256,8 @@ def test_tool_signal(folder, number, times):
 
 def shell(folder, command, **more):
     with open(folder / "stdout", "w+") as out, open(folder / "stderr", "w+") as err:
-        process = subprocess.Popen(["bash", "-c", command], cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                   start_new_session=True, **more)
+        process = subprocess.Popen(["bash", "-c", command], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
+                                   stderr=err, start_new_session=True, **more)
         try:
             code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -261,8 +270,7 @@ def shell(folder, command, **more):
 
 
 def test_closed_streams(folder, closed):
-    flags = " ".join(SHORT)
-    code, out, err = shell(folder, f"{TRAIN} {flags} --log-with jsonl,csv,tensorboard --log-every 1 --log-json log "
+    code, out, err = shell(folder, f"{TRAIN} {SHORT} --log-with jsonl,csv,tensorboard --log-every 1 --log-json log "
                                    f"--save-weights w --checkpoint-dir c --report --project-dir run {closed}")
     require(code == 0, code, out, err)
     for name in ["log", "run/log.jsonl"]:
@@ -282,11 +290,11 @@ OUTPUTS = {TANDEM: ["--help", "env", "env --json", "plan --help", "completion ba
                     "plan --memory 1GB --json", "checkpoint show c/checkpoint_0", "checkpoint verify c/checkpoint_0",
                     "checkpoint show c/checkpoint_0 --json", "checkpoint diff c/checkpoint_0 c/checkpoint_0",
                     "report run", "test --ranks 1", "bench allreduce --sizes 1K", "nonsense --json"],
-           TRAIN: ["--help", " ".join(SHORT)]}
+           TRAIN: ["--help", SHORT]}
 
 
 def test_full_output(folder):
-    shell(folder, f"{TRAIN} {' '.join(SHORT)} --checkpoint-dir c --log-with jsonl --project-dir run --quiet")
+    shell(folder, f"{TRAIN} {SHORT} --checkpoint-dir c --log-with jsonl --project-dir run --quiet")
     for program, commands in OUTPUTS.items():
         for command in commands if ALL else commands[:3]:
             good, out, err = shell(folder, f"{program} {command}")
@@ -298,11 +306,10 @@ def test_full_output(folder):
 
 def test_broken_pipes(folder):
     """A training goes on without those who read what it says."""
-    flags = " ".join(SHORT)
-    code, out, err = shell(folder, f"({TRAIN} {flags} --save-weights w 2>err; echo $? >code) | sleep 0")
+    code, out, err = shell(folder, f"({TRAIN} {SHORT} --save-weights w 2>err; echo $? >code) | sleep 0")
     require((folder / "w").exists() and lines_in(folder / "code") == ["1"], err)
     require("standard output cannot be written: Broken pipe" in (folder / "err").read_text())
-    code, out, err = shell(folder, f"({TRAIN} {flags} --report --log-with jsonl --project-dir run 2>&1) | head -1")
+    code, out, err = shell(folder, f"({TRAIN} {SHORT} --report --log-with jsonl --project-dir run 2>&1) | head -1")
     require((folder / "run/report.html").exists(), err)
 
 
@@ -314,19 +321,20 @@ def is_whole(lines, updates=10):
 
 
 def test_log_targets(folder):
-    flags = " ".join(SHORT)
-    for name, command in {"link": "ln -s real link; {} link; cp real got", "dangling": "ln -s new here; {} here; cp new got",
+    for name, command in {"link": "ln -s real link; {} link; cp real got",
+                          "dangling": "ln -s new here; {} here; cp new got",
                           "fifo": "mkfifo f; cat f >got & {} f; wait", "device": "{} /dev/null && touch got",
                           "substitution": "{} >(cat >got); wait $!; sleep 0.2", "stdout": "{} /dev/stdout --quiet >got",
                           "piped": "{} /dev/stdout --quiet | cat >got", "fd": "{} /dev/fd/5 5>got",
                           "linked stdout": "ln -s /dev/stdout s; {} s --quiet | cat >got",
-                          "same file": "{} got --quiet >got", "appended": "echo '{{}}' >got; {} /dev/stdout --quiet >>got; "
-                          "sed -i 1d got", "stderr": "{} /dev/stderr --quiet 2>got"}.items():
+                          "same file": "{} got --quiet >got",
+                          "appended": "echo '{{}}' >got; {} /dev/stdout --quiet >>got; sed -i 1d got",
+                          "stderr": "{} /dev/stderr --quiet 2>got"}.items():
         here = folder / name.replace(" ", "-")
         here.mkdir()
         here.chmod(0o777)
         user = dict(user=65534, group=65534, extra_groups=[]) if os.getuid() == 0 else {}
-        code, out, err = shell(here, command.format(f"{TRAIN} {flags} --no-progress --log-json") + "; exit $?", **user)
+        code, out, err = shell(here, command.format(f"{TRAIN} {SHORT} --no-progress --log-json") + "; exit $?", **user)
         require(code == 0, name, code, out, err)
         if name != "device":
             is_whole(lines_in(here / "got"))
@@ -335,7 +343,7 @@ def test_log_targets(folder):
 
 
 def test_log_mixed_with_output(folder):
-    code, out, err = shell(folder, f"{TRAIN} {' '.join(SHORT)} --no-progress --log-json /dev/stdout >got")
+    code, out, err = shell(folder, f"{TRAIN} {SHORT} --no-progress --log-json /dev/stdout >got")
     lines = lines_in(folder / "got")
     require(code == 0 and lines[0].startswith("training mlp") or lines[-1].startswith("test accuracy"), lines)
     is_whole([line for line in lines if line.startswith("{")])
@@ -343,8 +351,8 @@ def test_log_mixed_with_output(folder):
 
 
 def test_log_reader_goes(folder):
-    code, out, err = shell(folder, f"mkfifo f; head -1 f >got & {TRAIN} --cpu 1 --hidden 8 --max-steps 400 "
-                                   "--no-progress --log-json f --save-weights w")
+    code, out, err = shell(folder, f"mkfifo f; head -1 f >got & {TRAIN} {SMALL} --max-steps 400 --no-progress "
+                                   " --log-json f --save-weights w")
     require(code == 1 and "Broken pipe; training goes on" in err and "test accuracy" in out, code, out, err)
     require((folder / "w").exists() and lines_in(folder / "got"), err)
 
@@ -374,7 +382,7 @@ def test_log_disk_fills(folder):
         return
     try:
         (disk / "ballast").write_bytes(b"x" * 56_000)
-        training = Training(folder, "--cpu", 1, "--hidden", 8, "--epochs", 100000, "--no-progress", "--log-json",
+        training = Training(folder, *SMALL.split(), "--epochs", 100000, "--no-progress", "--log-json",
                             "disk/log")
         wait_until(lambda: "No space left on device; training goes on" in training.output.read_text(),
                    training.process)
@@ -390,7 +398,7 @@ def test_log_disk_fills(folder):
 
 
 def test_log_is_continued(folder):
-    flags = [*SHORT, "--no-progress", "--checkpoint-dir", "c", "--save-every", "2"]
+    flags = [*SHORT.split(), "--no-progress", "--checkpoint-dir", "c", "--save-every", "2"]
     (folder / "there").mkdir()
     os.symlink("there/log", folder / "log")
     require(Training(folder, *flags, "--max-steps", 6, "--log-json", "log").end()[0] == 0)
@@ -404,9 +412,8 @@ def test_log_is_continued(folder):
 # ---- umask
 
 def test_umask(folder, mask):
-    flags = " ".join(SHORT)
     code, out, err = shell(folder, f"""umask {mask:03o}
-{TRAIN} {flags} --no-progress --log-json log --save-weights w --checkpoint-dir a/c --save-every 4 --total-limit 2 \
+{TRAIN} {SHORT} --no-progress --log-json log --save-weights w --checkpoint-dir a/c --save-every 4 --total-limit 2 \
   --log-with jsonl,csv,tensorboard --log-every 1 --report --project-dir b/run --profile p --profile-steps 2:3 &&
 {TANDEM} checkpoint convert w w.safetensors && {TANDEM} checkpoint convert w split --max-shard-size 20KB &&
 {TANDEM} report b/run -o report.html && (yes "" | head -40 | {TANDEM} config t.json || [ -e t.json ])""")
@@ -444,8 +451,8 @@ def cases():
             yield count == 3, test_closed_streams, (" ".join(closed),)
     for mask in [0o077, 0o027, 0o002, 0o022]:
         yield mask == 0o077, test_umask, (mask,)
-    for test in [test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes, test_log_reader_takes_nothing,
-                 test_log_is_continued, test_log_disk_fills, test_broken_pipes]:
+    for test in [test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes,
+                 test_log_reader_takes_nothing, test_log_is_continued, test_log_disk_fills, test_broken_pipes]:
         yield True, test, ()
 
 
