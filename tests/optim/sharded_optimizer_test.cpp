@@ -225,7 +225,7 @@ TEST_CASE("ranks whose weights differ, from the beginning or later, go on with w
 
 TEST_CASE("options that differ between ranks: each rank steps by its own, as without division, and that is told once") {
   const auto& kind = kKinds[GENERATE(0, 1, 2, 3, 4)];
-  const int since = GENERATE(0, 3), rank_with_others = GENERATE(0, 1, 2);
+  const int since = GENERATE(0, 3), rank_with_others = GENERATE(0, 2);
   CAPTURE(kind.name, since, rank_with_others);
   Run run{.ranks = 3, .make = kind.make};
   run.before_step = [&](auto&, torch::optim::Optimizer& optimizer, int rank, int step) {
@@ -256,14 +256,17 @@ const GradientWay kGradientWays[] = {
     {"a pointer", [](at::Tensor& g, float number) { g.data_ptr<float>()[0] = number; }},
     {"another tensor", [](at::Tensor& g, float number) { g = at::full_like(g, number); }},
     {"a sparse tensor", [](at::Tensor& g, float number) { g = (g * number).to_sparse(); }},
-    {"a transposed one", [](at::Tensor& g, float number) { g = (g * number).t().contiguous().t(); }},
+    {"a transposed one",
+     [](at::Tensor& g, float number) {
+       g = at::empty_strided(g.sizes(), {1, g.size(0)}, g.options()).copy_(g * number);
+     }},
     {"none", [](at::Tensor& g, float) { g.reset(); }}};
 
 }  // namespace
 
 TEST_CASE("gradients that the program writes before a step count for the rank that has written them") {
   for (const GradientWay& way : kGradientWays)
-    for (const int since : {0, 2, 5})
+    for (const int since : {0, 4})
       for (const int who : {-2, -1, 0, 1}) {  // -2: all ranks alike, -1: all, each something else
         const bool same = who == -2 || (who == -1 && std::string(way.name) == "none");
         CAPTURE(way.name, since, who);
@@ -414,7 +417,8 @@ TORCH_MODULE(Mixed);
 TEST_CASE("which step an optimizer takes does not depend on how its parameters are divided") {
   const auto type = GENERATE(at::kComplexFloat, at::kHalf, at::kBFloat16);
   const int ranks = GENERATE(2, 3, 4);
-  const auto& kind = kKinds[GENERATE(0, 2)];
+  // AdamW's eps is 0 in float16: its weights would be NaN.
+  const auto& kind = kKinds[type == at::kHalf ? 0 : GENERATE(0, 2)];
   const auto weights = [&](Sharding sharding) {
     return on_ranks<std::vector<at::Tensor>>(
         ranks,
