@@ -90,7 +90,7 @@ void Progress::show(std::int64_t epoch, std::int64_t step, double loss) {
 }
 
 void Progress::clear() {
-  if (shown_) std::fputs("\r\033[K", stderr);
+  if (shown_ && is_read()) std::fputs("\r\033[K", stderr);
   shown_ = false;
 }
 
