@@ -514,8 +514,13 @@ Inputs read_inputs(const Options& options) {
   auto checkpoint = checkpoint_to_resume(options);
   auto weights_file = open_weights(options.save_weights);
   // The log comes last: it may wait for a reader.
-  return {std::move(task),   std::move(weights),      std::move(checkpoint), total_steps,
-          std::move(series), std::move(weights_file), std::make_unique<MetricsLog>(options.log_json)};
+  return {std::move(task),
+          std::move(weights),
+          std::move(checkpoint),
+          total_steps,
+          std::move(series),
+          std::move(weights_file),
+          std::make_unique<MetricsLog>(options.log_json)};
 }
 
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,

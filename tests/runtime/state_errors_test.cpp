@@ -198,10 +198,9 @@ TEST_CASE("a failed save is the same error on all ranks, and training goes on; i
 TEST_CASE(
     "whichever system call of a save fails, the checkpoint before is there, or the new one, and training goes on") {
   const bool background = GENERATE(false, true);
-  const auto failing =
-      GENERATE(Failing{"open", EMFILE}, Failing{"mkdir", EACCES}, Failing{"write", ENOSPC}, Failing{"write", EINTR},
-               Failing{"write", 0}, Failing{"fsync", EIO}, Failing{"close", EIO}, Failing{"rename", EIO},
-               Failing{"symlink", EROFS});
+  const auto failing = GENERATE(Failing{"open", EMFILE}, Failing{"mkdir", EACCES}, Failing{"write", ENOSPC},
+                                Failing{"write", EINTR}, Failing{"write", 0}, Failing{"fsync", EIO},
+                                Failing{"close", EIO}, Failing{"rename", EIO}, Failing{"symlink", EROFS});
   CAPTURE(background, failing.call, failing.error);
   int nth = 0, failures = 0;
   for (bool came = true; came && nth < 200; ++nth) {
