@@ -129,8 +129,8 @@ def test_stop(folder, phase, number, times):
 
 def test_later_signals(folder, first, second, ends):
     """In an update that takes long."""
-    training = Training(folder, *SMALL.split(), "--epochs", 1, "--batch-size", 1, "--no-progress",
-                        "--gradient-accumulation-steps", 1000000, *FILES)
+    training = Training(folder, "--cpu", 1, "--threads-per-rank", 1, "--hidden", "512,512", "--epochs", 1,
+                        "--batch-size", 1, "--no-progress", "--gradient-accumulation-steps", 1000000, *FILES)
     wait_until(lambda: "training mlp" in training.output.read_text(), training.process)
     time.sleep(0.5)
     training.process.send_signal(first)
