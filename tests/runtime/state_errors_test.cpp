@@ -200,7 +200,7 @@ TEST_CASE(
   const bool background = GENERATE(false, true);
   const auto failing = GENERATE(Failing{"open", EMFILE}, Failing{"mkdir", EACCES}, Failing{"write", ENOSPC},
                                 Failing{"write", EINTR}, Failing{"write", 0}, Failing{"fsync", EIO},
-                                Failing{"close", EIO}, Failing{"rename", EIO}, Failing{"symlink", EROFS});
+                                Failing{"close", EIO}, Failing{"rename", EIO}, Failing{"symlink", ENOSPC});
   CAPTURE(background, failing.call, failing.error);
   int nth = 0, failures = 0;
   for (bool came = true; came && nth < 200; ++nth) {
