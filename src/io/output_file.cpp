@@ -118,7 +118,7 @@ struct OutputFile::Place {
     error = there ? 0 : errno;
   }
 
-  bool is_stream() const { return descriptor || (there && !S_ISREG(status.st_mode)); }
+  bool is_stream() const { return descriptor || (there && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)); }
   bool is_overwritten() const { return there && must_stay(path); }
 
   // Why it cannot be written; empty: it can.
