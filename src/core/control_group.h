@@ -14,8 +14,8 @@ std::optional<double> cpu_limit(const std::string& root = {});
 std::optional<std::uint64_t> memory_limit(std::uint64_t memory, const std::string& root = {});
 
 /// How many threads of this process can run at once: the cores that it may use, or its cpu_limit where that is less.
-/// A part of a core counts as a core: what it adds is more than what ranks lose by waiting. At least 1. The limit of the
-/// machine itself is read once in a process.
+/// A part of a core counts as a core: what it adds is more than what ranks lose by waiting. At least 1. The limit of
+/// the machine itself is read once in a process.
 int usable_cores(const std::string& root = {}) noexcept;
 
 }  // namespace tandem

@@ -160,16 +160,18 @@ void SessionRun::pause(PauseOptions options) {
   const auto put_off = std::make_shared<std::vector<char>>();  // by rank
   ask(lock, [this, options, put_off](StepGate& gate) {
     put_off->resize(followers_.size());
-    gate.add({.may_run =
-                  [this, put_off](int rank, const StepGate::Standing&) {
-                    const bool first = !std::exchange((*put_off)[static_cast<std::size_t>(rank)], 1);
-                    return !first || !follower(rank).has_unused_batch();
-                  },
-              .run = [this, options](int rank, const StepGate::Standing&) { stand(rank, options); }});
+    gate.add(
+        {.may_run =
+             [this, put_off](int rank, const StepGate::Standing&) {
+               const bool first = !std::exchange((*put_off)[static_cast<std::size_t>(rank)], 1);
+               return !first || !follower(rank).has_unused_batch();
+             },
+         .run = [this, options](int rank,
+                                const StepGate::Standing& standing) { stand(rank, rank == standing.first, options); }});
   });
 }
 
-void SessionRun::stand(int rank, PauseOptions options) {
+void SessionRun::stand(int rank, bool is_first, PauseOptions options) {
   {
     const std::lock_guard lock(mutex_);
     if (!pause_is_asked_) return;
@@ -179,7 +181,8 @@ void SessionRun::stand(int rank, PauseOptions options) {
   const std::lock_guard lock(mutex_);
   if (!pause_is_asked_) return;
   gate_->hold();
-  if (progress_.state != SessionState::pausing) return;
+  // Rank 0, if it is there: its progress is up to date when others hear of the pause.
+  if (!is_first || progress_.state != SessionState::pausing) return;
   change_state(SessionState::paused);
   post(SessionEvent::Kind::paused);
 }

@@ -90,7 +90,7 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   using GateRequest = std::function<void(StepGate&)>;
   void ask(const std::unique_lock<std::mutex>& lock, GateRequest request);
   bool is_active(const std::unique_lock<std::mutex>& lock) const;
-  void stand(int rank, PauseOptions options);
+  void stand(int rank, bool is_first, PauseOptions options);
   void save(const std::shared_ptr<Save>& save, int rank);
   void end_save(Save& save, const std::string& directory, const std::exception_ptr& error);
   void copy_weights(SnapshotRequest& request, int rank);

@@ -45,6 +45,21 @@ TEST_CASE("a paused session stands still until it is resumed, stopped or cancell
   }
 }
 
+TEST_CASE("who hears of a pause sees the progress of the place where ranks stand") {
+  std::atomic<int> steps = 0;
+  Session session;
+  session.start(ranks(4), body({.steps = &steps}));
+  for (int i = 0; i < 50; ++i) {
+    wait_for_step(session, steps + 1);
+    session.pause();
+    REQUIRE(reaches(session, SessionState::paused));
+    REQUIRE(session.progress().step == steps);
+    session.resume();
+  }
+  session.cancel();
+  session.wait();
+}
+
 TEST_CASE("request_stop closes the window, lets the body end and delivers the model") {
   std::vector<at::Tensor> weights;
   std::atomic<int> evaluations = 0, evaluated = 0;
