@@ -167,6 +167,10 @@ bool FusedStep::step(nn::Recording* recording) {
     empty_batches();
     throw;
   }
+  // LibTorch's fused kernels do not count what they write, and a graph that has saved a weight is of no use any more.
+  if (fused)
+    for (std::size_t i = 0; i < used_; ++i)
+      for (const at::Tensor& parameter : batches_[i].parameters) parameter.unsafeGetTensorImpl()->bump_version();
   empty_batches();
   if (!fused && !records()) optimizer_.step();
   return fused;

@@ -3,6 +3,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
@@ -295,4 +296,34 @@ TEST_CASE("prepare's optimizers step fused unless that is turned off") {
       },
       {.fused_optimizers = fused});
   CHECK(same[0]);
+}
+
+TEST_CASE("after a step every rank is refused a graph that has saved weights from before, whoever updates them") {
+  const int kind = GENERATE(0, 1, 2), ranks = GENERATE(1, 2, 3);
+  // LibTorch's own SGD writes through data(), which counts nothing.
+  const bool fused = kind == 0 || GENERATE(true, false);
+  const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
+  std::vector<int> refused(static_cast<std::size_t>(ranks));
+  run_ranks(ranks,
+            [&](Accelerator& accelerator) {
+              // The second layer's graph saves its weight, for what comes before needs a gradient.
+              torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::Linear(4, 1));
+              std::unique_ptr<torch::optim::Optimizer> inner;
+              if (kind == 0) inner = std::make_unique<SGD>(net->parameters(), SGDOptions(0.1));
+              if (kind == 1) inner = std::make_unique<Adam>(net->parameters());
+              if (kind == 2) inner = std::make_unique<AdamW>(net->parameters());
+              auto [model, optimizer] = accelerator.prepare(net, *inner);
+              const at::Tensor waits = model(at::ones({2, 4})).sum();
+              accelerator.backward(model(at::ones({2, 4})).sum());
+              optimizer.step();
+              try {
+                waits.backward();
+              } catch (const c10::Error& error) {
+                refused[static_cast<std::size_t>(accelerator.rank())] =
+                    std::string(error.what()).find("modified by an inplace operation") != std::string::npos;
+              }
+            },
+            {.fused_optimizers = fused, .sharding = sharding});
+  CAPTURE(fused, kind, ranks, static_cast<int>(sharding));
+  CHECK(refused == std::vector<int>(static_cast<std::size_t>(ranks), 1));
 }
