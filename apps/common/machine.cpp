@@ -1,27 +1,14 @@
 #include "common/machine.h"
 
-#include <charconv>
 #include <fstream>
 #include <set>
 
 #include "backend/cores.h"
 #include "core/control_group.h"
+#include "core/system_files.h"
 
 namespace apps {
 namespace {
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-std::optional<std::uint64_t> number_in(const std::string& text) {
-  std::uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size() ? std::optional(number) : std::nullopt;
-}
 
 // The value of "key : value" or "key: value kB".
 std::string field(const std::string& path, const std::string& key) {
@@ -35,14 +22,14 @@ std::string field(const std::string& path, const std::string& key) {
 }
 
 std::uint64_t bytes_of(const std::string& kilobytes) {
-  return number_in(kilobytes.substr(0, kilobytes.find(' '))).value_or(0) * 1024;
+  return tandem::number_in(kilobytes.substr(0, kilobytes.find(' '))).value_or(0) * 1024;
 }
 
 int count_physical(const std::string& root, const std::vector<int>& cores) {
   std::set<std::string> siblings;
   for (const int core : cores) {
     const std::string topology = root + "/sys/devices/system/cpu/cpu" + std::to_string(core) + "/topology/";
-    std::string threads = first_line(topology + "thread_siblings_list");
+    std::string threads = tandem::first_line(topology + "thread_siblings_list");
     siblings.insert(threads.empty() ? std::to_string(core) : std::move(threads));
   }
   return static_cast<int>(siblings.size());
@@ -51,7 +38,7 @@ int count_physical(const std::string& root, const std::vector<int>& cores) {
 std::vector<std::string> numa_nodes(const std::string& root) {
   std::vector<std::string> nodes;
   for (int node = 0;; ++node) {
-    std::string cores = first_line(root + "/sys/devices/system/node/node" + std::to_string(node) + "/cpulist");
+    std::string cores = tandem::first_line(root + "/sys/devices/system/node/node" + std::to_string(node) + "/cpulist");
     if (cores.empty()) return nodes;
     nodes.push_back(std::move(cores));
   }

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "support/catch.h"
+#include "support/child.h"
 #include "support/error_of.h"
 #include "support/failing_calls.h"
 #include "support/temp_dir.h"
@@ -38,24 +39,6 @@ std::string save(CheckpointSeries& series, const std::string& text, std::optiona
   writer.commit();
   series.finish(path, limit);
   return path;
-}
-
-pid_t start(const std::function<void()>& body) {
-  const pid_t child = fork();
-  if (child != 0) return child;
-  try {
-    body();
-    _exit(0);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "in the child: %s\n", error.what());
-    _exit(1);
-  }
-}
-
-int end_of(pid_t child) {
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 void wait_for(const std::string& path) {
@@ -88,7 +71,7 @@ TEST_CASE("one at a time writes into a folder, and others are told who and since
     const std::string me = "process " + std::to_string(::getpid()) + " on ";
     CHECK_THAT(second(), ContainsSubstring(folder + ": " + me) && ContainsSubstring(", since 2") &&
                              ContainsSubstring("UTC (this process itself) writes checkpoints there"));
-    CHECK(end_of(start([&] {
+    CHECK(end_of(start_child([&] {
             const std::string said = second();
             if (said.find(me) == std::string::npos || said.find("itself") != std::string::npos)
               throw std::logic_error(said);
@@ -105,7 +88,7 @@ TEST_CASE("one at a time writes into a folder, and others are told who and since
 TEST_CASE("a process that was killed keeps nobody out") {
   const TempDir dir;
   for (int i = 0; i < 3; ++i) {
-    const pid_t child = start([&] {
+    const pid_t child = start_child([&] {
       CheckpointSeries series(dir.path());
       save(series, "text");
       std::ofstream(dir / "ready" + std::to_string(i));
@@ -174,7 +157,7 @@ TEST_CASE("three processes on one folder, with locks and without, lose none of a
   const std::string folder = dir / "c";
   std::vector<pid_t> children;
   for (int child = 0; child < 3; ++child)
-    children.push_back(start([&, child] {
+    children.push_back(start_child([&, child] {
       std::ofstream log(dir / std::to_string(child));
       const FailingCall failing("flock", error ? kEach : 1'000'000, error);
       for (int i = 0; i < 34;) {
@@ -222,7 +205,7 @@ TEST_CASE("killed at any moment, a process on a shared folder loses nothing that
   for (int round = 0; kills < 100 || check_finished() < 50; ++round) {  // a busy disk saves less between two kills
     std::vector<pid_t> children;
     for (int child = 0; child < 3; ++child)
-      children.push_back(start([&, child] {
+      children.push_back(start_child([&, child] {
         std::ofstream log(dir / std::to_string(child), std::ios::app);
         const FailingCall failing("flock", locks ? 1'000'000 : kEach, ENOLCK);
         std::unique_ptr<CheckpointSeries> series;

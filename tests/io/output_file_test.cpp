@@ -20,6 +20,7 @@
 #include <thread>
 
 #include "support/catch.h"
+#include "support/child.h"
 #include "support/error_of.h"
 #include "support/failing_calls.h"
 #include "support/temp_dir.h"
@@ -70,20 +71,11 @@ std::string refusal(const std::string& path) {
 
 // Runs `body` in a process of its own, as a user without rights if `user` says so. Its result: 0 is success.
 int in_child(bool user, const std::function<void()>& body) {
-  const pid_t child = fork();
-  if (child == 0) {
-    if (user && ::geteuid() == 0 && (::setgid(65534) != 0 || ::setuid(65534) != 0)) _exit(98);
-    try {
-      body();
-      _exit(0);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "in the child: %s\n", error.what());
-      _exit(1);
-    }
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return end_of(start_child([&] {
+    if (user && ::geteuid() == 0 && (::setgid(65534) != 0 || ::setuid(65534) != 0))
+      throw std::runtime_error("no other user can be had");
+    body();
+  }));
 }
 
 void require(bool holds, const char* what) {

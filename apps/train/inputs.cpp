@@ -1,0 +1,124 @@
+#include "inputs.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "checkpoints.h"
+#include "common/interrupt.h"
+#include "io/output_file.h"
+#include "tandem/io/checkpoint_series.h"
+
+namespace train {
+namespace {
+
+// Before the ranks start, so that nothing is printed of a training that cannot be.
+void check_fills_a_step(const Options& options, std::int64_t samples) {
+  const bool split = options.launch.data_loader.split_batches;
+  const std::int64_t step = options.batch_size * (split ? 1 : tandem::examine(options.launch).world_size());
+  if (options.drop_last && samples < step)
+    throw tandem::ConfigError("the training set of " + std::to_string(samples) +
+                              " samples is smaller than a batch of all ranks (" + std::to_string(step) +
+                              ") with --drop-last; use a smaller --batch-size");
+}
+
+// Optimizer updates, of as many steps an epoch as any rank has. Known before the ranks start, for the same reason.
+std::int64_t count_updates(const Options& options, std::int64_t samples) {
+  const auto& launch = options.launch;
+  const tandem::data::EpochPlan plan(
+      tandem::data::plan_options({.batch_size = options.batch_size, .drop_last = options.drop_last}, launch.data_loader,
+                                 samples, false, tandem::examine(launch).world_size()));
+  const std::int64_t window = launch.gradient_accumulation_steps;
+  const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
+  const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
+  if (options.warmup_steps > 0 && options.warmup_steps >= total)
+    throw tandem::ConfigError("--warmup-steps " + std::to_string(options.warmup_steps) +
+                              " leaves nothing of the training's " + std::to_string(total) + " updates; use fewer");
+  return total;
+}
+
+// Makes the folder of a flag, in which `file` will be written. An empty name is none.
+void make_folder(const std::string& flag, const std::string& directory, const std::string& file) {
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
+  if (error) throw tandem::ConfigError(flag + " '" + directory + "' cannot be made: " + error.message());
+  try {
+    tandem::io::check_writable(directory + "/" + file);
+  } catch (const tandem::ConfigError& problem) {
+    throw tandem::ConfigError(flag + ": " + problem.what());
+  }
+}
+
+void check_profile(const Options& options, std::int64_t total_steps) {
+  const std::string& directory = options.profile.directory;
+  if (directory.empty()) return;
+  std::error_code error;
+  std::filesystem::create_directories(tandem::io::follow_links(directory), error);
+  if (error) throw tandem::ConfigError("--profile '" + directory + "' cannot be made: " + error.message());
+  if (options.profile.last_step <= total_steps) return;
+  throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
+                            std::to_string(options.profile.last_step) + " goes beyond the training's " +
+                            std::to_string(total_steps) + " updates");
+}
+
+std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
+  if (directory.empty()) return nullptr;
+  try {
+    return std::make_shared<tandem::io::CheckpointSeries>(directory);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--checkpoint-dir: ") + error.what());
+  }
+}
+
+std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
+  if (path.empty()) return nullptr;
+  auto file = std::make_shared<tandem::io::OutputFile>(path);
+  try {
+    file->open(apps::interrupted);
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--save-weights: ") + error.what());
+  }
+  if (file->is_open_as(STDOUT_FILENO)) {
+    std::fflush(stdout);
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);
+  }
+  return file;
+}
+
+}  // namespace
+
+Inputs read_inputs(const Options& options) {
+  tandem::io::NamedTensors weights;
+  if (!options.init_weights.empty()) {
+    try {
+      weights = tandem::io::load_safetensors(options.init_weights);
+    } catch (const tandem::CheckpointError& error) {
+      throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
+    }
+  }
+  auto task = make_task(options);
+  const auto samples = static_cast<std::int64_t>(*task->train_set().size());
+  check_fills_a_step(options, samples);
+  const std::int64_t total_steps = count_updates(options, samples);
+  check_profile(options, total_steps);
+  make_folder("--project-dir", options.project_dir, "log.jsonl");
+  make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
+  auto series = begin_series(options.launch.checkpoints.directory);
+  auto checkpoint = checkpoint_to_resume(options);
+  auto weights_file = open_weights(options.save_weights);
+  // The log comes last: it may wait for a reader.
+  return {std::move(task),
+          std::move(weights),
+          std::move(checkpoint),
+          total_steps,
+          std::move(series),
+          std::move(weights_file),
+          std::make_unique<MetricsLog>(options.log_json)};
+}
+
+}  // namespace train

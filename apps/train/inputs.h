@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "metrics.h"
+#include "options.h"
+#include "tandem/tandem.h"
+#include "task.h"
+
+namespace tandem::io {
+class CheckpointSeries;
+class OutputFile;
+}  // namespace tandem::io
+
+namespace train {
+
+/// What was read before the ranks start, once for all of them.
+struct Inputs {
+  std::unique_ptr<const Task> task;
+  tandem::io::NamedTensors initial_weights;              ///< empty: the model's own
+  std::optional<std::string> checkpoint;                 ///< to go on from; empty text: the newest one
+  std::int64_t total_steps = 0;                          ///< optimizer updates of the whole training
+  std::shared_ptr<tandem::io::CheckpointSeries> series;  ///< null without --checkpoint-dir
+  std::shared_ptr<tandem::io::OutputFile> weights;       ///< where they will be saved; null without --save-weights
+  std::unique_ptr<MetricsLog> log;                       ///< of rank 0
+};
+
+/// Reads what `options` name, and makes sure of the places for output: nobody else writes checkpoints there, and what
+/// gets the weights in a stream is open. If that is the standard output, text goes to standard error from now on.
+/// Throws tandem::ConfigError that names the flag.
+Inputs read_inputs(const Options& options);
+
+}  // namespace train

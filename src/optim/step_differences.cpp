@@ -1,0 +1,146 @@
+// What ranks compare before a divided step, and what they tell of a difference.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include <ATen/Functions.h>
+
+#include "core/word_hash.h"
+#include "nn/memory.h"
+#include "optim/same_optimizers.h"
+#include "optim/sharded_optimizer_parts.h"
+
+namespace tandem::optim {
+namespace {
+
+// Calls `visit(group, name, number)` for all options that are numbers or truth values.
+template <class Visit>
+void visit_options(torch::optim::Optimizer& optimizer, const Visit& visit) {
+  with_class(optimizer, [&](auto its_class) {
+    using Options = typename decltype(its_class)::Options;
+    auto& groups = optimizer.param_groups();
+    for (std::size_t g = 0; g < groups.size(); ++g)
+      visit_fields(static_cast<Options&>(groups[g].options()), [&](const char* name, const auto& value) {
+        if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>) {
+          visit(g, name, static_cast<double>(value));
+        } else {
+          visit(g, name, std::get<0>(value));
+          visit(g, name, std::get<1>(value));
+        }
+      });
+  });
+}
+
+// Whether two CPU tensors, perhaps undefined or sparse, are the same bits.
+bool same_gradients(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.defined() || !b.defined()) return a.defined() == b.defined();
+  if (a.layout() != b.layout() || a.sizes() != b.sizes() || a.scalar_type() != b.scalar_type()) return false;
+  if (a.is_sparse()) {
+    const at::Tensor mine = a.coalesce(), theirs = b.coalesce();
+    return same_gradients(mine.indices(), theirs.indices()) && same_gradients(mine.values(), theirs.values());
+  }
+  const at::Tensor mine = a.contiguous(), theirs = b.contiguous();
+  return mine.const_data_ptr() == theirs.const_data_ptr() ||
+         std::memcmp(mine.const_data_ptr(), theirs.const_data_ptr(), mine.nbytes()) == 0;
+}
+
+}  // namespace
+
+std::uint64_t hash_of_step(torch::optim::Optimizer& optimizer) {
+  WordHash hash;
+  visit_options(optimizer,
+                [&](std::size_t, const char*, double value) { hash.add(std::bit_cast<std::uint64_t>(value)); });
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& parameter : group.params()) hash.add(parameter.grad().defined() ? 1 : 0);
+  return hash.value();
+}
+
+// On GPUs it would cost a wait for the device.
+void ShardedOptimizer::look_at_gradients() {
+  gradient_is_own_.assign(parts_.size(), 0);
+  if (!lent()) return;
+  for (std::size_t i = 0; i < parts_.size(); ++i)
+    gradient_is_own_[i] = parts_[i].model && parts_[i].parameter.grad().defined() &&
+                          !parts_[i].model->shares_gradient(parts_[i].parameter);
+}
+
+bool ShardedOptimizer::options_differ() {
+  struct Option {
+    std::size_t group;
+    const char* name;
+    double value;
+  };
+  std::vector<Option> mine;
+  visit_options(inner_, [&](std::size_t group, const char* name, double value) {
+    mine.push_back({group, name, value});
+  });
+  std::string what;
+  {
+    const comm::RankGroup::Call call(group_, communicator_.rank(), step_record(), &mine);
+    const auto& main = call.payload<std::vector<Option>>(0);
+    for (int peer = 1; peer < communicator_.world_size() && what.empty(); ++peer) {
+      const auto& theirs = call.payload<std::vector<Option>>(peer);
+      for (std::size_t k = 0; k < std::min(main.size(), theirs.size()) && what.empty(); ++k)
+        if (std::bit_cast<std::uint64_t>(main[k].value) != std::bit_cast<std::uint64_t>(theirs[k].value))
+          what = c10::str(main[k].name, " of group ", main[k].group, " of an optimizer is ", main[k].value,
+                          " on rank 0 and ", theirs[k].value, " on rank ", peer);
+    }
+  }
+  if (what.empty()) return false;
+  warn(what +
+       ": options are to be the same on all ranks (step schedulers on all of them, and reduce what a "
+       "ReduceLROnPlateau gets)");
+  return true;
+}
+
+// Gradients that do not lie in the memory of all ranks, as those that the program has written to, may still be alike.
+bool ShardedOptimizer::gradients_differ() {
+  const auto found = first_difference([this](const ShardedOptimizer& main, std::size_t i) {
+    const at::Tensor &mine = parts_[i].parameter.grad(), &theirs = main.parts_[i].parameter.grad();
+    if (mine.defined() != theirs.defined()) return true;
+    return (gradient_is_own_[i] || main.gradient_is_own_[i]) && !same_gradients(mine, theirs);
+  });
+  if (!found) return false;
+  const auto [rank, part] = *found;
+  warn("the gradient of " + name_of(parts_[part].parameter, models_) + " is another one on rank " +
+       std::to_string(rank) +
+       " than on rank 0: the program has written to it, or put another in its place, since the last reduction");
+  return true;
+}
+
+// The first rank on which a part differs from rank 0's, and that part. The same on all ranks.
+std::optional<std::pair<int, std::size_t>> ShardedOptimizer::first_difference(
+    const std::function<bool(const ShardedOptimizer& main, std::size_t part)>& differs) const {
+  std::uint64_t first = 0;  // counted from 1
+  {
+    const comm::RankGroup::Call call(group_, communicator_.rank(), step_record(), this);
+    const auto& main = call.payload<ShardedOptimizer>(0);
+    for (std::size_t i = 0; i < parts_.size() && first == 0; ++i)
+      if (differs(main, i)) first = i + 1;
+  }
+  const auto all = group_.meet(communicator_.rank(), step_record(), first);
+  const auto other = std::find_if(all.begin(), all.end(), [](std::uint64_t part) { return part != 0; });
+  if (other == all.end()) return std::nullopt;
+  return std::pair{static_cast<int>(other - all.begin()), static_cast<std::size_t>(*other - 1)};
+}
+
+// From rank 0, once.
+void ShardedOptimizer::warn(const std::string& what) {
+  if (communicator_.rank() == 0 && warn_)
+    std::exchange(warn_, {})(what + ". The ranks train on with different weights");
+}
+
+void ShardedOptimizer::warn_of_weights(const std::vector<std::size_t>& parts) {
+  const auto found = first_difference([&](const ShardedOptimizer& main, std::size_t i) {
+    return std::find(parts.begin(), parts.end(), i) != parts.end() &&
+           !nn::same_bits(parts_[i].parameter, main.parts_[i].parameter);
+  });
+  if (!found) return;
+  const auto [rank, part] = *found;
+  warn("parameter " + name_of(parts_[part].parameter, models_) + " has other values on rank " + std::to_string(rank) +
+       " than on rank 0: since prepare(), which gives all ranks rank 0's, or since the last step, it was written to "
+       "outside of the optimizer");
+}
+
+}  // namespace tandem::optim
