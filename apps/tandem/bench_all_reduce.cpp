@@ -8,10 +8,11 @@
 
 #include <ATen/Functions.h>
 
+#include "tandem/comm/communicator.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 #include "tandem/runtime/launch.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {
 namespace {
@@ -41,7 +42,7 @@ int calls_in(double seconds_each) {
 // Collective.
 void check_sum(tandem::Accelerator& accelerator, at::Tensor& tensor) {
   tensor.fill_(accelerator.rank() + 1);
-  tandem::current_rank()->communicator->all_reduce(tensor, tandem::comm::ReduceOp::sum);
+  accelerator.communicator().all_reduce(tensor, tandem::comm::ReduceOp::sum);
   const int ranks = accelerator.world_size();
   if (!tensor.eq(ranks * (ranks + 1) / 2).all().item<bool>())
     throw tandem::CollectiveError("an all-reduce of " + std::to_string(tensor.nbytes()) + " bytes gave a wrong sum");
@@ -52,7 +53,7 @@ void check_sum(tandem::Accelerator& accelerator, at::Tensor& tensor) {
 AllReduceTime time_of(tandem::Accelerator& accelerator, std::int64_t bytes) {
   at::Tensor tensor = at::empty({bytes / 4}, at::kFloat);
   check_sum(accelerator, tensor);
-  auto& communicator = *tandem::current_rank()->communicator;
+  auto& communicator = accelerator.communicator();
   const auto reduce = [&] { communicator.all_reduce(tensor, tandem::comm::ReduceOp::sum); };
   for (int i = 0; i < kWarmUp; ++i) reduce();
   at::Tensor each = at::scalar_tensor(seconds_of(reduce), at::kDouble);

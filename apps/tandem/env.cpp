@@ -19,7 +19,7 @@
 #include "common/machine.h"
 #include "io/json_text.h"
 #include "tandem/core/error.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/launch_config.h"
 #include "tandem/version.h"
 
 namespace tandem_tool {

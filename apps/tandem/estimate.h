@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tandem/nn/precision.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {
 

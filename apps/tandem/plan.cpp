@@ -7,7 +7,7 @@
 #include <sstream>
 
 #include "tandem/data/prepare.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {
 namespace {

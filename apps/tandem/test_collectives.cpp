@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 
 #include "self_test.h"
+#include "tandem/comm/communicator.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 #include "tandem/runtime/launch.h"
@@ -34,7 +35,7 @@ class Check {
  public:
   Check(tandem::Accelerator& accelerator, at::ScalarType type, std::int64_t size)
       : accelerator_(accelerator),
-        communicator_(*tandem::current_rank()->communicator),
+        communicator_(accelerator.communicator()),
         ranks_(accelerator.world_size()),
         type_(type),
         size_(size) {}

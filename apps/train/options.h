@@ -8,8 +8,8 @@
 
 #include "tandem/data/mnist.h"
 #include "tandem/io/tracker.h"
+#include "tandem/runtime/launch_config.h"
 #include "tandem/runtime/profile.h"
-#include "tandem/runtime/state.h"
 
 namespace CLI {
 class App;

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include <tandem/data/mnist.h>
-#include <tandem/runtime/session.h>
+#include <tandem/session/session.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>

@@ -13,7 +13,7 @@
 #include <QVBoxLayout>
 #include <QtMath>
 
-#include <tandem/runtime/session.h>
+#include <tandem/session/session.h>
 
 #include "digit_grid.h"
 #include "look.h"

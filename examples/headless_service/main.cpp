@@ -28,7 +28,7 @@
 
 #include <tandem/data/data_loader.h>
 #include <tandem/data/tensor_dataset.h>
-#include <tandem/runtime/session.h>
+#include <tandem/session/session.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>

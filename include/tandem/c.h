@@ -6,7 +6,7 @@
  * through it either. Functions that return a tandem_code may be called from any thread; what went wrong in the last
  * call that failed on this thread is tandem_last_error(). Texts are UTF-8.
  *
- * See tandem/runtime/session.h for what each request does and how long it takes; only tandem_session_wait,
+ * See tandem/session/session.h for what each request does and how long it takes; only tandem_session_wait,
  * _wait_for, _save, _snapshot and _free wait, which therefore do not belong on a rank's thread. A session calls back on
  * a thread of its own, one call at a time, and never after tandem_session_free; warnings alone come on ranks' threads.
  *

@@ -29,7 +29,7 @@
 #include "tandem/runtime/prepared.h"
 #include "tandem/runtime/profile.h"
 #include "tandem/runtime/rank_values.h"
-#include "tandem/runtime/session.h"
 #include "tandem/runtime/trainings.h"
+#include "tandem/session/session.h"
 #include "tandem/trace/range.h"
 #include "tandem/version.h"

@@ -12,9 +12,10 @@
 
 #include "c/settings.h"
 #include "core/error_text.h"
+#include "runtime/rank_context.h"
 #include "tandem/core/error.h"
-#include "tandem/runtime/session.h"
 #include "tandem/runtime/trainings.h"
+#include "tandem/session/session.h"
 #include "tandem/version.h"
 
 struct tandem_rank {

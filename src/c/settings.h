@@ -5,7 +5,7 @@
 
 #include "tandem/c.h"
 #include "tandem/core/error.h"
-#include "tandem/runtime/session.h"
+#include "tandem/session/session.h"
 
 struct tandem_cancel {
   std::stop_source source;

@@ -22,20 +22,20 @@ void AcceleratedOptimizer::check_plain_step() const {
     throw ConfigError(
         "LBFGS evaluates the loss several times a step, and needs a closure for it: optimizer.step([&] { "
         "optimizer.zero_grad(); auto loss = ...; accelerator.backward(loss); return loss; })");
-  if (shared_->state.items && !shared_->state.items_reduced)
+  if (shared_->state.has_sums())
     throw ConfigError(
         "step() on gradients that are sums over items: no backward(loss_sum, items) has ended the window and made "
         "them a mean; step after that one, or within accumulate()");
 }
 
 void AcceleratedOptimizer::check_closure_step(const Closure& closure) const {
-  const GradientState& state = shared_->state;
+  const nn::AccumulationWindow& state = shared_->state;
   if (!closure) throw ConfigError("step(closure) got an empty function; give it one that computes the loss");
   if (shared_->scaler)
     throw ConfigError("step(closure) under mixed precision fp16, whose scale no closure knows of; use bf16");
   if (state.records()) throw ConfigError("step(closure) cannot be recorded; call it outside of compile_step");
-  if (state.in_closure) throw ConfigError("step(closure) within the closure of another step");
-  if (!state.acts() || (state.inside_window && state.window_length > 1))
+  if (state.in_closure()) throw ConfigError("step(closure) within the closure of another step");
+  if (!state.acts() || (state.in_micro_batch() && state.length() > 1))
     throw ConfigError(
         "step(closure) in a window of several micro-batches, of which a closure would see only one; set "
         "gradient_accumulation_steps to 1, and go through several batches within the closure");

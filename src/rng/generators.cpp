@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <algorithm>
 
 #include <mutex>
 
@@ -55,6 +56,11 @@ std::uint64_t rank_seed(std::uint64_t master_seed, int rank) {
   // Rank 0 has the master seed: the one rank that would share it moves to where rank 0 would have been.
   if (seed == low) seed = mix(mix(low ^ 0x9e3779b9u) + mix(high));
   return seed;
+}
+
+at::Generator* RankGenerators::of_gpu(c10::Device device) {
+  const auto index = static_cast<std::size_t>(std::max<int>(device.index(), 0));
+  return device.is_cuda() && index < cuda.size() ? &cuda[index] : nullptr;
 }
 
 RankGenerators make_generators(std::uint64_t master_seed, int rank, c10::Device device) {

@@ -9,12 +9,14 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
+#include "comm/objects.h"
 #include "core/word_hash.h"
+#include "runtime/rank_context.h"
 #include "runtime/reduce_numbers.h"
 #include "tandem/comm/agree.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
-#include "tandem/runtime/rank_handle.h"
+#include "tandem/runtime/rank.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {
@@ -57,6 +59,16 @@ void agree_on(RankContext& context, const ValueParts& parts, CallRecord record, 
                                                      }});
 }
 
+// Every rank's numbers, by rank.
+std::vector<std::vector<Numbers>> exchange_numbers(RankContext& context, const ValueParts& parts, CallRecord record) {
+  record.signature = typeid(Numbers).hash_code();
+  std::vector<std::vector<Numbers>> of_ranks;
+  comm::exchange_objects(*context.group, context.rank, record, &parts.numbers, [&](int, const void* theirs) {
+    of_ranks.push_back(*static_cast<const std::vector<Numbers>*>(theirs));
+  });
+  return of_ranks;
+}
+
 // A number counts as a tensor without dims.
 std::vector<Number> joined(const std::vector<std::vector<Numbers>>& of_ranks, std::size_t place) {
   std::vector<Number> all;
@@ -93,15 +105,7 @@ at::Tensor padded(const at::Tensor& tensor, std::int64_t dim, std::int64_t longe
 
 }  // namespace
 
-std::vector<std::vector<Numbers>> RankHandle::exchange_numbers(const ValueParts& parts, CallRecord record) {
-  record.signature = typeid(Numbers).hash_code();
-  const comm::RankGroup::Call call(*context_.group, rank(), record, &parts.numbers);
-  std::vector<std::vector<Numbers>> of_ranks;
-  for (int peer = 0; peer < world_size(); ++peer) of_ranks.push_back(call.payload<std::vector<Numbers>>(peer));
-  return of_ranks;
-}
-
-void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
+void Rank::gather_parts(ValueParts& parts, std::int64_t keep) {
   const trace::Range range(trace::Event::collective);
   const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::all_gather);
@@ -116,7 +120,7 @@ void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
     if (keep > 0) tensor = tensor.slice(0, 0, keep);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(parts, {.operation = Operation::all_gather});
+  const auto of_ranks = exchange_numbers(context_, parts, {.operation = Operation::all_gather});
   for (std::size_t place = 0; place < parts.numbers.size(); ++place) {
     auto all = joined(of_ranks, place);
     if (keep > 0) all.resize(std::min(all.size(), static_cast<std::size_t>(keep)));
@@ -124,7 +128,7 @@ void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
   }
 }
 
-void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
+void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
   const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::all_reduce);
     comm::check_dense(parts.tensors, device(), to_string(Operation::all_reduce));
@@ -144,7 +148,7 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     context_.communicator->all_reduce(parts.tensors, op);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(parts, {.operation = Operation::all_reduce, .reduce = op});
+  const auto of_ranks = exchange_numbers(context_, parts, {.operation = Operation::all_reduce, .reduce = op});
   std::vector<Number> of_one(of_ranks.size());
   for (std::size_t place = 0; place < parts.numbers.size(); ++place)
     for (std::size_t i = 0; i < parts.numbers[place].values.size(); ++i) {
@@ -153,7 +157,7 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     }
 }
 
-void RankHandle::broadcast_parts(ValueParts& parts, int root) {
+void Rank::broadcast_parts(ValueParts& parts, int root) {
   const auto refusal = comm::refusal_of([&] {
     check_defined(parts, Operation::broadcast);
     comm::check_dense(parts.tensors, device(), to_string(Operation::broadcast));
@@ -172,11 +176,11 @@ void RankHandle::broadcast_parts(ValueParts& parts, int root) {
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) context_.communicator->broadcast(parts.tensors, root);
   if (parts.numbers.empty()) return;
-  parts.numbers =
-      exchange_numbers(parts, {.operation = Operation::broadcast, .root = root})[static_cast<std::size_t>(root)];
+  parts.numbers = exchange_numbers(context_, parts,
+                                   {.operation = Operation::broadcast, .root = root})[static_cast<std::size_t>(root)];
 }
 
-void RankHandle::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {
+void Rank::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {
   const trace::Range range(trace::Event::collective);
   CallRecord record{.operation = Operation::pad_across_ranks};
   const auto refusal = comm::refusal_of([&] { check_padding(parts, value); });

@@ -5,8 +5,8 @@
 
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
-#include "runtime/checkpoints.h"
-#include "runtime/step_follower.h"
+#include "runtime/rank_training.h"
+#include "runtime/step_observer.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
@@ -59,7 +59,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
            throw ConfigError("batch size " + std::to_string(start) + " to start from is too small; use 1 or more");
        }),
        .describe = [&] { return "find_executable_batch_size from " + std::to_string(start); }});
-  const auto undo = undo_point();
+  const auto undo = training_.undo_point();
   int failed = -1;
   for (std::int64_t size = start; size > 0; size /= 2) {
     const bool mine_failed = runs_out_of_memory(body, size);
@@ -70,7 +70,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     context_.communicator->forget_started();  // by bodies that ended in a backward pass
     context_.group->meet(rank(), record);
     undo();
-    if (context_.follower) context_.follower->come_back();  // bodies have ended at different steps
+    if (context_.observer) context_.observer->come_back();  // bodies have ended at different steps
     free_rank_memory();                                     // of sizes that are not wanted again
     context_.group->meet(rank(), record);
     if (is_main()) free_device_memory(device());  // on all devices, before a rank may wait for another on one
@@ -79,30 +79,30 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
 }
 
-std::function<void()> Accelerator::undo_point() {
+std::function<void()> RankTraining::undo_point() {
   std::vector<std::pair<at::Generator, at::Tensor>> generators{
-      {context_.generators.cpu, context_.generators.cpu.get_state()}};
-  for (const at::Generator& generator : context_.generators.cuda)
+      {context.generators.cpu, context.generators.cpu.get_state()}};
+  for (const at::Generator& generator : context.generators.cuda)
     if (generator.defined()) generators.emplace_back(generator, generator.get_state());
   std::optional<optim::GradScalerState> scaler;
-  if (prepared_.scaler) scaler = prepared_.scaler->state();
-  return [this, generators, scaler, gradients = context_.gradients, join = reductions_in_join_, trigger = trigger_,
-          models = prepared_.reducers.size(), optimizers = prepared_.optimizers.size(),
-          schedulers = prepared_.schedulers.size(), loaders = prepared_.loaders.size(),
-          objects = checkpoints_->registered().objects.size(), hooks = checkpoints_->registered().hooks.size()] {
+  if (parts.scaler) scaler = parts.scaler->state();
+  return [this, generators, scaler, window = context.window, place = join.place(), trigger = context.trigger,
+          models = parts.reducers.size(), optimizers = parts.optimizers.size(), schedulers = parts.schedulers.size(),
+          loaders = parts.loaders.size(), objects = checkpoints.registered().objects.size(),
+          hooks = checkpoints.registered().hooks.size()] {
     const auto shorten = [](auto& list, std::size_t size) {
       list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
     };
-    prepared_.reducers.shorten(models);
-    shorten(prepared_.optimizers, optimizers);
-    shorten(prepared_.schedulers, schedulers);
-    shorten(prepared_.loaders, loaders);
-    shorten(checkpoints_->registered().objects, objects);
-    shorten(checkpoints_->registered().hooks, hooks);
-    context_.gradients = gradients;
-    reductions_in_join_ = join;
-    trigger_ = trigger;
-    if (scaler) prepared_.scaler->load_state(*scaler);
+    parts.reducers.shorten(models);
+    shorten(parts.optimizers, optimizers);
+    shorten(parts.schedulers, schedulers);
+    shorten(parts.loaders, loaders);
+    shorten(checkpoints.registered().objects, objects);
+    shorten(checkpoints.registered().hooks, hooks);
+    context.window = window;
+    join.return_to(place);
+    context.trigger = trigger;
+    if (scaler) parts.scaler->load_state(*scaler);
     for (auto [generator, state] : generators) generator.set_state(state);
   };
 }

@@ -16,6 +16,7 @@
 #include "backend/rank_memory.h"
 #include "core/error_text.h"
 #include "runtime/launch_observer.h"
+#include "runtime/rank_training.h"
 #include "tandem/core/error.h"
 #include "tandem/core/thread_team.h"
 #include "tandem/trace/range.h"
@@ -79,22 +80,21 @@ class GpuSettings {
 // Tells an observer, if there is one, of a rank's body.
 class ObservedBody {
  public:
-  ObservedBody(LaunchObserver* observer, Accelerator& accelerator, RankContext& context)
-      : observer_(observer), context_(context) {
-    if (observer_) observer_->before_body(accelerator, context_);
+  ObservedBody(LaunchObserver* observer, RankTraining& training) : observer_(observer), training_(training) {
+    if (observer_) observer_->before_body(training_);
   }
   ~ObservedBody() {
-    if (observer_) observer_->after_body(context_);
+    if (observer_) observer_->after_body(training_);
   }
   ObservedBody(const ObservedBody&) = delete;
   ObservedBody& operator=(const ObservedBody&) = delete;
 
  private:
   LaunchObserver* const observer_;
-  RankContext& context_;
+  RankTraining& training_;
 };
 
-// The same of all ranks' threads.
+// Tells it of the life of all ranks' threads.
 class ObservedRanks {
  public:
   ObservedRanks(LaunchObserver* observer, comm::RankGroup& group) : observer_(observer) {
@@ -116,7 +116,7 @@ class ObservedRanks {
   LaunchObserver* const observer_;
 };
 
-// The same of one of them.
+// Tells it of the end of one of them.
 class ObservedThread {
  public:
   explicit ObservedThread(LaunchObserver* observer) : observer_(observer) {}
@@ -139,13 +139,13 @@ struct Program {
 // `note`: what more is to be said of the rank's failure.
 void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSession& session, int rank,
               const Program& program, std::string& note) {
-  RankContext context;
-  context.rank = rank;
-  context.state = &state;
-  context.group = &group;
-  context.generators = rng::make_generators(state.config.seed, rank, context.device());
-  context.gradients.num_steps = state.config.gradient_accumulation_steps;
-  context.gradients.sync_with_dataloader = state.config.sync_with_dataloader;
+  const c10::Device device = state.devices[static_cast<std::size_t>(rank)];
+  RankContext context{.rank = rank,
+                      .state = &state,
+                      .group = &group,
+                      .communicator = nullptr,
+                      .generators = rng::make_generators(state.config.seed, rank, device),
+                      .window = {state.config.gradient_accumulation_steps, state.config.sync_with_dataloader}};
   const RankScope scope(context);
   context.communicator = session.make_communicator(rank);
   const auto cancel_if_thrown = [&](const std::function<void()>& work) {
@@ -158,16 +158,17 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
     }
   };
   cancel_if_thrown([&] {
-    Accelerator accelerator(context);
-    const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = accelerator.memory_summary(); });
-    const ObservedBody observed(program.observer, accelerator, context);
-    // Within the accelerator's life, which ends when its last checkpoint in the background is written.
+    RankTraining training(context);
+    Accelerator accelerator(training);
+    const OutOfMemoryWatch watch([&](const OutOfMemory&) { note = training.memory_summary(); });
+    const ObservedBody observed(program.observer, training);
+    // Within the training's life, which ends when its last checkpoint in the background is written.
     cancel_if_thrown([&] {
       program.body(accelerator);
-      accelerator.throw_if_not_finite();
-      accelerator.finish_saving();
+      training.throw_if_not_finite();
+      training.checkpoints.finish_saving();
       scope.finish_work();
-      if (program.observer) program.observer->body_ended(accelerator);
+      if (program.observer) program.observer->body_ended(training);
     });
   });
   group.depart(rank);

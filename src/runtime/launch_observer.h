@@ -1,4 +1,4 @@
-// What a session sees of its launch, and does there.
+// What somebody who follows a launch sees of it, and does there.
 #pragma once
 
 #include <functional>
@@ -7,6 +7,8 @@
 #include "tandem/runtime/launch.h"
 
 namespace tandem {
+
+class RankTraining;
 
 class LaunchObserver {
  public:
@@ -17,9 +19,9 @@ class LaunchObserver {
   virtual void after_ranks() noexcept = 0;
 
   /// Before and after the body, on each rank's thread; `after_body` also when it throws.
-  virtual void before_body(Accelerator& accelerator, RankContext& context) = 0;
-  virtual void body_ended(Accelerator& accelerator) = 0;  ///< well
-  virtual void after_body(RankContext& context) noexcept = 0;
+  virtual void before_body(RankTraining& training) = 0;
+  virtual void body_ended(RankTraining& training) = 0;  ///< well
+  virtual void after_body(RankTraining& training) noexcept = 0;
 
   virtual void rank_ended() noexcept = 0;  ///< at the end of each rank's thread
 

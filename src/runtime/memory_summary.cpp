@@ -5,7 +5,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include "optim/optimizer_fields.h"
-#include "tandem/runtime/accelerator.h"
+#include "runtime/rank_training.h"
 
 namespace tandem {
 namespace {
@@ -18,14 +18,14 @@ std::string megabytes(std::size_t bytes) {
   return text;
 }
 
-std::size_t bytes_of(const at::Tensor& tensor) {
+std::size_t nbytes_of(const at::Tensor& tensor) {
   return tensor.defined() && tensor.layout() == at::kStrided ? tensor.nbytes() : 0;
 }
 
 std::size_t state_bytes(const torch::optim::Optimizer& optimizer) {
   std::size_t bytes = 0;
   for (const auto& [parameter, state] : optimizer.state())
-    optim::visit_tensors(*state, [&](const at::Tensor& tensor) { bytes += bytes_of(tensor); });
+    optim::visit_tensors(*state, [&](const at::Tensor& tensor) { bytes += nbytes_of(tensor); });
   return bytes;
 }
 
@@ -42,22 +42,22 @@ std::string allocated_on(c10::Device device) {
 
 }  // namespace
 
-std::string Accelerator::memory_summary() const {
+std::string RankTraining::memory_summary() const {
   std::size_t parameters = 0, gradients = 0, states = 0;
   std::vector<std::pair<std::size_t, std::string>> largest;
-  for (const auto& reducer : prepared_.reducers)
+  for (const auto& reducer : parts.reducers)
     for (const auto& [name, parameter] : reducer->parameters()) {
-      parameters += bytes_of(parameter);
-      gradients += bytes_of(parameter.grad());
-      largest.emplace_back(bytes_of(parameter), name);
+      parameters += nbytes_of(parameter);
+      gradients += nbytes_of(parameter.grad());
+      largest.emplace_back(nbytes_of(parameter), name);
     }
-  for (const auto& optimizer : prepared_.alive_optimizers()) states += state_bytes(optimizer.inner());
+  for (const auto& optimizer : parts.alive_optimizers()) states += state_bytes(optimizer.inner());
   std::stable_sort(largest.begin(), largest.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::string text = "rank " + std::to_string(rank()) + " holds parameters of " + megabytes(parameters) +
+  std::string text = "rank " + std::to_string(context.rank) + " holds parameters of " + megabytes(parameters) +
                      ", gradients of " + megabytes(gradients) + ", optimizer state of " + megabytes(states);
   for (std::size_t i = 0; i < std::min(kLargest, largest.size()); ++i)
     text += (i == 0 ? "; its largest parameters: " : ", ") + largest[i].second + " " + megabytes(largest[i].first);
-  return text + allocated_on(device());
+  return text + allocated_on(context.device());
 }
 
 }  // namespace tandem

@@ -7,6 +7,7 @@
 
 #include "io/output_file.h"
 #include "runtime/profile_session.h"
+#include "runtime/rank_training.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -71,8 +72,8 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
   session = broadcast_object(session);
   {
     RankProfiler profiler(session, rank(), options);
-    const auto forget = [this](RankProfiler*) { profiler_ = nullptr; };
-    const std::unique_ptr<RankProfiler, decltype(forget)> current(profiler_ = &profiler, forget);
+    const auto forget = [this](RankProfiler*) { training_.profiler = nullptr; };
+    const std::unique_ptr<RankProfiler, decltype(forget)> current(training_.profiler = &profiler, forget);
     body();
   }
   if (!is_main()) session.reset();  // the last to hold it lets the process have another

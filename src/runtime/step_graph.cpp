@@ -1,4 +1,4 @@
-#include "tandem/runtime/step_graph.h"
+#include "runtime/step_graph.h"
 
 #include <algorithm>
 #include <exception>
@@ -28,13 +28,15 @@ std::mutex& one_at_a_time() {
 // While alive, models and optimizers see `recording`.
 class Scope {
  public:
-  Scope(GradientState& state, nn::Recording& recording) : state_(state) { state_.recording = &recording; }
-  ~Scope() { state_.recording = nullptr; }
+  Scope(nn::AccumulationWindow& window, nn::Recording& recording) : window_(window) {
+    window_.set_recording(&recording);
+  }
+  ~Scope() { window_.set_recording(nullptr); }
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 
  private:
-  GradientState& state_;
+  nn::AccumulationWindow& window_;
 };
 
 // While alive, the rank's calls to the others are errors: they would wait for it to record.
@@ -56,14 +58,14 @@ bool same(const at::Tensor& a, const at::Tensor& b) { return a.defined() == b.de
 
 }  // namespace
 
-StepGraph::StepGraph(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
-                     std::function<std::optional<std::string>()> obstacle)
+RecordedStep::RecordedStep(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
+                           std::function<std::optional<std::string>()> obstacle)
     : context_(context), parameters_(std::move(parameters)), obstacle_(std::move(obstacle)) {}
 
-StepGraph::~StepGraph() { forget(); }
+RecordedStep::~RecordedStep() { forget(); }
 
 // The ranks' values; the least of them.
-std::uint64_t StepGraph::meet(std::uint64_t mine, bool& alike) const {
+std::uint64_t RecordedStep::meet(std::uint64_t mine, bool& alike) const {
   const comm::CallRecord record{.operation = comm::Operation::compile_step};
   const auto all = context_.group->meet(context_.rank, record, mine);
   const auto [least, most] = std::minmax_element(all.begin(), all.end());
@@ -71,8 +73,8 @@ std::uint64_t StepGraph::meet(std::uint64_t mine, bool& alike) const {
   return *least;
 }
 
-StepGraph::Turn StepGraph::next(const std::vector<at::Tensor>& inputs) {
-  if (context_.gradients.recording) throw ConfigError("a compiled step was called within another one");
+RecordedStep::Turn RecordedStep::next(const std::vector<at::Tensor>& inputs) {
+  if (context_.window.recording()) throw ConfigError("a compiled step was called within another one");
   if (auto why = obstacle_()) {
     reason_ = *why;
     return Turn::call;
@@ -85,7 +87,7 @@ StepGraph::Turn StepGraph::next(const std::vector<at::Tensor>& inputs) {
   return turn;
 }
 
-StepGraph::Turn StepGraph::wanted(const std::vector<at::Tensor>& inputs) {
+RecordedStep::Turn RecordedStep::wanted(const std::vector<at::Tensor>& inputs) {
   if (!given_up_.empty()) {
     reason_ = given_up_;
     return Turn::call;
@@ -114,7 +116,7 @@ StepGraph::Turn StepGraph::wanted(const std::vector<at::Tensor>& inputs) {
   return Turn::rehearse;
 }
 
-std::optional<std::string> StepGraph::other_inputs(const std::vector<at::Tensor>& inputs) const {
+std::optional<std::string> RecordedStep::other_inputs(const std::vector<at::Tensor>& inputs) const {
   if (inputs.size() != inputs_.size())
     return "the step was recorded with " + std::to_string(inputs_.size()) + " tensors";
   for (std::size_t i = 0; i < inputs.size(); ++i)
@@ -125,7 +127,7 @@ std::optional<std::string> StepGraph::other_inputs(const std::vector<at::Tensor>
 }
 
 // What has changed since the recording, which a replay would not notice.
-std::optional<std::string> StepGraph::change() const {
+std::optional<std::string> RecordedStep::change() const {
   const std::vector<at::Tensor> now = parameters_();
   if (now.size() != seen_.size()) return "the prepared models have other parameters";
   for (std::size_t i = 0; i < now.size(); ++i) {
@@ -140,27 +142,27 @@ std::optional<std::string> StepGraph::change() const {
   return std::nullopt;
 }
 
-void StepGraph::rehearse(const std::function<void()>& step) {
+void RecordedStep::rehearse(const std::function<void()>& step) {
   rehearsals_ += 1;
-  const Scope scope(context_.gradients, *this);
+  const Scope scope(context_.window, *this);
   step();
 }
 
-void StepGraph::begin_piece() {
+void RecordedStep::begin_piece() {
   pieces_.push_back({context_.state->backend->make_graph(), {}});
   pieces_.back().graph->begin(context_.generators.cuda.at(static_cast<std::size_t>(context_.device().index())));
 }
 
-void StepGraph::between(std::function<void()> work, std::uint64_t signature) {
+void RecordedStep::between(std::function<void()> work, std::uint64_t signature) {
   signature_ = signature_ * 31 + signature;
   pieces_.back().graph->end();
   pieces_.back().then = std::move(work);
   begin_piece();
 }
 
-void StepGraph::record_pieces(const std::function<void()>& step) {
+void RecordedStep::record_pieces(const std::function<void()>& step) {
   const std::lock_guard lock(one_at_a_time());
-  const Scope scope(context_.gradients, *this);
+  const Scope scope(context_.window, *this);
   const NoCalls no_calls(*context_.group, context_.rank);
   recording_ = true;
   try {
@@ -176,7 +178,7 @@ void StepGraph::record_pieces(const std::function<void()>& step) {
 }
 
 // Empty, or what went wrong.
-std::string StepGraph::try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step) {
+std::string RecordedStep::try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step) {
   try {
     inputs_ = make_inputs();
     record_pieces(step);
@@ -190,7 +192,7 @@ std::string StepGraph::try_to_record(const MakeInputs& make_inputs, const std::f
   }
 }
 
-bool StepGraph::record(const MakeInputs& make_inputs, const std::function<void()>& step) {
+bool RecordedStep::record(const MakeInputs& make_inputs, const std::function<void()>& step) {
   forget();
   fresh_ = true;
   vain_recordings_ += 1;
@@ -217,12 +219,12 @@ bool StepGraph::record(const MakeInputs& make_inputs, const std::function<void()
   return false;
 }
 
-void StepGraph::give_up(const std::string& why) {
+void RecordedStep::give_up(const std::string& why) {
   forget();
   given_up_ = "the step cannot be recorded: " + why;
 }
 
-void StepGraph::forget() {
+void RecordedStep::forget() {
   const std::lock_guard lock(one_at_a_time());
   pieces_.clear();
   host_work_.clear();
@@ -231,7 +233,7 @@ void StepGraph::forget() {
   signature_ = 0;
 }
 
-void StepGraph::run_pieces(const std::vector<at::Tensor>& inputs) {
+void RecordedStep::run_pieces(const std::vector<at::Tensor>& inputs) {
   const trace::Range range(trace::Event::replay);
   const at::NoGradGuard no_grad;  // the copies are no part of anybody's graph
   for (std::size_t i = 0; i < inputs.size(); ++i)
@@ -243,7 +245,7 @@ void StepGraph::run_pieces(const std::vector<at::Tensor>& inputs) {
   for (Seen& seen : seen_) seen.parameter.mutable_grad() = seen.after;
 }
 
-void StepGraph::replay(const std::vector<at::Tensor>& inputs) {
+void RecordedStep::replay(const std::vector<at::Tensor>& inputs) {
   context_.group->token().check();
   for (const HostWork& work : host_work_)
     if (work.before) work.before();

@@ -100,7 +100,7 @@ Run train(const LaunchConfig& config, const Setup& setup, bool compile) {
         if (setup.before) setup.before(call, net, *inner);
         if (setup.short_batch && call == 6 && a.is_last()) in = in.slice(0, 0, 4), out = out.slice(0, 0, 4);
         call += 1;
-        std::optional<Accelerator::AccumulationStep> window;
+        std::optional<MicroBatch> window;
         if (setup.window_outside) window.emplace(a, false);
         const at::Tensor loss = compile ? compiled(in, out) : step(in, out);
         if (setup.step_outside) {

@@ -10,7 +10,7 @@
 #include "support/fake_machine.h"
 #include "support/ranks.h"
 #include "support/temp_dir.h"
-#include "tandem/runtime/session.h"
+#include "tandem/session/session.h"
 
 using namespace tandem;
 using namespace tandem::test;

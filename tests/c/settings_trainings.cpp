@@ -6,8 +6,8 @@
 
 #include "tandem/data/data_loader.h"
 #include "tandem/data/tensor_dataset.h"
-#include "tandem/runtime/session.h"
 #include "tandem/runtime/trainings.h"
+#include "tandem/session/session.h"
 
 namespace {
 

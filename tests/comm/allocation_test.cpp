@@ -3,6 +3,7 @@
 #include <new>
 
 #include "support/ranks.h"
+#include "tandem/comm/communicator.h"
 
 namespace {
 thread_local std::int64_t allocations = 0;
@@ -22,7 +23,7 @@ using namespace tandem::test;
 TEST_CASE("an all-reduce or a barrier that has run before allocates nothing") {
   const std::int64_t length = GENERATE(10, 100'000);
   const auto counts = on_ranks<std::int64_t>(2, [&](Accelerator& accelerator) {
-    auto& communicator = *current_rank()->communicator;
+    auto& communicator = accelerator.communicator();
     const std::vector<at::Tensor> tensors{at::ones({length}), at::ones({3}, at::kLong)};
     const auto step = [&] {
       communicator.all_reduce(tensors, comm::ReduceOp::sum);

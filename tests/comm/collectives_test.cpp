@@ -3,6 +3,7 @@
 
 #include "support/random_tensors.h"
 #include "support/ranks.h"
+#include "tandem/comm/communicator.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -135,7 +136,7 @@ TEST_CASE("reduce_scatter gives each rank its part of the reduction") {
   for (const auto type : {at::kFloat, at::kBFloat16, at::kLong}) {
     const auto inputs = [&](int rank) { return at::arange(8 * 3).reshape({8, 3}).to(type) + rank; };
     const auto results = on_ranks<at::Tensor>(ranks, [&](Accelerator& accelerator) {
-      return current_rank()->communicator->reduce_scatter(inputs(accelerator.rank()), ReduceOp::sum);
+      return accelerator.communicator().reduce_scatter(inputs(accelerator.rank()), ReduceOp::sum);
     });
     std::vector<at::Tensor> all;
     for (int rank = 0; rank < ranks; ++rank) all.push_back(inputs(rank));
@@ -144,10 +145,8 @@ TEST_CASE("reduce_scatter gives each rank its part of the reduction") {
       CHECK(at::equal(results[static_cast<std::size_t>(rank)],
                       expected.slice(0, rank * 8 / ranks, (rank + 1) * 8 / ranks)));
   }
-  const auto error = run_ranks_expecting_error(2, [](Accelerator& a) {
-    current_rank()->communicator->reduce_scatter(at::ones({3}), ReduceOp::sum);
-    (void)a;
-  });
+  const auto error = run_ranks_expecting_error(
+      2, [](Accelerator& a) { a.communicator().reduce_scatter(at::ones({3}), ReduceOp::sum); });
   CHECK_THAT(error.what(), ContainsSubstring("divisible by 2"));
 }
 
@@ -169,7 +168,7 @@ TEST_CASE("several tensors of several types are reduced in one call, in place or
                       [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
   };
   const auto right = on_ranks<std::vector<bool>>(ranks, [&](Accelerator& accelerator) {
-    auto& communicator = *current_rank()->communicator;
+    auto& communicator = accelerator.communicator();
     const int rank = accelerator.rank(), root = ranks - 1;
     auto in_place = inputs(rank), rooted = inputs(rank), outputs = inputs(rank);
     const auto kept = inputs(rank);
@@ -188,7 +187,7 @@ TEST_CASE("pending conjugations and negations count") {
     return at::complex(at::arange(3, at::kFloat) + rank, at::arange(3, at::kFloat) - 7);
   };
   const auto right = on_ranks<bool>(2, [&](Accelerator& accelerator) {
-    auto& communicator = *current_rank()->communicator;
+    auto& communicator = accelerator.communicator();
     at::Tensor mine = numbers(accelerator.rank()).conj(), sum = at::empty({3}, at::kComplexFloat);
     const at::Tensor negative = at::imag(mine);  // a negation is pending
     const at::Tensor expected = (numbers(0) + numbers(1)).conj().resolve_conj();
@@ -219,7 +218,8 @@ TEST_CASE("a body that swallows the error of a mismatch cannot go on") {
 
 TEST_CASE("roots that are no ranks, and outputs unlike the inputs, are errors that say so") {
   const auto text_of = [](const std::function<void(comm::Communicator&)>& call) {
-    return std::string(run_ranks_expecting_error(2, [&](Accelerator&) { call(*current_rank()->communicator); }).what());
+    return std::string(
+        run_ranks_expecting_error(2, [&](Accelerator& accelerator) { call(accelerator.communicator()); }).what());
   };
   at::Tensor one = at::ones({2}), other = at::ones({3});
   CHECK_THAT(text_of([&](auto& c) { c.reduce(one, ReduceOp::sum, 2); }), ContainsSubstring("ranks are 0 to 1"));
@@ -233,7 +233,7 @@ TEST_CASE("all_to_all gives each rank what the others have for it, of any sizes"
   const auto right = on_ranks<bool>(ranks, [&](Accelerator& accelerator) {
     std::vector<at::Tensor> inputs;
     for (int to = 0; to < ranks; ++to) inputs.push_back(from_to(accelerator.rank(), to));
-    const auto received = current_rank()->communicator->all_to_all(inputs);
+    const auto received = accelerator.communicator().all_to_all(inputs);
     bool all = received.size() == inputs.size();
     for (int from = 0; from < ranks; ++from)
       all = all && at::equal(received[static_cast<std::size_t>(from)], from_to(from, accelerator.rank()));

@@ -4,8 +4,8 @@
 
 #include <ATen/Functions.h>
 
+#include "checkpoint/state_file.h"
 #include "data/idx_file.h"
-#include "runtime/state_file.h"
 #include "support/catch.h"
 #include "support/mutated.h"
 #include "support/temp_dir.h"

@@ -311,7 +311,7 @@ TEST_CASE(
       });
     } catch (const std::runtime_error&) {
     }
-    seen.flag = accelerator.gradient_state().local_sgd;
+    seen.flag = accelerator.gradient_state().trains_alone();
     seen.outside = gradient();
     return seen;
   });

@@ -155,7 +155,7 @@ std::vector<Trained> train_on(int ranks, const Make& make, Form form, const Laun
         };
         Trained trained;
         for (int step = 0; step < 4; ++step) {
-          std::optional<Accelerator::AccumulationStep> window;
+          std::optional<MicroBatch> window;
           if (form != Form::outside) window.emplace(accelerator, /*close=*/true);
           trained.losses.push_back(optimizer.step(closure).template item<double>());
         }

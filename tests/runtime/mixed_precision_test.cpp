@@ -151,7 +151,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
             accelerator.prepare(a, b, sgd_a, sgd_b, halving_a, halving_b);
         Seen seen;
         for (int i = 0; i < 5; ++i) {
-          std::optional<Accelerator::AccumulationStep> window;
+          std::optional<MicroBatch> window;
           if (in_window) window.emplace(accelerator, false);
           const auto x = torch::full({2}, i == 4 && accelerator.is_main() ? kInfinity : 1.0F);
           accelerator.backward(model_a(torch::ones({2})).sum() + model_b(x).sum());
@@ -413,7 +413,7 @@ TEST_CASE("gradients that are kept over updates of fp16's scale count as they do
           std::vector<double> seen;
           for (int w = 0; w < 6; ++w) {
             for (int m = 0; m < accumulation; ++m) {
-              std::optional<Accelerator::AccumulationStep> window;
+              std::optional<MicroBatch> window;
               // The last window is shorter.
               if (in_windows) window.emplace(accelerator, /*close=*/w == 5 && m == 1);
               const double x = 1 + accelerator.rank() + w + m;

@@ -29,7 +29,7 @@ std::function<void()> train(Accelerator& accelerator, const Training& training =
   return [&accelerator, training] {
     torch::nn::Linear net(8, 4);
     torch::optim::SGD sgd(net->parameters(), 0.1);
-    const int samples = training.steps * accelerator.world_size() * accelerator.gradient_state().num_steps;
+    const int samples = training.steps * accelerator.world_size() * accelerator.gradient_state().num_steps();
     auto [model, optimizer, loader] =
         accelerator.prepare(net, sgd, data::DataLoader(data::TensorDataset(at::ones({samples, 8})), {.batch_size = 1}));
     int step = 0;

@@ -6,6 +6,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "runtime/rank_context.h"
 #include "support/ranks.h"
 
 using namespace tandem;
@@ -84,8 +85,8 @@ TEST_CASE("states of optimizers part with the weights within no_sync") {
     torch::optim::SGD sgd(scale->parameters(), torch::optim::SGDOptions(0.1).momentum(0.5));
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     for (int i = 0; i < before + 2; ++i) {
-      std::optional<Accelerator::ReductionScope> local;
-      if (i == before) local.emplace(current_rank()->gradients, false);
+      std::optional<ReductionScope> local;
+      if (i == before) local.emplace(current_rank()->window, false);
       accelerator.backward(model(accelerator.rank() + 1.0));
       optimizer.step();
       optimizer.zero_grad();
@@ -220,8 +221,8 @@ TEST_CASE("no_sync on one rank alone is an error, not a hang") {
         Scale scale;
         torch::optim::SGD sgd(scale->parameters(), 0.1);
         auto [model, optimizer] = accelerator.prepare(scale, sgd);
-        std::optional<Accelerator::ReductionScope> local;
-        if (accelerator.is_main()) local.emplace(current_rank()->gradients, false);
+        std::optional<ReductionScope> local;
+        if (accelerator.is_main()) local.emplace(current_rank()->window, false);
         accelerator.backward(model(1.0));
         optimizer.step();
       },
@@ -341,9 +342,9 @@ std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Wi
     const Window& window = windows[w];
     for (int m = 0; m < window.length; ++m) {
       const bool closes = m + 1 == window.length;
-      std::optional<Accelerator::ReductionScope> scope;
-      if (window.no_sync && closes) scope.emplace(current_rank()->gradients, false);
-      if (!closes && (window.triggers >> m & 1)) scope.emplace(current_rank()->gradients, true);
+      std::optional<ReductionScope> scope;
+      if (window.no_sync && closes) scope.emplace(current_rank()->window, false);
+      if (!closes && (window.triggers >> m & 1)) scope.emplace(current_rank()->window, true);
       auto step = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
       if (accelerator.sync_gradients() != closes) throw std::logic_error("another window");
       const auto loss = model(gradient_of(accelerator.rank(), static_cast<int>(w), m));

@@ -52,8 +52,11 @@ class RankGroup {
     /// `rank`'s payload, of the type that all ranks gave.
     template <class T>
     const T& payload(int rank) const {
-      return *static_cast<const T*>(payloads_[static_cast<std::size_t>(rank)]);
+      return *static_cast<const T*>(object(rank));
     }
+
+    /// Where `rank`'s payload is.
+    const void* object(int rank) const { return payloads_[static_cast<std::size_t>(rank)]; }
 
    private:
     RankGroup& group_;

@@ -14,9 +14,9 @@
 #include <c10/core/Device.h>
 
 #include "tandem/comm/rank_group.h"
+#include "tandem/data/active_loaders.h"
 #include "tandem/data/batch.h"
 #include "tandem/data/device_copies.h"
-#include "tandem/data/loader_status.h"
 #include "tandem/data/step_source.h"
 #include "tandem/trace/range.h"
 

@@ -10,6 +10,22 @@ namespace tandem::nn {
 /// Averages the models of ranks that train on their own, each `steps`-th time (Stich, "Local SGD Converges Fast and
 /// Communicates Little", ICLR 2019). Accelerator::local_sgd makes one.
 ///
+///     accelerator.local_sgd(8, [&](nn::LocalSgd& local) {
+///       for (auto& [images, labels] : batches) {
+///         auto window = accelerator.accumulate(model);
+///         accelerator.backward(loss_of(model(images), labels));
+///         optimizer.step();
+///         optimizer.zero_grad();
+///         local.step();
+///       }
+///     });
+///
+/// Within it backward passes are not reduced (not by trigger_sync_in_backward either), while windows, clipping,
+/// optimizers and schedulers go on as ever; backward(loss_sum, items) makes the mean over this rank's items, 0 where it
+/// has none. Gradients that no optimizer has used by its end stay with their rank, and are reduced with those of the
+/// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
+/// state of the rank that updates it.
+///
 /// An average of a model's weights over the ranks: parameters that require a gradient, and buffers of floating-point
 /// and complex types, become their mean. The others, as frozen parameters and counts of batches, become rank 0's.
 /// Buffers stay each rank's own when GradientReducerOptions::broadcast_buffers is off. The states of optimizers, as

@@ -14,9 +14,10 @@
 #include <torch/optim/schedulers/lr_scheduler.h>
 #include <torch/optim/schedulers/reduce_on_plateau_scheduler.h>
 
+#include "nn/accumulation_window.h"
 #include "tandem/core/cancel_token.h"
 #include "tandem/core/error.h"
-#include "tandem/nn/gradient_state.h"
+#include "tandem/nn/recording.h"
 #include "tandem/optim/fused_step.h"
 #include "tandem/optim/grad_scaler.h"
 #include "tandem/optim/optimizer_class.h"
@@ -64,8 +65,8 @@ class AcceleratedOptimizer {
   /// gradients; null: they are as they are. `sharded` divides the updates over the ranks; null: each makes all.
   /// `closure_steps` makes steps with a closure; empty: closures are called as they are. `its_class` is what is known
   /// of the class of `inner`. `updated` is called after each update.
-  AcceleratedOptimizer(torch::optim::Optimizer& inner, const GradientState& state, const CancelToken& token, bool fused,
-                       GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
+  AcceleratedOptimizer(torch::optim::Optimizer& inner, const nn::AccumulationWindow& state, const CancelToken& token,
+                       bool fused, GradScaler* scaler = nullptr, std::unique_ptr<ShardedOptimizer> sharded = nullptr,
                        ClosureSteps closure_steps = {}, OptimizerClass its_class = {},
                        std::function<void()> updated = {})
       : shared_(std::make_shared<Shared>(
@@ -147,7 +148,7 @@ class AcceleratedOptimizer {
  private:
   struct Shared {
     torch::optim::Optimizer& inner;
-    const GradientState& state;
+    const nn::AccumulationWindow& state;
     const CancelToken& token;
     GradScaler* scaler;
     std::int64_t updates;
@@ -174,7 +175,7 @@ class AcceleratedOptimizer {
     const bool fused = shared_->fused_step && shared_->fused_step->suits_all();
     divided([this, fused] {
       if (fused)
-        shared_->fused_step->step(shared_->state.recording);
+        shared_->fused_step->step(shared_->state.recording());
       else
         shared_->inner.step();
     });
@@ -228,14 +229,14 @@ class AcceleratedScheduler {
   /// `inner` is stepped `steps_per_update` times an update. `skipped` tells whether the last step of its optimizer was
   /// none; empty: never.
   template <UpdateScheduler Inner>
-  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update,
+  AcceleratedScheduler(Inner& inner, const nn::AccumulationWindow& state, int steps_per_update,
                        std::function<bool()> skipped = {})
       : shared_(std::make_shared<Shared>(
             Shared{Step([&inner] { inner.step(); }), state, steps_per_update, 0, std::move(skipped), ours(inner)})) {}
 
   /// `inner` is stepped once a metric, whatever `steps_per_update`.
   template <MetricScheduler Inner>
-  AcceleratedScheduler(Inner& inner, const GradientState& state, int steps_per_update)
+  AcceleratedScheduler(Inner& inner, const nn::AccumulationWindow& state, int steps_per_update)
       : shared_(std::make_shared<Shared>(Shared{MetricStep([&inner](double metric) { inner.step(metric); }),
                                                 state,
                                                 steps_per_update,
@@ -259,7 +260,7 @@ class AcceleratedScheduler {
   void step(double metric) {
     const auto& step = require<MetricStep>("it goes by the number of updates; use step()");
     if (shared_->state.records()) throw ConfigError("a scheduler that goes by a metric cannot be part of it");
-    if (shared_->state.inside_window && !shared_->state.acts()) return;
+    if (shared_->state.in_micro_batch() && !shared_->state.acts()) return;
     step(metric);
     shared_->updates += 1;
   }
@@ -293,7 +294,7 @@ class AcceleratedScheduler {
 
   struct Shared {
     std::variant<Step, MetricStep> step;
-    const GradientState& state;
+    const nn::AccumulationWindow& state;
     int steps_per_update;
     std::int64_t updates;
     std::function<bool()> skipped;

@@ -26,6 +26,9 @@ struct RankGenerators {
   at::Generator cpu;                            ///< for the CPU
   std::vector<at::Generator> cuda = {};         ///< by device index; undefined: see cuda_seed
   std::optional<std::uint64_t> cuda_seed = {};  ///< of those that are made when they are needed; none: the process's
+
+  /// The one of a GPU; null where there is none yet, and for another device.
+  at::Generator* of_gpu(c10::Device device);
 };
 
 /// Generators seeded with rank_seed(master_seed, rank), the CPU's and `device`'s. Ranks that share a device have one

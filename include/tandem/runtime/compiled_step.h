@@ -12,17 +12,50 @@
 
 #include "tandem/core/error.h"
 #include "tandem/data/batch.h"
-#include "tandem/runtime/step_graph.h"
+#include "tandem/runtime/detail/step_graph.h"
 
 namespace tandem {
 
-/// What Accelerator::compile_step returns: called like the step, with batches (see data/batch.h) whose tensors are on
-/// the rank's device. Belongs to the rank's thread.
+/// A training step that is called like the function it was made of, and does what that does: what
+/// Accelerator::compile_step returns. Batches are given as in data/batch.h, with their tensors on the rank's device.
+///
+/// On GPUs it calls the step three times, then has the device record what a call enqueues, as CUDA graphs, and from
+/// then on replays that for batches of the same sizes, without the host's work of launching each kernel: worth it where
+/// the host is slower than the GPU. With several ranks the gradients are reduced after backward, not during it. All
+/// ranks replay a call, or none does.
+///
+///     auto step = accelerator.compile_step([&](const at::Tensor& images, const at::Tensor& labels) {
+///       auto window = accelerator.accumulate(model);
+///       auto loss = torch::nn::functional::cross_entropy(model(images), labels);
+///       accelerator.backward(loss);
+///       optimizer.step();
+///       optimizer.zero_grad();
+///       return loss.detach();
+///     });
+///     for (auto& [images, labels] : batches) {
+///       auto loss = step(images, labels);
+///       scheduler.step();
+///     }
+///
+/// Of a step that is replayed only the device's work is done, accumulate(), what prepared optimizers and schedulers
+/// count, and learning rates (rounded to float32): other host code is not called (an ExponentialMovingAverage's
+/// update() belongs outside), and numbers, train() or eval(), autocast() and guards are those of the recorded call.
+/// Tensors from outside that the step uses must stay, and be changed in place. Results that stay on the device, such
+/// as a running loss, are best returned. Parameters, gradients and optimizers may be changed between calls: what a
+/// replay would not notice has the step recorded anew. Graphs have memory of their own, about as much as a step
+/// needs.
+///
+/// A step that looks at a result (item(), a condition) or asks other ranks for anything but the reduction of
+/// gradients cannot be recorded. Then, and for batches of other sizes, it is called; reason() says why.
+/// Steps are called always on CPU ranks, with accumulation over several micro-batches, under fp16, with divided
+/// updates, communication hooks or check_finite, and within join_uneven_inputs, local_sgd and no_sync. It
+/// belongs to its rank's thread and does not outlive the accelerator.
 template <class Step>
 class CompiledStep {
  public:
   /// As Accelerator::compile_step makes it.
-  CompiledStep(std::unique_ptr<StepGraph> graph, Step step) : graph_(std::move(graph)), step_(std::move(step)) {}
+  CompiledStep(std::unique_ptr<detail::StepGraph> graph, Step step)
+      : graph_(std::move(graph)), step_(std::move(step)) {}
 
   /// Does what the step does with `batch`, and returns what it returns; tensors in that are copies. Collective.
   template <class... Batch>
@@ -52,16 +85,16 @@ class CompiledStep {
     std::tuple<Batch...> mine(batch...);
     const auto inputs = tensors_in(mine);
     switch (graph_->next(inputs)) {
-      case StepGraph::Turn::call: break;
-      case StepGraph::Turn::rehearse: {
+      case detail::StepGraph::Turn::call: break;
+      case detail::StepGraph::Turn::rehearse: {
         std::optional<Result> result;
         graph_->rehearse([&] { result.emplace(call(batch...)); });
         return std::move(*result);
       }
-      case StepGraph::Turn::record:
+      case detail::StepGraph::Turn::record:
         if (!record<Result>(call, mine)) break;
         return replay<Result>(graph_->inputs());
-      case StepGraph::Turn::replay: return replay<Result>(inputs);
+      case detail::StepGraph::Turn::replay: return replay<Result>(inputs);
     }
     return call(batch...);
   }
@@ -95,7 +128,7 @@ class CompiledStep {
     return tensors;
   }
 
-  std::unique_ptr<StepGraph> graph_;
+  std::unique_ptr<detail::StepGraph> graph_;
   Step step_;
   std::any result_;  // of the recorded call
 };

@@ -3,7 +3,7 @@
 #include <functional>
 
 #include "tandem/runtime/accelerator.h"
-#include "tandem/runtime/state.h"
+#include "tandem/runtime/launch_config.h"
 
 namespace tandem {
 

@@ -1,6 +1,6 @@
 #include <cstdio>
 
-#include <tandem/runtime/session.h>
+#include <tandem/session/session.h>
 #include <tandem/version.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>

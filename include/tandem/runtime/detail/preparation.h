@@ -1,0 +1,119 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <type_traits>
+
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+
+#include "tandem/data/prepare.h"
+#include "tandem/nn/model.h"
+#include "tandem/optim/accelerated.h"
+#include "tandem/optim/optimizer_class.h"
+#include "tandem/runtime/launch_config.h"
+
+namespace tandem {
+class RankTraining;
+}
+
+namespace tandem::detail {
+
+template <class T>
+constexpr bool is_prepared =
+    data::detail::is_instance<T, nn::Model> || data::detail::is_instance<T, data::PreparedDataLoader> ||
+    std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
+
+/// Refuses what nothing would keep: the wrappers of optimizers and schedulers refer to what was given.
+template <class Object>
+consteval void check_kept() {
+  using Type = std::remove_cvref_t<Object>;
+  static_assert(std::is_lvalue_reference_v<Object> || !std::is_base_of_v<torch::optim::Optimizer, Type>,
+                "prepare of a temporary optimizer, which would be gone when it is used: make it a variable, as "
+                "`torch::optim::AdamW adamw(net->parameters(), 1e-3);`, and give prepare that");
+  static_assert(std::is_lvalue_reference_v<Object> || !(optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>),
+                "prepare of a temporary scheduler, which would be gone when it is used: make it a variable, and give "
+                "prepare that");
+  static_assert(!std::is_base_of_v<torch::nn::Module, Type>,
+                "prepare of a module that nothing keeps: give it a holder (TORCH_MODULE, as torch::nn::Linear) or a "
+                "std::shared_ptr to it");
+}
+
+/// Wraps objects of any type for Accelerator::prepare.
+class Preparation {
+ public:
+  /// Both outlive it.
+  Preparation(RankTraining& training, const AcceleratorState& state) : training_(training), config_(state.config) {}
+
+  /// What prepare returns for `object`. Collective.
+  template <class T>
+  auto prepare(T& object) {
+    using Type = std::remove_cv_t<T>;
+    if constexpr (is_prepared<Type>) {
+      return object;
+    } else if constexpr (requires { typename Type::ContainedType; }) {  // a module holder
+      return prepare_module(nn::module_of(object));
+    } else if constexpr (data::detail::is_instance<Type, std::shared_ptr>) {
+      static_assert(std::is_base_of_v<torch::nn::Module, typename Type::element_type>,
+                    "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
+      return prepare_module(object);
+    } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
+      return prepare_optimizer(object, optim::optimizer_class(object));
+    } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
+      return prepare_scheduler(object);
+    } else {
+      static_assert(data::detail::is_instance<Type, data::DataLoader>,
+                    "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
+                    "schedulers and tandem::data::DataLoader");
+      auto loader = data::prepare_loader(object, config_.data_loader, config_.seed, loader_context());
+      keep(loader.position());
+      return loader;
+    }
+  }
+
+ private:
+  template <class Impl>
+  nn::Model<Impl> prepare_module(const std::shared_ptr<Impl>& module) {
+    auto reducer = reducer_of(module);
+    return nn::Model<Impl>(module, std::move(reducer), device_type(), config_.mixed_precision);
+  }
+
+  template <class Scheduler>
+  optim::AcceleratedScheduler prepare_scheduler(Scheduler& object) {
+    auto scheduler = [&] {
+      if constexpr (optim::UpdateScheduler<Scheduler>)
+        return optim::AcceleratedScheduler(object, window(), config_.scheduler_steps_per_update,
+                                           tells_skipping(optimizer_of(object)));
+      else
+        return optim::AcceleratedScheduler(object, window(), config_.scheduler_steps_per_update);
+    }();
+    keep(scheduler);
+    return scheduler;
+  }
+
+  // LibTorch's schedulers do not say whose they are.
+  template <class Scheduler>
+  static const torch::optim::Optimizer* optimizer_of(const Scheduler& scheduler) {
+    if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
+      return &scheduler.optimizer();
+    else
+      return nullptr;
+  }
+
+  std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
+  optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
+  data::LoaderContext loader_context();
+  const nn::AccumulationWindow& window() const;
+  c10::DeviceType device_type() const;
+
+  // Tells whether the last step of `optimizer`, or of any for null, was skipped.
+  std::function<bool()> tells_skipping(const torch::optim::Optimizer* optimizer) const;
+
+  void keep(const optim::AcceleratedScheduler& scheduler);
+  void keep(std::weak_ptr<data::LoaderPosition> loader);
+
+  RankTraining& training_;
+  const LaunchConfig& config_;
+};
+
+}  // namespace tandem::detail

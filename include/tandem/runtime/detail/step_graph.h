@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace tandem::detail {
+
+/// How one rank's calls of a compiled step go: some as they are, then one recorded, then replayed, where all ranks can.
+class StepGraph {
+ public:
+  virtual ~StepGraph() = default;
+
+  /// What a call does with the step.
+  enum class Turn : std::uint8_t { call, rehearse, record, replay };
+
+  /// What is to be done with a step of these arguments. Collective.
+  virtual Turn next(const std::vector<at::Tensor>& inputs) = 0;
+
+  /// Calls `step` in the form in which it can be recorded.
+  virtual void rehearse(const std::function<void()>& step) = 0;
+
+  using MakeInputs = std::function<std::vector<at::Tensor>()>;  ///< copies of a call's tensors, to be kept
+
+  /// Calls `step` and records what it has the device do, which is not done then; returns true if that worked on all
+  /// ranks. Otherwise it gives up for good; gradients, the device's generators and what prepared objects count are as
+  /// before. Collective.
+  virtual bool record(const MakeInputs& make_inputs, const std::function<void()>& step) = 0;
+
+  /// Does what was recorded, with the values of `inputs`. Collective.
+  virtual void replay(const std::vector<at::Tensor>& inputs) = 0;
+
+  /// Why the last call was not replayed, when it might have been; empty otherwise.
+  virtual const std::string& reason() const = 0;
+
+  /// The tensors that were recorded with.
+  virtual const std::vector<at::Tensor>& inputs() const = 0;
+
+  /// Calls replayed so far.
+  virtual std::int64_t replays() const = 0;
+};
+
+}  // namespace tandem::detail

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include <c10/core/Device.h>
+
+#include "tandem/backend/backend.h"
+#include "tandem/checkpoint/checkpoint_options.h"
+#include "tandem/data/data_loader_configuration.h"
+#include "tandem/nn/gradient_reducer_options.h"
+#include "tandem/nn/precision.h"
+#include "tandem/optim/grad_scaler.h"
+#include "tandem/trace/range.h"
+
+namespace tandem {
+
+/// What ranks have in common instead of each having its own. Results are the same to the bit.
+enum class Sharding {
+  none,       ///< every rank has all weights and the whole state of its optimizers
+  optimizer,  ///< each rank updates a part of the weights, and has the optimizer state of these (ZeRO stage 1)
+  automatic   ///< CPU ranks: as `optimizer`, and one copy of the weights where that is exact; GPUs: none
+};
+
+/// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
+/// cpu.
+struct LaunchConfig {
+  std::optional<int> gpus{};   ///< the first N GPUs, a rank each
+  std::vector<int> devices{};  ///< these GPUs, a rank each; one that is named several times has several ranks
+  std::optional<int> cpu{};    ///< N CPU ranks; ranks may outnumber cores
+  std::uint64_t seed = 42;     ///< master seed; rank 0's generators are seeded with it
+  /// What prepared models compute in.
+  Precision mixed_precision = Precision::no;
+  /// Loss scaling under Precision::fp16.
+  optim::GradScalerOptions grad_scaler{};
+  Transport transport = Transport::automatic;  ///< of GPU ranks
+  /// Whether GPUs may compute float32 products and convolutions in TF32, which is faster and keeps 10 bits of the 23;
+  /// nothing: as LibTorch is set (convolutions may, products may not). While the launch runs, for the whole process.
+  std::optional<bool> tf32{};
+  /// Has LibTorch's allocator for GPUs grow its segments in place, which wastes less memory where sizes vary. From then
+  /// on, for the whole process; replaces what PYTORCH_ALLOC_CONF says.
+  bool expandable_segments = false;
+  std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
+  int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
+  bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
+  bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
+  int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
+  bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
+  bool fused_optimizers = true;         ///< prepared SGD, Adam and AdamW step by optim::FusedStep, not their own step
+  Sharding sharding = Sharding::automatic;        ///< see optim::ShardedOptimizer
+  nn::GradientReducerOptions gradient_reducer{};  ///< of prepared models
+  trace::Steps nvtx_capture{};                    ///< updates that tools shall capture, see profiles/
+  int scheduler_steps_per_update = 1;  ///< inner scheduler steps an update; Accelerate's scripts expect world size
+  data::DataLoaderConfiguration data_loader{};                   ///< how loaders divide their data
+  CheckpointOptions checkpoints{};                               ///< where save_state saves without a directory
+  std::chrono::milliseconds timeout = std::chrono::minutes(10);  ///< longest wait for another rank
+  /// Hears what is worth knowing and no error, such as a link between GPUs that does not work and is gone around.
+  /// Called on ranks' threads, one at a time.
+  WarningSink on_warning{};
+  std::stop_token cancel{};  ///< ends the launch from outside, as a failure would
+};
+
+/// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.
+struct PartialState {
+  std::shared_ptr<const Backend> backend;  ///< of the ranks' devices
+  std::vector<c10::Device> devices;        ///< by rank
+  int cores = 1;                           ///< that this process may use at a time
+  int threads_per_rank = 1;                ///< intra-op threads
+  std::string libtorch_version;            ///< such as "2.11.0"
+
+  int world_size() const { return static_cast<int>(devices.size()); }  ///< how many ranks there are
+};
+
+/// PartialState and how to train on it; shared by all ranks of a launch.
+struct AcceleratorState : PartialState {
+  LaunchConfig config;  ///< as it was given to `launch`
+};
+
+/// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.
+AcceleratorState examine(const LaunchConfig& config);
+
+/// Number of CPU ranks when none is asked for: one for each core that this process may use, or, where that is less, as
+/// many as its control group's share of the processors, rounded up; at most 8.
+int default_cpu_ranks();
+
+}  // namespace tandem

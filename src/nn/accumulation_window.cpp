@@ -1,0 +1,98 @@
+#include "nn/accumulation_window.h"
+
+#include <cmath>
+#include <string>
+
+#include "tandem/core/error.h"
+#include "tandem/data/epoch_steps.h"
+#include "tandem/nn/recording.h"
+
+namespace tandem {
+
+bool GradientState::end_of_dataloader() const { return loaders_.current() && loaders_.current()->last; }
+
+std::int64_t GradientState::remainder() const { return loaders_.current() ? loaders_.current()->remainder : -1; }
+
+}  // namespace tandem
+
+namespace tandem::nn {
+
+void AccumulationWindow::check_micro_batch() const {
+  if (in_closure_)
+    throw ConfigError("accumulate() within the closure of step(closure); open it around the step instead");
+  if (inside_)
+    throw ConfigError(
+        "accumulate() within accumulate(): a micro-batch is that of all prepared models; name them in one call, "
+        "accumulate(a, b)");
+}
+
+void AccumulationWindow::begin_micro_batch(bool close) {
+  const bool last_step = loaders_.current() && loaders_.current()->last_of_all;
+  if (close || (sync_with_dataloader_ && last_step)) {
+    count_ = 0;
+    closes_window_ = true;
+  } else {
+    count_ += 1;
+    closes_window_ = count_ % num_steps_ == 0;
+  }
+  length_ += 1;
+  inside_ = true;
+  if (length_ == 1) has_mean_ = false;  // of passes before it
+}
+
+void AccumulationWindow::end_micro_batch() {
+  inside_ = false;
+  if (closes_window_) begin();
+}
+
+void AccumulationWindow::begin() {
+  length_ = 0;
+  has_mean_ = false;
+  items_.reset();
+  items_are_reduced_ = false;
+}
+
+std::optional<double> AccumulationWindow::correction() const {
+  if (!closes_window_ || length_ < 2 || length_ >= num_steps_ || items_) return std::nullopt;
+  return static_cast<double>(num_steps_) / length_;
+}
+
+void AccumulationWindow::use_mean() {
+  if (items_) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
+  has_mean_ = true;
+}
+
+double AccumulationWindow::use_items(double items) {
+  if (has_mean_) throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
+  if (items_are_reduced_)
+    throw ConfigError(
+        "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
+  if (!(items >= 0) || std::isinf(items))
+    throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
+  items_ = this->items() + items;
+  return *items_;
+}
+
+void AccumulationWindow::set_reduction(Reduction reduction) {
+  no_sync_ = reduction.no_sync;
+  trigger_sync_ = reduction.trigger;
+}
+
+AccumulationWindow::Evaluation::Evaluation(AccumulationWindow& window)
+    : window_(window), inside_(window.inside_), length_(window.length_) {
+  window.begin();
+  window.in_closure_ = window.inside_ = true;
+  window.length_ = 1;
+  window.loss_factor_ = 1;
+}
+
+AccumulationWindow::Evaluation::~Evaluation() {
+  window_.begin();
+  window_.in_closure_ = false;
+  window_.inside_ = inside_;
+  window_.length_ = length_;
+}
+
+Recording* AccumulationWindow::records() const { return recording_ && recording_->records() ? recording_ : nullptr; }
+
+}  // namespace tandem::nn

@@ -1,0 +1,91 @@
+#include "tandem/runtime/launch_config.h"
+
+#include <algorithm>
+
+#include <torch/version.h>
+
+#include "tandem/core/error.h"
+
+namespace tandem {
+namespace {
+
+constexpr int kMostRanks = 1024;
+
+void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw ConfigError(otherwise);
+}
+
+void check_options(const LaunchConfig& config) {
+  const int ways = (config.gpus ? 1 : 0) + (config.devices.empty() ? 0 : 1) + (config.cpu ? 1 : 0);
+  require(ways <= 1, "gpus, devices and cpu exclude each other; give one of them");
+  require(config.threads_per_rank >= 0, "threads_per_rank " + std::to_string(config.threads_per_rank) +
+                                            " is negative; use 1 or more, or 0 for cores / ranks");
+  require(config.gradient_accumulation_steps >= 1, "gradient_accumulation_steps " +
+                                                       std::to_string(config.gradient_accumulation_steps) +
+                                                       " is too small; use 1 or more");
+  require(config.scheduler_steps_per_update >= 1, "scheduler_steps_per_update " +
+                                                      std::to_string(config.scheduler_steps_per_update) +
+                                                      " is too small; use 1 or more");
+  require(config.timeout.count() > 0, "timeout must be positive");
+  optim::GradScaler::check(config.grad_scaler);
+}
+
+std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<int>& indices) {
+  const int available = backend.device_count();
+  std::vector<c10::Device> devices;
+  for (int index : indices) {
+    require(index >= 0 && index < available, "device " + std::to_string(index) + " does not exist; this machine has " +
+                                                 std::to_string(available) + " GPUs, numbered from 0");
+    devices.push_back(backend.device(index));
+  }
+  return devices;
+}
+
+void choose_gpus(PartialState& state, const LaunchConfig& config) {
+  if (config.gpus) require(*config.gpus >= 1, "gpus " + std::to_string(*config.gpus) + " is too small; use 1 or more");
+  state.backend = config.backend ? config.backend : gpu_backend();
+  std::vector<int> indices = config.devices;
+  if (indices.empty()) {
+    const int available = state.backend->device_count();
+    const int wanted = config.gpus.value_or(available);
+    require(wanted <= available,
+            "gpus " + std::to_string(wanted) + ", but this machine has " + std::to_string(available));
+    for (int index = 0; index < wanted; ++index) indices.push_back(index);
+  }
+  state.devices = gpu_devices(*state.backend, indices);
+}
+
+void choose_cpu(PartialState& state, int ranks) {
+  require(ranks >= 1 && ranks <= kMostRanks,
+          "cpu " + std::to_string(ranks) + " is out of range; use 1 to " + std::to_string(kMostRanks) + " ranks");
+  state.backend = cpu_backend();
+  for (int rank = 0; rank < ranks; ++rank) state.devices.push_back(state.backend->device(rank));
+}
+
+}  // namespace
+
+int default_cpu_ranks() { return std::min(cpu_backend()->device_count(), 8); }
+
+AcceleratorState examine(const LaunchConfig& config) {
+  check_options(config);
+  AcceleratorState state;
+  state.config = config;
+  state.cores = cpu_backend()->device_count();
+  state.libtorch_version = TORCH_VERSION;
+  if (config.cpu) {
+    choose_cpu(state, *config.cpu);
+  } else if (config.gpus || !config.devices.empty()) {
+    choose_gpus(state, config);
+  } else {
+    try {
+      choose_gpus(state, config);
+    } catch (const ConfigError&) {  // no GPU is usable
+      choose_cpu(state, default_cpu_ranks());
+    }
+  }
+  state.threads_per_rank =
+      config.threads_per_rank > 0 ? config.threads_per_rank : std::max(1, state.cores / state.world_size());
+  return state;
+}
+
+}  // namespace tandem

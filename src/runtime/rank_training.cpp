@@ -1,0 +1,207 @@
+#include "runtime/rank_training.h"
+
+#include <algorithm>
+
+#include "checkpoint/on_all_ranks.h"
+#include "nn/same_models.h"
+#include "optim/same_optimizers.h"
+#include "runtime/profile_session.h"
+#include "runtime/step_observer.h"
+#include "tandem/comm/agree.h"
+#include "tandem/core/error.h"
+#include "tandem/trace/range.h"
+
+namespace tandem {
+namespace {
+
+CheckpointedRank checkpointed(RankContext& context) {
+  const LaunchConfig& config = context.config();
+  return {.group = *context.group,
+          .rank = context.rank,
+          .devices = context.state->devices,
+          .seed = config.seed,
+          .scheduler_steps_per_update = config.scheduler_steps_per_update,
+          .options = config.checkpoints,
+          .on_warning = config.on_warning,
+          .generators = context.generators,
+          .window = context.window};
+}
+
+}  // namespace
+
+RankTraining::RankTraining(RankContext& rank)
+    : context(rank),
+      checkpoints(checkpointed(rank), parts),
+      updates(rank, parts),
+      join(rank, parts, updates),
+      warnings(rank, parts),
+      recorder(rank, parts, join),
+      passes(rank, parts, join, recorder, warnings),
+      clipping(rank, parts, updates) {
+  const LaunchConfig& config = context.config();
+  if (config.mixed_precision == Precision::fp16)
+    parts.scaler.emplace(config.grad_scaler, context.device(),
+                         [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
+}
+
+// ---- preparing
+
+std::shared_ptr<nn::GradientReducer> RankTraining::prepare_module(const std::shared_ptr<torch::nn::Module>& module) {
+  auto reducer = module ? parts.reducers.find(*module) : nullptr;
+  if (reducer && !reducer->added_parameter()) return reducer;
+  const LaunchConfig& config = context.config();
+  nn::check_same_models(*context.group, context.rank, module.get());
+  comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, [&] {
+    if (config.device_placement) module->to(context.device());
+  });
+  if (reducer) {
+    reducer->update();
+    return reducer;
+  }
+  nn::GradientReducerOptions options = config.gradient_reducer;
+  options.check_finite = options.check_finite && !parts.scaler;
+  reducer = std::make_shared<nn::GradientReducer>(module, *context.communicator, *context.group, options);
+  parts.reducers.add(reducer);
+  updates.lend(reducer->weights());
+  return reducer;
+}
+
+optim::AcceleratedOptimizer RankTraining::prepare_optimizer(torch::optim::Optimizer& optimizer,
+                                                            optim::OptimizerClass its_class) {
+  optim::check_same_optimizers(*context.group, context.rank, optimizer, parts.reducers);
+  warnings.forget(optimizer);
+  optim::AcceleratedOptimizer prepared(optimizer, context.window, context.group->token(),
+                                       context.config().fused_optimizers, parts.scaler ? &*parts.scaler : nullptr,
+                                       updates.divide(optimizer), closure_steps(), its_class,
+                                       [this, &optimizer] { after_update(optimizer); });
+  parts.optimizers.emplace_back(prepared);
+  return prepared;
+}
+
+void RankTraining::after_update(const torch::optim::Optimizer& optimizer) {
+  warnings.look_for_foreign_parameters(optimizer);
+  if (updates.apart()) return;  // ranks take different steps
+  warnings.look_for_local_gradients(optimizer);
+  for (const auto& reducer : parts.reducers) reducer->updated_by(optimizer);
+}
+
+optim::ClosureSteps RankTraining::closure_steps() {
+  return [this](const optim::Closure& closure, const std::function<void(const optim::Closure&)>& step) {
+    if (join.active()) throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
+    step([&] { return passes.evaluate(closure); });
+    if (!context.window.in_micro_batch()) passes.end_window();
+  };
+}
+
+// The reduced gradients are the same on all ranks, but an optimizer may have others too: parameters of no prepared
+// model, or gradients that a rank has changed itself. A step that only some ranks took would part their weights.
+void RankTraining::agree_on_step(at::Tensor& found_inf) {
+  join.meet(Join::Turn::agrees_on_step);
+  context.communicator->all_reduce(found_inf, comm::ReduceOp::max);
+}
+
+data::LoaderContext RankTraining::loader_context() {
+  const LaunchConfig& config = context.config();
+  std::function<bool(const data::EpochPosition&)> before_batch;
+  if (StepObserver* const observer = context.observer)
+    before_batch = [observer](const data::EpochPosition& position) { return observer->before_batch(position); };
+  return {.rank = context.rank,
+          .group = context.group,
+          .active = &context.window.loaders(),
+          .device = config.device_placement ? std::optional(context.device()) : std::nullopt,
+          .non_blocking = config.data_loader.non_blocking,
+          .on_epoch = rng_synchronisation(),
+          .before_batch = std::move(before_batch)};
+}
+
+std::function<void()> RankTraining::rng_synchronisation() const {
+  const auto& types = context.config().data_loader.rng_types;
+  const bool nothing_to_do =
+      std::all_of(types.begin(), types.end(), [](data::RngType type) { return type == data::RngType::generator; });
+  if (nothing_to_do) return {};
+  return [this, types] { synchronize_generators(types); };
+}
+
+void RankTraining::synchronize_generators(const std::vector<data::RngType>& types) const {
+  for (const data::RngType type : types) {
+    if (type == data::RngType::generator) continue;
+    at::Generator* const generator =
+        type == data::RngType::cpu ? &context.generators.cpu : context.generators.of_gpu(context.device());
+    if (!generator) continue;
+    at::Tensor state = generator->get_state();
+    context.communicator->broadcast(state, 0);
+    generator->set_state(state);
+  }
+}
+
+// ---- training
+
+void RankTraining::begin_micro_batch(bool close) {
+  context.group->token().check();  // a body may make no other call that waits
+  nn::AccumulationWindow& window = context.window;
+  window.check_micro_batch();
+  if (context.observer) context.observer->before_micro_batch();
+  // The scale stays the same within a window, whose gradients add up.
+  if (parts.scaler && !window.is_open()) parts.scaler->begin_iteration();
+  window.begin_micro_batch(close);
+  if (window.length() == 1) parts.begin_window();
+  parts.reducers.keep_apart(!window.closes_window());
+  if (const auto factor = window.correction()) parts.scale_window(*factor);
+}
+
+void RankTraining::end_micro_batch() noexcept {
+  context.window.end_micro_batch();
+  if (!context.window.closes_window()) return;
+  if (context.observer) context.observer->after_window();
+  trace::next_step();
+  if (profiler) profiler->step_ended();
+}
+
+bool RankTraining::step_was_skipped(const torch::optim::Optimizer* of) const {
+  bool any = false;
+  for (const auto& optimizer : parts.alive_optimizers()) {
+    if (&optimizer.inner() == of) return optimizer.step_was_skipped();
+    any = any || optimizer.step_was_skipped();
+  }
+  return any;
+}
+
+void RankTraining::throw_if_not_finite() const {
+  for (const auto& reducer : parts.reducers) reducer->throw_if_not_finite(true);
+}
+
+std::vector<std::shared_ptr<torch::nn::Module>> RankTraining::modules() const {
+  std::vector<std::shared_ptr<torch::nn::Module>> modules;
+  for (const auto& reducer : parts.reducers) modules.push_back(reducer->module());
+  return modules;
+}
+
+// ---- files
+
+// On all ranks the same, also when the window is open on one only.
+void RankTraining::check_between_updates() const {
+  const nn::AccumulationWindow& window = context.window;
+  if (join.active() || window.trains_alone())  // on all ranks, which do not meet in a join
+    throw ConfigError("within join_uneven_inputs and local_sgd ranks differ: save or load the state outside");
+  check_on_all(*context.group, context.rank, [&] {
+    if (window.is_open() && !(window.in_micro_batch() && window.closes_window()))
+      throw ConfigError(
+          "the accumulation window is open, and its gradients are no part of a state: save or load it in or "
+          "after the micro-batch that closes the window (sync_gradients())");
+  });
+}
+
+std::string RankTraining::save_state(const std::string& directory, const SaveStateOptions& options,
+                                     SaveWritten written) {
+  check_between_updates();
+  return checkpoints.save(directory, options, std::move(written));
+}
+
+std::string RankTraining::load_state(const std::string& directory, const LoadStateOptions& options) {
+  check_between_updates();
+  auto loaded = checkpoints.load(directory, options);
+  if (context.observer && loaded.updates) context.observer->continue_at(*loaded.updates);
+  return std::move(loaded.directory);
+}
+
+}  // namespace tandem
