@@ -10,8 +10,8 @@
 
 #include <ATen/Functions.h>
 
+#include "comm/describe_call.h"
 #include "measure/statistics.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 
 namespace {

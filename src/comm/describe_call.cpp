@@ -1,4 +1,4 @@
-#include "tandem/comm/describe_call.h"
+#include "comm/describe_call.h"
 
 #include <algorithm>
 

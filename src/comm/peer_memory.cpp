@@ -9,8 +9,8 @@
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
+#include "comm/describe_call.h"
 #include "comm/shares.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/side_stream.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"

@@ -1,4 +1,4 @@
-#include "tandem/comm/shared_reducer.h"
+#include "comm/shared_reducer.h"
 
 #include <algorithm>
 #include <cstring>

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <span>
 
-#include "tandem/comm/shared_reducer.h"
+#include "comm/shared_reducer.h"
 
 namespace tandem::comm {
 

@@ -6,7 +6,7 @@
 #include <c10/util/Type.h>
 
 #include "backend/intra_op_threads.h"
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 
 namespace tandem::data {
 namespace {

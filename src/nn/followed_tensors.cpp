@@ -6,8 +6,8 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/describe_call.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {

@@ -6,10 +6,10 @@
 #include <ATen/Functions.h>
 #include <c10/util/strides.h>
 
+#include "comm/describe_call.h"
 #include "nn/copy_on_write.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
 
 namespace tandem::nn {
 namespace {

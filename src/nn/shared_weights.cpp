@@ -7,9 +7,9 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/describe_call.h"
 #include "nn/lent_storage.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
 
 namespace tandem::nn {
 namespace {

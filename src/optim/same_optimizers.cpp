@@ -7,7 +7,7 @@
 
 #include <c10/util/Type.h>
 
-#include "tandem/comm/describe_call.h"
+#include "comm/describe_call.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {

@@ -9,13 +9,13 @@
 #include <ATen/core/grad_mode.h>
 
 #include "backend/rank_memory.h"
+#include "comm/agree.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
 #include "runtime/checkpoints.h"
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
 #include "runtime/step_follower.h"
-#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 
 namespace tandem {

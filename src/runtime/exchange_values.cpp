@@ -8,11 +8,11 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/agree.h"
 #include "comm/check_tensors.h"
+#include "comm/describe_call.h"
 #include "core/word_hash.h"
 #include "runtime/reduce_numbers.h"
-#include "tandem/comm/agree.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/rank_handle.h"
 #include "tandem/trace/range.h"

@@ -5,9 +5,9 @@
 
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
+#include "comm/agree.h"
 #include "runtime/checkpoints.h"
 #include "runtime/step_follower.h"
-#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 

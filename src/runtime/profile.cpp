@@ -5,9 +5,9 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "comm/agree.h"
 #include "io/output_file.h"
 #include "runtime/profile_session.h"
-#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"

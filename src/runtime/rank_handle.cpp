@@ -5,8 +5,8 @@
 
 #include <ATen/Functions.h>
 
+#include "comm/agree.h"
 #include "comm/check_tensors.h"
-#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 

@@ -8,11 +8,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
 
+#include "core/published.h"
 #include "runtime/end_at_exit.h"
 #include "runtime/session_events.h"
 #include "runtime/session_run.h"
 #include "tandem/core/error.h"
-#include "tandem/core/published.h"
 
 namespace tandem {
 

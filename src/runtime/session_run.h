@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "core/published.h"
+#include "core/step_gate.h"
 #include "runtime/launch_observer.h"
 #include "runtime/session_events.h"
 #include "runtime/step_follower.h"
-#include "tandem/core/published.h"
-#include "tandem/core/step_gate.h"
 
 namespace tandem {
 

@@ -10,7 +10,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
-#include "tandem/core/step_gate.h"
+#include "core/step_gate.h"
 #include "tandem/data/loader_base.h"
 #include "tandem/runtime/session.h"
 

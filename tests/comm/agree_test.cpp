@@ -1,5 +1,5 @@
 // An error of one rank as that of all.
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 
 #include <functional>
 #include <stdexcept>

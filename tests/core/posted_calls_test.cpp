@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "comm/shared_reducer.h"
 #include "support/catch.h"
 #include "tandem/comm/rank_group.h"
-#include "tandem/comm/shared_reducer.h"
 #include "tandem/core/error.h"
 
 using namespace tandem;

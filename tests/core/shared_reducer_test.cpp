@@ -1,5 +1,5 @@
 // The part of the collectives that needs no LibTorch, so that ThreadSanitizer sees it.
-#include "tandem/comm/shared_reducer.h"
+#include "comm/shared_reducer.h"
 
 #include <cmath>
 #include <random>

@@ -9,8 +9,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/linear.h>
 
+#include "comm/shared_memory_communicator.h"
 #include "nn/gradients.h"
-#include "tandem/comm/shared_memory.h"
 #include "tandem/nn/gradient_reducer.h"
 
 using namespace tandem;

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "tandem/core/error.h"
-#include "tandem/core/wait.h"
+#include "tandem/core/spin_budget.h"
 
 namespace tandem::comm::nccl {
 namespace {

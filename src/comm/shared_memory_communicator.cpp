@@ -1,4 +1,4 @@
-#include "tandem/comm/shared_memory.h"
+#include "comm/shared_memory_communicator.h"
 
 #include <string>
 
@@ -6,8 +6,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
-#include "tandem/comm/describe_call.h"
-#include "tandem/comm/shared_reducer.h"
+#include "comm/describe_call.h"
+#include "comm/shared_reducer.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
