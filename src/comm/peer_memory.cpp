@@ -95,7 +95,7 @@ class PeerMemoryCommunicator final : public Communicator {
   int world_size() const override { return group_.world_size(); }
 
   void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
-    reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
+    reduce_into("all_reduce", inputs, outputs, op, -1);
   }
 
   using Communicator::start_all_reduce;
@@ -104,7 +104,7 @@ class PeerMemoryCommunicator final : public Communicator {
     check_rows(inputs, outputs, device_);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     if (!squares.empty()) throw CollectiveError("sums of squares come with reductions in shared memory only");
-    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
+    CallRecord record = describe_call("all_reduce", inputs, SizeCheck::elements);
     record.reduce = op;
     if (spare_.empty()) spare_.push_back(std::make_unique<Lent>(device_.type()));
     started_.push_back(std::move(spare_.back()));
@@ -141,13 +141,13 @@ class PeerMemoryCommunicator final : public Communicator {
 
   void reduce(at::TensorList tensors, ReduceOp op, int root) override {
     check_root(root, world_size(), "reduce");
-    reduce_into(Operation::reduce, tensors, tensors, op, root);
+    reduce_into("reduce", tensors, tensors, op, root);
   }
 
   void broadcast(at::TensorList tensors, int root) override {
     check_dense(tensors, device_, "broadcast");
     check_root(root, world_size(), "broadcast");
-    CallRecord record = describe_call(Operation::broadcast, tensors);
+    CallRecord record = describe_call("broadcast", tensors);
     record.root = root;
     const at::NoGradGuard no_grad;
     exchange(record, all_plain(tensors), {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream) {
@@ -159,7 +159,7 @@ class PeerMemoryCommunicator final : public Communicator {
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
     check_dense(tensor, device_, "all_gather");
-    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
+    const auto record = describe_call("all_gather", tensor, SizeCheck::all_but_first_dim);
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> gathered;
     exchange(record, {plain(tensor)}, {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream compute) {
@@ -173,7 +173,7 @@ class PeerMemoryCommunicator final : public Communicator {
     check_dense(input, device_, "reduce_scatter");
     check_reduction(op, input.scalar_type());
     check_divides(input, world_size());
-    CallRecord record = describe_call(Operation::reduce_scatter, input);
+    CallRecord record = describe_call("reduce_scatter", input);
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const at::Tensor work = plain(input);
@@ -189,7 +189,7 @@ class PeerMemoryCommunicator final : public Communicator {
   std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
     check_dense(inputs, device_, "all_to_all");
     check_one_a_rank(inputs, world_size());
-    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
+    const auto record = describe_call("all_to_all", inputs, SizeCheck::none);
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> received;
     exchange(record, all_plain(inputs), {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream compute) {
@@ -201,7 +201,7 @@ class PeerMemoryCommunicator final : public Communicator {
 
   void barrier() override {
     const trace::Range range(trace::Event::collective);
-    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
+    group_.meet(rank_, CallRecord{.operation = "barrier"});
   }
 
  private:
@@ -217,13 +217,14 @@ class PeerMemoryCommunicator final : public Communicator {
     return copy.copy_(theirs);
   }
 
-  void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
-    check_dense(inputs, device_, to_string(operation));
+  void reduce_into(const char* operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
+    check_dense(inputs, device_, operation);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
     CallRecord record = describe_call(operation, inputs);
     record.reduce = op;
     record.root = root;
+    record.root_receives = true;
     const at::NoGradGuard no_grad;
     const auto from = all_plain(inputs), to = outputs.data() == inputs.data() ? from : all_plain(outputs);
     exchange(record, from, to, op, [&](const RankGroup::Call& call, c10::Stream) {

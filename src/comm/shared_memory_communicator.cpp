@@ -101,7 +101,7 @@ class SharedMemoryCommunicator final : public Communicator {
   int world_size() const override { return group_.world_size(); }
 
   void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
-    reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
+    reduce_into("all_reduce", inputs, outputs, op, -1);
   }
 
   bool shares_memory() const override { return true; }
@@ -112,7 +112,7 @@ class SharedMemoryCommunicator final : public Communicator {
     check_rows(inputs, outputs, at::kCPU);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const at::NoGradGuard no_grad;
-    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
+    CallRecord record = describe_call("all_reduce", inputs, SizeCheck::elements);
     record.reduce = op;
     if (spare_.empty()) spare_.push_back(std::make_unique<Started>());
     started_.push_back(std::move(spare_.back()));
@@ -142,14 +142,14 @@ class SharedMemoryCommunicator final : public Communicator {
 
   void reduce(at::TensorList tensors, ReduceOp op, int root) override {
     check_root(root, world_size(), "reduce");
-    reduce_into(Operation::reduce, tensors, tensors, op, root);
+    reduce_into("reduce", tensors, tensors, op, root);
   }
 
   void broadcast(at::TensorList tensors, int root) override {
     const trace::Range range(trace::Event::collective);
     check_dense(tensors, at::kCPU, "broadcast");
     check_root(root, world_size(), "broadcast");
-    CallRecord record = describe_call(Operation::broadcast, tensors);
+    CallRecord record = describe_call("broadcast", tensors);
     record.root = root;
     const at::NoGradGuard no_grad;
     const RankGroup::Call call(group_, rank_, record, &tensors);
@@ -165,7 +165,7 @@ class SharedMemoryCommunicator final : public Communicator {
     check_dense(tensor, at::kCPU, "all_gather");
     const at::NoGradGuard no_grad;
     const at::Tensor input = tensor.detach();
-    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
+    const auto record = describe_call("all_gather", tensor, SizeCheck::all_but_first_dim);
     const RankGroup::Call call(group_, rank_, record, &input);
     std::vector<at::Tensor> gathered;
     for (int peer = 0; peer < world_size(); ++peer)
@@ -178,7 +178,7 @@ class SharedMemoryCommunicator final : public Communicator {
     check_dense(input, at::kCPU, "reduce_scatter");
     check_reduction(op, input.scalar_type());
     check_divides(input, world_size());
-    CallRecord record = describe_call(Operation::reduce_scatter, input);
+    CallRecord record = describe_call("reduce_scatter", input);
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const at::Tensor work = plain(input);
@@ -198,7 +198,7 @@ class SharedMemoryCommunicator final : public Communicator {
     const trace::Range range(trace::Event::collective);
     check_dense(inputs, at::kCPU, "all_to_all");
     check_one_a_rank(inputs, world_size());
-    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
+    const auto record = describe_call("all_to_all", inputs, SizeCheck::none);
     const at::NoGradGuard no_grad;
     const RankGroup::Call call(group_, rank_, record, &inputs);
     std::vector<at::Tensor> received;
@@ -210,7 +210,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   void barrier() override {
     const trace::Range range(trace::Event::collective);
-    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
+    group_.meet(rank_, CallRecord{.operation = "barrier"});
   }
 
  private:
@@ -224,15 +224,16 @@ class SharedMemoryCommunicator final : public Communicator {
     started_.erase(started_.begin(), first);
   }
 
-  void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
+  void reduce_into(const char* operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
     const trace::Range range(trace::Event::collective);
-    check_dense(inputs, at::kCPU, to_string(operation));
+    check_dense(inputs, at::kCPU, operation);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     const bool in_place = outputs.data() == inputs.data();
     if (!in_place) check_outputs(inputs, outputs, at::kCPU);
     CallRecord record = describe_call(operation, inputs);
     record.reduce = op;
     record.root = root;
+    record.root_receives = true;
     const at::NoGradGuard no_grad;
     inputs_.clear();  // an exception may have left something
     outputs_.clear();

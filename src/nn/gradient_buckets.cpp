@@ -166,7 +166,7 @@ bool GradientReducer::shares_buckets() const {
 
 // Ranks other than 0 refer to its buckets.
 void GradientReducer::share_buckets(std::size_t first) {
-  const auto record = comm::describe_object_call(comm::Operation::reduce_gradients, typeid(GradientReducer));
+  const auto record = comm::describe_object_call("reduce_gradients", typeid(GradientReducer));
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
   if (communicator_.rank() == 0) return;
   const auto& main = call.payload<GradientReducer>(0);

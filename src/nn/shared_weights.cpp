@@ -14,7 +14,7 @@
 namespace tandem::nn {
 namespace {
 
-comm::CallRecord record() { return comm::describe_object_call(comm::Operation::share_weights, typeid(SharedWeights)); }
+comm::CallRecord record() { return comm::describe_object_call("share_weights", typeid(SharedWeights)); }
 
 bool same_bytes(const at::Storage& a, const at::Storage& b) {
   return a.nbytes() == b.nbytes() && (a.data() == b.data() || std::memcmp(a.data(), b.data(), a.nbytes()) == 0);

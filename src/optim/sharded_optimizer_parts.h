@@ -12,7 +12,7 @@
 
 namespace tandem::optim {
 
-inline comm::CallRecord step_record() { return {.operation = comm::Operation::optimizer_step}; }
+inline comm::CallRecord step_record() { return {.operation = "optimizer_step"}; }
 
 /// Calls `visit` for the state's defined tensors.
 template <class Visit>

@@ -47,7 +47,7 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context_.state->config;
   nn::check_same_models(*context_.group, rank(), module.get());
-  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::prepare}, [&] {
+  comm::check_together(*context_.group, rank(), {.operation = "prepare"}, [&] {
     if (config.device_placement) module->to(device());
   });
   if (reducer) {
@@ -319,7 +319,7 @@ int Accelerator::main_of_pass(JoinState mine) { return reductions_in_join_ ? mee
 // or this rank's sum the mean over its own.
 double Accelerator::factor_over_items(double items, bool of_all_ranks) {
   if (!of_all_ranks) return items > 0 ? 1 / items : 0;
-  const comm::CallRecord record{.operation = comm::Operation::all_reduce};
+  const comm::CallRecord record{.operation = "all_reduce", .reduce = comm::ReduceOp::sum};
   double all_items = 0;
   for (const std::uint64_t of_rank : context_.group->meet(rank(), record, std::bit_cast<std::uint64_t>(items)))
     all_items += std::bit_cast<double>(of_rank);
@@ -331,7 +331,7 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
   if (context_.gradients.local_sgd) throw ConfigError("local_sgd within local_sgd");
   if (reductions_in_join_) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
   const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";
-  comm::agree(*context_.group, rank(), {.operation = comm::Operation::local_sgd},
+  comm::agree(*context_.group, rank(), {.operation = "local_sgd"},
               {.signature = static_cast<std::uint64_t>(steps),
                .refusal = comm::refusal_of([&] {
                  if (steps < 1) throw ConfigError(call + "; use 1 or more");

@@ -21,7 +21,7 @@ namespace tandem {
 namespace {
 
 using comm::CallRecord;
-using comm::Operation;
+using comm::describe_call;
 using comm::SizeCheck;
 using detail::Number;
 using detail::Numbers;
@@ -33,8 +33,8 @@ std::string name_of(const CallRecord& record, std::optional<std::int64_t> dim) {
   return to_string(bare) + (dim ? "(dim " + std::to_string(*dim) + ")" : "");
 }
 
-void check_defined(const ValueParts& parts, Operation operation) {
-  if (parts.undefined) throw CollectiveError(std::string(to_string(operation)) + " got an undefined tensor");
+void check_defined(const ValueParts& parts, const char* operation) {
+  if (parts.undefined) throw CollectiveError(std::string(operation) + " got an undefined tensor");
 }
 
 // `lengths`: rows of numbers are as long on all ranks. `dim`: that the call goes by.
@@ -66,7 +66,7 @@ std::vector<Number> joined(const std::vector<std::vector<Numbers>>& of_ranks, st
 }
 
 void check_padding(const ValueParts& parts, double value) {
-  check_defined(parts, Operation::pad_across_ranks);
+  check_defined(parts, "pad_across_ranks");
   const bool whole = value == std::trunc(value);
   for (const at::Tensor& tensor : parts.tensors) {
     if (tensor.layout() != at::kStrided)
@@ -104,11 +104,11 @@ std::vector<std::vector<Numbers>> RankHandle::exchange_numbers(const ValueParts&
 void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
   const trace::Range range(trace::Event::collective);
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::all_gather);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::all_gather));
+    check_defined(parts, "all_gather");
+    comm::check_dense(parts.tensors, device(), "all_gather");
   });
-  const CallRecord record = refusal ? CallRecord{.operation = Operation::all_gather}
-                                    : describe_call(Operation::all_gather, parts.tensors, SizeCheck::all_but_first_dim);
+  const CallRecord record = refusal ? CallRecord{.operation = "all_gather"}
+                                    : describe_call("all_gather", parts.tensors, SizeCheck::all_but_first_dim);
   agree_on(context_, parts, record, false, refusal);
   for (at::Tensor& tensor : parts.tensors) {
     const auto of_ranks = context_.communicator->all_gather(tensor);
@@ -116,7 +116,7 @@ void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
     if (keep > 0) tensor = tensor.slice(0, 0, keep);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(parts, {.operation = Operation::all_gather});
+  const auto of_ranks = exchange_numbers(parts, {.operation = "all_gather"});
   for (std::size_t place = 0; place < parts.numbers.size(); ++place) {
     auto all = joined(of_ranks, place);
     if (keep > 0) all.resize(std::min(all.size(), static_cast<std::size_t>(keep)));
@@ -126,8 +126,8 @@ void RankHandle::gather_parts(ValueParts& parts, std::int64_t keep) {
 
 void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::all_reduce);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::all_reduce));
+    check_defined(parts, "all_reduce");
+    comm::check_dense(parts.tensors, device(), "all_reduce");
     comm::check_reduction(op, at::kFloat);
     for (const at::Tensor& tensor : parts.tensors) {
       comm::check_reduction(op, tensor.scalar_type());
@@ -135,8 +135,7 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     }
     for (const Numbers& numbers : parts.numbers) tandem::check_reduction(op, numbers);
   });
-  CallRecord record =
-      refusal ? CallRecord{.operation = Operation::all_reduce} : describe_call(Operation::all_reduce, parts.tensors);
+  CallRecord record = refusal ? CallRecord{.operation = "all_reduce"} : describe_call("all_reduce", parts.tensors);
   record.reduce = op;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) {
@@ -144,7 +143,7 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     context_.communicator->all_reduce(parts.tensors, op);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(parts, {.operation = Operation::all_reduce, .reduce = op});
+  const auto of_ranks = exchange_numbers(parts, {.operation = "all_reduce", .reduce = op});
   std::vector<Number> of_one(of_ranks.size());
   for (std::size_t place = 0; place < parts.numbers.size(); ++place)
     for (std::size_t i = 0; i < parts.numbers[place].values.size(); ++i) {
@@ -155,9 +154,9 @@ void RankHandle::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
 
 void RankHandle::broadcast_parts(ValueParts& parts, int root) {
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::broadcast);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::broadcast));
-    comm::check_root(root, world_size(), to_string(Operation::broadcast));
+    check_defined(parts, "broadcast");
+    comm::check_dense(parts.tensors, device(), "broadcast");
+    comm::check_root(root, world_size(), "broadcast");
     const bool overlaps = std::any_of(parts.tensors.begin(), parts.tensors.end(), [](const at::Tensor& tensor) {
       return at::has_internal_overlap(tensor) == at::MemOverlap::Yes;
     });
@@ -166,21 +165,19 @@ void RankHandle::broadcast_parts(ValueParts& parts, int root) {
           "broadcast overwrites its tensors, and one of them is expanded, with several elements in "
           "one place; give it a clone()");
   });
-  CallRecord record =
-      refusal ? CallRecord{.operation = Operation::broadcast} : describe_call(Operation::broadcast, parts.tensors);
+  CallRecord record = refusal ? CallRecord{.operation = "broadcast"} : describe_call("broadcast", parts.tensors);
   record.root = root;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) context_.communicator->broadcast(parts.tensors, root);
   if (parts.numbers.empty()) return;
-  parts.numbers =
-      exchange_numbers(parts, {.operation = Operation::broadcast, .root = root})[static_cast<std::size_t>(root)];
+  parts.numbers = exchange_numbers(parts, {.operation = "broadcast", .root = root})[static_cast<std::size_t>(root)];
 }
 
 void RankHandle::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {
   const trace::Range range(trace::Event::collective);
-  CallRecord record{.operation = Operation::pad_across_ranks};
+  CallRecord record{.operation = "pad_across_ranks"};
   const auto refusal = comm::refusal_of([&] { check_padding(parts, value); });
-  if (!refusal) record = describe_call(Operation::pad_across_ranks, parts.tensors, SizeCheck::none);
+  if (!refusal) record = describe_call("pad_across_ranks", parts.tensors, SizeCheck::none);
   agree_on(context_, parts, record, false, refusal, dim);
   const auto has_dim = [&](const at::Tensor& tensor) { return dim < tensor.dim() && dim >= -tensor.dim(); };
   std::vector<std::int64_t> longest;

@@ -34,7 +34,7 @@ void Accelerator::begin_join() {
 // Returns the first rank that has not ended; -1 when all have.
 int Accelerator::meet_in_join(JoinState mine) {
   const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
+  const comm::CallRecord record{.operation = "join_uneven_inputs"};
   const auto states = context_.group->meet(rank(), record, static_cast<std::uint64_t>(mine));
   int first = -1;
   for (int peer = world_size() - 1; peer >= 0; --peer) {

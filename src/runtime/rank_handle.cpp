@@ -14,7 +14,7 @@ namespace tandem {
 
 bool RankHandle::check_trigger() {
   const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::check_trigger};
+  const comm::CallRecord record{.operation = "check_trigger"};
   const auto triggers = context_.group->meet(rank(), record, std::exchange(trigger_, false) ? 1 : 0);
   return std::any_of(triggers.begin(), triggers.end(), [](std::uint64_t set) { return set != 0; });
 }
@@ -40,11 +40,10 @@ at::Tensor RankHandle::split_between_ranks(const at::Tensor& rows, bool padding)
 
 // Before the ranks exchange anything: all find out when the root of one is none.
 void RankHandle::check_root(const comm::CallRecord& record) const {
-  comm::agree(
-      *context_.group, rank(), record,
-      {.signature = static_cast<std::uint64_t>(record.root) + 1,
-       .refusal = comm::refusal_of([&] { comm::check_root(record.root, world_size(), to_string(record.operation)); }),
-       .describe = [&] { return to_string(record); }});
+  comm::agree(*context_.group, rank(), record,
+              {.signature = static_cast<std::uint64_t>(record.root) + 1,
+               .refusal = comm::refusal_of([&] { comm::check_root(record.root, world_size(), record.operation); }),
+               .describe = [&] { return to_string(record); }});
 }
 
 void RankHandle::write_out(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }

@@ -15,7 +15,7 @@ using namespace tandem::comm;
 
 namespace {
 
-constexpr CallRecord kRecord{.operation = Operation::prepare};
+constexpr CallRecord kRecord{.operation = "prepare"};
 
 // What `call(group, rank)` throws on each rank, several times in a row.
 std::vector<std::vector<std::string>> texts(int ranks, int times, const std::function<void(RankGroup&, int)>& call) {

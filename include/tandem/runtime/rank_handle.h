@@ -69,7 +69,8 @@ class RankHandle {
   /// Collective.
   template <class T>
   std::vector<T> gather_objects(const T& object) {
-    const auto record = comm::describe_object_call(comm::Operation::gather_objects, typeid(T));
+    auto record = comm::describe_object_call("gather_objects", typeid(T));
+    record.shows_type = true;
     const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
     std::vector<T> objects;
     for (int peer = 0; peer < world_size(); ++peer) objects.push_back(call.template payload<T>(peer));
@@ -116,7 +117,8 @@ class RankHandle {
   /// Throws CollectiveError on all ranks when `root` is no rank, or not the same on all. Collective.
   template <class T>
   T broadcast_object(const T& object, int root = 0) {
-    auto record = comm::describe_object_call(comm::Operation::broadcast_object, typeid(T));
+    auto record = comm::describe_object_call("broadcast_object", typeid(T));
+    record.shows_type = true;
     record.root = root;
     check_root(record);
     const comm::RankGroup::Call call(*context_.group, rank(), record, &object);
@@ -152,7 +154,7 @@ class RankHandle {
   /// all ranks, also where its body catches it.
   template <class Function>
   auto main_first(Function&& function) {
-    const comm::CallRecord record{.operation = comm::Operation::main_first};
+    const comm::CallRecord record{.operation = "main_first"};
     if (!is_main()) {
       context_.group->meet(rank(), record);
       return function();

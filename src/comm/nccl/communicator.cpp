@@ -112,7 +112,7 @@ class RankCommunicator final : public NcclCommunicator {
     check_dense(inputs, device_, "all_reduce");
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
-    CallRecord record = describe_call(Operation::all_reduce, inputs);
+    CallRecord record = describe_call("all_reduce", inputs);
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const auto from = all_plain(inputs), to = all_plain(outputs);
@@ -127,7 +127,7 @@ class RankCommunicator final : public NcclCommunicator {
     check_rows(inputs, outputs, device_);
     for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
     if (!squares.empty()) throw CollectiveError("sums of squares come with reductions in shared memory only");
-    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
+    CallRecord record = describe_call("all_reduce", inputs, SizeCheck::elements);
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const auto rows = rows_for(inputs, op, false);
@@ -162,7 +162,7 @@ class RankCommunicator final : public NcclCommunicator {
   }
 
   void forget_started() override {
-    const auto started = group_.meet(rank_, CallRecord{.operation = Operation::connect}, last_started_);
+    const auto started = group_.meet(rank_, CallRecord{.operation = "connect"}, last_started_);
     const bool alike = std::equal(started.begin() + 1, started.end(), started.begin());
     release_started();
     group_.posted().forget(rank_);
@@ -174,9 +174,10 @@ class RankCommunicator final : public NcclCommunicator {
     check_root(root, world_size(), "reduce");
     check_dense(tensors, device_, "reduce");
     for (const at::Tensor& tensor : tensors) check_reduction(op, tensor.scalar_type());
-    CallRecord record = describe_call(Operation::reduce, tensors);
+    CallRecord record = describe_call("reduce", tensors);
     record.reduce = op;
     record.root = root;
+    record.root_receives = true;
     const at::NoGradGuard no_grad;
     const auto work = all_plain(tensors), rows = rows_for(work, op, false);
     call(record, [&] { enqueue_reduce(work, rows, op, root); });
@@ -186,7 +187,7 @@ class RankCommunicator final : public NcclCommunicator {
   void broadcast(at::TensorList tensors, int root) override {
     check_dense(tensors, device_, "broadcast");
     check_root(root, world_size(), "broadcast");
-    CallRecord record = describe_call(Operation::broadcast, tensors);
+    CallRecord record = describe_call("broadcast", tensors);
     record.root = root;
     const at::NoGradGuard no_grad;
     const auto work = all_plain(tensors);
@@ -203,7 +204,7 @@ class RankCommunicator final : public NcclCommunicator {
 
   std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
     check_dense(tensor, device_, "all_gather");
-    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
+    const auto record = describe_call("all_gather", tensor, SizeCheck::all_but_first_dim);
     const at::NoGradGuard no_grad;
     const at::Tensor input = plain(tensor);
     std::vector<at::Tensor> gathered;
@@ -217,7 +218,7 @@ class RankCommunicator final : public NcclCommunicator {
     check_dense(input, device_, "reduce_scatter");
     check_reduction(op, input.scalar_type());
     check_divides(input, world_size());
-    CallRecord record = describe_call(Operation::reduce_scatter, input);
+    CallRecord record = describe_call("reduce_scatter", input);
     record.reduce = op;
     const at::NoGradGuard no_grad;
     const at::Tensor work = plain(input);
@@ -236,7 +237,7 @@ class RankCommunicator final : public NcclCommunicator {
   std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
     check_dense(inputs, device_, "all_to_all");
     check_one_a_rank(inputs, world_size());
-    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
+    const auto record = describe_call("all_to_all", inputs, SizeCheck::none);
     const at::NoGradGuard no_grad;
     const auto work = all_plain(inputs);
     std::vector<std::vector<std::int64_t>> mine;
@@ -250,7 +251,7 @@ class RankCommunicator final : public NcclCommunicator {
 
   void barrier() override {
     const trace::Range range(trace::Event::collective);
-    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
+    group_.meet(rank_, CallRecord{.operation = "barrier"});
   }
 
  private:
@@ -442,7 +443,7 @@ class RankCommunicator final : public NcclCommunicator {
     kernel_.prepare();
     const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device_));
     all_reduce({one}, {one}, ReduceOp::sum);
-    call({.operation = Operation::connect}, [&] { enqueue_all_reduce(one, one, at::Tensor(), ReduceOp::sum); });
+    call({.operation = "connect"}, [&] { enqueue_all_reduce(one, one, at::Tensor(), ReduceOp::sum); });
     reduce({one}, ReduceOp::sum, 0);
     broadcast({one}, 0);
     all_gather(one);
