@@ -11,7 +11,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/check_tensors.h"
 #include "nn/memory.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {

@@ -10,6 +10,7 @@
 #include "nn/copy_on_write.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
+#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {

@@ -10,6 +10,7 @@
 #include "comm/describe_call.h"
 #include "nn/lent_storage.h"
 #include "nn/memory.h"
+#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {

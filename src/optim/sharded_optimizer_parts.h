@@ -8,6 +8,7 @@
 
 #include "nn/lent_storage.h"
 #include "optim/optimizer_fields.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/optim/sharded_optimizer.h"
 
 namespace tandem::optim {

@@ -45,8 +45,8 @@ struct Reduction {
   }
 
   std::vector<float> inputs, outputs;
-  Part from, to;
-  SharedReducer::Started lent;
+  ElementRow from, to;
+  SharedReducer::Lists lent;
 };
 
 // Passes of a few reductions with random delays, other for each rank, and a meeting now and then: returns how many

@@ -35,7 +35,7 @@ int wrong_sums(RankGroup& group, int rank, int calls) {
     std::vector<float> values;
     for (std::int64_t i = 0; i < length; ++i) values.push_back(value_of(rank, call, i));
     if (delays() % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(delays() % 200));
-    const Part part{values.data(), length, ElementType::float32};
+    const ElementRow part{values.data(), length, ElementType::float32};
     const CallRecord record{.operation = kOperation, .elements = length};
     reducer.reduce(record, {&part, 1}, {&part, 1}, ReduceOp::sum);
     for (std::int64_t i = 0; i < length; ++i) {
@@ -137,7 +137,7 @@ TEST_CASE("sums of squares of blocks come with a reduction, the same bits as of 
   run_ranks(ranks, [&](int rank) {
     SharedReducer reducer(group, rank);
     std::vector<std::vector<float>> values;
-    std::vector<Part> inputs, outputs;
+    std::vector<ElementRow> inputs, outputs;
     std::vector<double*> wanted;
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       auto& mine = values.emplace_back();
