@@ -10,8 +10,8 @@
 
 #include <ATen/Functions.h>
 
+#include "comm/describe_call.h"
 #include "measure/statistics.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 
 namespace {
@@ -48,8 +48,7 @@ double checked(const at::Tensor& tensor) {
   CancelToken token;
   comm::RankGroup group(2, token);
   return seconds_a_call([&](int rank) {
-    for (int call = 0; call < kCalls; ++call)
-      group.meet(rank, comm::describe_call(comm::Operation::all_reduce, tensor));
+    for (int call = 0; call < kCalls; ++call) group.meet(rank, comm::describe_call("all_reduce", tensor));
   });
 }
 

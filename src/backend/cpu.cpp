@@ -1,6 +1,6 @@
+#include "comm/shared_memory_communicator.h"
 #include "core/control_group.h"
 #include "tandem/backend/backend.h"
-#include "tandem/comm/shared_memory.h"
 
 namespace tandem {
 namespace {

@@ -11,7 +11,7 @@
 #include <c10/util/Exception.h>
 
 #include "c/settings.h"
-#include "core/error_text.h"
+#include "comm/error_text.h"
 #include "runtime/rank_context.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/trainings.h"

@@ -15,6 +15,7 @@
 #include "nn/accumulation_window.h"
 #include "tandem/backend/backend.h"
 #include "tandem/checkpoint/checkpoint_options.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/comm/rank_group.h"
 #include "tandem/io/checkpoint_directory.h"
 #include "tandem/optim/state_dict.h"
@@ -74,6 +75,10 @@ class Checkpoints {
 
   bool is_main() const { return rank_.rank == 0; }
   c10::Device device() const { return rank_.devices[static_cast<std::size_t>(rank_.rank)]; }
+  template <class T>
+  T of_main(const T& object) const {  // rank 0's
+    return comm::detail::object_of_main(rank_.group, rank_.rank, "broadcast_object", object);
+  }
   void check_on_all(const std::function<void()>& check) const;
   void on_main_for_all(const std::function<void()>& work) const;
   optim::ParameterNames parameter_names() const;

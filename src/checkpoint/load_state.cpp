@@ -4,7 +4,7 @@
 
 #include "backend/rank_memory.h"
 #include "checkpoint/checkpoints.h"
-#include "comm/objects.h"
+#include "tandem/comm/detail/objects.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
@@ -282,7 +282,7 @@ Checkpoints::Loaded Checkpoints::load(const std::string& directory, const LoadSt
     finish_saving();
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
-  loaded = comm::broadcast_object(rank_.group, rank_.rank, loaded);
+  loaded = of_main(loaded);
   for (const auto& reducer : parts_.reducers) reducer->weights().notice();
   Steps steps;
   // When it is done, nobody computes with weights that are shared.

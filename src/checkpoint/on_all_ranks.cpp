@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "comm/objects.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -24,7 +24,7 @@ void check_on_all(comm::RankGroup& group, int rank, const std::function<void()>&
   } catch (...) {
     mine = {Failure::Kind::other, "an exception of an unknown type"};
   }
-  for (const Failure& failure : comm::gather_objects(group, rank, mine)) {
+  for (const Failure& failure : comm::detail::gather_objects(group, rank, mine)) {
     if (failure.kind == Failure::Kind::of_configuration) throw ConfigError(failure.text);
     if (failure.kind == Failure::Kind::other) throw CheckpointError(failure.text);
   }

@@ -6,7 +6,7 @@
 #include "backend/device_scope.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/on_all_ranks.h"
-#include "comm/objects.h"
+#include "tandem/comm/detail/objects.h"
 #include "io/model_weights.h"
 #include "io/pickle_archive.h"
 #include "tandem/core/error.h"
@@ -170,7 +170,7 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     synchronize(device());
   });
   const auto generators =
-      comm::gather_objects(rank_.group, rank_.rank, generator_states());  // the work of all ranks is done
+      comm::detail::gather_objects(rank_.group, rank_.rank, generator_states());  // the work of all ranks is done
   StateSaver::Job job;                                                    // on rank 0; without a directory: left out
   on_main_for_all([&] {
     if (options.background && options.when_busy == WhenBusy::skip && saver().busy()) return;
@@ -193,11 +193,11 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     if (!options.background) StateSaver::write(job);
   });
   const auto [path, background] =
-      comm::broadcast_object(rank_.group, rank_.rank, std::pair(job.directory, options.background));
+      of_main(std::pair(job.directory, options.background));
   if (!background || path.empty()) return path;
-  comm::broadcast_object(rank_.group, rank_.rank, saver_)->snapshot().copy_part(rank_.rank, rank_.devices);
+  of_main(saver_)->snapshot().copy_part(rank_.rank, rank_.devices);
   synchronize(device());
-  rank_.group.meet(rank_.rank, {.operation = comm::Operation::barrier});
+  rank_.group.meet(rank_.rank, {.operation = "barrier"});
   if (!is_main()) return path;
   saver().snapshot().release_originals();
   saver().start(std::move(job));

@@ -1,9 +1,9 @@
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "core/error_text.h"
+#include "comm/error_text.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {

@@ -2,7 +2,6 @@
 
 #include <string>
 
-#include "tandem/comm/communicator.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {

@@ -5,7 +5,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "tandem/comm/reduction.h"
+
 namespace tandem::comm {
+
+/// That `op` is defined for `type`, and a ReduceOp.
+void check_reduction(ReduceOp op, c10::ScalarType type);
+
+/// What elements of `type` are to reductions. Throws for those that cannot be reduced.
+ElementType element_type(c10::ScalarType type);
 
 /// That all are defined, strided and on `device`.
 void check_dense(at::TensorList tensors, c10::Device device, const char* operation);

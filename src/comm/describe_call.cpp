@@ -1,4 +1,4 @@
-#include "tandem/comm/describe_call.h"
+#include "comm/describe_call.h"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@
 
 namespace tandem::comm {
 
-CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck check) {
+CallRecord describe_call(const char* operation, at::TensorList tensors, SizeCheck check) {
   CallRecord record{.operation = operation};
   record.tensors = static_cast<std::int32_t>(tensors.size());
   WordHash signature;

@@ -5,15 +5,13 @@
 #include <utility>
 
 #include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
 #include "comm/shares.h"
-#include "tandem/comm/describe_call.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/comm/side_stream.h"
 #include "tandem/core/error.h"
-#include "tandem/trace/range.h"
 
 namespace tandem::comm {
 
@@ -42,24 +40,24 @@ struct Lent {
   void fill(at::TensorList from, at::TensorList to, ReduceOp its_op, c10::Stream stream) {
     inputs.assign(from.begin(), from.end());
     outputs.assign(to.begin(), to.end());
-    input_parts = parts_of(inputs);
-    output_parts = parts_of(outputs);
+    input_rows = rows_of(inputs);
+    output_rows = rows_of(outputs);
     op = its_op;
     ready.record(stream);
   }
 
   std::vector<at::Tensor> inputs, outputs;
-  std::vector<Part> input_parts, output_parts;
+  std::vector<ElementRow> input_rows, output_rows;
   ReduceOp op = ReduceOp::sum;
   c10::Event ready;
   std::uint64_t number = 0;  // of a started reduction
 
  private:
-  static std::vector<Part> parts_of(at::TensorList tensors) {
-    std::vector<Part> parts;
+  static std::vector<ElementRow> rows_of(at::TensorList tensors) {
+    std::vector<ElementRow> rows;
     for (const at::Tensor& tensor : tensors)
-      parts.push_back({const_cast<void*>(tensor.const_data_ptr()), tensor.numel(), element_type(tensor.scalar_type())});
-    return parts;
+      rows.push_back({const_cast<void*>(tensor.const_data_ptr()), tensor.numel(), element_type(tensor.scalar_type())});
+    return rows;
   }
 };
 
@@ -70,60 +68,51 @@ void* at_element(void* data, ElementType type, std::int64_t element) {
 class PeerMemoryCommunicator final : public Communicator {
  public:
   PeerMemoryCommunicator(ReductionKernel& kernel, PeerMarks& marks, RankGroup& group, int rank, c10::Device device)
-      : kernel_(kernel),
+      : Communicator(rank, group.world_size(), device),
+        kernel_(kernel),
         marks_(marks),
         group_(group),
-        rank_(rank),
-        device_(device),
         stream_(device),
         lent_(device.type()) {
-    marks_.mark(rank_, stream_.stream());
+    marks_.mark(rank, stream_.stream());
     barrier();
   }
 
   ~PeerMemoryCommunicator() override {
     if (started_.empty()) return;
     // The others may be about to read memory that goes now.
-    group_.token().cancel(std::make_exception_ptr(CollectiveError("rank " + std::to_string(rank_) +
+    group_.token().cancel(std::make_exception_ptr(CollectiveError("rank " + std::to_string(rank()) +
                                                                   " ended while its gradients were being reduced")),
-                          rank_);
-    group_.posted().withdraw(rank_);
+                          rank());
+    group_.posted().withdraw(rank());
     let_compute_follow_all();
   }
 
-  int rank() const override { return rank_; }
-  int world_size() const override { return group_.world_size(); }
-
-  void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
-    reduce_into(Operation::all_reduce, inputs, outputs, op, -1);
+ private:
+  void do_all_reduce(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    reduce_into(call, inputs, outputs, op, -1);
   }
 
-  using Communicator::start_all_reduce;
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
-                                 at::TensorList squares) override {
-    check_rows(inputs, outputs, device_);
-    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
-    if (!squares.empty()) throw CollectiveError("sums of squares come with reductions in shared memory only");
-    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
-    record.reduce = op;
-    if (spare_.empty()) spare_.push_back(std::make_unique<Lent>(device_.type()));
+  std::uint64_t do_start_all_reduce(const CallRecord& call, at::TensorList inputs, at::TensorList outputs,
+                                    ReduceOp op) override {
+    if (spare_.empty()) spare_.push_back(std::make_unique<Lent>(device().type()));
     started_.push_back(std::move(spare_.back()));
     spare_.pop_back();
     Lent& lent = *started_.back();
     lent.fill(inputs, outputs, op, stream_.compute());
-    lent.number = group_.posted().post(rank_, record, &lent);
+    lent.number = group_.posted().post(rank(), call, &lent);
     do_parts();
     return lent.number;
   }
 
-  void wait(std::uint64_t number) override {
-    if (try_wait(number)) return;
-    const RankGroup::WaitScope waiting(group_, rank_, "for the others' gradients");
-    do group_.posted().wait(rank_, number);
-    while (!try_wait(number));
+  void do_wait(std::uint64_t number) override {
+    if (do_try_wait(number)) return;
+    const RankGroup::WaitScope waiting(group_, rank(), "for the others' gradients");
+    do group_.posted().wait(rank(), number);
+    while (!do_try_wait(number));
   }
 
-  bool try_wait(std::uint64_t number) override {
+  bool do_try_wait(std::uint64_t number) override {
     if (number == 0) return true;
     do_parts();
     if (!group_.posted().done(number)) return false;
@@ -132,35 +121,26 @@ class PeerMemoryCommunicator final : public Communicator {
     return true;
   }
 
-  void forget_started() override {
+  void do_forget_started() override {
     barrier();  // nobody enqueues any more
     let_compute_follow_all();
     while (!started_.empty()) end_first_started();
-    group_.posted().forget(rank_);
+    group_.posted().forget(rank());
   }
 
-  void reduce(at::TensorList tensors, ReduceOp op, int root) override {
-    check_root(root, world_size(), "reduce");
-    reduce_into(Operation::reduce, tensors, tensors, op, root);
+  void do_reduce(const CallRecord& call, at::TensorList tensors, ReduceOp op, int root) override {
+    reduce_into(call, tensors, tensors, op, root);
   }
 
-  void broadcast(at::TensorList tensors, int root) override {
-    check_dense(tensors, device_, "broadcast");
-    check_root(root, world_size(), "broadcast");
-    CallRecord record = describe_call(Operation::broadcast, tensors);
-    record.root = root;
-    const at::NoGradGuard no_grad;
+  void do_broadcast(const CallRecord& record, at::TensorList tensors, int root) override {
     exchange(record, all_plain(tensors), {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream) {
-      if (rank_ == root) return;
+      if (rank() == root) return;
       const auto& source = lent_by(call, root).inputs;
       for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].detach().copy_(source[i]);
     });
   }
 
-  std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
-    check_dense(tensor, device_, "all_gather");
-    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
-    const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> do_all_gather(const CallRecord& record, const at::Tensor& tensor) override {
     std::vector<at::Tensor> gathered;
     exchange(record, {plain(tensor)}, {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream compute) {
       for (int peer = 0; peer < world_size(); ++peer)
@@ -169,42 +149,28 @@ class PeerMemoryCommunicator final : public Communicator {
     return gathered;
   }
 
-  at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) override {
-    check_dense(input, device_, "reduce_scatter");
-    check_reduction(op, input.scalar_type());
-    check_divides(input, world_size());
-    CallRecord record = describe_call(Operation::reduce_scatter, input);
-    record.reduce = op;
-    const at::NoGradGuard no_grad;
+  at::Tensor do_reduce_scatter(const CallRecord& record, const at::Tensor& input, ReduceOp op) override {
     const at::Tensor work = plain(input);
     at::Tensor output = at::empty_like(work.narrow(0, 0, input.size(0) / world_size()), at::MemoryFormat::Contiguous);
     exchange(record, {work}, {}, op, [&](const RankGroup::Call& call, c10::Stream) {
-      Reduction reduction = reduction_of(call, 0, rank_ * output.numel(), output.numel());
+      Reduction reduction = reduction_of(call, 0, rank() * output.numel(), output.numel());
       reduction.outputs = {output.mutable_data_ptr()};
       if (reduction.count > 0) kernel_.reduce(reduction, stream_.stream().native_handle());
     });
     return output;
   }
 
-  std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
-    check_dense(inputs, device_, "all_to_all");
-    check_one_a_rank(inputs, world_size());
-    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
-    const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> do_all_to_all(const CallRecord& record, at::TensorList inputs) override {
     std::vector<at::Tensor> received;
     exchange(record, all_plain(inputs), {}, ReduceOp::sum, [&](const RankGroup::Call& call, c10::Stream compute) {
       for (int peer = 0; peer < world_size(); ++peer)
-        received.push_back(copy_of(lent_by(call, peer).inputs[static_cast<std::size_t>(rank_)], compute));
+        received.push_back(copy_of(lent_by(call, peer).inputs[static_cast<std::size_t>(rank())], compute));
     });
     return received;
   }
 
-  void barrier() override {
-    const trace::Range range(trace::Event::collective);
-    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
-  }
+  void do_barrier(const CallRecord& call) override { group_.meet(rank(), call); }
 
- private:
   static const Lent& lent_by(const RankGroup::Call& call, int peer) { return *call.payload<const Lent*>(peer); }
 
   // Memory that the compute stream allocates, filled by the current one.
@@ -212,24 +178,17 @@ class PeerMemoryCommunicator final : public Communicator {
     at::Tensor copy;
     {
       const c10::StreamGuard on(compute);
-      copy = at::empty(theirs.sizes(), theirs.options().device(device_));
+      copy = at::empty(theirs.sizes(), theirs.options().device(device()));
     }
     return copy.copy_(theirs);
   }
 
-  void reduce_into(Operation operation, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
-    check_dense(inputs, device_, to_string(operation));
-    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
-    if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
-    CallRecord record = describe_call(operation, inputs);
-    record.reduce = op;
-    record.root = root;
-    const at::NoGradGuard no_grad;
+  void reduce_into(const CallRecord& record, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
     const auto from = all_plain(inputs), to = outputs.data() == inputs.data() ? from : all_plain(outputs);
     exchange(record, from, to, op, [&](const RankGroup::Call& call, c10::Stream) {
       reduce_share([&](int peer) -> const Lent& { return lent_by(call, peer); }, op, root);
     });
-    if (root < 0 || root == rank_) copy_back(to, outputs);
+    if (root < 0 || root == rank()) copy_back(to, outputs);
   }
 
   // A call that all ranks make together: `enqueue` uses what they lend, on the communication stream; the compute stream
@@ -237,16 +196,15 @@ class PeerMemoryCommunicator final : public Communicator {
   template <class Enqueue>
   void exchange(const CallRecord& record, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
                 ReduceOp op, const Enqueue& enqueue) {
-    const trace::Range range(trace::Event::collective);
     const c10::Stream compute = stream_.compute();
     lent_.fill(inputs, outputs, op, compute);
     {
       const Lent* const mine = &lent_;
-      const RankGroup::Call call(group_, rank_, record, &mine);
+      const RankGroup::Call call(group_, rank(), record, &mine);
       for (int peer = 0; peer < world_size(); ++peer) lent_by(call, peer).ready.block(stream_.stream());
       const c10::StreamGuard on(stream_.stream());
       enqueue(call, compute);
-      marks_.mark(rank_, stream_.stream());
+      marks_.mark(rank(), stream_.stream());
     }
     let_compute_follow_all();
     lent_.inputs.clear();
@@ -255,24 +213,24 @@ class PeerMemoryCommunicator final : public Communicator {
 
   // Elements [begin, begin + count) of the ranks' i-th tensors.
   Reduction reduction_of(const RankGroup::Call& call, std::size_t i, std::int64_t begin, std::int64_t count) const {
-    const Part& mine = lent_.input_parts[i];
+    const ElementRow& mine = lent_.input_rows[i];
     Reduction reduction{.count = static_cast<std::size_t>(count), .type = mine.type, .op = lent_.op};
     for (int peer = 0; peer < world_size(); ++peer)
-      reduction.inputs.push_back(at_element(lent_by(call, peer).input_parts[i].data, mine.type, begin));
+      reduction.inputs.push_back(at_element(lent_by(call, peer).input_rows[i].data, mine.type, begin));
     return reduction;
   }
 
   // This rank's share of a reduction of what `of` tells of the ranks.
   template <class Lists>
   void reduce_share(const Lists& of, ReduceOp op, int root) {
-    const auto& parts = of(rank_).input_parts;
-    for_each_share(parts, rank_, world_size(), [&](std::size_t i, std::int64_t begin, std::int64_t end) {
+    const auto& parts = of(rank()).input_rows;
+    for_each_share(parts, rank(), world_size(), [&](std::size_t i, std::int64_t begin, std::int64_t end) {
       const ElementType type = parts[i].type;
       Reduction reduction{.count = static_cast<std::size_t>(end - begin), .type = type, .op = op};
       for (int peer = 0; peer < world_size(); ++peer) {
         const Lent& theirs = of(peer);
-        reduction.inputs.push_back(at_element(theirs.input_parts[i].data, type, begin));
-        if (root < 0 || root == peer) reduction.outputs.push_back(at_element(theirs.output_parts[i].data, type, begin));
+        reduction.inputs.push_back(at_element(theirs.input_rows[i].data, type, begin));
+        if (root < 0 || root == peer) reduction.outputs.push_back(at_element(theirs.output_rows[i].data, type, begin));
       }
       kernel_.reduce(reduction, stream_.stream().native_handle());
     });
@@ -281,12 +239,12 @@ class PeerMemoryCommunicator final : public Communicator {
   // This rank's part of the reductions that all have started, on the communication stream.
   void do_parts() {
     for (;;) {
-      const PostedCalls::Part part(group_.posted(), rank_);
+      const PostedCalls::Part part(group_.posted(), rank());
       if (!part) return;
       const auto of = [&](int peer) -> const Lent& { return part.template payload<Lent>(peer); };
       for (int peer = 0; peer < world_size(); ++peer) of(peer).ready.block(stream_.stream());
-      reduce_share(of, of(rank_).op, -1);
-      marks_.mark(rank_, stream_.stream());
+      reduce_share(of, of(rank()).op, -1);
+      marks_.mark(rank(), stream_.stream());
     }
   }
 
@@ -304,8 +262,6 @@ class PeerMemoryCommunicator final : public Communicator {
   ReductionKernel& kernel_;
   PeerMarks& marks_;
   RankGroup& group_;
-  const int rank_;
-  const c10::Device device_;
   SideStream stream_;
   Lent lent_;                                  // for the current call
   std::deque<std::unique_ptr<Lent>> started_;  // and not waited for, in order

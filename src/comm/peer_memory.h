@@ -12,6 +12,8 @@
 
 namespace tandem::comm {
 
+class RankGroup;
+
 /// What the ranks' PeerMemoryCommunicators share: a mark on each one's communication stream after the last thing that
 /// it has enqueued for the others. Who follows a mark that has been set anew meanwhile follows more than it must.
 class PeerMarks {

@@ -45,6 +45,7 @@ class alignas(64) RecordCell {
   std::atomic<std::uint64_t> number_{0};
   std::array<std::atomic<std::uint64_t>, kWords> words_{};
 };
+static_assert(sizeof(RecordCell) == 64);
 
 std::string mismatch_text(int rank, const CallRecord& mine, int peer, const CallRecord& theirs, std::uint64_t number) {
   std::ostringstream text;

@@ -1,4 +1,4 @@
-#include "tandem/comm/shared_reducer.h"
+#include "comm/shared_reducer.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,17 +10,17 @@ namespace {
 
 // What the ranks see of each other in a call.
 struct Parts {
-  std::span<const Part> inputs, outputs;
+  std::span<const ElementRow> inputs, outputs;
 };
 
-std::size_t bytes_of(const Part& part) { return static_cast<std::size_t>(part.elements) * size_of(part.type); }
+std::size_t bytes_of(const ElementRow& part) { return static_cast<std::size_t>(part.elements) * size_of(part.type); }
 
 // In the mail parts begin at multiples of the largest element's size.
-std::size_t mail_bytes(const Part& part) { return (bytes_of(part) + 15) / 16 * 16; }
+std::size_t mail_bytes(const ElementRow& part) { return (bytes_of(part) + 15) / 16 * 16; }
 
-std::size_t mail_bytes(std::span<const Part> parts) {
+std::size_t mail_bytes(std::span<const ElementRow> parts) {
   std::size_t bytes = 0;
-  for (const Part& part : parts) bytes += mail_bytes(part);
+  for (const ElementRow& part : parts) bytes += mail_bytes(part);
   return bytes;
 }
 
@@ -32,8 +32,8 @@ void add_once(std::vector<Pointer>& pointers, Pointer pointer) {
 
 }  // namespace
 
-void SharedReducer::reduce(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs,
-                           ReduceOp op, int root) {
+void SharedReducer::reduce(const CallRecord& record, std::span<const ElementRow> inputs,
+                           std::span<const ElementRow> outputs, ReduceOp op, int root) {
   if (mail_bytes(inputs) <= RankGroup::kMailBytes) return reduce_mail(record, inputs, outputs, op, root);
   if (group_.world_size() == 1 && inputs.data() == outputs.data()) return;
   const Parts mine{inputs, outputs};
@@ -41,7 +41,7 @@ void SharedReducer::reduce(const CallRecord& record, std::span<const Part> input
   reduce_share([&](int peer) -> const Parts& { return call.payload<Parts>(peer); }, inputs, op, root);
 }
 
-std::uint64_t SharedReducer::start(const CallRecord& record, const Started& mine) {
+std::uint64_t SharedReducer::start(const CallRecord& record, const Lists& mine) {
   const std::uint64_t number = group_.posted().post(rank_, record, &mine);
   do_parts();
   return number;
@@ -63,15 +63,15 @@ void SharedReducer::do_parts() {
   for (;;) {
     const PostedCalls::Part part(group_.posted(), rank_);
     if (!part) return;
-    const auto& mine = part.payload<Started>(rank_);
-    reduce_share([&](int peer) -> const Started& { return part.payload<Started>(peer); }, mine.inputs, mine.op, -1);
+    const auto& mine = part.payload<Lists>(rank_);
+    reduce_share([&](int peer) -> const Lists& { return part.payload<Lists>(peer); }, mine.inputs, mine.op, -1);
   }
 }
 
-void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> inputs, std::span<const Part> outputs,
-                                ReduceOp op, int root) {
+void SharedReducer::reduce_mail(const CallRecord& record, std::span<const ElementRow> inputs,
+                                std::span<const ElementRow> outputs, ReduceOp op, int root) {
   std::byte* to = group_.outbox(rank_);
-  for (const Part& part : inputs) {
+  for (const ElementRow& part : inputs) {
     if (part.elements > 0) std::memcpy(to, part.data, bytes_of(part));
     to += mail_bytes(part);
   }
@@ -79,7 +79,7 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> 
   if (root >= 0 && root != rank_) return;
   sources_.clear();
   for (int peer = 0; peer < group_.world_size(); ++peer) sources_.push_back(group_.mail(rank_, peer));
-  for (const Part& part : outputs) {
+  for (const ElementRow& part : outputs) {
     void* const target[] = {part.data};
     reduce_elements(part.type, op, sources_, target, 0, part.elements);
     for (const void*& source : sources_) source = static_cast<const std::byte*>(source) + mail_bytes(part);
@@ -88,7 +88,7 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Part> 
 
 // `of` tells the lists of a rank.
 template <class PeersParts>
-void SharedReducer::reduce_share(const PeersParts& of, std::span<const Part> parts, ReduceOp op, int root) {
+void SharedReducer::reduce_share(const PeersParts& of, std::span<const ElementRow> parts, ReduceOp op, int root) {
   const int ranks = group_.world_size();
   for_each_share(parts, rank_, ranks, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     sources_.clear();

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <span>
 
-#include "tandem/comm/shared_reducer.h"
+#include "comm/shared_reducer.h"
 
 namespace tandem::comm {
 
@@ -14,9 +14,9 @@ namespace tandem::comm {
 /// elements, of which each rank has 1/R, in whole blocks of the parts: so no two ranks write to one cache line, and the
 /// sums of squares do not depend on the number of ranks.
 template <class Reduce>
-void for_each_share(std::span<const Part> parts, int rank, int ranks, const Reduce& reduce) {
+void for_each_share(std::span<const ElementRow> parts, int rank, int ranks, const Reduce& reduce) {
   std::int64_t total = 0;
-  for (const Part& part : parts) total += part.elements;
+  for (const ElementRow& part : parts) total += part.elements;
   std::int64_t offset = 0;
   // Where the share of `rank` begins in a part of so many elements, and that of the rank before it ends.
   const auto begin_of = [&](int of_rank, std::int64_t elements) {

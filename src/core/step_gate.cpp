@@ -1,4 +1,4 @@
-#include "tandem/core/step_gate.h"
+#include "core/step_gate.h"
 
 #include <algorithm>
 #include <exception>

@@ -6,7 +6,7 @@
 #include <c10/util/Type.h>
 
 #include "backend/intra_op_threads.h"
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 
 namespace tandem::data {
 namespace {
@@ -82,7 +82,7 @@ std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, C
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
-  const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(EpochPlanOptions));
+  const auto record = comm::describe_object_call("prepare", typeid(EpochPlanOptions));
   std::string difference;  // the same on all ranks
   {
     const comm::RankGroup::Call call(*context.group, context.rank, record, &plan);
@@ -97,7 +97,7 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
 }
 
 void check_together(const LoaderContext& context, const std::function<void()>& check) {
-  comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, check);
+  comm::check_together(*context.group, context.rank, {.operation = "prepare"}, check);
 }
 
 std::string name_of_loader(const std::type_info& dataset, const EpochPlanOptions& plan, bool iterable) {

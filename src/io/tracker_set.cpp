@@ -10,7 +10,7 @@
 #include <c10/util/Exception.h>
 #include <torch/version.h>
 
-#include "core/error_text.h"
+#include "comm/error_text.h"
 #include "io/png_encoder.h"
 #include "tandem/core/error.h"
 #include "tandem/version.h"

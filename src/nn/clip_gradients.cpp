@@ -11,7 +11,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/check_tensors.h"
 #include "nn/memory.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
@@ -186,8 +188,7 @@ void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tens
                    comm::RankGroup& group, int rank) {
   const at::NoGradGuard no_grad;
   const bool shared = std::all_of(gradients.begin(), gradients.end(), [](const auto& one) { return one.shared; });
-  const comm::CallRecord record{.operation = comm::Operation::clip_gradients,
-                                .tensors = static_cast<std::int32_t>(gradients.size())};
+  const comm::CallRecord record{.operation = "clip_gradients", .tensors = static_cast<std::int32_t>(gradients.size())};
   bool all_share = true;
   {
     const comm::RankGroup::Call call(group, rank, record, &shared);

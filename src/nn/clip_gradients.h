@@ -8,6 +8,10 @@
 #include "tandem/comm/communicator.h"
 #include "tandem/nn/gradient_reducer.h"
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem::nn {
 
 /// A parameter's gradient, and where it is when the ranks have it in one memory.

@@ -6,8 +6,8 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/describe_call.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
@@ -75,8 +75,7 @@ void FollowedTensors::follow(comm::Communicator& communicator, comm::RankGroup& 
 
 // Reads the root's where they are.
 void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, comm::RankGroup& group, int root) {
-  comm::CallRecord record{
-      .operation = comm::Operation::broadcast, .root = root, .tensors = static_cast<std::int32_t>(all_.size())};
+  comm::CallRecord record{.operation = "broadcast", .root = root, .tensors = static_cast<std::int32_t>(all_.size())};
   struct Mine {
     const std::vector<Followed>& all;
     std::vector<bool> waiting;
@@ -97,8 +96,7 @@ void FollowedTensors::follow_in_shared_memory(comm::Communicator& communicator, 
 void FollowedTensors::follow_by_broadcast(comm::Communicator& communicator, comm::RankGroup& group, int root) {
   const auto mine = waiting(communicator.rank() == root);
   const bool any = std::find(mine.begin(), mine.end(), true) != mine.end();
-  const auto all =
-      group.meet(communicator.rank(), {.operation = comm::Operation::broadcast, .root = root}, any ? 1 : 0);
+  const auto all = group.meet(communicator.rank(), {.operation = "broadcast", .root = root}, any ? 1 : 0);
   left_any_ = std::any_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; });
   std::vector<at::Tensor> tensors;
   for (std::size_t i = 0; i < all_.size(); ++i)

@@ -7,6 +7,10 @@
 
 #include "tandem/comm/communicator.h"
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem::nn {
 
 /// Tensors of a model that become one rank's at the end of each reduction: its buffers, and weights that a forward pass

@@ -6,10 +6,11 @@
 #include <ATen/Functions.h>
 #include <c10/util/strides.h>
 
+#include "comm/describe_call.h"
 #include "nn/copy_on_write.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
+#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {
@@ -166,7 +167,7 @@ bool GradientReducer::shares_buckets() const {
 
 // Ranks other than 0 refer to its buckets.
 void GradientReducer::share_buckets(std::size_t first) {
-  const auto record = comm::describe_object_call(comm::Operation::reduce_gradients, typeid(GradientReducer));
+  const auto record = comm::describe_object_call("reduce_gradients", typeid(GradientReducer));
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
   if (communicator_.rank() == 0) return;
   const auto& main = call.payload<GradientReducer>(0);

@@ -5,12 +5,14 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/shared_memory.h"
 #include "nn/copy_on_write.h"
 #include "nn/finite_check.h"
 #include "nn/followed_tensors.h"
 #include "nn/gradient_reducer_parts.h"
 #include "nn/memory.h"
 #include "tandem/comm/call_record.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 #include "tandem/nn/gradient_reducer.h"
 #include "tandem/trace/range.h"
@@ -129,9 +131,8 @@ std::uint8_t GradientReducer::state_of(std::size_t index) const {
 // Returns how many buckets the rank that has started most has started.
 std::size_t GradientReducer::tell_each_other() {
   told_->started = started_;
-  const comm::CallRecord record{.operation = comm::Operation::reduce_gradients,
-                                .tensors = static_cast<std::int32_t>(slots_.size()),
-                                .signature = told_->passes};
+  const comm::CallRecord record{
+      .operation = "reduce_gradients", .tensors = static_cast<std::int32_t>(slots_.size()), .signature = told_->passes};
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, told_.get());
   std::size_t most_started = 0;
   for (int peer = 0; peer < communicator_.world_size(); ++peer) {
@@ -168,9 +169,11 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
                            {.bucket = &bucket - buckets_.data(), .bytes = reduced_bytes(bucket)});
   if (hook_)
     bucket.finish = hook_(*bucket.of_hook, communicator_);
+  else if (bucket.squares_of_outputs.empty())
+    bucket.number = communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean);
   else
-    bucket.number =
-        communicator_.start_all_reduce(bucket.inputs, bucket.outputs, comm::ReduceOp::mean, bucket.squares_of_outputs);
+    bucket.number = communicator_.shared_memory()->start_with_squares(bucket.inputs, bucket.outputs,
+                                                                      bucket.squares_of_outputs, comm::ReduceOp::mean);
 }
 
 std::int64_t GradientReducer::reduced_bytes(const Bucket& bucket) const {

@@ -17,6 +17,7 @@
 #include "nn/memory.h"
 #include "nn/same_models.h"
 #include "tandem/comm/call_record.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {

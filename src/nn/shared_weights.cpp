@@ -7,14 +7,15 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/describe_call.h"
 #include "nn/lent_storage.h"
 #include "nn/memory.h"
-#include "tandem/comm/describe_call.h"
+#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {
 
-comm::CallRecord record() { return comm::describe_object_call(comm::Operation::share_weights, typeid(SharedWeights)); }
+comm::CallRecord record() { return comm::describe_object_call("share_weights", typeid(SharedWeights)); }
 
 bool same_bytes(const at::Storage& a, const at::Storage& b) {
   return a.nbytes() == b.nbytes() && (a.data() == b.data() || std::memcmp(a.data(), b.data(), a.nbytes()) == 0);

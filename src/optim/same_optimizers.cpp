@@ -7,7 +7,7 @@
 
 #include <c10/util/Type.h>
 
-#include "tandem/comm/describe_call.h"
+#include "comm/describe_call.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {
@@ -63,7 +63,7 @@ void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim:
       names.push_back((name.empty() ? name : name + ' ') + c10::str(parameter.scalar_type(), parameter.sizes()));
     }
   }
-  const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(Listed));
+  const auto record = comm::describe_object_call("prepare", typeid(Listed));
   std::optional<std::string> problem;
   {
     const comm::RankGroup::Call call(group, rank, record, &mine);

@@ -8,11 +8,12 @@
 
 #include "nn/lent_storage.h"
 #include "optim/optimizer_fields.h"
+#include "tandem/comm/rank_group.h"
 #include "tandem/optim/sharded_optimizer.h"
 
 namespace tandem::optim {
 
-inline comm::CallRecord step_record() { return {.operation = comm::Operation::optimizer_step}; }
+inline comm::CallRecord step_record() { return {.operation = "optimizer_step"}; }
 
 /// Calls `visit` for the state's defined tensors.
 template <class Visit>

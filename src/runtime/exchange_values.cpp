@@ -9,12 +9,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
-#include "comm/objects.h"
 #include "core/word_hash.h"
 #include "runtime/rank_context.h"
 #include "runtime/reduce_numbers.h"
-#include "tandem/comm/agree.h"
-#include "tandem/comm/describe_call.h"
+#include "comm/agree.h"
+#include "comm/describe_call.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/rank.h"
 #include "tandem/trace/range.h"
@@ -23,7 +22,7 @@ namespace tandem {
 namespace {
 
 using comm::CallRecord;
-using comm::Operation;
+using comm::describe_call;
 using comm::SizeCheck;
 using detail::Number;
 using detail::Numbers;
@@ -35,8 +34,8 @@ std::string name_of(const CallRecord& record, std::optional<std::int64_t> dim) {
   return to_string(bare) + (dim ? "(dim " + std::to_string(*dim) + ")" : "");
 }
 
-void check_defined(const ValueParts& parts, Operation operation) {
-  if (parts.undefined) throw CollectiveError(std::string(to_string(operation)) + " got an undefined tensor");
+void check_defined(const ValueParts& parts, const char* operation) {
+  if (parts.undefined) throw CollectiveError(std::string(operation) + " got an undefined tensor");
 }
 
 // `lengths`: rows of numbers are as long on all ranks. `dim`: that the call goes by.
@@ -62,10 +61,10 @@ void agree_on(RankContext& context, const ValueParts& parts, CallRecord record, 
 // Every rank's numbers, by rank.
 std::vector<std::vector<Numbers>> exchange_numbers(RankContext& context, const ValueParts& parts, CallRecord record) {
   record.signature = typeid(Numbers).hash_code();
+  const comm::RankGroup::Call call(*context.group, context.rank, record, &parts.numbers);
   std::vector<std::vector<Numbers>> of_ranks;
-  comm::exchange_objects(*context.group, context.rank, record, &parts.numbers, [&](int, const void* theirs) {
-    of_ranks.push_back(*static_cast<const std::vector<Numbers>*>(theirs));
-  });
+  for (int peer = 0; peer < context.world_size(); ++peer)
+    of_ranks.push_back(call.payload<std::vector<Numbers>>(peer));
   return of_ranks;
 }
 
@@ -78,7 +77,7 @@ std::vector<Number> joined(const std::vector<std::vector<Numbers>>& of_ranks, st
 }
 
 void check_padding(const ValueParts& parts, double value) {
-  check_defined(parts, Operation::pad_across_ranks);
+  check_defined(parts, "pad_across_ranks");
   const bool whole = value == std::trunc(value);
   for (const at::Tensor& tensor : parts.tensors) {
     if (tensor.layout() != at::kStrided)
@@ -108,11 +107,11 @@ at::Tensor padded(const at::Tensor& tensor, std::int64_t dim, std::int64_t longe
 void Rank::gather_parts(ValueParts& parts, std::int64_t keep) {
   const trace::Range range(trace::Event::collective);
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::all_gather);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::all_gather));
+    check_defined(parts, "all_gather");
+    comm::check_dense(parts.tensors, device(), "all_gather");
   });
-  const CallRecord record = refusal ? CallRecord{.operation = Operation::all_gather}
-                                    : describe_call(Operation::all_gather, parts.tensors, SizeCheck::all_but_first_dim);
+  const CallRecord record = refusal ? CallRecord{.operation = "all_gather"}
+                                    : describe_call("all_gather", parts.tensors, SizeCheck::all_but_first_dim);
   agree_on(context_, parts, record, false, refusal);
   for (at::Tensor& tensor : parts.tensors) {
     const auto of_ranks = context_.communicator->all_gather(tensor);
@@ -120,7 +119,7 @@ void Rank::gather_parts(ValueParts& parts, std::int64_t keep) {
     if (keep > 0) tensor = tensor.slice(0, 0, keep);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(context_, parts, {.operation = Operation::all_gather});
+  const auto of_ranks = exchange_numbers(context_, parts, {.operation = "all_gather"});
   for (std::size_t place = 0; place < parts.numbers.size(); ++place) {
     auto all = joined(of_ranks, place);
     if (keep > 0) all.resize(std::min(all.size(), static_cast<std::size_t>(keep)));
@@ -130,8 +129,8 @@ void Rank::gather_parts(ValueParts& parts, std::int64_t keep) {
 
 void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::all_reduce);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::all_reduce));
+    check_defined(parts, "all_reduce");
+    comm::check_dense(parts.tensors, device(), "all_reduce");
     comm::check_reduction(op, at::kFloat);
     for (const at::Tensor& tensor : parts.tensors) {
       comm::check_reduction(op, tensor.scalar_type());
@@ -140,7 +139,7 @@ void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     for (const Numbers& numbers : parts.numbers) tandem::check_reduction(op, numbers);
   });
   CallRecord record =
-      refusal ? CallRecord{.operation = Operation::all_reduce} : describe_call(Operation::all_reduce, parts.tensors);
+      refusal ? CallRecord{.operation = "all_reduce"} : describe_call("all_reduce", parts.tensors);
   record.reduce = op;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) {
@@ -148,7 +147,7 @@ void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     context_.communicator->all_reduce(parts.tensors, op);
   }
   if (parts.numbers.empty()) return;
-  const auto of_ranks = exchange_numbers(context_, parts, {.operation = Operation::all_reduce, .reduce = op});
+  const auto of_ranks = exchange_numbers(context_, parts, {.operation = "all_reduce", .reduce = op});
   std::vector<Number> of_one(of_ranks.size());
   for (std::size_t place = 0; place < parts.numbers.size(); ++place)
     for (std::size_t i = 0; i < parts.numbers[place].values.size(); ++i) {
@@ -159,9 +158,9 @@ void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
 
 void Rank::broadcast_parts(ValueParts& parts, int root) {
   const auto refusal = comm::refusal_of([&] {
-    check_defined(parts, Operation::broadcast);
-    comm::check_dense(parts.tensors, device(), to_string(Operation::broadcast));
-    comm::check_root(root, world_size(), to_string(Operation::broadcast));
+    check_defined(parts, "broadcast");
+    comm::check_dense(parts.tensors, device(), "broadcast");
+    comm::check_root(root, world_size(), "broadcast");
     const bool overlaps = std::any_of(parts.tensors.begin(), parts.tensors.end(), [](const at::Tensor& tensor) {
       return at::has_internal_overlap(tensor) == at::MemOverlap::Yes;
     });
@@ -171,20 +170,20 @@ void Rank::broadcast_parts(ValueParts& parts, int root) {
           "one place; give it a clone()");
   });
   CallRecord record =
-      refusal ? CallRecord{.operation = Operation::broadcast} : describe_call(Operation::broadcast, parts.tensors);
+      refusal ? CallRecord{.operation = "broadcast"} : describe_call("broadcast", parts.tensors);
   record.root = root;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) context_.communicator->broadcast(parts.tensors, root);
   if (parts.numbers.empty()) return;
   parts.numbers = exchange_numbers(context_, parts,
-                                   {.operation = Operation::broadcast, .root = root})[static_cast<std::size_t>(root)];
+                                   {.operation = "broadcast", .root = root})[static_cast<std::size_t>(root)];
 }
 
 void Rank::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {
   const trace::Range range(trace::Event::collective);
-  CallRecord record{.operation = Operation::pad_across_ranks};
+  CallRecord record{.operation = "pad_across_ranks"};
   const auto refusal = comm::refusal_of([&] { check_padding(parts, value); });
-  if (!refusal) record = describe_call(Operation::pad_across_ranks, parts.tensors, SizeCheck::none);
+  if (!refusal) record = describe_call("pad_across_ranks", parts.tensors, SizeCheck::none);
   agree_on(context_, parts, record, false, refusal, dim);
   const auto has_dim = [&](const at::Tensor& tensor) { return dim < tensor.dim() && dim >= -tensor.dim(); };
   std::vector<std::int64_t> longest;

@@ -7,7 +7,7 @@
 #include "backend/rank_memory.h"
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -50,7 +50,7 @@ bool runs_out_of_memory(const std::function<void(std::int64_t)>& body, std::int6
 
 std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
                                                      const std::function<void(std::int64_t)>& body) {
-  const comm::CallRecord record{.operation = comm::Operation::find_executable_batch_size};
+  const comm::CallRecord record{.operation = "find_executable_batch_size"};
   comm::agree(
       *context_.group, rank(), record,
       {.signature = static_cast<std::uint64_t>(start),

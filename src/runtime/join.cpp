@@ -5,7 +5,7 @@
 
 #include <ATen/Functions.h>
 
-#include "comm/objects.h"
+#include "tandem/comm/detail/objects.h"
 #include "runtime/step_observer.h"
 #include "tandem/core/error.h"
 #include "tandem/optim/state_dict.h"
@@ -39,7 +39,7 @@ void Join::begin() {
 int Join::meet(Turn mine) {
   if (!active()) return 0;
   const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::join_uneven_inputs};
+  const comm::CallRecord record{.operation = "join_uneven_inputs"};
   const auto turns = context_.group->meet(context_.rank, record, static_cast<std::uint64_t>(mine));
   int first = -1;  // all have ended
   for (int peer = context_.world_size() - 1; peer >= 0; --peer) {
@@ -80,11 +80,11 @@ void Join::answer_reduction(int main) {
 }
 
 void Join::take_over_from_last() {
-  const auto reductions = comm::gather_objects(*context_.group, context_.rank, *reductions_);
+  const auto reductions = comm::detail::gather_objects(*context_.group, context_.rank, *reductions_);
   reductions_.reset();
   const auto last = static_cast<int>(std::max_element(reductions.begin(), reductions.end()) - reductions.begin());
   const auto of_last = [&](const auto& mine) {
-    return comm::broadcast_object(*context_.group, context_.rank, mine, last);
+    return comm::detail::broadcast_object(*context_.group, context_.rank, mine, last);
   };
   for (const auto& reducer : parts_.reducers) reducer->broadcast(last);
   for (auto& scheduler : parts_.alive_schedulers()) scheduler.catch_up(of_last(scheduler.updates()));
@@ -103,7 +103,7 @@ void Join::take_over_from_last() {
 }
 
 double factor_over_items(RankContext& context, double items) {
-  const comm::CallRecord record{.operation = comm::Operation::all_reduce};
+  const comm::CallRecord record{.operation = "all_reduce", .reduce = comm::ReduceOp::sum};
   double all_items = 0;
   for (const std::uint64_t of_rank : context.group->meet(context.rank, record, std::bit_cast<std::uint64_t>(items)))
     all_items += std::bit_cast<double>(of_rank);

@@ -14,7 +14,7 @@
 #include "backend/intra_op_threads.h"
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
-#include "core/error_text.h"
+#include "comm/error_text.h"
 #include "runtime/launch_observer.h"
 #include "runtime/rank_training.h"
 #include "tandem/core/error.h"

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -34,7 +34,7 @@ void train_locally(RankContext& context, TrainingParts& parts, DividedUpdates& u
   if (context.window.trains_alone()) throw ConfigError("local_sgd within local_sgd");
   if (join.active()) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
   const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";
-  comm::agree(*context.group, context.rank, {.operation = comm::Operation::local_sgd},
+  comm::agree(*context.group, context.rank, {.operation = "local_sgd"},
               {.signature = static_cast<std::uint64_t>(steps),
                .refusal = comm::refusal_of([&] {
                  if (steps < 1) throw ConfigError(call + "; use 1 or more");

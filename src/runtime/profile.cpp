@@ -8,7 +8,7 @@
 #include "io/output_file.h"
 #include "runtime/profile_session.h"
 #include "runtime/rank_training.h"
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"
@@ -63,7 +63,7 @@ void prepare_profiler() {
 Profile Accelerator::profile(const ProfileOptions& options, const std::function<void()>& body) {
   std::shared_ptr<ProfileSession> session;
   std::string path;
-  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::broadcast_object}, [&] {
+  comm::check_together(*context_.group, rank(), {.operation = "broadcast_object"}, [&] {
     check(options);
     if (!is_main()) return;
     path = make_path(options.directory);
@@ -79,7 +79,7 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
   if (!is_main()) session.reset();  // the last to hold it lets the process have another
   wait_for_everyone();              // all have left
   Profile profile;
-  comm::check_together(*context_.group, rank(), {.operation = comm::Operation::broadcast_object}, [&] {
+  comm::check_together(*context_.group, rank(), {.operation = "broadcast_object"}, [&] {
     if (is_main()) profile = session->finish(path, options.first_step);
   });
   return broadcast_object(profile);

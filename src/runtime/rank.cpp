@@ -5,10 +5,7 @@
 
 #include <ATen/Functions.h>
 
-#include "comm/check_tensors.h"
-#include "comm/objects.h"
 #include "runtime/rank_context.h"
-#include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/data/epoch_steps.h"
 #include "tandem/trace/range.h"
@@ -31,30 +28,14 @@ std::int64_t Rank::samples_to_keep() const {
   return loader ? loader->samples_to_keep : 0;
 }
 
-void Rank::exchange_objects(const std::type_info& type, const void* object, const ReadObject& read) {
-  const auto record = comm::describe_object_call(comm::Operation::gather_objects, type);
-  comm::exchange_objects(*context_.group, rank(), record, object, [&](int, const void* theirs) { read(theirs); });
-}
-
-void Rank::take_object(const std::type_info& type, const void* object, int root, const ReadObject& read) {
-  auto record = comm::describe_object_call(comm::Operation::broadcast_object, type);
-  record.root = root;
-  // Before the ranks exchange anything: all find out when the root of one is none.
-  comm::agree(*context_.group, rank(), record,
-              {.signature = static_cast<std::uint64_t>(root) + 1,
-               .refusal = comm::refusal_of([&] { comm::check_root(root, world_size(), to_string(record.operation)); }),
-               .describe = [&] { return to_string(record); }});
-  comm::exchange_objects(*context_.group, rank(), record, object, [&](int peer, const void* theirs) {
-    if (peer == root) read(theirs);
-  });
-}
+comm::RankGroup& Rank::group() const { return *context_.group; }
 
 void Rank::wait_for_everyone() { context_.communicator->barrier(); }
 
 void Rank::set_trigger() { context_.trigger = true; }
 
 void Rank::run_main_first(const std::function<void()>& function) {
-  const comm::CallRecord record{.operation = comm::Operation::main_first};
+  const comm::CallRecord record{.operation = "main_first"};
   if (!is_main()) {
     context_.group->meet(rank(), record);
     return function();
@@ -70,7 +51,7 @@ void Rank::run_main_first(const std::function<void()>& function) {
 
 bool Rank::check_trigger() {
   const trace::Range range(trace::Event::collective);
-  const comm::CallRecord record{.operation = comm::Operation::check_trigger};
+  const comm::CallRecord record{.operation = "check_trigger"};
   const auto triggers = context_.group->meet(rank(), record, std::exchange(context_.trigger, false) ? 1 : 0);
   return std::any_of(triggers.begin(), triggers.end(), [](std::uint64_t set) { return set != 0; });
 }

@@ -7,7 +7,7 @@
 #include "optim/same_optimizers.h"
 #include "runtime/profile_session.h"
 #include "runtime/step_observer.h"
-#include "tandem/comm/agree.h"
+#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -51,7 +51,7 @@ std::shared_ptr<nn::GradientReducer> RankTraining::prepare_module(const std::sha
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context.config();
   nn::check_same_models(*context.group, context.rank, module.get());
-  comm::check_together(*context.group, context.rank, {.operation = comm::Operation::prepare}, [&] {
+  comm::check_together(*context.group, context.rank, {.operation = "prepare"}, [&] {
     if (config.device_placement) module->to(context.device());
   });
   if (reducer) {

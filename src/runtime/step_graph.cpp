@@ -66,7 +66,7 @@ RecordedStep::~RecordedStep() { forget(); }
 
 // The ranks' values; the least of them.
 std::uint64_t RecordedStep::meet(std::uint64_t mine, bool& alike) const {
-  const comm::CallRecord record{.operation = comm::Operation::compile_step};
+  const comm::CallRecord record{.operation = "compile_step"};
   const auto all = context_.group->meet(context_.rank, record, mine);
   const auto [least, most] = std::minmax_element(all.begin(), all.end());
   alike = *least == *most;

@@ -13,7 +13,7 @@
 #include "session/session_events.h"
 #include "session/session_run.h"
 #include "tandem/core/error.h"
-#include "tandem/core/published.h"
+#include "core/published.h"
 
 namespace tandem {
 

@@ -12,7 +12,7 @@
 
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
-#include "tandem/core/step_gate.h"
+#include "core/step_gate.h"
 #include "tandem/data/loader_base.h"
 #include "tandem/session/session.h"
 

@@ -9,7 +9,7 @@
 
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
-#include "core/error_text.h"
+#include "comm/error_text.h"
 #include "io/model_weights.h"
 #include "tandem/core/error.h"
 

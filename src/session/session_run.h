@@ -15,8 +15,8 @@
 #include "runtime/launch_observer.h"
 #include "session/session_events.h"
 #include "session/session_rank.h"
-#include "tandem/core/published.h"
-#include "tandem/core/step_gate.h"
+#include "core/published.h"
+#include "core/step_gate.h"
 
 namespace tandem {
 

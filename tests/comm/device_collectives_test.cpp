@@ -10,11 +10,11 @@
 
 #include "comm/nccl/communicator.h"
 #include "comm/peer_memory.h"
+#include "comm/shared_memory_communicator.h"
 #include "support/catch.h"
 #include "support/fake_device.h"
 #include "support/fake_module.h"
 #include "support/random_tensors.h"
-#include "tandem/comm/shared_memory.h"
 #include "tandem/core/error.h"
 
 using namespace tandem;

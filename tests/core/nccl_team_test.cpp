@@ -107,7 +107,7 @@ void train(Launch& launch, int rank, int steps = 3) {
 // The first part of Team::init, as of a rank that NCCL never hears of.
 void exchange_id(Launch& launch, int rank) {
   UniqueId id{};
-  const RankGroup::Call call(*launch.group, rank, {.operation = Operation::connect}, &id);
+  const RankGroup::Call call(*launch.group, rank, {.operation = "connect"}, &id);
 }
 
 }  // namespace

@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "comm/shared_reducer.h"
 #include "support/catch.h"
 #include "tandem/comm/rank_group.h"
-#include "tandem/comm/shared_reducer.h"
 #include "tandem/core/error.h"
 
 using namespace tandem;
@@ -45,8 +45,8 @@ struct Reduction {
   }
 
   std::vector<float> inputs, outputs;
-  Part from, to;
-  SharedReducer::Started lent;
+  ElementRow from, to;
+  SharedReducer::Lists lent;
 };
 
 // Passes of a few reductions with random delays, other for each rank, and a meeting now and then: returns how many
@@ -65,9 +65,9 @@ int wrong_passes(RankGroup& group, int rank, int passes) {
         const std::int64_t length = lengths() % 3000;
         started.push_back(std::make_unique<Reduction>(rank, call, length));
         if (delays() % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(delays() % 100));
-        last = reducer.start({.operation = Operation::all_reduce, .elements = length}, started.back()->lent);
+        last = reducer.start({.operation = "all_reduce", .elements = length}, started.back()->lent);
       }
-      if (lengths() % 2 == 0) group.meet(rank, {.operation = Operation::barrier});
+      if (lengths() % 2 == 0) group.meet(rank, {.operation = "barrier"});
       reducer.wait(last);
       for (std::size_t i = 0; i < started.size(); ++i)
         wrong += started[i]->wrong(group.world_size(), first + static_cast<int>(i));
@@ -117,7 +117,7 @@ TEST_CASE("a rank that starts a reduction does not wait for the others") {
     std::vector<std::unique_ptr<Reduction>> reductions;
     for (int call = 0; call < 3; ++call) {
       reductions.push_back(std::make_unique<Reduction>(rank, call, 1000));
-      reducer.start({.operation = Operation::all_reduce}, reductions.back()->lent);
+      reducer.start({.operation = "all_reduce"}, reductions.back()->lent);
     }
     started = true;
     started.notify_all();
@@ -157,7 +157,7 @@ TEST_CASE("reductions that differ end all ranks with the difference") {
     SharedReducer reducer(group, rank);
     Reduction reduction(rank, 0, 100);
     try {
-      reducer.wait(reducer.start({.operation = Operation::all_reduce, .elements = 100 + rank}, reduction.lent));
+      reducer.wait(reducer.start({.operation = "all_reduce", .elements = 100 + rank}, reduction.lent));
     } catch (...) {
       token.cancel(std::current_exception(), rank);
       group.posted().withdraw(rank);  // before `reduction` goes
@@ -176,7 +176,7 @@ TEST_CASE("a rank that returns ends those who wait for its reductions, whoever c
       if (rank == 1) return group.depart(rank);
       SharedReducer reducer(group, rank);
       Reduction reduction(rank, 0, 100);
-      reducer.wait(reducer.start({.operation = Operation::all_reduce}, reduction.lent));
+      reducer.wait(reducer.start({.operation = "all_reduce"}, reduction.lent));
     });
     CHECK_THAT(texts[0], ContainsSubstring("rank 1 returned from its body"));
     CHECK(texts[1].empty());

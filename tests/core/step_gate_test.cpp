@@ -1,4 +1,4 @@
-#include "tandem/core/step_gate.h"
+#include "core/step_gate.h"
 
 #include <array>
 #include <atomic>
@@ -9,9 +9,9 @@
 #include <thread>
 #include <vector>
 
+#include "core/published.h"
 #include "support/catch.h"
 #include "tandem/core/error.h"
-#include "tandem/core/published.h"
 
 using namespace std::chrono_literals;
 using tandem::CancelToken;

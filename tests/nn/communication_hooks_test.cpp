@@ -223,29 +223,28 @@ namespace {
 
 // Notes what is called, and reduces to 3.
 struct Noting final : comm::Communicator {
-  int rank() const override { return 0; }
-  int world_size() const override { return 2; }
-  using Communicator::start_all_reduce;
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp,
-                                 at::TensorList) override {
+  Noting() : Communicator(0, 2, at::kCPU) {}
+  std::uint64_t do_start_all_reduce(const comm::CallRecord&, at::TensorList inputs, at::TensorList outputs,
+                                    comm::ReduceOp) override {
     calls.push_back("start " + std::string(c10::toString(inputs[0].scalar_type())));
     result = outputs[0];
     return 7;
   }
-  void wait(std::uint64_t started) override {
+  void do_wait(std::uint64_t started) override {
     calls.push_back("wait " + std::to_string(started));
     result.fill_(3);
   }
   [[noreturn]] static void unexpected() { throw std::logic_error("no hook calls this"); }
-  void all_reduce(at::TensorList, at::TensorList, comm::ReduceOp) override { unexpected(); }
-  bool try_wait(std::uint64_t) override { unexpected(); }
-  void forget_started() override { unexpected(); }
-  void reduce(at::TensorList, comm::ReduceOp, int) override { unexpected(); }
-  void broadcast(at::TensorList, int) override { unexpected(); }
-  std::vector<at::Tensor> all_gather(const at::Tensor&) override { unexpected(); }
-  at::Tensor reduce_scatter(const at::Tensor&, comm::ReduceOp) override { unexpected(); }
-  std::vector<at::Tensor> all_to_all(at::TensorList) override { unexpected(); }
-  void barrier() override { unexpected(); }
+  using Call = comm::CallRecord;
+  void do_all_reduce(const Call&, at::TensorList, at::TensorList, comm::ReduceOp) override { unexpected(); }
+  bool do_try_wait(std::uint64_t) override { unexpected(); }
+  void do_forget_started() override { unexpected(); }
+  void do_reduce(const Call&, at::TensorList, comm::ReduceOp, int) override { unexpected(); }
+  void do_broadcast(const Call&, at::TensorList, int) override { unexpected(); }
+  std::vector<at::Tensor> do_all_gather(const Call&, const at::Tensor&) override { unexpected(); }
+  at::Tensor do_reduce_scatter(const Call&, const at::Tensor&, comm::ReduceOp) override { unexpected(); }
+  std::vector<at::Tensor> do_all_to_all(const Call&, at::TensorList) override { unexpected(); }
+  void do_barrier(const Call&) override { unexpected(); }
 
   std::vector<std::string> calls;
   at::Tensor result;

@@ -9,8 +9,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/linear.h>
 
+#include "comm/shared_memory_communicator.h"
 #include "nn/gradients.h"
-#include "tandem/comm/shared_memory.h"
 #include "tandem/nn/gradient_reducer.h"
 
 using namespace tandem;
@@ -23,7 +23,8 @@ namespace {
 class SlowCommunicator final : public comm::Communicator {
  public:
   SlowCommunicator(comm::RankGroup& group, comm::RankGroup& of_threads, int rank)
-      : calls_(comm::make_shared_memory_communicator(group, rank)),
+      : Communicator(rank, group.world_size(), at::kCPU),
+        calls_(comm::make_shared_memory_communicator(group, rank)),
         reductions_(comm::make_shared_memory_communicator(of_threads, rank)),
         delays_(static_cast<unsigned>(rank)),
         thread_([this] { run(); }) {}
@@ -37,12 +38,8 @@ class SlowCommunicator final : public comm::Communicator {
     thread_.join();
   }
 
-  int rank() const override { return calls_->rank(); }
-  int world_size() const override { return calls_->world_size(); }
-
-  using Communicator::start_all_reduce;
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp op,
-                                 at::TensorList) override {
+  std::uint64_t do_start_all_reduce(const comm::CallRecord&, at::TensorList inputs, at::TensorList outputs,
+                                    comm::ReduceOp op) override {
     const std::lock_guard lock(mutex_);
     queue_.push_back({inputs.vec(), outputs.vec(), op});
     started.push_back(inputs[0].numel());
@@ -50,13 +47,13 @@ class SlowCommunicator final : public comm::Communicator {
     return ++numbers_;
   }
 
-  void wait(std::uint64_t number) override {
+  void do_wait(std::uint64_t number) override {
     std::unique_lock lock(mutex_);
     waited = number;
     changed_.wait(lock, [&] { return done >= number; });
   }
 
-  bool try_wait(std::uint64_t number) override {
+  bool do_try_wait(std::uint64_t number) override {
     const std::lock_guard lock(mutex_);
     return done >= number;
   }
@@ -66,19 +63,27 @@ class SlowCommunicator final : public comm::Communicator {
     changed_.wait(lock, [&] { return done >= number; });
   }
 
-  void forget_started() override {}
-  using Communicator::all_reduce;
-  void all_reduce(at::TensorList inputs, at::TensorList outputs, comm::ReduceOp op) override {
+  void do_forget_started() override {}
+  void do_all_reduce(const comm::CallRecord&, at::TensorList inputs, at::TensorList outputs,
+                     comm::ReduceOp op) override {
     calls_->all_reduce(inputs, outputs, op);
   }
-  void reduce(at::TensorList tensors, comm::ReduceOp op, int root) override { calls_->reduce(tensors, op, root); }
-  void broadcast(at::TensorList tensors, int root) override { calls_->broadcast(tensors, root); }
-  std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override { return calls_->all_gather(tensor); }
-  at::Tensor reduce_scatter(const at::Tensor& input, comm::ReduceOp op) override {
+  void do_reduce(const comm::CallRecord&, at::TensorList tensors, comm::ReduceOp op, int root) override {
+    calls_->reduce(tensors, op, root);
+  }
+  void do_broadcast(const comm::CallRecord&, at::TensorList tensors, int root) override {
+    calls_->broadcast(tensors, root);
+  }
+  std::vector<at::Tensor> do_all_gather(const comm::CallRecord&, const at::Tensor& tensor) override {
+    return calls_->all_gather(tensor);
+  }
+  at::Tensor do_reduce_scatter(const comm::CallRecord&, const at::Tensor& input, comm::ReduceOp op) override {
     return calls_->reduce_scatter(input, op);
   }
-  std::vector<at::Tensor> all_to_all(at::TensorList inputs) override { return calls_->all_to_all(inputs); }
-  void barrier() override { calls_->barrier(); }
+  std::vector<at::Tensor> do_all_to_all(const comm::CallRecord&, at::TensorList inputs) override {
+    return calls_->all_to_all(inputs);
+  }
+  void do_barrier(const comm::CallRecord&) override { calls_->barrier(); }
 
   // Of this rank's pass: elements of the first tensor of each started reduction, and how far they have come.
   std::vector<std::int64_t> started;

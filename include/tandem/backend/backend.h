@@ -11,6 +11,10 @@
 #include "tandem/comm/communicator.h"
 #include "tandem/core/launch_end.h"
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem {
 
 /// A backend's part of one launch.

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "tandem/core/cancel_token.h"
-#include "tandem/core/wait.h"
+#include "tandem/core/spin_budget.h"
 
 namespace tandem {
 

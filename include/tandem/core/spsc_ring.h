@@ -11,7 +11,7 @@
 
 #include "tandem/core/asymmetric_fence.h"
 #include "tandem/core/cancel_token.h"
-#include "tandem/core/wait.h"
+#include "tandem/core/spin_budget.h"
 
 namespace tandem {
 

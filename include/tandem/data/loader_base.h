@@ -63,7 +63,7 @@ std::uint64_t next_loader_number() noexcept;
 /// Rank 0's `value` on every rank. Collective.
 template <class T>
 T share_from_main(const LoaderContext& context, const T& value) {
-  const auto record = comm::describe_object_call(comm::Operation::prepare, typeid(T));
+  const auto record = comm::describe_object_call("prepare", typeid(T));
   const comm::RankGroup::Call call(*context.group, context.rank, record, &value);
   return call.template payload<T>(0);
 }

@@ -22,6 +22,10 @@ namespace torch::optim {
 class Optimizer;
 }
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem::nn {
 
 class FiniteCheck;

@@ -14,6 +14,10 @@
 
 #include "tandem/comm/communicator.h"
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem::nn {
 
 class LentStorage;

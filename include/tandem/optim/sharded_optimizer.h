@@ -19,6 +19,10 @@ namespace tandem::nn {
 struct LentMemory;
 }
 
+namespace tandem::comm {
+class RankGroup;
+}
+
 namespace tandem::optim {
 
 /// Divides the update of an optimizer over the ranks: each updates its own parameters, and keeps the state of these

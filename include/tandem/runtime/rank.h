@@ -7,12 +7,12 @@
 #include <sstream>
 #include <string>
 #include <type_traits>
-#include <typeinfo>
 #include <utility>
 #include <vector>
 
 #include <c10/core/Device.h>
 
+#include "tandem/comm/detail/objects.h"
 #include "tandem/comm/reduction.h"
 #include "tandem/data/batch.h"
 #include "tandem/runtime/rank_values.h"
@@ -79,10 +79,7 @@ class Rank {
   /// Collective.
   template <class T>
   std::vector<T> gather_objects(const T& object) {
-    std::vector<T> objects;
-    exchange_objects(typeid(T), &object,
-                     [&](const void* theirs) { objects.push_back(*static_cast<const T*>(theirs)); });
-    return objects;
+    return comm::detail::gather_objects(group(), rank(), object);
   }
 
   /// Every tensor and number summed up over the ranks, for all ranks; `value` stays as it is. A bool counts as 0 or 1;
@@ -125,9 +122,7 @@ class Rank {
   /// Throws CollectiveError on all ranks when `root` is no rank, or not the same on all. Collective.
   template <class T>
   T broadcast_object(const T& object, int root = 0) {
-    std::optional<T> copy;
-    take_object(typeid(T), &object, root, [&](const void* theirs) { copy.emplace(*static_cast<const T*>(theirs)); });
-    return *std::move(copy);
+    return comm::detail::broadcast_object(group(), rank(), object, root);
   }
 
   /// Every tensor padded with `value` along `dim` to the longest rank's size, at the end or the front, and every
@@ -244,10 +239,7 @@ class Rank {
   void pad_parts(detail::ValueParts& parts, std::int64_t dim, double value, bool pad_first);
   std::int64_t samples_to_keep() const;
 
-  // `read` is called with every rank's object, in rank order, or with that of `root`, while it is there.
-  using ReadObject = std::function<void(const void* theirs)>;
-  void exchange_objects(const std::type_info& type, const void* object, const ReadObject& read);
-  void take_object(const std::type_info& type, const void* object, int root, const ReadObject& read);
+  comm::RankGroup& group() const;
   void run_main_first(const std::function<void()>& function);
   Share share_of(std::size_t size, bool padding) const;
   static void write_out(const std::string& text);

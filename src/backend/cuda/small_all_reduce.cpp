@@ -63,7 +63,7 @@ std::uint64_t time_of(Communicator& communicator, c10::Device device, std::size_
 }  // namespace
 
 bool all_agree(comm::RankGroup& group, int rank, bool mine) {
-  const auto all = group.meet(rank, {.operation = comm::Operation::connect}, mine);
+  const auto all = group.meet(rank, {.operation = "connect"}, mine);
   return std::all_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; });
 }
 
@@ -78,7 +78,7 @@ std::size_t faster_up_to(Communicator& peers, Communicator& nccl, comm::RankGrou
   for (std::size_t bytes = kSmallest; bytes <= comm::nccl::kSmallAllReduce; bytes *= 4) {
     const bool faster = time_of(peers, device, bytes) <= time_of(nccl, device, bytes);
     // Rank 0's clock decides: one way for all.
-    const auto all = group.meet(peers.rank(), {.operation = comm::Operation::connect}, faster);
+    const auto all = group.meet(peers.rank(), {.operation = "connect"}, faster);
     if (all.front() == 0) return best;
     best = bytes;
   }

@@ -9,14 +9,11 @@
 #include <vector>
 
 #include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
-#include "tandem/comm/describe_call.h"
 #include "tandem/comm/side_stream.h"
 #include "tandem/core/error.h"
-#include "tandem/trace/range.h"
 
 namespace tandem::comm::nccl {
 namespace {
@@ -74,8 +71,8 @@ std::optional<Native> native(c10::ScalarType type, ReduceOp op) {
 const void* data_of(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
 
 // A reduction that was started, with what it uses.
-struct Started {
-  Started(std::uint64_t its_number, c10::Event its_end) : number(its_number), done(std::move(its_end)) {}
+struct EnqueuedReduction {
+  EnqueuedReduction(std::uint64_t its_number, c10::Event its_end) : number(its_number), done(std::move(its_end)) {}
 
   std::uint64_t number;
   c10::Event done;
@@ -91,7 +88,11 @@ std::size_t bytes_of(at::TensorList tensors) {
 class RankCommunicator final : public NcclCommunicator {
  public:
   RankCommunicator(std::shared_ptr<Team> team, ReductionKernel& kernel, RankGroup& group, int rank, c10::Device device)
-      : team_(std::move(team)), kernel_(kernel), group_(group), rank_(rank), device_(device), stream_(device) {
+      : NcclCommunicator(rank, group.world_size(), device),
+        team_(std::move(team)),
+        kernel_(kernel),
+        group_(group),
+        stream_(device) {
     team_->init(rank);
     warm_up();
   }
@@ -99,96 +100,71 @@ class RankCommunicator final : public NcclCommunicator {
   // The caching allocator must not give away what is still read or written.
   ~RankCommunicator() override { release_started(); }
 
-  int rank() const override { return rank_; }
-  int world_size() const override { return group_.world_size(); }
-
   void reduce_small_with(std::unique_ptr<Communicator> other, std::size_t bytes) override {
     for_small_ = std::move(other);
     small_bytes_ = bytes;
   }
 
-  void all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
-    if (for_small_ && bytes_of(inputs) <= small_bytes_) return for_small_->all_reduce(inputs, outputs, op);
-    check_dense(inputs, device_, "all_reduce");
-    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
-    if (outputs.data() != inputs.data()) check_outputs(inputs, outputs, device_);
-    CallRecord record = describe_call(Operation::all_reduce, inputs);
-    record.reduce = op;
-    const at::NoGradGuard no_grad;
+ private:
+  using Sizes = std::vector<std::vector<std::int64_t>>;
+
+  void do_all_reduce(const CallRecord& record, at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    if (for_small_ && bytes_of(inputs) <= small_bytes_) return hand_on(*for_small_, record, inputs, outputs, op);
     const auto from = all_plain(inputs), to = all_plain(outputs);
     const auto rows = rows_for(from, op, bytes_of(inputs) <= kSmallAllReduce);
     call(record, [&] { enqueue_all_reduce(from, to, rows, op); });
     copy_back(to, outputs);
   }
 
-  using Communicator::start_all_reduce;
-  std::uint64_t start_all_reduce(at::TensorList inputs, at::TensorList outputs, ReduceOp op,
-                                 at::TensorList squares) override {
-    check_rows(inputs, outputs, device_);
-    for (const at::Tensor& tensor : inputs) check_reduction(op, tensor.scalar_type());
-    if (!squares.empty()) throw CollectiveError("sums of squares come with reductions in shared memory only");
-    CallRecord record = describe_call(Operation::all_reduce, inputs, SizeCheck::elements);
-    record.reduce = op;
-    const at::NoGradGuard no_grad;
+  std::uint64_t do_start_all_reduce(const CallRecord& record, at::TensorList inputs, at::TensorList outputs,
+                                    ReduceOp op) override {
     const auto rows = rows_for(inputs, op, false);
     stream_.follow_compute();
     {
       const c10::StreamGuard on(stream_.stream());
       enqueue_all_reduce(inputs, outputs, rows, op);
     }
-    Started& started = started_.emplace_back(last_started_ + 1, stream_.mark());
+    EnqueuedReduction& started = started_.emplace_back(last_started_ + 1, stream_.mark());
     for (const at::TensorList list : {inputs, outputs, at::TensorList(rows)})
       std::copy_if(list.begin(), list.end(), std::back_inserter(started.tensors),
                    [](const at::Tensor& tensor) { return tensor.defined(); });
     // After NCCL has it: then who sees that all ranks have posted it knows that no device waits for a host any more.
-    return last_started_ = group_.posted().post(rank_, record, nullptr);
+    return last_started_ = group_.posted().post(rank(), record, nullptr);
   }
 
-  void wait(std::uint64_t number) override {
+  void do_wait(std::uint64_t number) override {
     while (number > finished_parts_) {
-      const RankGroup::WaitScope scope(group_, rank_, "for the other ranks' gradients");
-      group_.posted().wait(rank_, number);
+      const RankGroup::WaitScope scope(group_, rank(), "for the other ranks' gradients");
+      group_.posted().wait(rank(), number);
       take_parts();
     }
     end_started(number);
-    team_->check(rank_);
+    team_->check(rank());
   }
 
-  bool try_wait(std::uint64_t number) override {
+  bool do_try_wait(std::uint64_t number) override {
     take_parts();
     if (number > finished_parts_) return false;
     end_started(number);
     return true;
   }
 
-  void forget_started() override {
-    const auto started = group_.meet(rank_, CallRecord{.operation = Operation::connect}, last_started_);
+  void do_forget_started() override {
+    const auto started = group_.meet(rank(), CallRecord{.operation = "connect"}, last_started_);
     const bool alike = std::equal(started.begin() + 1, started.end(), started.begin());
     release_started();
-    group_.posted().forget(rank_);
+    group_.posted().forget(rank());
     last_started_ = finished_parts_ = 0;
-    if (!alike) team_->renew(rank_);  // some devices wait for others that will not come
+    if (!alike) team_->renew(rank());  // some devices wait for others that will not come
   }
 
-  void reduce(at::TensorList tensors, ReduceOp op, int root) override {
-    check_root(root, world_size(), "reduce");
-    check_dense(tensors, device_, "reduce");
-    for (const at::Tensor& tensor : tensors) check_reduction(op, tensor.scalar_type());
-    CallRecord record = describe_call(Operation::reduce, tensors);
-    record.reduce = op;
-    record.root = root;
-    const at::NoGradGuard no_grad;
+  void do_reduce(const CallRecord& record, at::TensorList tensors, ReduceOp op, int root) override {
     const auto work = all_plain(tensors), rows = rows_for(work, op, false);
     call(record, [&] { enqueue_reduce(work, rows, op, root); });
-    if (rank_ == root) copy_back(work, tensors);
+    if (rank() == root) copy_back(work, tensors);
   }
 
-  void broadcast(at::TensorList tensors, int root) override {
-    check_dense(tensors, device_, "broadcast");
-    check_root(root, world_size(), "broadcast");
-    CallRecord record = describe_call(Operation::broadcast, tensors);
-    record.root = root;
-    const at::NoGradGuard no_grad;
+  void do_broadcast(const CallRecord& record, at::TensorList tensors, int root) override {
     const auto work = all_plain(tensors);
     call(record, [&] {
       issue("ncclBroadcast", [&](Api& api, Comm comm) {
@@ -198,13 +174,10 @@ class RankCommunicator final : public NcclCommunicator {
         });
       });
     });
-    if (rank_ != root) copy_back(work, tensors);
+    if (rank() != root) copy_back(work, tensors);
   }
 
-  std::vector<at::Tensor> all_gather(const at::Tensor& tensor) override {
-    check_dense(tensor, device_, "all_gather");
-    const auto record = describe_call(Operation::all_gather, tensor, SizeCheck::all_but_first_dim);
-    const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> do_all_gather(const CallRecord& record, const at::Tensor& tensor) override {
     const at::Tensor input = plain(tensor);
     std::vector<at::Tensor> gathered;
     for (const auto& sizes : exchange_sizes(record, {input.sizes().vec()}))
@@ -213,64 +186,47 @@ class RankCommunicator final : public NcclCommunicator {
     return gathered;
   }
 
-  at::Tensor reduce_scatter(const at::Tensor& input, ReduceOp op) override {
-    check_dense(input, device_, "reduce_scatter");
-    check_reduction(op, input.scalar_type());
-    check_divides(input, world_size());
-    CallRecord record = describe_call(Operation::reduce_scatter, input);
-    record.reduce = op;
-    const at::NoGradGuard no_grad;
+  at::Tensor do_reduce_scatter(const CallRecord& record, const at::Tensor& input, ReduceOp op) override {
     const at::Tensor work = plain(input);
     const std::int64_t share = input.size(0) / world_size();
     if (!native(input.scalar_type(), op)) {
       const at::Tensor reduced = at::empty_like(work);
       const auto rows = rows_for(work, op, true);
       call(record, [&] { reduce_gathered(work, reduced, rows, op); });
-      return reduced.narrow(0, rank_ * share, share).clone();
+      return reduced.narrow(0, rank() * share, share).clone();
     }
     at::Tensor output = at::empty_like(work.narrow(0, 0, share), at::MemoryFormat::Contiguous);
     call(record, [&] { enqueue_reduce_scatter(work, output, op); });
     return output;
   }
 
-  std::vector<at::Tensor> all_to_all(at::TensorList inputs) override {
-    check_dense(inputs, device_, "all_to_all");
-    check_one_a_rank(inputs, world_size());
-    const auto record = describe_call(Operation::all_to_all, inputs, SizeCheck::none);
-    const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> do_all_to_all(const CallRecord& record, at::TensorList inputs) override {
     const auto work = all_plain(inputs);
     std::vector<std::vector<std::int64_t>> mine;
     for (const at::Tensor& tensor : work) mine.push_back(tensor.sizes().vec());
     std::vector<at::Tensor> received;
     for (const auto& sizes : exchange_sizes(record, mine))
-      received.push_back(at::empty(sizes[static_cast<std::size_t>(rank_)], work.front().options()));
+      received.push_back(at::empty(sizes[static_cast<std::size_t>(rank())], work.front().options()));
     call(record, [&] { enqueue_all_to_all(work, received); });
     return received;
   }
 
-  void barrier() override {
-    const trace::Range range(trace::Event::collective);
-    group_.meet(rank_, CallRecord{.operation = Operation::barrier});
-  }
-
- private:
-  using Sizes = std::vector<std::vector<std::int64_t>>;
+  void do_barrier(const CallRecord& call) override { group_.meet(rank(), call); }
 
   Stream raw() const { return stream_.stream().native_handle(); }
 
   // A call that all ranks make together: `enqueue` on the communication stream, between two meetings of the hosts.
   template <class Enqueue>
   void call(const CallRecord& record, Enqueue enqueue) {
-    const trace::Range range(trace::Event::collective);
-    check_started(group_.meet(rank_, record, last_started_), record);
+    check_started(group_.meet(rank(), record, last_started_), record);
     stream_.follow_compute();
     {
       const c10::StreamGuard on(stream_.stream());
       enqueue();
     }
     stream_.let_compute_follow(stream_.mark());
-    group_.meet(rank_, record);
-    team_->check(rank_);
+    group_.meet(rank(), record);
+    team_->check(rank());
   }
 
   // NCCL wants one order of all operations.
@@ -283,7 +239,7 @@ class RankCommunicator final : public NcclCommunicator {
                           "; on GPUs all ranks must make both in the same order");
   }
 
-  void issue(const char* name, const std::function<Result(Api&, Comm)>& call) { team_->issue(rank_, name, call); }
+  void issue(const char* name, const std::function<Result(Api&, Comm)>& call) { team_->issue(rank(), name, call); }
 
   // One group of NCCL operations; the first failure counts, and the group is always ended.
   template <class Operation>
@@ -343,11 +299,11 @@ class RankCommunicator final : public NcclCommunicator {
         const auto as = native(tensor.scalar_type(), op);
         if (!as) return Result::success;
         const auto count = static_cast<std::size_t>(tensor.numel() * as->parts);
-        void* const to = rank_ == root ? tensor.mutable_data_ptr() : nullptr;
+        void* const to = rank() == root ? tensor.mutable_data_ptr() : nullptr;
         return api.reduce(data_of(tensor), to, count, as->type, as->op, root, comm, raw());
       });
     });
-    reduce_gathered(work, rank_ == root ? work : std::vector<at::Tensor>(work.size()), rows, op);
+    reduce_gathered(work, rank() == root ? work : std::vector<at::Tensor>(work.size()), rows, op);
   }
 
   void enqueue_reduce_scatter(const at::Tensor& input, const at::Tensor& output, ReduceOp op) {
@@ -412,7 +368,7 @@ class RankCommunicator final : public NcclCommunicator {
 
   // Every rank's sizes, by rank.
   std::vector<Sizes> exchange_sizes(const CallRecord& record, const Sizes& mine) {
-    const RankGroup::Call call(group_, rank_, record, &mine);
+    const RankGroup::Call call(group_, rank(), record, &mine);
     std::vector<Sizes> all;
     for (int peer = 0; peer < world_size(); ++peer) all.push_back(call.payload<Sizes>(peer));
     return all;
@@ -420,7 +376,7 @@ class RankCommunicator final : public NcclCommunicator {
 
   // Counts the reductions that all ranks have posted.
   void take_parts() {
-    while (const PostedCalls::Part part{group_.posted(), rank_}) finished_parts_ += 1;
+    while (const PostedCalls::Part part{group_.posted(), rank()}) finished_parts_ += 1;
   }
 
   // The compute stream follows the reductions up to `number`.
@@ -432,7 +388,7 @@ class RankCommunicator final : public NcclCommunicator {
   }
 
   void release_started() {
-    for (Started& started : started_)
+    for (EnqueuedReduction& started : started_)
       for (at::Tensor& tensor : started.tensors) tensor.record_stream(stream_.stream());
     started_.clear();
   }
@@ -440,15 +396,15 @@ class RankCommunicator final : public NcclCommunicator {
   // The first use of each algorithm connects and allocates, which must not happen while another rank's kernel waits.
   void warm_up() {
     kernel_.prepare();
-    const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device_));
+    const at::Tensor one = at::zeros({world_size()}, at::dtype(at::kFloat).device(device()));
     all_reduce({one}, {one}, ReduceOp::sum);
-    call({.operation = Operation::connect}, [&] { enqueue_all_reduce(one, one, at::Tensor(), ReduceOp::sum); });
+    call({.operation = "connect"}, [&] { enqueue_all_reduce(one, one, at::Tensor(), ReduceOp::sum); });
     reduce({one}, ReduceOp::sum, 0);
     broadcast({one}, 0);
     all_gather(one);
     reduce_scatter(one, ReduceOp::sum);
     all_to_all(one.chunk(world_size()));
-    const RankGroup::WaitScope scope(group_, rank_, "for NCCL's first collectives");
+    const RankGroup::WaitScope scope(group_, rank(), "for NCCL's first collectives");
     stream_.synchronize();
     barrier();
   }
@@ -456,12 +412,10 @@ class RankCommunicator final : public NcclCommunicator {
   const std::shared_ptr<Team> team_;
   ReductionKernel& kernel_;
   RankGroup& group_;
-  const int rank_;
-  const c10::Device device_;
   SideStream stream_;
   std::unique_ptr<Communicator> for_small_;
   std::size_t small_bytes_ = 0;
-  std::deque<Started> started_;  // and not waited for, in order
+  std::deque<EnqueuedReduction> started_;  // and not waited for, in order
   std::uint64_t last_started_ = 0, finished_parts_ = 0;
 };
 

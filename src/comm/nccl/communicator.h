@@ -14,6 +14,8 @@ namespace tandem::comm::nccl {
 
 class NcclCommunicator : public Communicator {
  public:
+  using Communicator::Communicator;
+
   /// Lets `other` do what all_reduce does with at most so many bytes in all, which is no more than kSmallAllReduce.
   /// The same on all ranks.
   virtual void reduce_small_with(std::unique_ptr<Communicator> other, std::size_t bytes) = 0;

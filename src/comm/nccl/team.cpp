@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "tandem/core/error.h"
-#include "tandem/core/wait.h"
+#include "tandem/core/spin_budget.h"
 
 namespace tandem::comm::nccl {
 namespace {
@@ -65,7 +65,7 @@ Team::Team(std::shared_ptr<Api> api, RankGroup& group, std::vector<std::string> 
 void Team::init(int rank) {
   UniqueId id{};
   if (rank == 0) require(rank, "ncclGetUniqueId", pass_gate(rank, [&] { return api_->get_unique_id(id); }));
-  const CallRecord record{.operation = Operation::connect};
+  const CallRecord record{.operation = "connect"};
   {
     const RankGroup::Call call(group_, rank, record, &id);
     if (rank != 0) id = call.payload<UniqueId>(0);
@@ -156,7 +156,7 @@ LaunchEnd Team::abort() { return end("abort", &Team::abort_all); }
 LaunchEnd Team::finish() { return end("end", &Team::finish_all); }
 
 void Team::renew(int rank) {
-  const CallRecord record{.operation = Operation::connect};
+  const CallRecord record{.operation = "connect"};
   group_.meet(rank, record);  // nobody is in a call
   if (rank == 0)
     if (const std::string problem = within_limit("abort", &Team::abort_all); !problem.empty())

@@ -15,6 +15,6 @@ enum class SizeCheck : std::uint8_t {
 };
 
 /// Describes a call on `tensors`.
-CallRecord describe_call(Operation operation, at::TensorList tensors, SizeCheck check = SizeCheck::all);
+CallRecord describe_call(const char* operation, at::TensorList tensors, SizeCheck check = SizeCheck::all);
 
 }  // namespace tandem::comm

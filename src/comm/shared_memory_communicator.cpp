@@ -1,0 +1,229 @@
+#include "comm/shared_memory_communicator.h"
+
+#include <string>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "comm/check_tensors.h"
+#include "comm/shared_memory.h"
+#include "comm/shared_reducer.h"
+#include "tandem/core/error.h"
+
+namespace tandem::comm {
+
+namespace {
+
+// The memory of tensors as rows of elements. Those that are not plain are there as plain copies, until `clear`.
+class MemoryRows {
+ public:
+  void fill(at::TensorList tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      void* data = nullptr;
+      if (is_plain(tensor)) {
+        data = tensor.mutable_data_ptr();
+      } else {
+        copies_.push_back(plain(tensor));
+        data = copies_.back().mutable_data_ptr();
+      }
+      rows_.push_back({data, tensor.numel(), element_type(tensor.scalar_type())});
+    }
+  }
+
+  // Writes the copies back to the tensors that they are of.
+  void copy_back(at::TensorList tensors) const {
+    auto copy = copies_.begin();
+    for (const at::Tensor& tensor : tensors)
+      if (!is_plain(tensor)) tensor.detach().copy_(*copy++);
+  }
+
+  void clear() {
+    rows_.clear();
+    copies_.clear();
+  }
+
+  std::span<const ElementRow> rows() const { return rows_; }
+
+ private:
+  std::vector<ElementRow> rows_;
+  std::vector<at::Tensor> copies_;
+};
+
+// A reduction that was started, with all that it needs until it is done.
+struct StartedReduction {
+  std::vector<at::Tensor> inputs, outputs, squares;
+  std::vector<ElementRow> from, to;
+  std::vector<double*> squares_to;
+  SharedReducer::Lists lists;
+  std::uint64_t number = 0;
+
+  void fill(at::TensorList from_tensors, at::TensorList to_tensors, ReduceOp op, at::TensorList squares_tensors) {
+    inputs.assign(from_tensors.begin(), from_tensors.end());
+    outputs.assign(to_tensors.begin(), to_tensors.end());
+    squares.assign(squares_tensors.begin(), squares_tensors.end());
+    from.clear();
+    to.clear();
+    squares_to.clear();
+    for (const at::Tensor& output : outputs) to.push_back(row(output, output.mutable_data_ptr()));
+    // An input that is no output may be memory that is copied when it is written to.
+    for (const at::Tensor& input : inputs) from.push_back(row(input, const_cast<void*>(input.const_data_ptr())));
+    for (const at::Tensor& one : squares) squares_to.push_back(one.mutable_data_ptr<double>());
+    lists = {from, to, op, squares_to};
+  }
+
+  void clear() {
+    inputs.clear();
+    outputs.clear();
+    squares.clear();
+  }
+
+ private:
+  static ElementRow row(const at::Tensor& tensor, void* data) {
+    return {data, tensor.numel(), element_type(tensor.scalar_type())};
+  }
+};
+
+class SharedMemoryCommunicator final : public Communicator, private SharedMemory {
+ public:
+  SharedMemoryCommunicator(RankGroup& group, int rank)
+      : Communicator(rank, group.world_size(), at::kCPU), group_(group), reducer_(group, rank) {}
+
+  ~SharedMemoryCommunicator() override {
+    if (started_.empty()) return;
+    // The others may be about to read memory that goes now.
+    group_.token().cancel(std::make_exception_ptr(CollectiveError("rank " + std::to_string(rank()) +
+                                                                  " ended while its gradients were being reduced")),
+                          rank());
+    group_.posted().withdraw(rank());
+  }
+
+ private:
+  void do_all_reduce(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, ReduceOp op) override {
+    reduce_into(call, inputs, outputs, op, -1);
+  }
+
+  std::uint64_t do_start_all_reduce(const CallRecord& call, at::TensorList inputs, at::TensorList outputs,
+                                    ReduceOp op) override {
+    return start(call, inputs, outputs, {}, op);
+  }
+
+  SharedMemory* do_shared_memory() noexcept override { return this; }
+
+  std::uint64_t start_with_squares(at::TensorList inputs, at::TensorList outputs, at::TensorList squares,
+                                   ReduceOp op) override {
+    const at::NoGradGuard no_grad;
+    return start(describe_start(inputs, outputs, op), inputs, outputs, squares, op);
+  }
+
+  void do_wait(std::uint64_t number) override {
+    if (number == 0) return;
+    reducer_.wait(number);
+    end_started(number);
+  }
+
+  bool do_try_wait(std::uint64_t number) override {
+    if (number == 0) return true;
+    const bool done = reducer_.try_wait(number);
+    if (done) end_started(number);
+    return done;
+  }
+
+  void do_forget_started() override {
+    group_.posted().forget(rank());
+    started_.clear();
+  }
+
+  void do_reduce(const CallRecord& call, at::TensorList tensors, ReduceOp op, int root) override {
+    reduce_into(call, tensors, tensors, op, root);
+  }
+
+  void do_broadcast(const CallRecord& record, at::TensorList tensors, int root) override {
+    const RankGroup::Call call(group_, rank(), record, &tensors);
+    if (rank() == root) return;
+    const auto& source = call.payload<at::TensorList>(root);
+    // Ranks may share the memory of what they broadcast.
+    for (std::size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].const_data_ptr() != source[i].const_data_ptr()) tensors[i].detach().copy_(source[i].detach());
+  }
+
+  std::vector<at::Tensor> do_all_gather(const CallRecord& record, const at::Tensor& tensor) override {
+    const at::Tensor input = tensor.detach();
+    const RankGroup::Call call(group_, rank(), record, &input);
+    std::vector<at::Tensor> gathered;
+    for (int peer = 0; peer < world_size(); ++peer)
+      gathered.push_back(call.payload<at::Tensor>(peer).clone(at::MemoryFormat::Contiguous));
+    return gathered;
+  }
+
+  at::Tensor do_reduce_scatter(const CallRecord& record, const at::Tensor& input, ReduceOp op) override {
+    const at::Tensor work = plain(input);
+    auto sizes = input.sizes().vec();
+    sizes[0] /= world_size();
+    at::Tensor output = at::empty(sizes, input.options());
+    const RankGroup::Call call(group_, rank(), record, &work);
+    std::vector<const void*> inputs;
+    for (int peer = 0; peer < world_size(); ++peer) inputs.push_back(call.payload<at::Tensor>(peer).const_data_ptr());
+    void* const outputs[] = {output.mutable_data_ptr()};
+    const std::int64_t begin = rank() * output.numel();
+    reduce_elements(element_type(work.scalar_type()), op, inputs, outputs, begin, begin + output.numel(), begin);
+    return output;
+  }
+
+  std::vector<at::Tensor> do_all_to_all(const CallRecord& record, at::TensorList inputs) override {
+    const RankGroup::Call call(group_, rank(), record, &inputs);
+    std::vector<at::Tensor> received;
+    for (int peer = 0; peer < world_size(); ++peer)
+      received.push_back(call.payload<at::TensorList>(peer)[static_cast<std::size_t>(rank())].detach().clone(
+          at::MemoryFormat::Contiguous));
+    return received;
+  }
+
+  void do_barrier(const CallRecord& call) override { group_.meet(rank(), call); }
+
+  // The memory is ours again.
+  void end_started(std::uint64_t number) {
+    auto first = started_.begin();
+    for (; first != started_.end() && (*first)->number <= number; ++first) {
+      (*first)->clear();
+      spare_.push_back(std::move(*first));
+    }
+    started_.erase(started_.begin(), first);
+  }
+
+  std::uint64_t start(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, at::TensorList squares,
+                      ReduceOp op) {
+    if (spare_.empty()) spare_.push_back(std::make_unique<StartedReduction>());
+    started_.push_back(std::move(spare_.back()));
+    spare_.pop_back();
+    StartedReduction& started = *started_.back();
+    started.fill(inputs, outputs, op, squares);
+    return started.number = reducer_.start(call, started.lists);
+  }
+
+  void reduce_into(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
+    const bool in_place = outputs.data() == inputs.data();
+    inputs_.clear();  // an exception may have left something
+    outputs_.clear();
+    inputs_.fill(inputs);
+    if (!in_place) outputs_.fill(outputs);
+    MemoryRows& results = in_place ? inputs_ : outputs_;
+    reducer_.reduce(call, inputs_.rows(), results.rows(), op, root);
+    if (root < 0 || root == rank()) results.copy_back(outputs);
+    inputs_.clear();
+    outputs_.clear();
+  }
+
+  RankGroup& group_;
+  SharedReducer reducer_;
+  MemoryRows inputs_, outputs_;                             // of the current call
+  std::vector<std::unique_ptr<StartedReduction>> started_;  // and not waited for, in order
+  std::vector<std::unique_ptr<StartedReduction>> spare_;    // kept for their memory
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_shared_memory_communicator(RankGroup& group, int rank) {
+  return std::make_unique<SharedMemoryCommunicator>(group, rank);
+}
+
+}  // namespace tandem::comm
