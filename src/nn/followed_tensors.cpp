@@ -6,7 +6,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/describe_call.h"
 #include "tandem/comm/rank_group.h"
 

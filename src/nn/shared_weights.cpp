@@ -1,4 +1,4 @@
-#include "tandem/nn/shared_weights.h"
+#include "nn/shared_weights.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "nn/lent_storage.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/describe_call.h"
 
 namespace tandem::nn {

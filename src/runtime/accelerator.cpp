@@ -15,6 +15,7 @@
 #include "runtime/on_all_ranks.h"
 #include "runtime/profile_session.h"
 #include "runtime/step_follower.h"
+#include "runtime/training_parts.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 
@@ -22,7 +23,7 @@ namespace tandem {
 namespace {
 
 // Whether this rank has added to a gradient of the optimizer since the last reduction.
-bool has_local_gradients(const nn::GradientReducers& models, const torch::optim::Optimizer& optimizer) {
+bool has_local_gradients(const nn::ReducerGroup& models, const torch::optim::Optimizer& optimizer) {
   if (std::none_of(models.begin(), models.end(), [](const auto& model) { return model->has_local_gradients(); }))
     return false;
   for (const auto& group : optimizer.param_groups())
@@ -34,7 +35,9 @@ bool has_local_gradients(const nn::GradientReducers& models, const torch::optim:
 }  // namespace
 
 Accelerator::Accelerator(RankContext& context)
-    : RankHandle(context), checkpoints_(std::make_unique<Checkpoints>(*this, context, prepared_)) {
+    : RankHandle(context),
+      prepared_objects_(std::make_unique<Prepared>()),
+      checkpoints_(std::make_unique<Checkpoints>(*this, context, prepared_)) {
   const LaunchConfig& config = context_.state->config;
   if (config.mixed_precision == Precision::fp16)
     prepared_.scaler.emplace(config.grad_scaler, device(), [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
@@ -56,15 +59,52 @@ std::shared_ptr<nn::GradientReducer> Accelerator::reducer_of(const std::shared_p
   }
   nn::GradientReducerOptions options = config.gradient_reducer;
   options.check_finite = options.check_finite && !prepared_.scaler;
-  reducer = std::make_shared<nn::GradientReducer>(module, *context_.communicator, *context_.group, options);
-  prepared_.reducers.add(reducer);
+  reducer = prepared_.reducers.add(module, *context_.communicator, *context_.group, options);
   lend_weights(reducer->weights());
   return reducer;
 }
 
-void Accelerator::check_optimizer(const torch::optim::Optimizer& optimizer) {
+optim::AcceleratedOptimizer Accelerator::prepare_optimizer(torch::optim::Optimizer& optimizer,
+                                                           optim::OptimizerClass its_class) {
   optim::check_same_optimizers(*context_.group, rank(), optimizer, prepared_.reducers);
   looked_at_.erase(&optimizer);  // another one may have been there before
+  using Shared = optim::AcceleratedOptimizer::Shared;
+  const bool fused = context_.state->config.fused_optimizers;
+  const optim::AcceleratedOptimizer prepared(std::make_shared<Shared>(Shared{
+      .inner = optimizer,
+      .state = context_.gradients,
+      .token = context_.group->token(),
+      .scaler = grad_scaler(),
+      .fused_step = fused ? std::optional(optim::FusedStep(optimizer)) : std::nullopt,
+      .sharded = sharded(optimizer),
+      .closure_steps = [this](const auto& closure, const auto& step) { step_with_closure(closure, step); },
+      .its_class = std::move(its_class),
+      .updated = [this, &optimizer] { after_update(optimizer); },
+  }));
+  prepared_.optimizers.emplace_back(prepared);
+  return prepared;
+}
+
+optim::AcceleratedScheduler Accelerator::prepare_scheduler(optim::detail::SchedulerCalls calls) {
+  std::function<bool()> skipped;
+  if (prepared_.scaler)  // LibTorch's schedulers do not say whose they are
+    skipped = [this, of = calls.ours ? &calls.ours->optimizer() : nullptr] { return step_was_skipped(of); };
+  using Shared = optim::AcceleratedScheduler::Shared;
+  const optim::AcceleratedScheduler prepared(
+      std::make_shared<Shared>(Shared{.calls = std::move(calls),
+                                      .state = context_.gradients,
+                                      .steps_per_update = context_.state->config.scheduler_steps_per_update,
+                                      .skipped = std::move(skipped)}));
+  prepared_.schedulers.emplace_back(prepared);
+  return prepared;
+}
+
+void Accelerator::keep(const std::weak_ptr<data::LoaderPosition>& loader) { prepared_.loaders.push_back(loader); }
+
+optim::GradScaler* Accelerator::grad_scaler() { return prepared_.scaler ? &*prepared_.scaler : nullptr; }
+
+void Accelerator::throw_if_not_finite() {
+  for (const auto& reducer : prepared_.reducers) reducer->throw_if_not_finite(true);
 }
 
 // Of parameters that no prepared model has, whose gradients nobody averages: of all of them where the model was not
@@ -340,9 +380,13 @@ void Accelerator::run_locally(int steps, const std::function<void(nn::LocalSgd&)
   go_on_apart();
   {
     const FlagScope alone(context_.gradients.local_sgd, true);
-    nn::LocalSgd local(prepared_.reducers, context_.gradients, steps);
+    const auto average = [this] {
+      for (const auto& reducer : prepared_.reducers) reducer->average_weights();
+    };
+    nn::LocalSgd local(
+        steps, [this] { return context_.gradients.closes_window(); }, average);
     body(local);
-    local.average();
+    average();
   }
   go_on_together();
 }

@@ -10,10 +10,10 @@
 
 #include "runtime/state_file.h"
 #include "runtime/state_saver.h"
+#include "runtime/training_parts.h"
 #include "tandem/io/checkpoint_directory.h"
 #include "tandem/optim/state_dict.h"
 #include "tandem/runtime/checkpoint_options.h"
-#include "tandem/runtime/prepared.h"
 #include "tandem/runtime/rank_handle.h"
 
 namespace tandem {

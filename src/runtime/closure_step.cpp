@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "runtime/step_follower.h"
+#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 
@@ -38,13 +39,12 @@ class EvaluationScope {
 
 }  // namespace
 
-optim::ClosureSteps Accelerator::closure_steps() {
-  return [this](const optim::Closure& closure, const std::function<void(const optim::Closure&)>& step) {
-    if (reductions_in_join_)
-      throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
-    step([&] { return evaluate(closure); });
-    if (!context_.gradients.inside_window) end_window_of_pass();
-  };
+void Accelerator::step_with_closure(const optim::Closure& closure,
+                                    const std::function<void(const optim::Closure&)>& step) {
+  if (reductions_in_join_)
+    throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
+  step([&] { return evaluate(closure); });
+  if (!context_.gradients.inside_window) end_window_of_pass();
 }
 
 // Gradients are reduced by the closure's backward passes. The loss has to be one for all ranks too: the optimizer

@@ -1,6 +1,7 @@
 // What an Accelerator does about steps that are recorded and replayed.
 #include <ATen/core/grad_mode.h>
 
+#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 

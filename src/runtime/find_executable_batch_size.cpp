@@ -7,6 +7,7 @@
 #include "backend/rank_memory.h"
 #include "runtime/checkpoints.h"
 #include "runtime/step_follower.h"
+#include "runtime/training_parts.h"
 #include "tandem/comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"

@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 
 #include "runtime/step_follower.h"
+#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/optim/state_dict.h"
 #include "tandem/runtime/accelerator.h"

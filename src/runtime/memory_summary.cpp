@@ -5,6 +5,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include "optim/optimizer_fields.h"
+#include "runtime/training_parts.h"
 #include "tandem/runtime/accelerator.h"
 
 namespace tandem {

@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "nn/clip_gradients.h"
+#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 

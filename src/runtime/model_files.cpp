@@ -1,6 +1,7 @@
 // What an Accelerator does about files of weights.
 #include "backend/device_scope.h"
 #include "runtime/on_all_ranks.h"
+#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 

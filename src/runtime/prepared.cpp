@@ -1,4 +1,4 @@
-#include "tandem/runtime/prepared.h"
+#include "runtime/training_parts.h"
 
 namespace tandem {
 namespace {

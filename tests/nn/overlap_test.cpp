@@ -10,8 +10,8 @@
 #include <torch/nn/modules/linear.h>
 
 #include "nn/gradients.h"
+#include "nn/reducer_group.h"
 #include "tandem/comm/shared_memory.h"
-#include "tandem/nn/gradient_reducer.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -170,9 +170,8 @@ std::vector<Seen> train(int ranks, int steps) {
       Seen& mine = seen[static_cast<std::size_t>(rank)];
       SlowCommunicator communicator(group, of_threads, rank);
       const auto stack = std::make_shared<Stack>();
-      nn::GradientReducers reducers;
-      reducers.add(std::make_shared<nn::GradientReducer>(
-          stack, communicator, group, nn::GradientReducerOptions{.bucket_bytes = 1, .first_bucket_bytes = 1}));
+      nn::ReducerGroup reducers;
+      reducers.add(stack, communicator, group, {.bucket_bytes = 1, .first_bucket_bytes = 1});
       initialise(*stack);
       for (int step = 0; step < steps; ++step) {
         drop_gradients(*stack);

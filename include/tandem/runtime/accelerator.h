@@ -20,6 +20,9 @@
 #include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
 #include "tandem/nn/precision.h"
+#include "tandem/nn/recording.h"
+#include "tandem/optim/detail/scheduler_calls.h"
+#include "tandem/optim/optimizer_class.h"
 #include "tandem/runtime/checkpoint_options.h"
 #include "tandem/runtime/compiled_step.h"
 #include "tandem/runtime/prepared.h"
@@ -29,12 +32,14 @@
 
 namespace tandem::nn {
 struct ReducedGradient;
-}
+class SharedWeights;
+}  // namespace tandem::nn
 
 namespace tandem {
 
 class Checkpoints;
 class RankProfiler;
+struct Prepared;
 
 /// Options of a backward pass, as torch::Tensor::backward has them.
 struct BackwardOptions {
@@ -305,7 +310,7 @@ class Accelerator : public RankHandle {
   /// What scales the losses under Precision::fp16; null otherwise. Its update comes once an iteration, however many
   /// optimizers share it: when the next window of accumulate() begins; outside of accumulate() with the first backward
   /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
-  optim::GradScaler* grad_scaler() { return prepared_.scaler ? &*prepared_.scaler : nullptr; }
+  optim::GradScaler* grad_scaler();
 
   /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
   /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
@@ -399,9 +404,7 @@ class Accelerator : public RankHandle {
 
   /// Throws Error when gradients were infinite or NaN, waiting for what is not known yet: see
   /// nn::GradientReducerOptions::check_finite. The launch calls it when the body has ended.
-  void throw_if_not_finite() {
-    for (const auto& reducer : prepared_.reducers) reducer->throw_if_not_finite(true);
-  }
+  void throw_if_not_finite();
 
   /// Returns when what this rank writes in the background is written; the launch calls it when the body has ended.
   /// Throws CheckpointError. Not collective.
@@ -464,29 +467,16 @@ class Accelerator : public RankHandle {
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
-      check_optimizer(object);
-      optim::AcceleratedOptimizer optimizer(
-          object, context_.gradients, context_.group->token(), context_.state->config.fused_optimizers, grad_scaler(),
-          sharded(object), closure_steps(), optim::optimizer_class(object), [this, &object] { after_update(object); });
-      prepared_.optimizers.emplace_back(optimizer);
-      return optimizer;
+      return prepare_optimizer(object, optim::optimizer_class(object));
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
-      const int steps_per_update = context_.state->config.scheduler_steps_per_update;
-      auto scheduler = [&] {
-        if constexpr (optim::UpdateScheduler<Type>)
-          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update, skipping_of(object));
-        else
-          return optim::AcceleratedScheduler(object, context_.gradients, steps_per_update);
-      }();
-      prepared_.schedulers.emplace_back(scheduler);
-      return scheduler;
+      return prepare_scheduler(optim::detail::SchedulerCalls(object));
     } else {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
                     "schedulers and tandem::data::DataLoader");
       auto loader = data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
                                          loader_context());
-      prepared_.loaders.push_back(loader.position());
+      keep(loader.position());
       return loader;
     }
   }
@@ -501,21 +491,13 @@ class Accelerator : public RankHandle {
       data::detail::is_instance<T, nn::Model> || data::detail::is_instance<T, data::PreparedDataLoader> ||
       std::is_same_v<T, optim::AcceleratedOptimizer> || std::is_same_v<T, optim::AcceleratedScheduler>;
 
-  // Tells whether the last step of the scheduler's optimizer was skipped. LibTorch's do not say whose it is.
-  template <class Scheduler>
-  std::function<bool()> skipping_of(const Scheduler& scheduler) const {
-    if (!prepared_.scaler) return {};
-    if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
-      return [this, optimizer = &scheduler.optimizer()] { return step_was_skipped(optimizer); };
-    else
-      return [this] { return step_was_skipped(nullptr); };
-  }
-
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   void tell_of_raw_forward();
-  void check_optimizer(const torch::optim::Optimizer& optimizer);
+  optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
+  optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
+  void keep(const std::weak_ptr<data::LoaderPosition>& loader);
   std::unique_ptr<optim::ShardedOptimizer> sharded(torch::optim::Optimizer& optimizer);
-  optim::ClosureSteps closure_steps();
+  void step_with_closure(const optim::Closure& closure, const std::function<void(const optim::Closure&)>& step);
   at::Tensor evaluate(const optim::Closure& closure);
   void for_each_sharded(void (optim::ShardedOptimizer::*action)());
   void after_update(const torch::optim::Optimizer& optimizer);
@@ -560,7 +542,8 @@ class Accelerator : public RankHandle {
   int meet_in_join(JoinState mine);
   std::function<void()> rng_synchronisation();
 
-  Prepared prepared_;
+  const std::unique_ptr<Prepared> prepared_objects_;
+  Prepared& prepared_ = *prepared_objects_;
   std::unique_ptr<Checkpoints> checkpoints_;
   std::optional<std::int64_t> reductions_in_join_;  // of this rank, within join_uneven_inputs
   JoinState answered_{};                            // what the ranks that had not ended asked for last

@@ -1,14 +1,8 @@
 #pragma once
 
-#include <memory>
-#include <optional>
-#include <vector>
-
 #include "tandem/data/loader_base.h"
-#include "tandem/nn/gradient_reducer.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
-#include "tandem/optim/grad_scaler.h"
 
 namespace tandem {
 
@@ -40,22 +34,5 @@ using PreparedScheduler = optim::AcceleratedScheduler;
 /// What `prepare` returns for a loader of type `Loader`, as data::DataLoader<data::MnistDataset>.
 template <class Loader>
 using PreparedLoader = data::PreparedDataLoader<typename Loader::Batch>;
-
-/// What one rank has prepared, in the order in which it was: models as their reducers, the others for as long as the
-/// program has them.
-struct Prepared {
-  /// The optimizers that still exist.
-  std::vector<optim::AcceleratedOptimizer> alive_optimizers() const;
-  /// The schedulers that still exist.
-  std::vector<optim::AcceleratedScheduler> alive_schedulers() const;
-  /// The positions of the loaders that still exist.
-  std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
-
-  nn::GradientReducers reducers;                                         ///< of the models
-  std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
-  std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
-  std::vector<std::weak_ptr<data::LoaderPosition>> loaders;              ///< see alive_loaders
-  std::optional<optim::GradScaler> scaler;                               ///< under fp16
-};
 
 }  // namespace tandem
