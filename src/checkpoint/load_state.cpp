@@ -34,7 +34,7 @@ std::string read_small(const io::CheckpointReader& reader, const std::string& na
 }
 
 // Of weights that all ranks have in one memory, each rank writes a part; these are the others' parts.
-std::unordered_set<const void*> written_by_others(nn::GradientReducer& reducer, int rank, int world_size) {
+std::unordered_set<const void*> written_by_others(nn::ModelReducer& reducer, int rank, int world_size) {
   std::unordered_set<const void*> others, seen;
   for (const at::Tensor& parameter : reducer.module()->parameters()) {
     const void* const impl = parameter.unsafeGetTensorImpl();

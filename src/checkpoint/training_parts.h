@@ -5,9 +5,9 @@
 #include <optional>
 #include <vector>
 
+#include "nn/reducer_group.h"
+#include "optim/accelerated_parts.h"
 #include "tandem/data/loader_base.h"
-#include "tandem/nn/gradient_reducer.h"
-#include "tandem/optim/accelerated.h"
 #include "tandem/optim/grad_scaler.h"
 
 namespace tandem {
@@ -30,7 +30,7 @@ struct TrainingParts {
   /// Whether passes of this rank have added to any gradient since the last reduction.
   bool has_local_gradients() const;
 
-  nn::GradientReducers reducers;                                         ///< of the models
+  nn::ReducerGroup reducers;                                             ///< of the models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
   std::vector<std::weak_ptr<data::LoaderPosition>> loaders;              ///< see alive_loaders

@@ -15,7 +15,7 @@
 #include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/scalar_types.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {

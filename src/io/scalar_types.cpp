@@ -5,7 +5,7 @@
 
 #include <ATen/Functions.h>
 
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 
 namespace tandem::io {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "tandem/core/error.h"
 #include "tandem/data/epoch_steps.h"
-#include "tandem/nn/recording.h"
+#include "nn/recording.h"
 
 namespace tandem {
 

@@ -12,7 +12,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
@@ -113,13 +113,12 @@ void scale_part(const std::vector<ReducedGradient>& gradients, double factor, in
 
 }  // namespace
 
-std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
-                                               const std::vector<at::Tensor>& parameters) {
+std::vector<ReducedGradient> reduced_gradients(const ReducerGroup& models, const std::vector<at::Tensor>& parameters) {
   std::vector<ReducedGradient> gradients;
   std::unordered_set<const void*> seen;  // modules list tied weights several times
   for (const at::Tensor& parameter : parameters) {
     if (!parameter.grad().defined() || !seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
-    GradientReducer* const reducer = models.find(parameter);
+    ModelReducer* const reducer = models.find(parameter);
     gradients.push_back({parameter.grad(), parameter, reducer, {}});
     if (!reducer) continue;
     reducer->add_up_squares();

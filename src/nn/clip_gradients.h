@@ -5,8 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "nn/reducer_group.h"
 #include "tandem/comm/communicator.h"
-#include "tandem/nn/gradient_reducer.h"
 
 namespace tandem::comm {
 class RankGroup;
@@ -17,13 +17,12 @@ namespace tandem::nn {
 /// A parameter's gradient, and where it is when the ranks have it in one memory.
 struct ReducedGradient {
   at::Tensor gradient, parameter;
-  GradientReducer* reducer;  ///< null: the parameter is of no prepared model
-  std::optional<GradientReducer::SharedGradient> shared;
+  ModelReducer* reducer;  ///< null: the parameter is of no prepared model
+  std::optional<SharedGradient> shared;
 };
 
 /// Of the `parameters` that have a gradient.
-std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
-                                               const std::vector<at::Tensor>& parameters);
+std::vector<ReducedGradient> reduced_gradients(const ReducerGroup& models, const std::vector<at::Tensor>& parameters);
 
 /// The `norm_type`-norm of the gradients, of all as one vector: 0-dim, on their device, which all share, without
 /// waiting for it. They are one or more. On the CPU the 2-norm of real numbers is made of the sums of squares of blocks
@@ -31,7 +30,7 @@ std::vector<ReducedGradient> reduced_gradients(const GradientReducers& models,
 /// those. A sparse gradient counts as the dense one that it stands for, and one without elements as nothing.
 at::Tensor total_norm(const std::vector<ReducedGradient>& gradients, double norm_type);
 
-/// The same by the operators of torch::nn::utils::clip_grad_norm_: its bits. (It has another 0-norm: the number of
+/// That norm by the operators of torch::nn::utils::clip_grad_norm_: its bits. (It has another 0-norm: the number of
 /// gradients.)
 at::Tensor total_norm_as_torch(const std::vector<ReducedGradient>& gradients, double norm_type);
 

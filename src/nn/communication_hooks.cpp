@@ -47,18 +47,19 @@ class PowerSgd {
   explicit PowerSgd(const PowerSgdOptions& options)
       : options_(options), generator_(at::make_generator<at::CPUGeneratorImpl>(options.random_seed)) {}
 
+  struct CompressedGradient {
+    std::size_t index;  // in the bucket
+    at::Tensor p;
+  };
+
   // What is on its way from `start` to `finish`.
-  struct Started {
-    struct Part {
-      std::size_t index;  // in the bucket
-      at::Tensor p;
-    };
-    std::vector<Part> compressed;
+  struct StartedBucket {
+    std::vector<CompressedGradient> compressed;
     std::uint64_t number = 0;  // of the reduction
   };
 
-  Started start(GradientBucket& bucket, comm::Communicator& communicator) {
-    Started started;
+  StartedBucket start(GradientBucket& bucket, comm::Communicator& communicator) {
+    StartedBucket started;
     std::vector<at::Tensor> sent;
     for (std::size_t i = 0; i < bucket.parts.size(); ++i) {
       at::Tensor& part = bucket.parts[i];
@@ -78,7 +79,7 @@ class PowerSgd {
     return started;
   }
 
-  void finish(GradientBucket& bucket, comm::Communicator& communicator, Started& started) {
+  void finish(GradientBucket& bucket, comm::Communicator& communicator, StartedBucket& started) {
     communicator.wait(started.number);
     if (started.compressed.empty()) return;
     std::vector<at::Tensor> qs;
@@ -173,7 +174,7 @@ CommunicationHook power_sgd(const PowerSgdOptions& options) {
                       "; use a number above 0");
   return [shared = std::make_shared<PowerSgd>(options)](GradientBucket& bucket,
                                                         comm::Communicator& communicator) -> FinishReduction {
-    auto started = std::make_shared<PowerSgd::Started>(shared->start(bucket, communicator));
+    auto started = std::make_shared<PowerSgd::StartedBucket>(shared->start(bucket, communicator));
     return [&bucket, &communicator, shared, started] { shared->finish(bucket, communicator, *started); };
   };
 }

@@ -7,7 +7,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/describe_call.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {

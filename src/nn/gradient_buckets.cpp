@@ -1,4 +1,4 @@
-// How a GradientReducer divides its parameters into buckets.
+// How a ModelReducer divides its parameters into buckets.
 #include <algorithm>
 #include <map>
 #include <tuple>
@@ -8,8 +8,9 @@
 
 #include "comm/describe_call.h"
 #include "nn/copy_on_write.h"
-#include "nn/gradient_reducer_parts.h"
-#include "nn/memory.h"
+#include "comm/describe_call.h"
+#include "nn/model_reducer.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
@@ -44,11 +45,11 @@ at::Tensor part_of(const at::Tensor& flat, std::int64_t offset, const at::Tensor
 }  // namespace
 
 // From the pass that has ended: which parameters the next one is expected to reach, and in which order.
-void GradientReducer::learn() {
+void ModelReducer::learn() {
   bool unsuitable = false;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
-    slot.active = (anywhere_[i] & Told::kDense) != 0;
+    ParameterSlot& slot = slots_[i];
+    slot.active = (anywhere_[i] & PassReport::kDense) != 0;
     slot.expected = slot.arrivals;
     // A hook gets the whole memory of a bucket, in which then only gradients that it reduces may lie.
     unsuitable = unsuitable || (slot.active && slot.bucket < 0) || (hook_ && !slot.active && slot.bucket >= 0);
@@ -56,7 +57,7 @@ void GradientReducer::learn() {
   if (unsuitable) build_buckets();
 }
 
-void GradientReducer::build_buckets() {
+void ModelReducer::build_buckets() {
   // All that ever were in a bucket (with a hook: that are active); first those that rank 0 has just reached, then the
   // others as they were.
   std::vector<std::size_t> order;
@@ -68,20 +69,20 @@ void GradientReducer::build_buckets() {
     order.push_back(i);
   };
   for (const std::size_t i : order_) list(i);
-  for (const Bucket& bucket : buckets_)
+  for (const ReducedBucket& bucket : buckets_)
     for (const std::size_t i : bucket.slots) list(i);
   for (std::size_t i = slots_.size(); i-- > 0;) list(i);
   buckets_.clear();
-  for (Slot& slot : slots_) slot.leave_bucket();
+  for (ParameterSlot& slot : slots_) slot.leave_bucket();
   add_buckets(order);
 }
 
 // Puts what no bucket has and this pass has reached into buckets of this pass, for the hook to reduce.
-void GradientReducer::add_buckets_of_unexpected() {
+void ModelReducer::add_buckets_of_unexpected() {
   std::vector<std::size_t> order;
   const auto list = [&](std::size_t i) {
-    Slot& slot = slots_[i];
-    if ((slot.active && slot.bucket >= 0) || !(anywhere_[i] & Told::kDense)) return;
+    ParameterSlot& slot = slots_[i];
+    if ((slot.active && slot.bucket >= 0) || !(anywhere_[i] & PassReport::kDense)) return;
     slot.active = true;
     slot.expected = slot.arrivals;
     slot.bucket = static_cast<int>(buckets_.size());  // for now, so that it is listed once
@@ -93,7 +94,7 @@ void GradientReducer::add_buckets_of_unexpected() {
 }
 
 // Divides these parameters into further buckets.
-void GradientReducer::add_buckets(const std::vector<std::size_t>& order) {
+void ModelReducer::add_buckets(const std::vector<std::size_t>& order) {
   const std::size_t before = buckets_.size();
   std::size_t bytes = 0;
   for (const std::size_t i : order) bytes += bytes_of(parameters_[i].second);
@@ -124,15 +125,15 @@ void GradientReducer::add_buckets(const std::vector<std::size_t>& order) {
   allocate(before);
 }
 
-void GradientReducer::allocate(std::size_t first) {
+void ModelReducer::allocate(std::size_t first) {
   const bool shared = shares_buckets();
   if (!shared || communicator_.rank() == 0)
     for (std::size_t b = first; b < buckets_.size(); ++b) allocate_own(b, shared);
   if (shared) share_buckets(first);
 }
 
-void GradientReducer::allocate_own(std::size_t index, bool lend) {
-  Bucket& bucket = buckets_[index];
+void ModelReducer::allocate_own(std::size_t index, bool lend) {
+  ReducedBucket& bucket = buckets_[index];
   std::int64_t elements = 0, blocks = 0;
   for (const std::size_t i : bucket.slots) {
     elements += elements_of_part(parameters_[i].second);
@@ -147,7 +148,7 @@ void GradientReducer::allocate_own(std::size_t index, bool lend) {
   std::int64_t offset = 0, block = 0;
   for (const std::size_t i : bucket.slots) {
     const at::Tensor& parameter = parameters_[i].second;
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     slot.bucket = static_cast<int>(index);
     slot.view = part_of(bucket.of_hook->gradients, offset, parameter);
     if (lend) slot.lendable = lendable(slot.view);
@@ -160,21 +161,21 @@ void GradientReducer::allocate_own(std::size_t index, bool lend) {
 }
 
 // Whether the ranks' results lie in one memory.
-bool GradientReducer::shares_buckets() const {
+bool ModelReducer::shares_buckets() const {
   return options_.share_gradients && options_.gradient_as_bucket_view && !hook_ && communicator_.shares_memory() &&
          communicator_.world_size() > 1;
 }
 
 // Ranks other than 0 refer to its buckets.
-void GradientReducer::share_buckets(std::size_t first) {
-  const auto record = comm::describe_object_call("reduce_gradients", typeid(GradientReducer));
+void ModelReducer::share_buckets(std::size_t first) {
+  const auto record = comm::describe_object_call("reduce_gradients", typeid(ModelReducer));
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
   if (communicator_.rank() == 0) return;
-  const auto& main = call.payload<GradientReducer>(0);
+  const auto& main = call.payload<ModelReducer>(0);
   for (std::size_t b = first; b < buckets_.size(); ++b)
     for (const std::size_t i : buckets_[b].slots) {
-      const Slot& of_main = main.slots_[i];
-      Slot& slot = slots_[i];
+      const ParameterSlot& of_main = main.slots_[i];
+      ParameterSlot& slot = slots_[i];
       slot.bucket = static_cast<int>(b);
       slot.view = alias_of(of_main.view);
       slot.lendable = lendable(slot.view);
@@ -183,8 +184,8 @@ void GradientReducer::share_buckets(std::size_t first) {
 }
 
 // Whether the parameters still are of the types and sizes that they had when the buckets were made.
-bool GradientReducer::buckets_fit() const {
-  return std::all_of(buckets_.begin(), buckets_.end(), [this](const Bucket& bucket) {
+bool ModelReducer::buckets_fit() const {
+  return std::all_of(buckets_.begin(), buckets_.end(), [this](const ReducedBucket& bucket) {
     return std::all_of(bucket.slots.begin(), bucket.slots.end(), [this](std::size_t i) {
       const at::Tensor& parameter = parameters_[i].second;
       const at::Tensor& view = slots_[i].view;
@@ -196,11 +197,11 @@ bool GradientReducer::buckets_fit() const {
 
 // Before the memory of buckets is written to again: what the program still refers to of the gradients that lie there
 // gets memory of its own, or keeps this one. A parameter's gradient that it refers to is reduced where it is.
-void GradientReducer::spare_what_is_kept() {
+void ModelReducer::spare_what_is_kept() {
   if (alone()) return;
   for (std::size_t b = 0; b < buckets_.size(); ++b) spare_bucket(b);
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     const at::Tensor& gradient = parameters_[i].second.grad();
     const auto is = [&](const at::Tensor& tensor) { return tensor.defined() && gradient.is_same(tensor); };
     // A view's storage has others on it, and the bucket has two references to the view.
@@ -216,8 +217,8 @@ void GradientReducer::spare_what_is_kept() {
 }
 
 // A bucket of the rank's own whose memory the program refers to is left to it.
-void GradientReducer::spare_bucket(std::size_t index) {
-  const Bucket& bucket = buckets_[index];
+void ModelReducer::spare_bucket(std::size_t index) {
+  const ReducedBucket& bucket = buckets_[index];
   if (!bucket.of_hook || slots_[bucket.slots.front()].lendable.defined()) return;
   const auto& memory = bucket.of_hook->gradients;
   bool referred_to = memory.use_count() > 1 || memory.storage().use_count() > 1 + bucket.slots.size();
@@ -228,9 +229,9 @@ void GradientReducer::spare_bucket(std::size_t index) {
   if (referred_to) allocate_own(index, /*lend=*/false);
 }
 
-void GradientReducer::drop_buckets() {
+void ModelReducer::drop_buckets() {
   buckets_.clear();
-  for (Slot& slot : slots_) {
+  for (ParameterSlot& slot : slots_) {
     slot.leave_bucket();
     slot.active = false;
   }

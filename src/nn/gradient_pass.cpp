@@ -1,4 +1,4 @@
-// What a GradientReducer does in a backward pass whose gradients are reduced.
+// What a ModelReducer does in a backward pass whose gradients are reduced.
 #include <algorithm>
 #include <utility>
 
@@ -7,76 +7,73 @@
 
 #include "comm/shared_memory.h"
 #include "nn/copy_on_write.h"
-#include "nn/finite_check.h"
-#include "nn/followed_tensors.h"
-#include "nn/gradient_reducer_parts.h"
-#include "nn/memory.h"
+#include "nn/model_reducer.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
-#include "tandem/nn/gradient_reducer.h"
 #include "tandem/trace/range.h"
 
 namespace tandem::nn {
 
-void GradientReducer::check_not_interrupted() const {
+void ModelReducer::check_not_interrupted() const {
   if (in_pass_ && started_ > 0)
     throw CollectiveError(
         "a backward pass on rank " + std::to_string(communicator_.rank()) +
         " ended with an exception after the reduction of its gradients had begun; let the exception leave the body");
 }
 
-void GradientReducer::begin_pass() {
+void ModelReducer::begin_pass() {
   throw_if_not_finite(false);
   if (!buckets_fit()) drop_buckets();
   spare_what_is_kept();
   // Other ranks' passes may reach a gradient that this rank's does not.
-  for (std::size_t i = 0; keeps_apart() && i < slots_.size(); ++i)
+  for (std::size_t i = 0; pass_.keeps_apart && i < slots_.size(); ++i)
     if (!slots_[i].in_window) keep_before(i);
-  for (Slot& slot : slots_) slot.arrivals = 0;
-  for (Bucket& bucket : buckets_) {
+  for (ParameterSlot& slot : slots_) slot.arrivals = 0;
+  for (ReducedBucket& bucket : buckets_) {
     bucket.missing = 0;
     for (const std::size_t i : bucket.slots)
       if (slots_[i].active) bucket.missing += slots_[i].expected;
     bucket.expects = bucket.missing > 0;
   }
-  told_->passes += 1;
-  told_->order.clear();
-  told_->last_arrival = 0;
+  told_.passes += 1;
+  told_.order.clear();
+  told_.last_arrival = 0;
   started_ = released_ = 0;
   in_pass_ = true;
 }
 
 // The gradient of parameter `index` is going to be added to.
-void GradientReducer::arriving(std::size_t index) {
-  Slot& slot = slots_[index];
+void ModelReducer::arriving(std::size_t index) {
+  ParameterSlot& slot = slots_[index];
   if (slot.taken) return;
   if (slot.in_window)
     look_for_writes(index);
-  else if (keeps_apart())
+  else if (pass_.keeps_apart)
     keep_before(index);
 }
 
 // It has been added to.
-void GradientReducer::arrived(std::size_t index) {
+void ModelReducer::arrived(std::size_t index) {
   group_.token().check();  // a long backward pass ends here when another rank has failed
-  Slot& slot = slots_[index];
+  ParameterSlot& slot = slots_[index];
   slot.pending = slot.in_window = true;
   if (slot.before.defined() && !slot.taken) slot.leave(parameters_[index].second.grad());
   adds_locally_ = adds_locally_ || !in_pass_;
-  if (!in_pass_ || !reducers_) return;
+  if (!in_pass_) return;
   slot.arrivals += 1;
-  if (slot.arrivals == 1) told_->order.push_back(index);
-  told_->last_arrival = ++reducers_->arrivals_;
+  if (slot.arrivals == 1) told_.order.push_back(index);
+  told_.last_arrival = ++pass_.arrivals;
   if (alone() || !slot.active || slot.arrivals > slot.expected) return;
-  if (--buckets_[static_cast<std::size_t>(slot.bucket)].missing == 0) reducers_->start_ready_buckets();
+  if (--buckets_[static_cast<std::size_t>(slot.bucket)].missing == 0) pass_.bucket_complete();
   release_reduced();
 }
 
 // Starts buckets in their order as long as they are complete; true when all have started.
-bool GradientReducer::start_ready_buckets() {
+bool ModelReducer::start_complete_buckets() {
   for (; started_ < buckets_.size(); ++started_) {
-    Bucket& bucket = buckets_[started_];
+    ReducedBucket& bucket = buckets_[started_];
     if (!bucket.expects || bucket.missing > 0) return false;
     start(bucket, true);
   }
@@ -84,31 +81,31 @@ bool GradientReducer::start_ready_buckets() {
 }
 
 // Lets go of gradients whose mean is there: the memory of a pass is that of a few buckets, on every rank.
-void GradientReducer::release_reduced() {
+void ModelReducer::release_reduced() {
   if (released_ == started_ || hook_) return;
   const trace::Range range(trace::Event::reduction);
   const at::NoGradGuard no_grad;
   for (; released_ < started_ && communicator_.try_wait(buckets_[released_].number); ++released_) {
-    Bucket& bucket = buckets_[released_];
+    ReducedBucket& bucket = buckets_[released_];
     bucket.inputs.clear();
     for (std::size_t k = 0; k < bucket.taken.size(); ++k)
-      if (Slot& slot = slots_[bucket.taken[k]];
+      if (ParameterSlot& slot = slots_[bucket.taken[k]];
           bucket.gradients[k].defined() && becomes_view(slot, bucket.gradients[k]))
         bucket.gradients[k] = slot.view;
   }
 }
 
 // Starts what has not started: what some rank has started, and of the other buckets what some rank's pass has reached.
-void GradientReducer::settle() {
+void ModelReducer::settle() {
   const at::NoGradGuard no_grad;
   std::size_t most_started = started_;
-  for (std::size_t i = 0; i < slots_.size(); ++i) told_->states[i] = anywhere_[i] = state_of(i);
+  for (std::size_t i = 0; i < slots_.size(); ++i) told_.states[i] = anywhere_[i] = state_of(i);
   if (!alone()) {
     if (options_.static_graph && !buckets_.empty()) {
       check_as_promised();
       // As in the first pass, on all ranks.
       for (std::size_t i = 0; i < slots_.size(); ++i)
-        anywhere_[i] = static_cast<std::uint8_t>(reached_[i] | (anywhere_[i] & Told::kLocalBefore));
+        anywhere_[i] = static_cast<std::uint8_t>(reached_[i] | (anywhere_[i] & PassReport::kLocalBefore));
       most_started = buckets_.size();
     } else {
       most_started = tell_each_other();
@@ -118,36 +115,37 @@ void GradientReducer::settle() {
   }
 }
 
-std::uint8_t GradientReducer::state_of(std::size_t index) const {
-  const Slot& slot = slots_[index];
+std::uint8_t ModelReducer::state_of(std::size_t index) const {
+  const ParameterSlot& slot = slots_[index];
   const at::Tensor& gradient = parameters_[index].second.grad();
   if (!slot.pending) return 0;
-  const std::uint8_t before = slot.before.defined() && slot.before_is_local ? Told::kLocalBefore : 0;
-  if (slot.taken) return before | Told::kDense | (gradient.defined() ? Told::kLate : 0);
-  if (!gradient.defined() || !gradient.is_sparse()) return before | Told::kDense;
-  return static_cast<std::uint8_t>(before | Told::kSparse | gradient.sparse_dim() << Told::kSparseDims);
+  const std::uint8_t before = slot.before.defined() && slot.before_is_local ? PassReport::kLocalBefore : 0;
+  if (slot.taken) return before | PassReport::kDense | (gradient.defined() ? PassReport::kLate : 0);
+  if (!gradient.defined() || !gradient.is_sparse()) return before | PassReport::kDense;
+  return static_cast<std::uint8_t>(before | PassReport::kSparse | gradient.sparse_dim() << PassReport::kSparseDims);
 }
 
 // Returns how many buckets the rank that has started most has started.
-std::size_t GradientReducer::tell_each_other() {
-  told_->started = started_;
-  const comm::CallRecord record{
-      .operation = "reduce_gradients", .tensors = static_cast<std::int32_t>(slots_.size()), .signature = told_->passes};
-  const comm::RankGroup::Call call(group_, communicator_.rank(), record, told_.get());
+std::size_t ModelReducer::tell_each_other() {
+  told_.started = started_;
+  const comm::CallRecord record{.operation = "reduce_gradients",
+                                .tensors = static_cast<std::int32_t>(slots_.size()),
+                                .signature = told_.passes};
+  const comm::RankGroup::Call call(group_, communicator_.rank(), record, &told_);
   std::size_t most_started = 0;
   for (int peer = 0; peer < communicator_.world_size(); ++peer) {
-    const auto& told = call.payload<Told>(peer);
+    const auto& told = call.payload<PassReport>(peer);
     most_started = std::max(most_started, told.started);
     for (std::size_t i = 0; i < slots_.size(); ++i) anywhere_[i] |= told.states[i];
   }
-  order_ = call.payload<Told>(0).order;
-  last_arrival_ = call.payload<Told>(0).last_arrival;
+  order_ = call.payload<PassReport>(0).order;
+  last_arrival_ = call.payload<PassReport>(0).last_arrival;
   return most_started;
 }
 
-void GradientReducer::check_as_promised() const {
+void ModelReducer::check_as_promised() const {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    const Slot& slot = slots_[i];
+    const ParameterSlot& slot = slots_[i];
     if (slot.arrivals == slot.expected) continue;
     throw ConfigError("static_graph is on, but this pass reached parameter " + parameters_[i].first + ' ' +
                       std::to_string(slot.arrivals) + " times and the first one " + std::to_string(slot.expected) +
@@ -157,9 +155,9 @@ void GradientReducer::check_as_promised() const {
 
 // Starts the reduction of the bucket's active gradients: of all, or of those that some rank's pass has reached. Either
 // is the same on all ranks.
-void GradientReducer::start(Bucket& bucket, bool whole) {
+void ModelReducer::start(ReducedBucket& bucket, bool whole) {
   const at::NoGradGuard no_grad;
-  const auto reached = [this](std::size_t i) { return slots_[i].active && (anywhere_[i] & Told::kDense); };
+  const auto reached = [this](std::size_t i) { return slots_[i].active && (anywhere_[i] & PassReport::kDense); };
   // A communication hook gets the memory of all.
   if (hook_) whole = whole || std::any_of(bucket.slots.begin(), bucket.slots.end(), reached);
   for (const std::size_t i : bucket.slots)
@@ -176,7 +174,7 @@ void GradientReducer::start(Bucket& bucket, bool whole) {
                                                                       bucket.squares_of_outputs, comm::ReduceOp::mean);
 }
 
-std::int64_t GradientReducer::reduced_bytes(const Bucket& bucket) const {
+std::int64_t ModelReducer::reduced_bytes(const ReducedBucket& bucket) const {
   if (hook_) return static_cast<std::int64_t>(bucket.of_hook->gradients.nbytes());
   std::int64_t bytes = 0;
   for (const at::Tensor& input : bucket.inputs) bytes += static_cast<std::int64_t>(input.nbytes());
@@ -184,8 +182,8 @@ std::int64_t GradientReducer::reduced_bytes(const Bucket& bucket) const {
 }
 
 // The parameter has no gradient until it is given back, so that a late one is told apart.
-void GradientReducer::take(Bucket& bucket, std::size_t index) {
-  Slot& slot = slots_[index];
+void ModelReducer::take(ReducedBucket& bucket, std::size_t index) {
+  ParameterSlot& slot = slots_[index];
   at::Tensor gradient = std::exchange(parameters_[index].second.mutable_grad(), at::Tensor());
   if (gradient.defined() && gradient.is_sparse()) gradient = gradient.to_dense();
   if (hook_)
@@ -197,7 +195,7 @@ void GradientReducer::take(Bucket& bucket, std::size_t index) {
   slot.taken = true;
 }
 
-void GradientReducer::write_to_bucket(Slot& slot, at::Tensor& gradient) {
+void ModelReducer::write_to_bucket(ParameterSlot& slot, at::Tensor& gradient) {
   if (!gradient.defined()) {
     slot.view.zero_();
     return;
@@ -209,7 +207,7 @@ void GradientReducer::write_to_bucket(Slot& slot, at::Tensor& gradient) {
 }
 
 // The view may be memory of all ranks, and another rank's gradient: it is not written to before the reduction.
-void GradientReducer::list_for_reduction(Bucket& bucket, Slot& slot, const at::Tensor& gradient) {
+void ModelReducer::list_for_reduction(ReducedBucket& bucket, ParameterSlot& slot, const at::Tensor& gradient) {
   const bool fits = gradient.defined() && gradient.layout() == at::kStrided && !gradient.is_conj() &&
                     !gradient.is_neg() && same_order_in_memory(gradient, slot.view);
   at::Tensor input = gradient;
@@ -224,33 +222,33 @@ void GradientReducer::list_for_reduction(Bucket& bucket, Slot& slot, const at::T
 }
 
 // Whether `gradient` is to be a view of its bucket after the reduction.
-bool GradientReducer::becomes_view(const Slot& slot, const at::Tensor& gradient) const {
+bool ModelReducer::becomes_view(const ParameterSlot& slot, const at::Tensor& gradient) const {
   return options_.gradient_as_bucket_view && !(gradient.defined() && (slot.kept || gradient.requires_grad()));
 }
 
 // The reduced gradient that the parameter gets.
-const at::Tensor& GradientReducer::result(Slot& slot) const {
+const at::Tensor& ModelReducer::result(ParameterSlot& slot) const {
   if (!slot.lendable.defined()) return slot.view;
   if (!slot.lent.defined() || !refers_to(slot.lent, slot.view)) slot.lent = lent_copy(slot.lendable);
   return slot.lent;
 }
 
-void GradientReducer::collect() {
+void ModelReducer::collect() {
   const at::NoGradGuard no_grad;
   std::uint64_t last = 0;
-  for (const Bucket& bucket : buckets_) last = std::max(last, bucket.number);
+  for (const ReducedBucket& bucket : buckets_) last = std::max(last, bucket.number);
   communicator_.wait(last);
-  for (Bucket& bucket : buckets_) {
+  for (ReducedBucket& bucket : buckets_) {
     if (bucket.finish) bucket.finish();
     give_back(bucket);
     bucket.clear_pass();
   }
 }
 
-void GradientReducer::give_back(Bucket& bucket) {
+void ModelReducer::give_back(ReducedBucket& bucket) {
   for (std::size_t k = 0; k < bucket.taken.size(); ++k) {
     const std::size_t i = bucket.taken[k];
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     slot.taken = false;
     at::Tensor& gradient = bucket.gradients[k];
     if (anywhere_[i] == 0 && (hook_ || !gradient.defined())) {  // no rank has reached it
@@ -267,33 +265,33 @@ void GradientReducer::give_back(Bucket& bucket) {
     // What came too late is a part of this rank's gradient; the mean of the sum of both is the sum of their means.
     at::Tensor& late = parameters_[i].second.mutable_grad();
     if (late.defined()) gradient.detach().add_(late.detach());
-    slot.unexpected = (anywhere_[i] & Told::kLate) != 0;
+    slot.unexpected = (anywhere_[i] & PassReport::kLate) != 0;
     late = std::move(gradient);
   }
 }
 
-at::Tensor GradientReducer::new_gradient(std::size_t index) const {
+at::Tensor ModelReducer::new_gradient(std::size_t index) const {
   return at::zeros_like(parameters_[index].second, at::MemoryFormat::Preserve).detach();
 }
 
 // Gradients that no bucket expected, and the buffers.
-void GradientReducer::reduce_rest(int main) {
+void ModelReducer::reduce_rest(int main) {
   const at::NoGradGuard no_grad;
   if (!alone()) {
     reduce_unexpected();
     for (std::size_t i = 0; i < slots_.size(); ++i)
-      if ((anywhere_[i] & (Told::kSparse | Told::kDense)) == Told::kSparse) reduce_sparse(i);
+      if ((anywhere_[i] & (PassReport::kSparse | PassReport::kDense)) == PassReport::kSparse) reduce_sparse(i);
     reduce_before();
   }
-  followed_->follow(communicator_, group_, main);
+  followed_.follow(communicator_, group_, main);
 }
 
-void GradientReducer::reduce_unexpected() {
+void ModelReducer::reduce_unexpected() {
   std::vector<at::Tensor> gradients;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     const bool expected = slot.active && slot.bucket >= 0;
-    if (!slot.unexpected && (expected || !(anywhere_[i] & Told::kDense))) continue;
+    if (!slot.unexpected && (expected || !(anywhere_[i] & PassReport::kDense))) continue;
     slot.unexpected = false;
     at::Tensor& gradient = parameters_[i].second.mutable_grad();
     if (!gradient.defined()) gradient = new_gradient(i);
@@ -303,15 +301,15 @@ void GradientReducer::reduce_unexpected() {
   if (!gradients.empty()) communicator_.all_reduce(gradients, comm::ReduceOp::mean);
 }
 
-void GradientReducer::check_finite() {
+void ModelReducer::check_finite() {
   if (!finite_check_) return;
   std::vector<at::Tensor> gradients;
   for (const auto& [name, parameter] : parameters_)
     if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-  finite_check_->start(gradients, told_->passes);
+  finite_check_->start(gradients, told_.passes);
 }
 
-void GradientReducer::throw_if_not_finite(bool wait) {
+void ModelReducer::throw_if_not_finite(bool wait) {
   const auto pass = finite_check_ ? finite_check_->first_found(wait) : std::nullopt;
   if (!pass) return;
   std::string where;
@@ -323,11 +321,11 @@ void GradientReducer::throw_if_not_finite(bool wait) {
 }
 
 // The sum of sparse tensors is their entries side by side.
-void GradientReducer::reduce_sparse(std::size_t index) {
+void ModelReducer::reduce_sparse(std::size_t index) {
   const at::Tensor& parameter = parameters_[index].second;
   at::Tensor& gradient = parameters_[index].second.mutable_grad();
   const auto options = parameter.options().requires_grad(false);
-  const std::int64_t dims = anywhere_[index] >> Told::kSparseDims;
+  const std::int64_t dims = anywhere_[index] >> PassReport::kSparseDims;
   if (!gradient.defined()) {
     auto no_values = parameter.sizes().slice(static_cast<std::size_t>(dims)).vec();
     no_values.insert(no_values.begin(), 0);
@@ -342,10 +340,10 @@ void GradientReducer::reduce_sparse(std::size_t index) {
                  .coalesce();
 }
 
-void GradientReducer::end_pass() {
+void ModelReducer::end_pass() {
   if (std::any_of(anywhere_.begin(), anywhere_.end(), [](std::uint8_t state) { return state != 0; })) {
     reached_ = anywhere_;
-    for (std::uint8_t& state : reached_) state = static_cast<std::uint8_t>(state & ~Told::kLocalBefore);
+    for (std::uint8_t& state : reached_) state = static_cast<std::uint8_t>(state & ~PassReport::kLocalBefore);
     if (!alone() && !(options_.static_graph && !buckets_.empty())) learn();
   }
   for (std::size_t i = 0; i < slots_.size(); ++i) {

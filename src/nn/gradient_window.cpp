@@ -1,11 +1,11 @@
-// What a GradientReducer knows of the accumulation window: its factor is for what its passes have added, not for what
+// What a ModelReducer knows of the accumulation window: its factor is for what its passes have added, not for what
 // gradients held before it.
 #include <algorithm>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
-#include "nn/gradient_reducer_parts.h"
+#include "nn/model_reducer.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
@@ -29,15 +29,13 @@ void add(at::Tensor& gradient, const at::Tensor& other, double factor) {
 
 }  // namespace
 
-void GradientReducer::begin_window() {
-  for (Slot& slot : slots_) slot.forget_window();
+void ModelReducer::begin_window() {
+  for (ParameterSlot& slot : slots_) slot.forget_window();
 }
 
-bool GradientReducer::keeps_apart() const { return reducers_ && reducers_->keeps_apart_; }
-
 // Before the window's first addition to the gradient.
-void GradientReducer::keep_before(std::size_t index) {
-  Slot& slot = slots_[index];
+void ModelReducer::keep_before(std::size_t index) {
+  ParameterSlot& slot = slots_[index];
   const at::Tensor& gradient = parameters_[index].second.grad();
   if (slot.before.defined() || !gradient.defined() || is_known_to_be_zero(gradient)) return;
   const at::NoGradGuard no_grad;
@@ -47,8 +45,8 @@ void GradientReducer::keep_before(std::size_t index) {
 }
 
 // Before anything is done with a gradient of the window: the program may have dropped it, or written to it.
-void GradientReducer::look_for_writes(std::size_t index) {
-  Slot& slot = slots_[index];
+void ModelReducer::look_for_writes(std::size_t index) {
+  ParameterSlot& slot = slots_[index];
   const at::Tensor& gradient = parameters_[index].second.grad();
   if (!slot.before.defined() || slot.is_as_left(gradient)) return;
   if (!gradient.defined() || is_zero(gradient))
@@ -57,7 +55,7 @@ void GradientReducer::look_for_writes(std::size_t index) {
     slot.before_is_lost = true;
 }
 
-void GradientReducer::scale_window(double factor) {
+void ModelReducer::scale_window(double factor) {
   const at::NoGradGuard no_grad;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (!slots_[i].in_window) continue;
@@ -67,8 +65,8 @@ void GradientReducer::scale_window(double factor) {
   }
 }
 
-void GradientReducer::scale_added(std::size_t index, double factor) {
-  const Slot& slot = slots_[index];
+void ModelReducer::scale_added(std::size_t index, double factor) {
+  const ParameterSlot& slot = slots_[index];
   const auto& [name, parameter] = parameters_[index];
   at::Tensor& gradient = parameter.mutable_grad();
   if (slot.before.defined() && slot.before_is_lost)
@@ -81,10 +79,10 @@ void GradientReducer::scale_added(std::size_t index, double factor) {
   if (slot.before.defined()) add(gradient, slot.before, 1);
 }
 
-void GradientReducer::keep_unreduced() {
+void ModelReducer::keep_unreduced() {
   const at::NoGradGuard no_grad;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     at::Tensor& gradient = parameters_[i].second.mutable_grad();
     look_for_writes(i);
     if (!slot.pending)
@@ -97,11 +95,11 @@ void GradientReducer::keep_unreduced() {
 
 // The mean of what gradients held before the window, where not all of it was reduced: a reduction within the window has
 // made it a part of the mean on all ranks.
-void GradientReducer::reduce_before() {
+void ModelReducer::reduce_before() {
   std::vector<at::Tensor> all;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (!(anywhere_[i] & Told::kLocalBefore)) continue;
-    Slot& slot = slots_[i];
+    if (!(anywhere_[i] & PassReport::kLocalBefore)) continue;
+    ParameterSlot& slot = slots_[i];
     if (!slot.before.defined())
       slot.before = at::zeros_like(parameters_[i].second, at::MemoryFormat::Contiguous).detach();
     if (slot.before.is_sparse()) slot.before = slot.before.to_dense();

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
 

@@ -3,7 +3,7 @@
 #include <torch/nn/module.h>
 
 #include "tandem/comm/rank_group.h"
-#include "tandem/nn/shared_weights.h"
+#include "tandem/nn/named_tensors.h"
 
 namespace tandem::nn {
 

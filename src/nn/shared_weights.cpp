@@ -1,4 +1,4 @@
-#include "tandem/nn/shared_weights.h"
+#include "nn/shared_weights.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,7 +9,8 @@
 
 #include "comm/describe_call.h"
 #include "nn/lent_storage.h"
-#include "nn/memory.h"
+#include "comm/describe_call.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {

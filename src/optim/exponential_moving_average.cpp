@@ -6,7 +6,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {
@@ -57,15 +57,15 @@ void ExponentialMovingAverage::swap() {
   swapped_ = !swapped_;
 }
 
-ExponentialMovingAverage::NamedTensors ExponentialMovingAverage::averages() const {
+nn::NamedTensors ExponentialMovingAverage::averages() const {
   check_not_swapped("averages");
-  NamedTensors result;
+  nn::NamedTensors result;
   for (const Kept* list : {&averaged_, &copied_})
     for (std::size_t i = 0; i < list->kept.size(); ++i) result.emplace_back(list->names[i], list->kept[i]);
   return result;
 }
 
-void ExponentialMovingAverage::load(const NamedTensors& averages, std::int64_t updates) {
+void ExponentialMovingAverage::load(const nn::NamedTensors& averages, std::int64_t updates) {
   check_not_swapped("load");
   const at::NoGradGuard no_grad;
   const auto find = [&](const std::string& name, const at::Tensor& kept) {
@@ -104,7 +104,7 @@ void ExponentialMovingAverage::load_state_dict(const c10::IValue& state) {
   const c10::IValue tensors = of("averages"), updates = of("updates");
   if (!tensors.isGenericDict() || !updates.isInt())
     throw CheckpointError("the state of an ExponentialMovingAverage has averages or updates of another kind");
-  NamedTensors averages;
+  nn::NamedTensors averages;
   for (const auto& item : tensors.toGenericDict())
     if (item.key().isString() && item.value().isTensor())
       averages.emplace_back(item.key().toStringRef(), item.value().toTensor());

@@ -17,7 +17,8 @@
 #include <torch/optim/sgd.h>
 
 #include "nn/copy_on_write.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
+#include "nn/recording.h"
 
 namespace tandem::optim {
 namespace {
@@ -175,6 +176,8 @@ bool FusedStep::step(nn::Recording* recording) {
   if (!fused && !records()) optimizer_.step();
   return fused;
 }
+
+bool FusedStep::records() const { return recording_ && recording_->records(); }
 
 bool FusedStep::suits_all() const {
   if (kind_ == Kind::other) return false;

@@ -172,7 +172,7 @@ bool visit_tensors_of(torch::optim::OptimizerParamState& any, const Visit& visit
   return true;
 }
 
-// The same for a state of any of the classes; nothing for others.
+// Visits the tensors of a state of any of the classes, and nothing of others.
 template <class Visit>
 void visit_tensors(torch::optim::OptimizerParamState& state, const Visit& visit) {
   visit_tensors_of<Sgd>(state, visit) || visit_tensors_of<Adam>(state, visit) ||

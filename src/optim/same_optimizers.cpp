@@ -8,6 +8,7 @@
 #include <c10/util/Type.h>
 
 #include "comm/describe_call.h"
+#include "nn/reducer_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {
@@ -42,7 +43,7 @@ std::optional<std::string> difference(int rank, const Listed& theirs, const List
 
 }  // namespace
 
-std::string name_of(const at::Tensor& parameter, const nn::GradientReducers& models) {
+std::string name_of(const at::Tensor& parameter, const nn::ReducerGroup& models) {
   std::size_t number = 0;
   for (const auto& model : models) {
     number += 1;
@@ -54,7 +55,7 @@ std::string name_of(const at::Tensor& parameter, const nn::GradientReducers& mod
 }
 
 void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim::Optimizer& optimizer,
-                           const nn::GradientReducers& models) {
+                           const nn::ReducerGroup& models) {
   Listed mine{c10::demangle(typeid(optimizer).name())};
   for (const auto& of_group : optimizer.param_groups()) {
     auto& names = mine.groups.emplace_back();

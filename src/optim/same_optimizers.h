@@ -5,16 +5,19 @@
 #include <torch/optim/optimizer.h>
 
 #include "tandem/comm/rank_group.h"
-#include "tandem/nn/gradient_reducer.h"
+
+namespace tandem::nn {
+class ReducerGroup;
+}
 
 namespace tandem::optim {
 
 /// The name of a parameter in the prepared model that has it; empty for none.
-std::string name_of(const at::Tensor& parameter, const nn::GradientReducers& models);
+std::string name_of(const at::Tensor& parameter, const nn::ReducerGroup& models);
 
 /// Throws ConfigError on all ranks, the same, when the optimizer of a rank is of another class than rank 0's, or lists
 /// other parameters, or in another order. Collective.
 void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim::Optimizer& optimizer,
-                           const nn::GradientReducers& models);
+                           const nn::ReducerGroup& models);
 
 }  // namespace tandem::optim

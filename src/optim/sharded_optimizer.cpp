@@ -1,4 +1,4 @@
-#include "tandem/optim/sharded_optimizer.h"
+#include "optim/sharded_optimizer.h"
 
 #include <algorithm>
 #include <map>
@@ -10,7 +10,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "nn/lent_storage.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "optim/same_optimizers.h"
 #include "optim/sharded_optimizer_parts.h"
 #include "tandem/core/error.h"
@@ -42,7 +42,7 @@ class ShardedOptimizer::OwnGroups {
 };
 
 ShardedOptimizer::ShardedOptimizer(torch::optim::Optimizer& inner, comm::Communicator& communicator,
-                                   comm::RankGroup& group, nn::GradientReducers& models,
+                                   comm::RankGroup& group, nn::ReducerGroup& models,
                                    std::function<void(const std::string&)> warn)
     : inner_(inner), communicator_(communicator), group_(group), models_(models), warn_(std::move(warn)) {}
 
@@ -57,14 +57,14 @@ void ShardedOptimizer::step(const std::function<void()>& update) {
   }
   if (mode_ == Mode::whole) return update();
   if (mode_ == Mode::paused) {
-    const nn::LentStorage::Writing writing(storages_of([](const Part&) { return true; }));
+    const nn::LentStorage::Writing writing(storages_of([](const UpdatePart&) { return true; }));
     return update();
   }
   update_own(update);
   const trace::Range range(trace::Event::weight_exchange);
   give_weights();
   refer_to_state();
-  for (nn::GradientReducer* model : with_models_) model->weights().accept();
+  for (nn::ModelReducer* model : with_models_) model->weights().accept();
 }
 
 // ---- who updates what
@@ -77,20 +77,20 @@ void ShardedOptimizer::list_parts() {
   std::vector<at::Tensor> parameters;
   for (const auto& group : inner_.param_groups())
     parameters.insert(parameters.end(), group.params().begin(), group.params().end());
-  const auto same = [](const at::Tensor& a, const Part& b) { return a.is_same(b.parameter); };
+  const auto same = [](const at::Tensor& a, const UpdatePart& b) { return a.is_same(b.parameter); };
   if (std::equal(parameters.begin(), parameters.end(), parts_.begin(), parts_.end(), same)) return;
   has_new_parts_ = true;
-  std::unordered_map<const void*, Part> known;
-  for (Part& part : parts_) known.emplace(part.key(), std::move(part));
+  std::unordered_map<const void*, UpdatePart> known;
+  for (UpdatePart& part : parts_) known.emplace(part.key(), std::move(part));
   parts_.clear();
   with_models_.clear();
   all_in_models_ = !parameters.empty();
   std::unordered_map<const void*, int> listed;
   for (const at::Tensor& parameter : parameters) {
     const auto before = known.find(parameter.unsafeGetTensorImpl());
-    parts_.push_back(before == known.end() ? Part{.parameter = parameter} : std::move(before->second));
+    parts_.push_back(before == known.end() ? UpdatePart{.parameter = parameter} : std::move(before->second));
     if (before != known.end()) known.erase(before);
-    Part& part = parts_.back();
+    UpdatePart& part = parts_.back();
     part.model = models_.find(parameter);
     all_in_models_ = all_in_models_ && part.model && ++listed[part.key()] == 1;
     if (part.model && std::find(with_models_.begin(), with_models_.end(), part.model) == with_models_.end())
@@ -104,7 +104,7 @@ bool ShardedOptimizer::any_rank(bool mine) const {
 }
 
 // Whether something else than updates has happened to a parameter that is divided, or its state, on this rank.
-bool ShardedOptimizer::touched(const Part& part) const {
+bool ShardedOptimizer::touched(const UpdatePart& part) const {
   if (part.owner < 0) return false;
   const nn::SharedWeights& weights = part.model->weights();
   if (!weights.lent_storage(part.parameter) || weights.touched(part.parameter)) return true;
@@ -122,8 +122,9 @@ bool ShardedOptimizer::touched(const Part& part) const {
 
 // Whether this rank is about to step on a gradient that no reduction has made the same on all ranks. Weights part then.
 bool ShardedOptimizer::has_local_gradients() const {
-  return std::any_of(parts_.begin(), parts_.end(),
-                     [](const Part& part) { return part.model && part.model->has_local_gradient(part.parameter); });
+  return std::any_of(parts_.begin(), parts_.end(), [](const UpdatePart& part) {
+    return part.model && part.model->has_local_gradient(part.parameter);
+  });
 }
 
 // All ranks have come here, and none reads weights, when it returns.
@@ -131,7 +132,7 @@ void ShardedOptimizer::decide() {
   const bool has_new_parts = std::exchange(has_new_parts_, false);
   bool anew = has_new_parts || mode_ == Mode::unknown || has_local_gradients();
   if (lent())
-    anew = anew || std::any_of(parts_.begin(), parts_.end(), [this](const Part& part) { return touched(part); });
+    anew = anew || std::any_of(parts_.begin(), parts_.end(), [this](const UpdatePart& part) { return touched(part); });
   else
     anew = anew || std::any_of(with_models_.begin(), with_models_.end(),
                                [](const auto* model) { return model->weights().written(); });
@@ -161,11 +162,11 @@ void ShardedOptimizer::settle() {
     give_up_touched();
   } else {
     if (any_rank(storages_overlap())) return make_whole();
-    for (const nn::GradientReducer* model : with_models_)
+    for (const nn::ModelReducer* model : with_models_)
       if (!model->weights().equal_on_all_ranks()) return make_whole();
   }
   assign();
-  if (std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.owner == kEachRank; }))
+  if (std::all_of(parts_.begin(), parts_.end(), [](const UpdatePart& part) { return part.owner == kEachRank; }))
     return make_whole();
   mode_ = Mode::divided;
   any_rank(false);  // all have their copies before anybody writes
@@ -174,7 +175,7 @@ void ShardedOptimizer::settle() {
 // Several parameters on one storage, which may be the same memory.
 bool ShardedOptimizer::storages_overlap() const {
   std::set<const void*> storages;
-  return !std::all_of(parts_.begin(), parts_.end(), [&](const Part& part) {
+  return !std::all_of(parts_.begin(), parts_.end(), [&](const UpdatePart& part) {
     return storages.insert(part.parameter.storage().unsafeGetStorageImpl()).second;
   });
 }
@@ -200,7 +201,7 @@ void ShardedOptimizer::give_up_touched() {
       parts_[i].model->weights().give_up({*storage});
       given_up.push_back(i);
     }
-  for (Part& part : parts_) {
+  for (UpdatePart& part : parts_) {
     if (part.model->weights().lent_storage(part.parameter)) continue;
     own_state(part);
     part.owner = kEachRank;
@@ -254,7 +255,7 @@ void ShardedOptimizer::list_own() {
 }
 
 void ShardedOptimizer::make_whole() {
-  for (Part& part : parts_) {
+  for (UpdatePart& part : parts_) {
     own_state(part);
     part.owner = kEachRank;
     if (!part.model) continue;
@@ -268,9 +269,10 @@ void ShardedOptimizer::make_whole() {
 // ---- an update
 
 // The lent storages of these parameters and of their state.
-std::vector<nn::LentStorage*> ShardedOptimizer::storages_of(const std::function<bool(const Part&)>& wanted) const {
+std::vector<nn::LentStorage*> ShardedOptimizer::storages_of(
+    const std::function<bool(const UpdatePart&)>& wanted) const {
   std::vector<nn::LentStorage*> storages;
-  for (const Part& part : parts_) {
+  for (const UpdatePart& part : parts_) {
     if (!wanted(part)) continue;
     if (nn::LentStorage* storage = part.model ? part.model->weights().storage_of(part.parameter) : nullptr)
       storages.push_back(storage);
@@ -281,7 +283,7 @@ std::vector<nn::LentStorage*> ShardedOptimizer::storages_of(const std::function<
 
 void ShardedOptimizer::update_own(const std::function<void()>& update) {
   const nn::LentStorage::Writing writing(
-      storages_of([rank = communicator_.rank()](const Part& part) { return part.owner == rank; }));
+      storages_of([rank = communicator_.rank()](const UpdatePart& part) { return part.owner == rank; }));
   const OwnGroups own(*this);
   update();
 }
@@ -291,17 +293,17 @@ void ShardedOptimizer::give_weights() {
   const at::NoGradGuard no_grad;
   const int rank = communicator_.rank();
   // As if this rank had written them: a graph that has saved them is of no use any more.
-  for (const Part& part : parts_)
+  for (const UpdatePart& part : parts_)
     if (part.owner >= 0 && part.owner != rank && part.parameter.grad().defined())
       part.parameter.unsafeGetTensorImpl()->bump_version();
-  const auto is_given = [](const Part& part) {
+  const auto is_given = [](const UpdatePart& part) {
     return part.owner >= 0 && !part.model->weights().shares(part.parameter);
   };
   if (std::none_of(parts_.begin(), parts_.end(), is_given)) return;
   const nn::LentStorage::Writing writing(storages_of(is_given));
   for (int owner = 0; owner < communicator_.world_size(); ++owner) {
     std::vector<at::Tensor> updated;
-    for (const Part& part : parts_)
+    for (const UpdatePart& part : parts_)
       if (part.owner == owner && is_given(part)) updated.push_back(part.parameter);
     if (!updated.empty()) communicator_.broadcast(nn::memory_of(updated), owner);
   }

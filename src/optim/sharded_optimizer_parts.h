@@ -7,9 +7,10 @@
 #include <vector>
 
 #include "nn/lent_storage.h"
+#include "nn/reducer_group.h"
 #include "optim/optimizer_fields.h"
+#include "optim/sharded_optimizer.h"
 #include "tandem/comm/rank_group.h"
-#include "tandem/optim/sharded_optimizer.h"
 
 namespace tandem::optim {
 
@@ -26,9 +27,9 @@ void visit_defined(torch::optim::OptimizerParamState& state, const Visit& visit)
 /// Of the options, and of which parameters have a gradient: the same on ranks that are about to make the same step.
 std::uint64_t hash_of_step(torch::optim::Optimizer& optimizer);
 
-struct ShardedOptimizer::Part {
+struct ShardedOptimizer::UpdatePart {
   at::Tensor parameter;
-  nn::GradientReducer* model = nullptr;
+  nn::ModelReducer* model = nullptr;
   int owner = kNobodyYet;
   // The state's defined tensors, on CPU ranks while the parameter has an owner.
   std::vector<std::unique_ptr<nn::LentStorage>> state{};

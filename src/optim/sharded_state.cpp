@@ -17,7 +17,7 @@ struct ShardedOptimizer::Found {
 
 // What an update has made anew.
 void ShardedOptimizer::lend_own_state() {
-  for (Part& part : parts_) {
+  for (UpdatePart& part : parts_) {
     if (part.owner != communicator_.rank()) continue;
     const auto found = inner_.state().find(part.key());
     std::size_t known = 0;
@@ -52,7 +52,7 @@ void ShardedOptimizer::refer_to_state() {
   for (Found& found : all) refer(parts_[found.part], found);
 }
 
-void ShardedOptimizer::refer(Part& part, Found& found) {
+void ShardedOptimizer::refer(UpdatePart& part, Found& found) {
   std::vector<at::Tensor> before;
   if (const auto old = inner_.state().find(part.key()); lent() && old != inner_.state().end()) {
     visit_defined(*old->second, [&](at::Tensor& tensor) { before.push_back(tensor); });
@@ -80,7 +80,7 @@ void ShardedOptimizer::refer(Part& part, Found& found) {
 }
 
 // The part's state gets memory of its own, if it refers to another rank's.
-void ShardedOptimizer::own_state(Part& part) {
+void ShardedOptimizer::own_state(UpdatePart& part) {
   part.state.clear();
   const auto found = inner_.state().find(part.key());
   if (lent() || part.owner < 0 || part.owner == communicator_.rank() || found == inner_.state().end()) return;
@@ -96,14 +96,14 @@ void ShardedOptimizer::load(const std::function<void(const std::function<bool(co
   if (mode_ == Mode::whole) return load({});
   load([this](const at::Tensor& parameter) {
     const auto part = std::find_if(parts_.begin(), parts_.end(),
-                                   [&](const Part& known) { return known.parameter.is_same(parameter); });
+                                   [&](const UpdatePart& known) { return known.parameter.is_same(parameter); });
     return part == parts_.end() || part->owner == kEachRank || part->owner == communicator_.rank();
   });
   refer_to_state();
 }
 
 void ShardedOptimizer::pause() {
-  for (Part& part : parts_) {
+  for (UpdatePart& part : parts_) {
     own_state(part);
     if (part.owner != kEachRank) part.owner = kNobodyYet;
   }

@@ -7,7 +7,7 @@
 #include <ATen/Functions.h>
 
 #include "core/word_hash.h"
-#include "nn/memory.h"
+#include "nn/tensor_layout.h"
 #include "optim/same_optimizers.h"
 #include "optim/sharded_optimizer_parts.h"
 

@@ -5,9 +5,9 @@
 
 #include "backend/device_memory.h"
 #include "backend/rank_memory.h"
+#include "comm/agree.h"
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
-#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
 

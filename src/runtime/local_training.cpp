@@ -42,9 +42,13 @@ void train_locally(RankContext& context, TrainingParts& parts, DividedUpdates& u
                .describe = [&] { return call; }});
   {
     const AloneScope alone(context.window, updates);
-    nn::LocalSgd local(parts.reducers, context.window, steps);
+    const auto average = [&parts] {
+      for (const auto& reducer : parts.reducers) reducer->average_weights();
+    };
+    nn::LocalSgd local(
+        steps, [&context] { return context.window.closes_window(); }, average);
     body(local);
-    local.average();
+    average();
   }
   updates.end_apart();
 }

@@ -1,7 +1,7 @@
 #include "tandem/runtime/micro_batch.h"
 
 #include "runtime/rank_training.h"
-#include "tandem/nn/recording.h"
+#include "nn/recording.h"
 
 namespace tandem {
 

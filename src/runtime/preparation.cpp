@@ -17,18 +17,11 @@ optim::AcceleratedOptimizer Preparation::prepare_optimizer(torch::optim::Optimiz
 
 data::LoaderContext Preparation::loader_context() { return training_.loader_context(); }
 
-const nn::AccumulationWindow& Preparation::window() const { return training_.context.window; }
+optim::AcceleratedScheduler Preparation::prepare_scheduler(optim::detail::SchedulerCalls calls) {
+  return training_.prepare_scheduler(std::move(calls));
+}
 
 c10::DeviceType Preparation::device_type() const { return training_.context.device().type(); }
-
-std::function<bool()> Preparation::tells_skipping(const torch::optim::Optimizer* optimizer) const {
-  if (!training_.parts.scaler) return {};
-  return [&training = training_, optimizer] { return training.step_was_skipped(optimizer); };
-}
-
-void Preparation::keep(const optim::AcceleratedScheduler& scheduler) {
-  training_.parts.schedulers.emplace_back(scheduler);
-}
 
 void Preparation::keep(std::weak_ptr<data::LoaderPosition> loader) {
   training_.parts.loaders.push_back(std::move(loader));

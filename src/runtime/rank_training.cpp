@@ -46,7 +46,7 @@ RankTraining::RankTraining(RankContext& rank)
 
 // ---- preparing
 
-std::shared_ptr<nn::GradientReducer> RankTraining::prepare_module(const std::shared_ptr<torch::nn::Module>& module) {
+std::shared_ptr<nn::ModelReducer> RankTraining::prepare_module(const std::shared_ptr<torch::nn::Module>& module) {
   auto reducer = module ? parts.reducers.find(*module) : nullptr;
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context.config();
@@ -60,8 +60,7 @@ std::shared_ptr<nn::GradientReducer> RankTraining::prepare_module(const std::sha
   }
   nn::GradientReducerOptions options = config.gradient_reducer;
   options.check_finite = options.check_finite && !parts.scaler;
-  reducer = std::make_shared<nn::GradientReducer>(module, *context.communicator, *context.group, options);
-  parts.reducers.add(reducer);
+  reducer = parts.reducers.add(module, *context.communicator, *context.group, options);
   updates.lend(reducer->weights());
   return reducer;
 }
@@ -70,11 +69,34 @@ optim::AcceleratedOptimizer RankTraining::prepare_optimizer(torch::optim::Optimi
                                                             optim::OptimizerClass its_class) {
   optim::check_same_optimizers(*context.group, context.rank, optimizer, parts.reducers);
   warnings.forget(optimizer);
-  optim::AcceleratedOptimizer prepared(optimizer, context.window, context.group->token(),
-                                       context.config().fused_optimizers, parts.scaler ? &*parts.scaler : nullptr,
-                                       updates.divide(optimizer), closure_steps(), its_class,
-                                       [this, &optimizer] { after_update(optimizer); });
+  using Shared = optim::AcceleratedOptimizer::Shared;
+  const bool fused = context.config().fused_optimizers;
+  const optim::AcceleratedOptimizer prepared(std::make_shared<Shared>(Shared{
+      .inner = optimizer,
+      .state = context.window,
+      .token = context.group->token(),
+      .scaler = parts.scaler ? &*parts.scaler : nullptr,
+      .fused_step = fused ? std::optional(optim::FusedStep(optimizer)) : std::nullopt,
+      .sharded = updates.divide(optimizer),
+      .closure_steps = [this](const auto& closure, const auto& step) { step_with_closure(closure, step); },
+      .its_class = std::move(its_class),
+      .updated = [this, &optimizer] { after_update(optimizer); },
+  }));
   parts.optimizers.emplace_back(prepared);
+  return prepared;
+}
+
+optim::AcceleratedScheduler RankTraining::prepare_scheduler(optim::detail::SchedulerCalls calls) {
+  std::function<bool()> skipped;
+  if (parts.scaler)  // LibTorch's schedulers do not say whose they are
+    skipped = [this, of = calls.ours ? &calls.ours->optimizer() : nullptr] { return step_was_skipped(of); };
+  using Shared = optim::AcceleratedScheduler::Shared;
+  const optim::AcceleratedScheduler prepared(
+      std::make_shared<Shared>(Shared{.calls = std::move(calls),
+                                      .state = context.window,
+                                      .steps_per_update = context.config().scheduler_steps_per_update,
+                                      .skipped = std::move(skipped)}));
+  parts.schedulers.emplace_back(prepared);
   return prepared;
 }
 
@@ -85,12 +107,11 @@ void RankTraining::after_update(const torch::optim::Optimizer& optimizer) {
   for (const auto& reducer : parts.reducers) reducer->updated_by(optimizer);
 }
 
-optim::ClosureSteps RankTraining::closure_steps() {
-  return [this](const optim::Closure& closure, const std::function<void(const optim::Closure&)>& step) {
-    if (join.active()) throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
-    step([&] { return passes.evaluate(closure); });
-    if (!context.window.in_micro_batch()) passes.end_window();
-  };
+void RankTraining::step_with_closure(const optim::Closure& closure,
+                                     const std::function<void(const optim::Closure&)>& step) {
+  if (join.active()) throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
+  step([&] { return passes.evaluate(closure); });
+  if (!context.window.in_micro_batch()) passes.end_window();
 }
 
 // The reduced gradients are the same on all ranks, but an optimizer may have others too: parameters of no prepared

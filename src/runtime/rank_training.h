@@ -45,10 +45,13 @@ class RankTraining {
   // ---- preparing
 
   /// The reducer of `module`, which is made when it is prepared for the first time. Collective.
-  std::shared_ptr<nn::GradientReducer> prepare_module(const std::shared_ptr<torch::nn::Module>& module);
+  std::shared_ptr<nn::ModelReducer> prepare_module(const std::shared_ptr<torch::nn::Module>& module);
 
   /// Collective.
   optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
+
+  /// Not collective.
+  optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
 
   /// What a loader needs to know of the rank.
   data::LoaderContext loader_context();
@@ -91,7 +94,7 @@ class RankTraining {
  private:
   void after_update(const torch::optim::Optimizer& optimizer);
   void agree_on_step(at::Tensor& found_inf);
-  optim::ClosureSteps closure_steps();
+  void step_with_closure(const optim::Closure& closure, const std::function<void(const optim::Closure&)>& step);
   std::function<void()> rng_synchronisation() const;
   void check_between_updates() const;
 };

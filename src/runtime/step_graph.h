@@ -12,7 +12,7 @@
 
 #include "runtime/rank_context.h"
 #include "tandem/backend/graph.h"
-#include "tandem/nn/recording.h"
+#include "nn/recording.h"
 #include "tandem/runtime/detail/step_graph.h"
 
 namespace tandem {

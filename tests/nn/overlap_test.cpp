@@ -11,7 +11,8 @@
 
 #include "comm/shared_memory_communicator.h"
 #include "nn/gradients.h"
-#include "tandem/nn/gradient_reducer.h"
+#include "comm/shared_memory_communicator.h"
+#include "nn/reducer_group.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -175,9 +176,8 @@ std::vector<Seen> train(int ranks, int steps) {
       Seen& mine = seen[static_cast<std::size_t>(rank)];
       SlowCommunicator communicator(group, of_threads, rank);
       const auto stack = std::make_shared<Stack>();
-      nn::GradientReducers reducers;
-      reducers.add(std::make_shared<nn::GradientReducer>(
-          stack, communicator, group, nn::GradientReducerOptions{.bucket_bytes = 1, .first_bucket_bytes = 1}));
+      nn::ReducerGroup reducers;
+      reducers.add(stack, communicator, group, {.bucket_bytes = 1, .first_bucket_bytes = 1});
       initialise(*stack);
       for (int step = 0; step < steps; ++step) {
         drop_gradients(*stack);

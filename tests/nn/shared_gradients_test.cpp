@@ -1,4 +1,5 @@
 // Gradients that all ranks have in one memory, until one of them writes.
+#include <optional>
 #include <set>
 
 #include <torch/nn/modules/container/sequential.h>
@@ -114,6 +115,25 @@ TEST_CASE("gradients outlive the launch, and then belong to their ranks") {
     CHECK(of_other[i].equal(in_launch[1][i]));
     CHECK(of_other[i].abs().max().item<float>() > 0);
   }
+}
+
+TEST_CASE("a prepared model outlives the launch, and with it what a program asks its reducer") {
+  std::vector<std::optional<nn::Model<torch::nn::SequentialImpl>>> models(2);
+  run_ranks(2, [&](Accelerator& accelerator) {
+    const auto model = accelerator.prepare(make_net());
+    for (int step = 0; step < 2; ++step) accelerator.backward(loss_of(*model, accelerator.rank(), step));
+    models[static_cast<std::size_t>(accelerator.rank())].emplace(model);
+  });
+  for (auto& model : models) {
+    CHECK(model->reducer().unused_parameters().empty());
+    model->reducer().set_communication_hook(nn::bf16_compression());
+    CHECK(model->reducer().has_communication_hook());
+    drop_gradients(**model);
+    loss_of(**model, 0, 0).backward();  // no rank is there to be asked
+  }
+  const auto first = gradients_of(**models[0]), second = gradients_of(**models[1]);
+  REQUIRE(!first.empty());
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(first[i].equal(second[i]));
 }
 
 namespace {

@@ -11,7 +11,7 @@ using optim::ExponentialMovingAverage;
 
 namespace {
 
-at::Tensor find(const ExponentialMovingAverage::NamedTensors& tensors, const std::string& name) {
+at::Tensor find(const nn::NamedTensors& tensors, const std::string& name) {
   for (const auto& [key, tensor] : tensors)
     if (key == name) return tensor;
   throw std::runtime_error("no " + name);

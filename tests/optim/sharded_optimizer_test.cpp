@@ -16,6 +16,7 @@
 #include <torch/optim/sgd.h>
 #include <torch/serialize/archive.h>
 
+#include "optim/sharded_optimizer.h"
 #include "support/ranks.h"
 
 using namespace tandem;

@@ -2,20 +2,18 @@
 
 #include <map>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "tandem/io/write_bytes.h"
+#include "tandem/nn/named_tensors.h"
 
 /// \file
 /// The safetensors file format (github.com/huggingface/safetensors): an 8-byte little-endian header length, a JSON
 /// header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
 namespace tandem::io {
 
-/// Tensors by name, in the order of the file or module.
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+using nn::NamedTensors;
 
 /// Writes `tensors` (dense, any device) to `path`: to a temporary file beside it, synced and renamed, so that a failure
 /// leaves what was there. Links are followed. A device, a FIFO (whose reader is waited for) and a descriptor of the

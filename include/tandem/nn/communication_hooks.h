@@ -15,7 +15,7 @@ namespace tandem::nn {
 /// are reduced as they are. Takes a bfloat16 copy of each bucket from its start to the end of the pass.
 CommunicationHook bf16_compression();
 
-/// The same as float16: off by 2^-11, and in absolute terms by 2^-25 below 2^-14. A gradient above 65504 becomes
+/// Reduces as float16 instead: off by 2^-11, and in absolute terms by 2^-25 below 2^-14. A gradient above 65504 becomes
 /// infinite.
 CommunicationHook fp16_compression();
 

@@ -1,14 +1,12 @@
 #pragma once
 
 #include <cstdint>
-
-#include "tandem/nn/gradient_reducer.h"
-#include "tandem/nn/gradient_state.h"
+#include <functional>
 
 namespace tandem::nn {
 
 /// Averages the models of ranks that train on their own, each `steps`-th time (Stich, "Local SGD Converges Fast and
-/// Communicates Little", ICLR 2019). Accelerator::local_sgd makes one.
+/// Communicates Little", ICLR 2019). Accelerator::local_sgd makes one, of all prepared models.
 ///
 ///     accelerator.local_sgd(8, [&](nn::LocalSgd& local) {
 ///       for (auto& [images, labels] : batches) {
@@ -32,8 +30,9 @@ namespace tandem::nn {
 /// their momenta, are each rank's own.
 class LocalSgd {
  public:
-  /// Of all models in `models`, whenever they were prepared. Throws ConfigError when `steps` is below 1.
-  LocalSgd(const GradientReducers& models, const GradientState& state, int steps);
+  /// `closes_window` tells whether this micro-batch closes its window, and `average` averages the models; `steps` is 1
+  /// or more.
+  LocalSgd(int steps, std::function<bool()> closes_window, std::function<void()> average);
   LocalSgd(const LocalSgd&) = delete;
   LocalSgd& operator=(const LocalSgd&) = delete;
 
@@ -41,13 +40,10 @@ class LocalSgd {
   /// nothing; each `steps`-th that does is followed by an average. Collective then.
   void step();
 
-  /// Averages now. Collective.
-  void average();
-
  private:
-  const GradientReducers& models_;
-  const GradientState& state_;
-  int steps_;
+  const int steps_;
+  const std::function<bool()> closes_window_;
+  const std::function<void()> average_;
   std::int64_t windows_ = 0;  // closed
 };
 

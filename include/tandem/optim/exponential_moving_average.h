@@ -2,13 +2,13 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <ATen/core/ivalue.h>
 #include <torch/nn/module.h>
 
 #include "tandem/nn/model.h"
+#include "tandem/nn/named_tensors.h"
 
 namespace tandem::optim {
 
@@ -33,13 +33,11 @@ struct ExponentialMovingAverageOptions {
 ///     { auto swapped = average.swap_in(); evaluate(model); }
 class ExponentialMovingAverage {
  public:
-  using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;  ///< by the model's names, in its order
-
   /// Starts from `model`'s weights; refers to them from then on. To be made after `prepare`, which may give the model
   /// other values. Throws ConfigError when the decay is out of range.
   explicit ExponentialMovingAverage(const torch::nn::Module& model, ExponentialMovingAverageOptions options = {});
 
-  /// The same for a prepared model, a module holder or a shared_ptr to a module, which is not empty.
+  /// Of the weights of a prepared model, a module holder or a shared_ptr to a module, which is not empty.
   template <nn::HasModule Module>
   explicit ExponentialMovingAverage(const Module& model, ExponentialMovingAverageOptions options = {})
       : ExponentialMovingAverage(*nn::module_of(model), options) {}
@@ -76,11 +74,11 @@ class ExponentialMovingAverage {
 
   /// The averages and copies themselves, by the model's names (the first one of tied weights), for a checkpoint;
   /// updates() belongs to them. Throws ConfigError while swapped.
-  NamedTensors averages() const;
+  nn::NamedTensors averages() const;
 
   /// Takes over averages that were saved after `updates` updates. Throws CheckpointError that names the first tensor
   /// that is missing or has another shape, and ConfigError while swapped.
-  void load(const NamedTensors& averages, std::int64_t updates);
+  void load(const nn::NamedTensors& averages, std::int64_t updates);
 
   /// The averages and updates() as one value, for Accelerator::register_for_checkpointing. Throw what averages() and
   /// load() throw.

@@ -7,7 +7,9 @@
 #include <ATen/core/Tensor.h>
 #include <torch/optim/optimizer.h>
 
-#include "tandem/nn/recording.h"
+namespace tandem::nn {
+class Recording;
+}
 
 namespace tandem::optim {
 
@@ -61,7 +63,7 @@ class FusedStep {
     at::Tensor lr;    // the same, for a step that is recorded
   };
 
-  bool records() const { return recording_ && recording_->records(); }
+  bool records() const;
   bool step_fused();
   bool every_parameter_comes_once();
   Batch& batch_for(const Common& common);

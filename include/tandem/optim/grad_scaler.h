@@ -63,7 +63,7 @@ class GradScaler {
   /// in one iteration. Collective when made with `agree`.
   bool step(torch::optim::Optimizer& optimizer, const std::function<void()>& take_step);
 
-  /// The same with the optimizer's own step.
+  /// Unscales and steps likewise, by the optimizer's own step.
   bool step(torch::optim::Optimizer& optimizer);
 
   /// True from the first `rescale_kept` of an iteration on.

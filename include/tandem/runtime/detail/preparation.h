@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <type_traits>
 
@@ -10,6 +9,7 @@
 #include "tandem/data/prepare.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
+#include "tandem/optim/detail/scheduler_calls.h"
 #include "tandem/optim/optimizer_class.h"
 #include "tandem/runtime/launch_config.h"
 
@@ -60,7 +60,7 @@ class Preparation {
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       return prepare_optimizer(object, optim::optimizer_class(object));
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
-      return prepare_scheduler(object);
+      return prepare_scheduler(optim::detail::SchedulerCalls(object));
     } else {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
@@ -78,38 +78,11 @@ class Preparation {
     return nn::Model<Impl>(module, std::move(reducer), device_type(), config_.mixed_precision);
   }
 
-  template <class Scheduler>
-  optim::AcceleratedScheduler prepare_scheduler(Scheduler& object) {
-    auto scheduler = [&] {
-      if constexpr (optim::UpdateScheduler<Scheduler>)
-        return optim::AcceleratedScheduler(object, window(), config_.scheduler_steps_per_update,
-                                           tells_skipping(optimizer_of(object)));
-      else
-        return optim::AcceleratedScheduler(object, window(), config_.scheduler_steps_per_update);
-    }();
-    keep(scheduler);
-    return scheduler;
-  }
-
-  // LibTorch's schedulers do not say whose they are.
-  template <class Scheduler>
-  static const torch::optim::Optimizer* optimizer_of(const Scheduler& scheduler) {
-    if constexpr (std::is_base_of_v<optim::Scheduler, Scheduler>)
-      return &scheduler.optimizer();
-    else
-      return nullptr;
-  }
-
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
   data::LoaderContext loader_context();
-  const nn::AccumulationWindow& window() const;
+  optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
   c10::DeviceType device_type() const;
-
-  // Tells whether the last step of `optimizer`, or of any for null, was skipped.
-  std::function<bool()> tells_skipping(const torch::optim::Optimizer* optimizer) const;
-
-  void keep(const optim::AcceleratedScheduler& scheduler);
   void keep(std::weak_ptr<data::LoaderPosition> loader);
 
   RankTraining& training_;

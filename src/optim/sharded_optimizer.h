@@ -13,11 +13,12 @@
 #include <torch/optim/optimizer.h>
 
 #include "tandem/comm/communicator.h"
-#include "tandem/nn/gradient_reducer.h"
 
 namespace tandem::nn {
-struct LentMemory;
-}
+class LentStorage;
+class ModelReducer;
+class ReducerGroup;
+}  // namespace tandem::nn
 
 namespace tandem::comm {
 class RankGroup;
@@ -51,7 +52,7 @@ class ShardedOptimizer {
   /// Refers to all of them. `models` are those that were prepared. `warn` hears once when ranks' weights have become
   /// different, or are about to.
   ShardedOptimizer(torch::optim::Optimizer& inner, comm::Communicator& communicator, comm::RankGroup& group,
-                   nn::GradientReducers& models, std::function<void(const std::string&)> warn = {});
+                   nn::ReducerGroup& models, std::function<void(const std::string&)> warn = {});
   ~ShardedOptimizer();
 
   /// One update of the inner optimizer: `update` is called with its groups cut down to what this rank is to update, and
@@ -75,7 +76,7 @@ class ShardedOptimizer {
 
  private:
   enum class Mode : std::uint8_t { unknown, divided, paused, whole };
-  struct Part;  // a parameter and its state
+  struct UpdatePart;  // a parameter and its state
   struct Found;
   class OwnGroups;
   static constexpr int kEachRank = -1, kNobodyYet = -2;
@@ -90,7 +91,7 @@ class ShardedOptimizer {
   void assign();
   void list_own();
   void make_whole();
-  bool touched(const Part& part) const;
+  bool touched(const UpdatePart& part) const;
   bool lent() const { return communicator_.shares_memory(); }
   void look_at_gradients();
   bool options_differ();
@@ -101,15 +102,15 @@ class ShardedOptimizer {
   void warn(const std::string& what);
 
   // ---- an update
-  std::vector<nn::LentStorage*> storages_of(const std::function<bool(const Part&)>& wanted) const;
+  std::vector<nn::LentStorage*> storages_of(const std::function<bool(const UpdatePart&)>& wanted) const;
   void update_own(const std::function<void()>& update);
   void give_weights();
 
   // ---- state
   void lend_own_state();
   void refer_to_state();
-  void refer(Part& part, Found& found);
-  void own_state(Part& part);
+  void refer(UpdatePart& part, Found& found);
+  void own_state(UpdatePart& part);
 
   bool any_rank(bool mine) const;
   bool has_local_gradients() const;
@@ -117,15 +118,15 @@ class ShardedOptimizer {
   torch::optim::Optimizer& inner_;
   comm::Communicator& communicator_;
   comm::RankGroup& group_;
-  nn::GradientReducers& models_;
+  nn::ReducerGroup& models_;
   std::function<void(const std::string&)> warn_;
   Mode mode_ = Mode::unknown;
-  std::vector<Part> parts_;                        // of all groups, in their order
-  std::vector<std::uint8_t> gradient_is_own_;      // of parts_, whether it is memory of this rank alone
-  std::vector<std::vector<at::Tensor>> own_;       // what this rank updates, by group
-  std::vector<nn::GradientReducer*> with_models_;  // that the parameters belong to
-  bool all_in_models_ = false;                     // each parameter belongs to one, and is listed once
-  bool has_new_parts_ = false;                     // since `decide` has looked
+  std::vector<UpdatePart> parts_;               // of all groups, in their order
+  std::vector<std::uint8_t> gradient_is_own_;   // of parts_, whether it is memory of this rank alone
+  std::vector<std::vector<at::Tensor>> own_;    // what this rank updates, by group
+  std::vector<nn::ModelReducer*> with_models_;  // that the parameters belong to
+  bool all_in_models_ = false;                  // each parameter belongs to one, and is listed once
+  bool has_new_parts_ = false;                  // since `decide` has looked
 };
 
 }  // namespace tandem::optim

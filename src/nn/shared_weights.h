@@ -5,14 +5,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <string>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "tandem/comm/communicator.h"
+#include "tandem/nn/named_tensors.h"
 
 namespace tandem::comm {
 class RankGroup;
@@ -21,9 +20,6 @@ class RankGroup;
 namespace tandem::nn {
 
 class LentStorage;
-
-/// Tensors by the module's names, in its order.
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// How the weights of CPU ranks lie in memory.
 enum class Lending : std::uint8_t {
@@ -52,7 +48,7 @@ class SharedWeights {
   /// written to while it was lent before. To be called when the parameters are others, too. Collective.
   void lend(Lending lending);
 
-  /// The same as when `lend` was called last. Collective.
+  /// Lends as `lend` did when it was called last. Collective.
   void lend_again() { lend(lending_); }
 
   /// No storage is lent any more; each rank has memory of its own. Not collective: weights may be read meanwhile, and

@@ -1,22 +1,32 @@
+// What a ModelReducer keeps of each parameter and of each bucket, and what a pass of all models of a rank is.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/autograd/function.h>
 
 #include "nn/copy_on_write.h"
-#include "tandem/nn/gradient_reducer.h"
+#include "tandem/nn/gradient_bucket.h"
 
 namespace tandem::nn {
 
-// A parameter and its gradient.
-struct GradientReducer::Slot {
+// The backward pass that all models of a rank share. ReducerGroup has it; the models' hooks write to it.
+struct RankPass {
+  bool keeps_apart = false;               // see ReducerGroup::keep_apart
+  std::uint64_t arrivals = 0;             // gradients that have come in this pass, of all models
+  std::function<void()> bucket_complete;  // starts those buckets whose turn it is
+};
+
+// A parameter, and where its gradient stands.
+struct ParameterSlot {
   // The node that adds to the gradient, with our hooks.
   std::shared_ptr<torch::autograd::Node> accumulator;
   std::uintptr_t hook = 0;
@@ -65,7 +75,7 @@ struct GradientReducer::Slot {
 
   int bucket = -1;      // -1: none
   at::Tensor view;      // its part of the bucket, in the parameter's shape
-  at::Tensor lendable;  // the same, when the bucket is shared by the ranks
+  at::Tensor lendable;  // what is lent of it, when the bucket is shared by the ranks
   at::Tensor lent;      // what the parameter gets of that
   at::Tensor squares;   // of blocks of the view, float64
   bool squares_known = false;
@@ -78,7 +88,8 @@ struct GradientReducer::Slot {
   }
 };
 
-struct GradientReducer::Bucket {
+// Gradients that are reduced together.
+struct ReducedBucket {
   std::vector<std::size_t> slots;
   // With the memory; null where it is another rank's. Stays where it is when buckets are added.
   std::unique_ptr<GradientBucket> of_hook;
@@ -102,9 +113,10 @@ struct GradientReducer::Bucket {
   }
 };
 
-struct GradientReducer::Told {
+// What a rank tells the others of a model when its pass has ended.
+struct PassReport {
   static constexpr std::uint8_t kDense = 1, kSparse = 2, kLate = 4;
-  static constexpr std::uint8_t kLocalBefore = 8;  // Slot::before_is_local
+  static constexpr std::uint8_t kLocalBefore = 8;  // ParameterSlot::before_is_local
   static constexpr int kSparseDims = 4;            // above these bits: the number of sparse dimensions
   std::vector<std::uint8_t> states;                // of the parameters
   std::size_t started = 0;                         // buckets

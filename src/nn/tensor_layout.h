@@ -30,7 +30,7 @@ inline at::Tensor tensor_on(const at::Tensor& of, std::int64_t offset, at::IntAr
   return at::empty({0}, of.options().requires_grad(false)).set_(of.storage(), offset, sizes, strides);
 }
 
-/// The same for all of it.
+/// One on all of the memory of `tensor`, in its shape.
 inline at::Tensor alias_of(const at::Tensor& tensor) {
   return tensor_on(tensor, tensor.storage_offset(), tensor.sizes(), tensor.strides());
 }

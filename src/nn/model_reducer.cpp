@@ -1,7 +1,6 @@
-#include "tandem/nn/gradient_reducer.h"
+#include "nn/model_reducer.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include <ATen/Functions.h>
@@ -11,11 +10,8 @@
 #include <torch/optim/optimizer.h>
 
 #include "nn/copy_on_write.h"
-#include "nn/finite_check.h"
-#include "nn/followed_tensors.h"
-#include "nn/gradient_reducer_parts.h"
-#include "nn/memory.h"
 #include "nn/same_models.h"
+#include "nn/tensor_layout.h"
 #include "tandem/comm/call_record.h"
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
@@ -35,6 +31,7 @@ std::vector<at::Tensor> renormed_weights(const torch::nn::Module& module) {
   }
   return weights;
 }
+
 // Calls `arriving` before a gradient is added to.
 class BeforeAccumulation final : public torch::autograd::FunctionPreHook {
  public:
@@ -66,22 +63,21 @@ class AfterAccumulation final : public torch::autograd::FunctionPostHook {
 
 }  // namespace
 
-GradientReducer::GradientReducer(std::shared_ptr<torch::nn::Module> module, comm::Communicator& communicator,
-                                 comm::RankGroup& group, const GradientReducerOptions& options)
+ModelReducer::ModelReducer(std::shared_ptr<torch::nn::Module> module, comm::Communicator& communicator,
+                           comm::RankGroup& group, RankPass& pass, const GradientReducerOptions& options)
     : module_(std::move(module)),
       communicator_(communicator),
       group_(group),
+      pass_(pass),
       options_(options),
       weights_(parameters_, communicator, group),
-      finite_check_(options.check_finite ? std::make_unique<FiniteCheck>() : nullptr),
-      followed_(std::make_unique<FollowedTensors>()),
-      told_(std::make_unique<Told>()) {
+      finite_check_(options.check_finite ? std::optional<FiniteCheck>(std::in_place) : std::nullopt) {
   update();
 }
 
-GradientReducer::~GradientReducer() { stop(); }
+ModelReducer::~ModelReducer() { stop(); }
 
-void GradientReducer::update() {
+void ModelReducer::update() {
   stop();
   weights_.separate();
   weights_.end();
@@ -89,10 +85,10 @@ void GradientReducer::update() {
   broadcast(0);
   weights_.lend_again();
   watch_parameters();
-  followed_->watch(synchronized_buffers(), renormed_weights(*module_));
+  followed_.watch(synchronized_buffers(), renormed_weights(*module_));
 }
 
-void GradientReducer::leave_launch() {
+void ModelReducer::leave_launch() {
   stop();
   if (module_.use_count() == 1) {  // nobody needs the weights any more
     module_.reset();
@@ -104,31 +100,31 @@ void GradientReducer::leave_launch() {
   weights_.end();
 }
 
-void GradientReducer::take_over_tensors() {
+void ModelReducer::take_over_tensors() {
   parameters_ = parameters_once(*module_);
   index_.clear();
   for (std::size_t i = 0; i < parameters_.size(); ++i) index_[parameters_[i].second.unsafeGetTensorImpl()] = i;
   slots_.clear();
   slots_.resize(parameters_.size());
   anywhere_.assign(parameters_.size(), 0);
-  told_->states = anywhere_;
+  told_.states = anywhere_;
   reached_ = anywhere_;
   buffers_.clear();
   for (const auto& [name, buffer] : buffers_once(*module_)) buffers_.push_back(buffer);
 }
 
-void GradientReducer::updated_by(const torch::optim::Optimizer& optimizer) {
-  if (!followed_->left_any()) return;
+void ModelReducer::updated_by(const torch::optim::Optimizer& optimizer) {
+  if (!followed_.left_any()) return;
   const auto& groups = optimizer.param_groups();
   const bool is_mine = std::any_of(groups.begin(), groups.end(), [this](const auto& group) {
     return std::any_of(group.params().begin(), group.params().end(), [this](const auto& one) { return has(one); });
   });
   if (!is_mine) return;
-  followed_->forget_references();
-  followed_->follow(communicator_, group_, 0);
+  followed_.forget_references();
+  followed_.follow(communicator_, group_, 0);
 }
 
-std::optional<std::string> GradientReducer::added_parameter() const {
+std::optional<std::string> ModelReducer::added_parameter() const {
   std::size_t next = 0;  // mostly they are the same tensors in the same order
   for (const at::Tensor& parameter : module_->parameters()) {
     if (next < parameters_.size() && parameters_[next].second.is_same(parameter)) {
@@ -143,10 +139,10 @@ std::optional<std::string> GradientReducer::added_parameter() const {
 }
 
 // Parameters may be frozen and unfrozen at any time, and a change of their type gives them another node.
-void GradientReducer::watch_parameters() {
+void ModelReducer::watch_parameters() {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     const at::Tensor& parameter = parameters_[i].second;
-    Slot& slot = slots_[i];
+    ParameterSlot& slot = slots_[i];
     if (!parameter.requires_grad()) continue;
     if (slot.accumulator && torch::autograd::impl::try_get_grad_accumulator(parameter) == slot.accumulator) continue;
     slot.stop_watching();
@@ -158,28 +154,28 @@ void GradientReducer::watch_parameters() {
   }
 }
 
-void GradientReducer::stop() {
-  for (Slot& slot : slots_) slot.stop_watching();
+void ModelReducer::stop() {
+  for (ParameterSlot& slot : slots_) slot.stop_watching();
   drop_buckets();
 }
 
-void GradientReducer::set_communication_hook(CommunicationHook hook) {
+void ModelReducer::set_communication_hook(CommunicationHook hook) {
   hook_ = std::move(hook);
   drop_buckets();  // they may hold parameters that are not active, which a hook must not get
 }
 
-std::vector<std::string> GradientReducer::unused_parameters() const {
+std::vector<std::string> ModelReducer::unused_parameters() const {
   std::vector<std::string> names;
   for (std::size_t i = 0; i < parameters_.size(); ++i)
     if (parameters_[i].second.requires_grad() && reached_[i] == 0) names.push_back(parameters_[i].first);
   return names;
 }
 
-void GradientReducer::clear_gradients() {
+void ModelReducer::clear_gradients() {
   for (auto& [name, parameter] : parameters_) parameter.mutable_grad().reset();
 }
 
-void GradientReducer::broadcast(int root) {
+void ModelReducer::broadcast(int root) {
   std::vector<at::Tensor> everything(buffers_);
   for (const auto& [name, parameter] : parameters_) everything.push_back(parameter);
   everything = memory_of(everything);
@@ -187,7 +183,7 @@ void GradientReducer::broadcast(int root) {
   weights_.accept();
 }
 
-void GradientReducer::average_weights() {
+void ModelReducer::average_weights() {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> averaged, copied;
   const auto has_mean = [](const at::Tensor& tensor) {
@@ -209,33 +205,33 @@ void GradientReducer::average_weights() {
     slots_[i].pending = slots_[i].pending && parameters_[i].second.grad().defined();
 }
 
-bool GradientReducer::has_local_gradient(const at::Tensor& parameter) const {
+bool ModelReducer::has_local_gradient(const at::Tensor& parameter) const {
   if (!adds_locally_) return false;
   const auto found = index_.find(parameter.unsafeGetTensorImpl());
   return found != index_.end() && slots_[found->second].pending && parameter.grad().defined();
 }
 
-void GradientReducer::forget_pass() {
-  for (Slot& slot : slots_) {
+void ModelReducer::forget_pass() {
+  for (ParameterSlot& slot : slots_) {
     slot.pending = false;
     slot.forget_window();
   }
   adds_locally_ = false;
 }
 
-bool GradientReducer::shares_gradient(const at::Tensor& parameter) const {
-  const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
+bool ModelReducer::shares_gradient(const at::Tensor& parameter) const {
+  const ParameterSlot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   const at::Tensor& gradient = parameter.grad();
   return slot.lent.defined() && gradient.is_same(slot.lent) && refers_to(gradient, slot.view);
 }
 
-std::optional<GradientReducer::SharedGradient> GradientReducer::shared_gradient(const at::Tensor& parameter) const {
+std::optional<SharedGradient> ModelReducer::shared_gradient(const at::Tensor& parameter) const {
   if (!shares_gradient(parameter)) return std::nullopt;
-  const Slot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
+  const ParameterSlot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   return SharedGradient{slot.view, slot.squares_known ? slot.squares : at::Tensor()};
 }
 
-void GradientReducer::shared_gradient_written(const at::Tensor& parameter) {
+void ModelReducer::shared_gradient_written(const at::Tensor& parameter) {
   slots_[index_.at(parameter.unsafeGetTensorImpl())].squares_known = false;
 }
 

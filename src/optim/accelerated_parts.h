@@ -1,0 +1,67 @@
+// What the handles that `prepare` returns for optimizers and schedulers are made of.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "optim/sharded_optimizer.h"
+#include "tandem/core/cancel_token.h"
+#include "nn/accumulation_window.h"
+#include "tandem/optim/accelerated.h"
+#include "tandem/optim/detail/scheduler_calls.h"
+#include "tandem/optim/fused_step.h"
+#include "tandem/optim/grad_scaler.h"
+#include "tandem/optim/optimizer_class.h"
+
+namespace tandem::optim {
+
+/// Calls `step` with what evaluates `closure` as all ranks have to: gradients and loss of all of them.
+using ClosureSteps = std::function<void(const Closure& closure, const std::function<void(const Closure&)>& step)>;
+
+/// One prepared optimizer. What it refers to outlives it.
+struct AcceleratedOptimizer::Shared {
+  torch::optim::Optimizer& inner;
+  const nn::AccumulationWindow& state;
+  const CancelToken& token;
+  GradScaler* scaler = nullptr;                 // has scaled the gradients; null: they are as they are
+  std::optional<FusedStep> fused_step{};        // updates the parameters where it can, instead of inner.step()
+  std::unique_ptr<ShardedOptimizer> sharded{};  // divides the updates over the ranks; null: each makes all
+  ClosureSteps closure_steps{};                 // makes steps with a closure; empty: closures are called as they are
+  OptimizerClass its_class{};
+  std::function<void()> updated{};  // called after each update; may be empty
+
+  std::int64_t updates = 0;
+  bool skipped = false;  // the last step
+};
+
+/// One prepared scheduler. What it refers to outlives it.
+struct AcceleratedScheduler::Shared {
+  detail::SchedulerCalls calls;
+  const nn::AccumulationWindow& state;
+  int steps_per_update;             // of a scheduler by the number of updates; one by a metric steps once a metric
+  std::function<bool()> skipped{};  // whether the last step of its optimizer was none; empty: never
+
+  std::int64_t updates = 0;
+};
+
+/// Refers to a handle for as long as a copy of it lives elsewhere.
+template <class Handle>
+class Observer {
+ public:
+  /// Refers to what `handle` and its copies share.
+  explicit Observer(const Handle& handle) : shared_(handle.shared()) {}
+
+  /// A copy of the handle; nothing when no copy is left.
+  std::optional<Handle> lock() const {
+    auto shared = shared_.lock();
+    return shared ? std::optional(Handle(std::move(shared))) : std::nullopt;
+  }
+
+ private:
+  std::weak_ptr<typename Handle::Shared> shared_;
+};
+
+}  // namespace tandem::optim
