@@ -4,12 +4,12 @@
 
 #include "backend/rank_memory.h"
 #include "checkpoint/checkpoints.h"
-#include "tandem/comm/detail/objects.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
 #include "io/model_weights.h"
 #include "io/scalar_types.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
 

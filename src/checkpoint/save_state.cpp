@@ -6,9 +6,9 @@
 #include "backend/device_scope.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/on_all_ranks.h"
-#include "tandem/comm/detail/objects.h"
 #include "io/model_weights.h"
 #include "io/pickle_archive.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -171,7 +171,7 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
   });
   const auto generators =
       comm::detail::gather_objects(rank_.group, rank_.rank, generator_states());  // the work of all ranks is done
-  StateSaver::Job job;                                                    // on rank 0; without a directory: left out
+  StateSaver::Job job;  // on rank 0; without a directory: left out
   on_main_for_all([&] {
     if (options.background && options.when_busy == WhenBusy::skip && saver().busy()) return;
     written ? saver().settle() : saver().wait();  // the program's failures are not the host's
@@ -192,8 +192,7 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
     job.written = std::move(written);
     if (!options.background) StateSaver::write(job);
   });
-  const auto [path, background] =
-      of_main(std::pair(job.directory, options.background));
+  const auto [path, background] = of_main(std::pair(job.directory, options.background));
   if (!background || path.empty()) return path;
   of_main(saver_)->snapshot().copy_part(rank_.rank, rank_.devices);
   synchronize(device());

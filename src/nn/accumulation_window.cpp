@@ -3,9 +3,9 @@
 #include <cmath>
 #include <string>
 
+#include "nn/recording.h"
 #include "tandem/core/error.h"
 #include "tandem/data/epoch_steps.h"
-#include "nn/recording.h"
 
 namespace tandem {
 

@@ -8,7 +8,6 @@
 
 #include "comm/describe_call.h"
 #include "nn/copy_on_write.h"
-#include "comm/describe_call.h"
 #include "nn/model_reducer.h"
 #include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"

@@ -128,9 +128,8 @@ std::uint8_t ModelReducer::state_of(std::size_t index) const {
 // Returns how many buckets the rank that has started most has started.
 std::size_t ModelReducer::tell_each_other() {
   told_.started = started_;
-  const comm::CallRecord record{.operation = "reduce_gradients",
-                                .tensors = static_cast<std::int32_t>(slots_.size()),
-                                .signature = told_.passes};
+  const comm::CallRecord record{
+      .operation = "reduce_gradients", .tensors = static_cast<std::int32_t>(slots_.size()), .signature = told_.passes};
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, &told_);
   std::size_t most_started = 0;
   for (int peer = 0; peer < communicator_.world_size(); ++peer) {

@@ -9,7 +9,6 @@
 
 #include "comm/describe_call.h"
 #include "nn/lent_storage.h"
-#include "comm/describe_call.h"
 #include "nn/tensor_layout.h"
 #include "tandem/comm/rank_group.h"
 

@@ -6,10 +6,10 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/optim/lbfgs.h>
 
+#include "nn/recording.h"
 #include "optim/accelerated_parts.h"
 #include "optim/optimizer_fields.h"
 #include "tandem/core/error.h"
-#include "nn/recording.h"
 #include "tandem/trace/range.h"
 
 namespace tandem::optim {

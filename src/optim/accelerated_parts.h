@@ -7,9 +7,9 @@
 #include <optional>
 #include <utility>
 
+#include "nn/accumulation_window.h"
 #include "optim/sharded_optimizer.h"
 #include "tandem/core/cancel_token.h"
-#include "nn/accumulation_window.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/detail/scheduler_calls.h"
 #include "tandem/optim/fused_step.h"

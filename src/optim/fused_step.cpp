@@ -17,8 +17,8 @@
 #include <torch/optim/sgd.h>
 
 #include "nn/copy_on_write.h"
-#include "nn/tensor_layout.h"
 #include "nn/recording.h"
+#include "nn/tensor_layout.h"
 
 namespace tandem::optim {
 namespace {

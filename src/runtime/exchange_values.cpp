@@ -8,12 +8,12 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/agree.h"
 #include "comm/check_tensors.h"
+#include "comm/describe_call.h"
 #include "core/word_hash.h"
 #include "runtime/rank_context.h"
 #include "runtime/reduce_numbers.h"
-#include "comm/agree.h"
-#include "comm/describe_call.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/rank.h"
 #include "tandem/trace/range.h"
@@ -63,8 +63,7 @@ std::vector<std::vector<Numbers>> exchange_numbers(RankContext& context, const V
   record.signature = typeid(Numbers).hash_code();
   const comm::RankGroup::Call call(*context.group, context.rank, record, &parts.numbers);
   std::vector<std::vector<Numbers>> of_ranks;
-  for (int peer = 0; peer < context.world_size(); ++peer)
-    of_ranks.push_back(call.payload<std::vector<Numbers>>(peer));
+  for (int peer = 0; peer < context.world_size(); ++peer) of_ranks.push_back(call.payload<std::vector<Numbers>>(peer));
   return of_ranks;
 }
 
@@ -138,8 +137,7 @@ void Rank::reduce_parts(ValueParts& parts, comm::ReduceOp op) {
     }
     for (const Numbers& numbers : parts.numbers) tandem::check_reduction(op, numbers);
   });
-  CallRecord record =
-      refusal ? CallRecord{.operation = "all_reduce"} : describe_call("all_reduce", parts.tensors);
+  CallRecord record = refusal ? CallRecord{.operation = "all_reduce"} : describe_call("all_reduce", parts.tensors);
   record.reduce = op;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) {
@@ -169,14 +167,13 @@ void Rank::broadcast_parts(ValueParts& parts, int root) {
           "broadcast overwrites its tensors, and one of them is expanded, with several elements in "
           "one place; give it a clone()");
   });
-  CallRecord record =
-      refusal ? CallRecord{.operation = "broadcast"} : describe_call("broadcast", parts.tensors);
+  CallRecord record = refusal ? CallRecord{.operation = "broadcast"} : describe_call("broadcast", parts.tensors);
   record.root = root;
   agree_on(context_, parts, record, true, refusal);
   if (!parts.tensors.empty()) context_.communicator->broadcast(parts.tensors, root);
   if (parts.numbers.empty()) return;
-  parts.numbers = exchange_numbers(context_, parts,
-                                   {.operation = "broadcast", .root = root})[static_cast<std::size_t>(root)];
+  parts.numbers =
+      exchange_numbers(context_, parts, {.operation = "broadcast", .root = root})[static_cast<std::size_t>(root)];
 }
 
 void Rank::pad_parts(ValueParts& parts, std::int64_t dim, double value, bool pad_first) {

@@ -1,7 +1,7 @@
 #include "tandem/runtime/micro_batch.h"
 
-#include "runtime/rank_training.h"
 #include "nn/recording.h"
+#include "runtime/rank_training.h"
 
 namespace tandem {
 

@@ -5,10 +5,10 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "comm/agree.h"
 #include "io/output_file.h"
 #include "runtime/profile_session.h"
 #include "runtime/rank_training.h"
-#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/runtime/accelerator.h"

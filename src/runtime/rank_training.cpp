@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include "checkpoint/on_all_ranks.h"
+#include "comm/agree.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
 #include "runtime/profile_session.h"
 #include "runtime/step_observer.h"
-#include "comm/agree.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 

@@ -8,12 +8,12 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
 
+#include "core/published.h"
 #include "runtime/rank_context.h"
 #include "session/end_at_exit.h"
 #include "session/session_events.h"
 #include "session/session_run.h"
 #include "tandem/core/error.h"
-#include "core/published.h"
 
 namespace tandem {
 

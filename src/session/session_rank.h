@@ -10,9 +10,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include "core/step_gate.h"
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
-#include "core/step_gate.h"
 #include "tandem/data/loader_base.h"
 #include "tandem/session/session.h"
 

@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "core/published.h"
+#include "core/step_gate.h"
 #include "runtime/launch_observer.h"
 #include "session/session_events.h"
 #include "session/session_rank.h"
-#include "core/published.h"
-#include "core/step_gate.h"
 
 namespace tandem {
 

@@ -11,7 +11,6 @@
 
 #include "comm/shared_memory_communicator.h"
 #include "nn/gradients.h"
-#include "comm/shared_memory_communicator.h"
 #include "nn/reducer_group.h"
 
 using namespace tandem;
