@@ -121,13 +121,13 @@ Json describe_gpus() {
 
 std::string reason_for_ranks(const EnvOptions& options, const tandem::AcceleratorState& state) {
   if (options.gpus || options.cpu) return "asked for";
-  if (state.backend->type() != c10::kCPU) return "one for each usable GPU";
+  if (!state.devices.front().is_cpu()) return "one for each usable GPU";
   return "no GPU is usable; one for each core that may be used at a time, at most 8";
 }
 
 std::string describe_transport(const tandem::AcceleratorState& state) {
   if (state.world_size() == 1) return "none: there is one rank";
-  if (state.backend->type() == c10::kCPU) return "the memory that all ranks share";
+  if (state.devices.front().is_cpu()) return "the memory that all ranks share";
   const std::set<int> indices = [&] {
     std::set<int> all;
     for (const auto& device : state.devices) all.insert(device.index());
@@ -139,9 +139,9 @@ std::string describe_transport(const tandem::AcceleratorState& state) {
 
 Json describe_plan(const EnvOptions& options) {
   const auto state = tandem::examine({.gpus = options.gpus, .cpu = options.cpu});
-  const bool cpu = state.backend->type() == c10::kCPU;
+  const bool cpu = state.devices.front().is_cpu();
   return {{"ranks", state.world_size()},
-          {"on", state.backend->name()},
+          {"on", state.backend_name},
           {"why as many", reason_for_ranks(options, state)},
           {"threads per rank", state.threads_per_rank},
           {"why as many threads", std::to_string(state.cores) + " cores at a time divided by the ranks, at least 1"},

@@ -97,7 +97,7 @@ tandem::LaunchConfig config_of(const TestOptions& options) {
 
 std::string in_words(const tandem::AcceleratorState& state) {
   const int ranks = state.world_size();
-  return std::to_string(ranks) + " " + state.backend->name() + " rank" + (ranks == 1 ? "" : "s");
+  return std::to_string(ranks) + " " + state.backend_name + " rank" + (ranks == 1 ? "" : "s");
 }
 
 void run_part(const SelfTestPart& part, const tandem::LaunchConfig& config, int timeout, Verdict& verdict) {

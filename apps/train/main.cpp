@@ -20,7 +20,7 @@ void announce(const train::Options& options, const tandem::AcceleratorState& sta
   if (options.quiet) return;
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
-  const std::string name = state.backend->name();
+  const std::string name = state.backend_name;
   const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
                           : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
                                                                               : "";

@@ -1,9 +1,9 @@
 #include <memory>
 #include <mutex>
 
+#include "backend/backend.h"
 #include "backend/cuda/gpu_backend.h"
 #include "backend/cuda/load_module.h"
-#include "tandem/backend/backend.h"
 
 namespace tandem {
 

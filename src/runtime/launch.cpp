@@ -9,6 +9,7 @@
 #include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
+#include "backend/backend.h"
 #include "backend/cores.h"
 #include "backend/device_scope.h"
 #include "backend/intra_op_threads.h"

@@ -4,6 +4,7 @@
 
 #include <torch/version.h>
 
+#include "backend/backend.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -83,6 +84,7 @@ AcceleratorState examine(const LaunchConfig& config) {
       choose_cpu(state, default_cpu_ranks());
     }
   }
+  state.backend_name = state.backend->name();
   state.threads_per_rank =
       config.threads_per_rank > 0 ? config.threads_per_rank : std::max(1, state.cores / state.world_size());
   return state;

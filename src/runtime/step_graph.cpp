@@ -8,6 +8,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
+#include "backend/backend.h"
 #include "backend/device_memory.h"
 #include "backend/device_scope.h"
 #include "tandem/core/error.h"

@@ -10,9 +10,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "backend/graph.h"
 #include "nn/recording.h"
 #include "runtime/rank_context.h"
-#include "tandem/backend/graph.h"
 #include "tandem/runtime/detail/step_graph.h"
 
 namespace tandem {

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include "runtime/training_parts.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 

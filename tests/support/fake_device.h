@@ -9,8 +9,8 @@
 #include <c10/core/Device.h>
 #include <c10/core/Stream.h>
 
+#include "backend/graph.h"
 #include "backend/out_of_memory.h"
-#include "tandem/backend/graph.h"
 
 /// CUDA in host memory, for programs that do not load LibTorch's: devices, streams, events, pinned memory, generators.
 /// Operators run at once, on the CPU; but the fake knows which order streams and events would have guaranteed, and

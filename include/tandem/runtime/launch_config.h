@@ -10,8 +10,9 @@
 
 #include <c10/core/Device.h>
 
-#include "tandem/backend/backend.h"
+#include "tandem/backend/transport.h"
 #include "tandem/checkpoint/checkpoint_options.h"
+#include "tandem/core/warning_sink.h"
 #include "tandem/data/data_loader_configuration.h"
 #include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/precision.h"
@@ -19,6 +20,8 @@
 #include "tandem/trace/range.h"
 
 namespace tandem {
+
+class Backend;
 
 /// What ranks have in common instead of each having its own. Results are the same to the bit.
 enum class Sharding {
@@ -69,6 +72,7 @@ struct LaunchConfig {
 /// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.
 struct PartialState {
   std::shared_ptr<const Backend> backend;  ///< of the ranks' devices
+  std::string backend_name;                ///< as messages show it, "CPU"
   std::vector<c10::Device> devices;        ///< by rank
   int cores = 1;                           ///< that this process may use at a time
   int threads_per_rank = 1;                ///< intra-op threads

@@ -3,8 +3,8 @@
 
 #include <memory>
 
+#include "backend/backend.h"
 #include "backend/cuda/module.h"
-#include "tandem/backend/backend.h"
 
 namespace tandem::cuda {
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "backend/graph.h"
 #include "backend/out_of_memory.h"
 #include "comm/nccl/api.h"
 #include "comm/reduction_kernel.h"
-#include "tandem/backend/graph.h"
 
 namespace tandem::cuda {
 

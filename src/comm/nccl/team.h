@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "comm/nccl/api.h"
+#include "core/launch_end.h"
 #include "tandem/comm/rank_group.h"
-#include "tandem/core/launch_end.h"
 
 namespace tandem::comm::nccl {
 

@@ -7,9 +7,11 @@
 
 #include <c10/core/Device.h>
 
-#include "tandem/backend/graph.h"
+#include "backend/graph.h"
+#include "core/launch_end.h"
+#include "tandem/backend/transport.h"
 #include "tandem/comm/communicator.h"
-#include "tandem/core/launch_end.h"
+#include "tandem/core/warning_sink.h"
 
 namespace tandem::comm {
 class RankGroup;
@@ -31,17 +33,6 @@ class BackendSession {
   /// After all ranks have ended well, on the launching thread.
   virtual LaunchEnd finish() = 0;
 };
-
-/// How GPU ranks exchange data. Sums of more than two ranks' gradients, and of more than 512 KiB at once, are added up
-/// in another order by NCCL than through peers' memory; everything else gives the same bits.
-enum class Transport {
-  automatic,   ///< NCCL, and small tensors by what is faster; ranks that share a GPU, or a single one: peers' memory
-  nccl,        ///< NCCL alone. Ranks that share a GPU need NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1
-  peer_memory  ///< without NCCL; the GPUs must reach each other's memory
-};
-
-/// Takes a sentence for whoever runs the program, on any thread. Empty: nobody listens.
-using WarningSink = std::function<void(const std::string&)>;
 
 /// What a device type provides to Tandem. CPU is built in.
 class Backend {
