@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks the scripts and option files here, without a GPU: one switch a line, no comment, no blank line (nsys stops
-# reading at the one and fails at the other, without saying so); and, where the tool is installed, that it knows the
-# switches. profiles/check.sh [FOLDER]
+# reading at the one and fails at the other, without saying so); where the tool is installed, that it knows the switches;
+# and, with a tool that only notes how it is called, which program the scripts have it follow.
+# profiles/check.sh [FOLDER]
 set -euo pipefail
 cd "${1:-$(dirname "${BASH_SOURCE[0]}")}"
 failed=0
@@ -36,4 +37,27 @@ for script in *.sh; do
 done
 if command -v nsys >/dev/null; then check_known nsys.options "$(nsys profile --help)" nsys; fi
 if command -v ncu >/dev/null; then check_known ncu.options "$(ncu --help)" ncu; fi
+
+# check_followed SCRIPT TOOL ENDING OPTION: that SCRIPT gives the program to TOOL behind its options, and never ./train.
+check_followed() {
+  local script=$1 tool=$2 ending=$3 option=$4 said called=$fakes/called
+  cat >"$fakes/$tool" <<FAKE
+#!/bin/sh
+echo "\$*" >>"$called"
+touch "$fakes/report.$ending"
+FAKE
+  chmod +x "$fakes/$tool"
+  : >"$called"
+  said=$(PATH=$fakes:$PATH TANDEM_PROFILE=$fakes/report "./$script" build/apps/train --gpus 2 2>&1) ||
+    wrong "$script: fails with a program: $said"
+  [[ $(head -n 1 "$called") == *"$option"*" build/apps/train --gpus 2" ]] ||
+    wrong "$script: $tool is called with '$(head -n 1 "$called")'"
+  : >"$called"
+  if said=$(PATH=$fakes:$PATH "./$script" ../train --gpus 2 2>&1); then wrong "$script: takes ./train"; fi
+  [[ $said == *"build/apps/train"* && ! -s $called ]] || wrong "$script: does not say what to give for ./train: $said"
+}
+fakes=$(mktemp -d)
+trap 'rm -rf "$fakes"' EXIT
+check_followed profile-nsys.sh nsys nsys-rep nsys.options
+check_followed profile-ncu.sh ncu ncu-rep "$(head -n 1 ncu.options)"
 exit "$failed"

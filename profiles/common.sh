@@ -2,12 +2,17 @@
 
 say() { echo "${0##*/}: $*" >&2; }
 
-# Ends with a sentence unless the arguments name a tool that is there and a program to run: require_tool TOOL PACKAGE ARGUMENT...
+# Ends with a sentence unless the arguments name a tool that is there and a program that it can follow:
+# require_tool TOOL PACKAGE ARGUMENT...
 require_tool() {
   local tool=$1 package=$2
   shift 2
   if [[ $# -eq 0 ]]; then
-    say "use: $0 PROGRAM [ARGUMENT...], such as $0 ./train --gpus 8 --max-steps 60"
+    say "use: $0 PROGRAM [ARGUMENT...], such as $0 build/apps/train --gpus 8 --max-steps 60"
+    exit 2
+  fi
+  if [[ $1 -ef $folder/../train ]]; then
+    say "$1 sets up and builds before it trains, and $tool would follow that too; give the program, build/apps/train"
     exit 2
   fi
   if ! command -v "$tool" >/dev/null; then
@@ -16,8 +21,8 @@ require_tool() {
   fi
 }
 
-# The steps that are captured; those before are warm-up. ./train opens the range that the tools wait for; a program of your own sets
-# LaunchConfig::nvtx_capture.
+# The steps that are captured; those before are warm-up. train opens the range that the tools wait for; a program of your
+# own sets LaunchConfig::nvtx_capture.
 export TANDEM_NVTX_STEPS=${TANDEM_NVTX_STEPS:-20:40}
 if [[ ! $TANDEM_NVTX_STEPS =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]]; then
   say "TANDEM_NVTX_STEPS is '$TANDEM_NVTX_STEPS'; use FIRST:LAST, such as 20:40"

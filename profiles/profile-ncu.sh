@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Profiles the kernels of one rank (GPU 0) with Nsight Compute and prints them:
-#   profiles/profile-ncu.sh ./train --gpus 8 --max-steps 60
+#   profiles/profile-ncu.sh build/apps/train --gpus 8 --max-steps 60
 # Captures steps 20 to 40 (TANDEM_NVTX_STEPS=20:40) and writes tandem.ncu-rep (TANDEM_PROFILE=path without extension).
 # The options are in ncu.options. Collectives are left out: a kernel that waits for other GPUs cannot be replayed alone.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Profiles a program with Nsight Systems and prints a summary:
-#   profiles/profile-nsys.sh ./train --gpus 8 --max-steps 60
+#   profiles/profile-nsys.sh build/apps/train --gpus 8 --max-steps 60
 # Captures steps 20 to 40 (TANDEM_NVTX_STEPS=20:40) and writes tandem.nsys-rep (TANDEM_PROFILE=path without extension).
 # The options are in nsys.options.
 set -euo pipefail

@@ -16,6 +16,8 @@ packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/
   libjs-dygraphs=/usr/share/javascript/dygraphs/dygraph.min.js)
 # Other versions format, and warn, differently, so only CI insists.
 [[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)
+# With these cpack makes a .deb.
+[[ -z ${CI:-} ]] || packages+=(dpkg-dev=/usr/bin/dpkg-shlibdeps file=/usr/bin/file)
 # A test looks at reports with it, and is skipped without. Ubuntu's does not run in a container.
 if [[ -n ${CI:-} && -e /etc/debian_version && ! -e /etc/lsb-release ]]; then
   packages+=(chromium=/usr/bin/chromium)

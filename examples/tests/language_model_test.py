@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-text = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "README.md")
+text = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "internals.md")
 losses = {}
 for ranks in (1, 2, 4):
     said = subprocess.run([sys.argv[1], text, "2", str(ranks)], stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs the build BUILD, moves the copy, and builds users' programs against it: with find_package, static and shared,
-# in Release and Debug, beside find_package(Torch), and with pkg-config, in C++ and C. Configures them with Tandem's
-# sources too. Usage: check.sh BUILD CXX
+# Builds users' programs against copies of the build BUILD: with find_package, static and shared, in Release against the
+# unpacked .tar.gz of cpack, in Debug against an installed copy that was moved, beside find_package(Torch), and with
+# pkg-config, in C++ and C. Configures them with Tandem's sources too. Looks at what the packages hold and depend on.
+# Usage: check.sh BUILD CXX
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
 build=$1
@@ -25,16 +26,27 @@ configure() {
     { cat "$work/log" >&2; exit 1; }
 }
 
+tandem=$(cd "$source/../../.." && pwd)
+libtorch=$(sed -n 's/^TANDEM_LIBTORCH:PATH=//p' "$build/CMakeCache.txt")
+for file in LICENSE NOTICE; do cmp "$tandem/$file" "$work/moved/share/doc/tandem/$file"; done
+
+# LibTorch in the copy's lib/libtorch, which goes before the one that Tandem was built with.
+cpack --config "$build/CPackConfig.cmake" -B "$work/packages" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+mkdir -p "$work/tar" "$work/tar/lib/libtorch"
+tar -xzf "$work"/packages/tandem-*.tar.gz -C "$work/tar" --strip-components=1
+cp -rs "$libtorch/lib" "$libtorch/include" "$work/tar/lib/libtorch"
+[[ ! -e $libtorch/../nvidia ]] || ln -s "$(realpath "$libtorch/../nvidia")" "$work/tar/lib/nvidia"
+
 for type in Release Debug; do
-  configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$work/moved"
+  copy=$work/moved
+  [[ $type == Debug ]] || copy=$work/tar
+  configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$copy"
   ninja -C "$work/$type" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
   run "$work/$type/one_file"
   run "$work/$type/one_file_shared"
 done
 
 # As a part of the user's project, which takes as long to build as Tandem; here only that it can be.
-tandem=$(cd "$source/../../.." && pwd)
-libtorch=$(sed -n 's/^TANDEM_LIBTORCH:PATH=//p' "$build/CMakeCache.txt")
 configure added -DADD_SUBDIRECTORY="$tandem" -DTANDEM_LIBTORCH="$libtorch"
 ninja -C "$work/added" -n one_file >/dev/null
 if commit=$(git -C "$tandem" rev-parse HEAD 2>/dev/null); then
@@ -80,3 +92,5 @@ C
 run "$work/host"
 # As other languages load it: on its own.
 python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).tandem_version' "$(find "$work/moved" -name libtandem_shared.so)"
+
+"$(dirname "${BASH_SOURCE[0]}")/packages.sh" "$work" "$libtorch"

@@ -51,7 +51,7 @@ struct LaunchConfig {
   std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
   int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
   bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
-  bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse the memory of those before them; see README
+  bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse memory; see docs/training.md
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
   int gradient_accumulation_steps = 1;  ///< micro-batches an optimizer update
   bool sync_with_dataloader = true;     ///< the end of a loader closes the accumulation window
