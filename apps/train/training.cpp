@@ -10,6 +10,7 @@
 #include <torch/nn/functional/loss.h>
 
 #include "checkpoints.h"
+#include "common/interrupt.h"
 #include "evaluation.h"
 #include "losses.h"
 #include "optimizer.h"

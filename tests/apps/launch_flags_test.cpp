@@ -27,7 +27,10 @@ struct Case {
 
 const std::vector<Case> kCases{
     {"--gpus 3", [](const LaunchConfig& c) { return c.gpus == 3; }},
-    {"--devices 0,2,2", [](const LaunchConfig& c) { return c.devices == std::vector{0, 2, 2}; }},
+    {"--devices 0,2,2",
+     [](const LaunchConfig& c) {
+       return c.devices == std::vector{0, 2, 2};
+     }},
     {"--cpu 4", [](const LaunchConfig& c) { return c.cpu == 4; }},
     {"--threads-per-rank 2", [](const LaunchConfig& c) { return c.threads_per_rank == 2; }},
     {"--transport automatic", [](const LaunchConfig& c) { return c.transport == Transport::automatic; }},
@@ -46,8 +49,7 @@ const std::vector<Case> kCases{
     {"--split-batches", [](const LaunchConfig& c) { return c.data_loader.split_batches; }},
     {"--dispatch-batches", [](const LaunchConfig& c) { return c.data_loader.dispatch_batches == true; }},
     {"--dispatch-batches=false", [](const LaunchConfig& c) { return c.data_loader.dispatch_batches == false; }},
-    {"--nvtx-steps 3:9",
-     [](const LaunchConfig& c) { return c.nvtx_capture.first == 3 && c.nvtx_capture.last == 9; }}};
+    {"--nvtx-steps 3:9", [](const LaunchConfig& c) { return c.nvtx_capture.first == 3 && c.nvtx_capture.last == 9; }}};
 
 // A config that is the opposite of what each flag asks for.
 LaunchConfig other() {
@@ -113,13 +115,32 @@ TEST_CASE("a flag for ranks replaces the program's own, of whatever kind") {
 }
 
 TEST_CASE("a value that no launch takes is an error of the parser that names the flag") {
-  for (const std::string words :
-       {"--gpus 0", "--gpus two", "--devices 0,x", "--devices -1", "--cpu 0", "--cpu 1025", "--cpu 1 --gpus 1",
-        "--gpus 1 --devices 1", "--devices 1 --cpu 1", "--threads-per-rank 0", "--transport x", "--tf32=x",
-        "--tf32=99999999999999999999", "--expandable-segments=x", "--seed -1", "--seed 18446744073709551616",
-        "--mixed-precision fp8", "--gradient-accumulation-steps 0", "--no-even-batches=x", "--split-batches=x",
-        "--dispatch-batches=x", "--dispatch-batches=99999999999999999999", "--nvtx-steps 5", "--nvtx-steps 0:5",
-        "--nvtx-steps 9:8", "--nvtx-steps 1:99999999999999999999"}) {
+  for (const std::string words : {"--gpus 0",
+                                  "--gpus two",
+                                  "--devices 0,x",
+                                  "--devices -1",
+                                  "--cpu 0",
+                                  "--cpu 1025",
+                                  "--cpu 1 --gpus 1",
+                                  "--gpus 1 --devices 1",
+                                  "--devices 1 --cpu 1",
+                                  "--threads-per-rank 0",
+                                  "--transport x",
+                                  "--tf32=x",
+                                  "--tf32=99999999999999999999",
+                                  "--expandable-segments=x",
+                                  "--seed -1",
+                                  "--seed 18446744073709551616",
+                                  "--mixed-precision fp8",
+                                  "--gradient-accumulation-steps 0",
+                                  "--no-even-batches=x",
+                                  "--split-batches=x",
+                                  "--dispatch-batches=x",
+                                  "--dispatch-batches=99999999999999999999",
+                                  "--nvtx-steps 5",
+                                  "--nvtx-steps 0:5",
+                                  "--nvtx-steps 9:8",
+                                  "--nvtx-steps 1:99999999999999999999"}) {
     CAPTURE(words);
     try {
       parsed(words);

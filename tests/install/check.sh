@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the build BUILD, moves the copy, and builds users' programs against it: with find_package, static and shared,
-# in Release and Debug, beside find_package(Torch), and with pkg-config, in C++ and C. Configures them with Tandem's
-# sources too. Usage: check.sh BUILD CXX
+# in Release and Debug (there with precompiled headers), beside find_package(Torch), and with pkg-config, in C++ and C.
+# Configures them with Tandem's sources too. Usage: check.sh BUILD CXX
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
 build=$1
@@ -26,17 +26,23 @@ configure() {
 }
 
 for type in Release Debug; do
-  configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$work/moved"
+  precompiled=$([[ $type == Debug ]] && echo ON || echo OFF)
+  configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$work/moved" -DPRECOMPILED=$precompiled
   ninja -C "$work/$type" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
   run "$work/$type/one_file"
   run "$work/$type/one_file_shared"
 done
 
+# The compiler has read what tandem_precompile_headers makes, not the headers.
+ninja -C "$work/Debug" -t deps CMakeFiles/compiled.dir/main.cpp.o | grep 'cmake_pch\.hxx\.gch$' >/dev/null ||
+  { echo "main.cpp was compiled without the precompiled headers" >&2; exit 1; }
+
 # As a part of the user's project, which takes as long to build as Tandem; here only that it can be.
 tandem=$(cd "$source/../../.." && pwd)
 libtorch=$(sed -n 's/^TANDEM_LIBTORCH:PATH=//p' "$build/CMakeCache.txt")
-configure added -DADD_SUBDIRECTORY="$tandem" -DTANDEM_LIBTORCH="$libtorch"
-ninja -C "$work/added" -n one_file >/dev/null
+configure added -DADD_SUBDIRECTORY="$tandem" -DTANDEM_LIBTORCH="$libtorch" -DPRECOMPILED=ON
+ninja -C "$work/added" -n one_file | grep 'compiled\.dir/cmake_pch\.hxx\.gch' >/dev/null ||
+  { echo "add_subdirectory does not precompile headers" >&2; exit 1; }
 if commit=$(git -C "$tandem" rev-parse HEAD 2>/dev/null); then
   configure fetched -DFETCH="$tandem" -DFETCH_TAG="$commit" -DTANDEM_LIBTORCH="$libtorch"
   ninja -C "$work/fetched" -n one_file >/dev/null

@@ -260,9 +260,8 @@ TEST_CASE("a launch on what was examined has its ranks and the config as it is n
   state.config.gradient_accumulation_steps = 0;
   CHECK_THROWS_WITH(launch_on(state, nothing), ContainsSubstring("use 1 or more"));
   CHECK_THROWS_WITH(launch_on({}, nothing), ContainsSubstring("examine"));
-  const auto error = run_ranks_expecting_error(1, [&](Accelerator& accelerator) {
-    launch_on(accelerator.state(), nothing);
-  });
+  const auto error =
+      run_ranks_expecting_error(1, [&](Accelerator& accelerator) { launch_on(accelerator.state(), nothing); });
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
 }
 
