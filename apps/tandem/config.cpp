@@ -16,6 +16,7 @@
 #include "io/output_file.h"
 #include "tandem/core/error.h"
 #include "train/config_file.h"
+#include "train/model_flags.h"
 #include "train/options.h"
 
 namespace tandem_tool {

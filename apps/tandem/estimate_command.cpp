@@ -12,8 +12,8 @@
 #include "io/json_text.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
+#include "train/model_flags.h"
 #include "train/net_sizes.h"
-#include "train/options.h"
 
 namespace tandem_tool {
 namespace {

@@ -1,76 +1,64 @@
 #include "checkpoints.h"
 
-#include <filesystem>
-#include <system_error>
-#include <variant>
+#include "warn.h"
 
 namespace train {
 
-c10::IValue TrainingState::state_dict() const {
-  c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
-  c10::impl::GenericList losses(c10::AnyType::get()), batches(c10::AnyType::get());
-  for (const double loss : epoch_losses) losses.push_back(loss);
-  for (const std::int64_t number : epoch_batches) batches.push_back(number);
-  state.insert("steps", steps);
-  state.insert("epoch", epoch);
-  state.insert("epoch_losses", losses);
-  state.insert("epoch_batches", batches);
-  c10::impl::GenericDict its_flags(c10::AnyType::get(), c10::AnyType::get());
-  for (const auto& [name, value] : flags)
-    std::visit([&, &name = name](const auto& its) { its_flags.insert(name, c10::IValue(its)); }, value);
-  state.insert("flags", its_flags);
-  return state;
+Checkpoints::Checkpoints(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,
+                         Records& records, TrainingState& state)
+    : accelerator_(accelerator), options_(options), inputs_(inputs), records_(records), state_(state) {
+  accelerator_.register_for_checkpointing(state_);
 }
 
-namespace {
+bool Checkpoints::resume() {
+  if (!inputs_.checkpoint) return false;
+  resumed_from_ = accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
+  saved_at_ = state_.steps;
+  return true;
+}
 
-tandem::io::Config flags_in(const c10::IValue& dict) {
-  tandem::io::Config flags;
-  if (!dict.isGenericDict()) throw tandem::CheckpointError("its flags are no dict");
-  for (const auto& item : dict.toGenericDict()) {
-    if (!item.key().isString()) continue;
-    const std::string& name = item.key().toStringRef();
-    const c10::IValue& value = item.value();
-    if (value.isBool()) flags.emplace_back(name, value.toBool());
-    if (value.isInt()) flags.emplace_back(name, value.toInt());
-    if (value.isDouble()) flags.emplace_back(name, value.toDouble());
-    if (value.isString()) flags.emplace_back(name, value.toStringRef());
+Losses Checkpoints::resumed_losses() const {
+  double sum = 0;
+  std::int64_t batches = 0;
+  const auto ranks = static_cast<std::size_t>(accelerator_.world_size());
+  for (auto r = static_cast<std::size_t>(accelerator_.rank()); r < state_.epoch_losses.size(); r += ranks) {
+    sum += state_.epoch_losses[r];
+    batches += state_.epoch_batches[r];
   }
-  return flags;
+  return {at::scalar_tensor(sum, at::dtype(at::kFloat).device(accelerator_.device())), batches};
 }
 
-}  // namespace
-
-void TrainingState::load_state_dict(const c10::IValue& state) {
-  const auto of = [&](const char* name) {
-    if (!state.isGenericDict() || !state.toGenericDict().contains(name))
-      throw tandem::CheckpointError(std::string("it is no checkpoint of train: it has no '") + name + "'");
-    return state.toGenericDict().at(name);
-  };
-  const c10::IValue losses = of("epoch_losses"), batches = of("epoch_batches");
-  if (!of("steps").isInt() || !of("epoch").isInt() || !losses.isList() || !batches.isList() ||
-      losses.toListRef().size() != batches.toListRef().size())
-    throw tandem::CheckpointError("its state of the training is damaged");
-  flags = state.toGenericDict().contains("flags") ? flags_in(of("flags")) : tandem::io::Config();
-  steps = of("steps").toInt();
-  epoch = of("epoch").toInt();
-  epoch_losses.clear();
-  epoch_batches.clear();
-  for (const c10::IValue& loss : losses.toListRef()) epoch_losses.push_back(loss.toDouble());
-  for (const c10::IValue& number : batches.toListRef()) epoch_batches.push_back(number.toInt());
+void Checkpoints::save_if_due(bool last, const Losses& epoch_losses) {
+  if (options_.launch.checkpoints.directory.empty() || state_.steps == saved_at_) return;
+  if (!last && !(options_.save_every && state_.steps % *options_.save_every == 0)) return;
+  records_.pause();
+  saved_at_ = state_.steps;
+  state_.flags = options_.flags;
+  state_.epoch_losses = accelerator_.gather_objects(epoch_losses.sum.defined() ? epoch_losses.sum.item<double>() : 0.0);
+  state_.epoch_batches = accelerator_.gather_objects(epoch_losses.batches);
+  // The one before may have failed by now; this one is tried all the same.
+  wait();
+  failed_.clear();
+  warn_if_it_fails([&] {
+    saved_to_ = accelerator_.save_state({}, {.background = true});
+    records_.saving(state_.steps, saved_to_);
+  });
+  records_.go_on();
 }
 
-std::optional<std::string> checkpoint_to_resume(const Options& options) {
-  const std::string& directory = options.launch.checkpoints.directory;
-  if (options.resume.empty()) return std::nullopt;
-  if (options.resume == "auto") {
-    if (tandem::io::list_checkpoints(directory).empty()) return std::nullopt;
-    return "";  // the newest that is not damaged
+void Checkpoints::wait() {
+  warn_if_it_fails([&] { accelerator_.wait_for_saves(); });
+}
+
+// All ranks fail alike.
+void Checkpoints::warn_if_it_fails(const std::function<void()>& save) {
+  try {
+    save();
+  } catch (const tandem::CheckpointError& error) {
+    failed_ = error.what();
+    saved_to_.clear();
+    warn(accelerator_, failed_ + "; training goes on");
   }
-  std::error_code error;
-  if (!std::filesystem::is_directory(options.resume, error))
-    throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
-  return options.resume;
 }
 
 }  // namespace train

@@ -8,7 +8,6 @@
 #include <system_error>
 #include <utility>
 
-#include "checkpoints.h"
 #include "common/interrupt.h"
 #include "io/output_file.h"
 #include "tandem/io/checkpoint_series.h"
@@ -19,7 +18,7 @@ namespace {
 // Before the ranks start, so that nothing is printed of a training that cannot be.
 void check_fills_a_step(const Options& options, std::int64_t samples) {
   const bool split = options.launch.data_loader.split_batches;
-  const std::int64_t step = options.batch_size * (split ? 1 : tandem::examine(options.launch).world_size());
+  const std::int64_t step = options.batch_size * (split ? 1 : options.machine.world_size());
   if (options.drop_last && samples < step)
     throw tandem::ConfigError("the training set of " + std::to_string(samples) +
                               " samples is smaller than a batch of all ranks (" + std::to_string(step) +
@@ -31,7 +30,7 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   const auto& launch = options.launch;
   const tandem::data::EpochPlan plan(
       tandem::data::plan_options({.batch_size = options.batch_size, .drop_last = options.drop_last}, launch.data_loader,
-                                 samples, false, tandem::examine(launch).world_size()));
+                                 samples, false, options.machine.world_size()));
   const std::int64_t window = launch.gradient_accumulation_steps;
   const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
   const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
@@ -64,6 +63,20 @@ void check_profile(const Options& options, std::int64_t total_steps) {
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
                             std::to_string(total_steps) + " updates");
+}
+
+// The checkpoint that --resume names; nothing when `auto` finds none.
+std::optional<std::string> checkpoint_to_resume(const Options& options) {
+  const std::string& directory = options.launch.checkpoints.directory;
+  if (options.resume.empty()) return std::nullopt;
+  if (options.resume == "auto") {
+    if (tandem::io::list_checkpoints(directory).empty()) return std::nullopt;
+    return "";  // the newest that is not damaged
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(options.resume, error))
+    throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
+  return options.resume;
 }
 
 std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {

@@ -10,22 +10,24 @@
 
 #include "common/interrupt.h"
 #include "common/program.h"
+#include "model_flags.h"
 #include "options.h"
 #include "report/report.h"
 #include "training.h"
 
 namespace {
 
-void announce(const train::Options& options, const tandem::AcceleratorState& state) {
+void announce(const train::Options& options) {
   if (options.quiet) return;
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
-  const std::string name = state.backend_name;
+  const std::string name = options.machine.backend_name;
+  const int ranks = options.machine.world_size();
   const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
                           : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
                                                                               : "";
-  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, state.world_size(),
-              name.c_str(), state.world_size() == 1 ? "" : "s",
+  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, ranks,
+              name.c_str(), ranks == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::fflush(stdout);
@@ -79,18 +81,18 @@ int run(int argc, char** argv) {
   if (!parsed.options) return parsed.exit_code;
   const train::Options& options = *parsed.options;
   const train::Inputs inputs = train::read_inputs(options);
-  announce(options, tandem::examine(options.launch));
+  announce(options);
   prepare_profile(options);
   train::Outcome outcome;
-  tandem::LaunchConfig config = options.launch;
-  config.checkpoints.series = inputs.series;
-  config.on_warning = [](const std::string& text) {
+  tandem::AcceleratorState launch{options.machine, options.launch};
+  launch.config.checkpoints.series = inputs.series;
+  launch.config.on_warning = [](const std::string& text) {
     const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
     std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());
   };
   const auto unsaved = std::make_shared<train::Unsaved>(options.save_weights);
   apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet);
-  tandem::launch(config, [&](tandem::Accelerator& accelerator) {
+  tandem::launch_on(launch, [&](tandem::Accelerator& accelerator) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved);
     if (accelerator.is_main()) outcome = mine;
   });

@@ -13,29 +13,16 @@
 
 #include "common/program.h"
 #include "config_file.h"
+#include "model_flags.h"
 #include "resumed_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
+#include "tandem/launch_flags.h"
 
 namespace train {
 namespace {
 
 constexpr std::int64_t kMany = 1'000'000'000;
-
-const std::map<std::string, ModelKind> kModels{
-    {"mlp", ModelKind::mlp}, {"cnn", ModelKind::cnn}, {"gpt", ModelKind::gpt}};
-
-// Flags that go with some models only.
-const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", {ModelKind::mlp}},
-                                                                   {"--data-dir", {ModelKind::mlp, ModelKind::cnn}},
-                                                                   {"--normalize", {ModelKind::mlp, ModelKind::cnn}},
-                                                                   {"--data-file", {ModelKind::gpt}},
-                                                                   {"--block-size", {ModelKind::gpt}},
-                                                                   {"--layers", {ModelKind::gpt}},
-                                                                   {"--width", {ModelKind::gpt}},
-                                                                   {"--heads", {ModelKind::gpt}},
-                                                                   {"--dropout", {ModelKind::gpt}},
-                                                                   {"--sample-bytes", {ModelKind::gpt}}};
 
 const std::map<std::string, SchedulerKind> kSchedulers{
     {"constant", SchedulerKind::constant},     {"step", SchedulerKind::step},
@@ -44,24 +31,15 @@ const std::map<std::string, SchedulerKind> kSchedulers{
     {"cosine", SchedulerKind::cosine},         {"cosine-restarts", SchedulerKind::cosine_restarts},
     {"one-cycle", SchedulerKind::one_cycle},   {"plateau", SchedulerKind::plateau}};
 
-const std::map<std::string, tandem::Precision> kPrecisions{
-    {"no", tandem::Precision::no}, {"bf16", tandem::Precision::bf16}, {"fp16", tandem::Precision::fp16}};
-
-const std::map<std::string, tandem::Transport> kTransports{{"automatic", tandem::Transport::automatic},
-                                                           {"nccl", tandem::Transport::nccl},
-                                                           {"peer-memory", tandem::Transport::peer_memory}};
-
 // The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
-  std::optional<int> gpus, cpu;
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   ModelFlags model;
   std::string optimizer = "adamw", scheduler = "constant", normalize = "mnist";
-  std::optional<bool> tf32;
-  std::string mixed_precision = "no", transport = "automatic", profile_steps = "10:20", nvtx_steps;
-  bool no_shuffle = false, no_progress = false, no_even_batches = false, dispatch = false;
+  std::string profile_steps = "10:20";
+  bool no_shuffle = false, no_progress = false;
 };
 
 // A range of its ends and what is between; CLI::Range lets NaN pass.
@@ -72,35 +50,8 @@ CLI::Validator real_range(double least, double most) {
   return CLI::Range(least, most) & is_number;
 }
 
-// CLI11 reads -1 as the largest unsigned number.
-std::string refuse_minus(const std::string& text) {
-  return text.find('-') == std::string::npos ? std::string() : text + " is negative; use 0 or more";
-}
-
 std::string refuse_one(const std::string& text) {
   return std::atof(text.c_str()) < 1 ? std::string() : text + " leaves nothing; use less than 1";
-}
-
-void add_ranks(CLI::App& app, Raw& raw) {
-  auto& launch = raw.options.launch;
-  auto* gpus = app.add_option("--gpus", raw.gpus, "ranks on the first N GPUs")->check(CLI::Range(1, 1024));
-  auto* devices = app.add_option("--devices", launch.devices, "ranks on these GPUs, such as 0,2,3")
-                      ->delimiter(',')
-                      ->check(CLI::Range(0, 1023));
-  auto* cpu = app.add_option("--cpu", raw.cpu, "N ranks on the CPU")->check(CLI::Range(1, 1024));
-  gpus->excludes(devices)->excludes(cpu);
-  devices->excludes(cpu);
-  app.add_option("--threads-per-rank", launch.threads_per_rank,
-                 "intra-op threads of a CPU rank (default: cores / ranks)")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("--transport", raw.transport, "how GPU ranks exchange data")
-      ->check(CLI::IsMember(kTransports))
-      ->capture_default_str();
-  app.add_flag("--cuda-graphs", raw.options.cuda_graphs,
-               "record a step on the GPU and replay it, for models that keep a GPU waiting for the host");
-  app.add_flag("--tf32,!--no-tf32", raw.tf32, "let GPUs compute float32 in TF32, which is faster and less exact");
-  app.add_flag("--expandable-segments", launch.expandable_segments, "waste less GPU memory where sizes vary");
-  app.add_option("--seed", launch.seed, "master seed")->check(refuse_minus)->capture_default_str();
 }
 
 void add_model_and_data(CLI::App& app, Raw& raw) {
@@ -117,10 +68,11 @@ void add_model_and_data(CLI::App& app, Raw& raw) {
       ->capture_default_str();
 }
 
-void add_text(CLI::App& app, Options& options) {
+void add_text(CLI::App& app, Raw& raw) {
+  auto& options = raw.options;
   app.add_option("--data-file", options.data_file, "text that the gpt trains on; its last tenth is for validation")
       ->type_name("FILE");
-  app.add_option("--dropout", options.gpt.dropout, "share of the gpt's activations to leave out in training")
+  app.add_option("--dropout", raw.model.gpt.dropout, "share of the gpt's activations to leave out in training")
       ->check(real_range(0.0, 1.0))
       ->check(refuse_one)
       ->capture_default_str();
@@ -152,20 +104,9 @@ void add_training(CLI::App& app, Raw& raw) {
   app.add_option("--warmup-steps", options.warmup_steps, "let the learning rate grow over the first N updates")
       ->check(CLI::Range(std::int64_t{0}, kMany))
       ->capture_default_str();
-  app.add_option("--mixed-precision", raw.mixed_precision,
-                 "what the model computes in; fp16 scales the loss and skips updates that overflow")
-      ->check(CLI::IsMember(kPrecisions))
-      ->capture_default_str();
-  app.add_option("--gradient-accumulation-steps", options.launch.gradient_accumulation_steps, "batches an update")
-      ->check(CLI::Range(1, 1'000'000))
-      ->capture_default_str();
   app.add_option("--clip-grad-norm", options.clip_grad_norm, "limit of the gradient's 2-norm")
       ->check(real_range(1e-12, 1e12));
   app.add_flag("--drop-last", options.drop_last, "leave out samples that do not fill a batch of every rank");
-  app.add_flag("--no-even-batches", raw.no_even_batches, "do not repeat samples to give all ranks as many");
-  app.add_flag("--split-batches", options.launch.data_loader.split_batches,
-               "--batch-size is that of all ranks together");
-  app.add_flag("--dispatch-batches", raw.dispatch, "rank 0 reads for all");
 }
 
 void add_tracking(CLI::App& app, Options& options) {
@@ -213,8 +154,6 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_option("--profile-steps", raw.profile_steps, "updates that the profile is of, FIRST:LAST")
       ->needs(profile)
       ->capture_default_str();
-  app.add_option("--nvtx-steps", raw.nvtx_steps, "updates that the scripts in profiles/ capture, FIRST:LAST")
-      ->envname("TANDEM_NVTX_STEPS");
   add_tracking(app, options);
   app.add_flag("--quiet", options.quiet, "print nothing but errors");
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
@@ -226,9 +165,12 @@ struct CommandLine {
 
   CommandLine() {
     app.option_defaults()->always_capture_default(false);
-    add_ranks(app, raw);
+    tandem::add_launch_flags(app, raw.options.launch);
+    app.get_option("--split-batches")->description("--batch-size is that of all ranks together");
+    app.add_flag("--cuda-graphs", raw.options.cuda_graphs,
+                 "record a step on the GPU and replay it, for models that keep a GPU waiting for the host");
     add_model_and_data(app, raw);
-    add_text(app, raw.options);
+    add_text(app, raw);
     add_training(app, raw);
     add_files(app, raw);
     add_config_flag(app);
@@ -261,15 +203,8 @@ std::int64_t loader_batch_size(const Raw& raw, int ranks) {
 // Reads "FIRST:LAST".
 tandem::trace::Steps read_steps(const std::string& flag, const std::string& text) {
   tandem::trace::Steps steps;
-  const auto number = [](std::string_view digits, std::int64_t& value) {
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    return error == std::errc() && end == digits.data() + digits.size() && value >= 1;
-  };
-  const std::string_view all(text);
-  const std::size_t colon = std::min(all.find(':'), all.size());
-  if (colon == all.size() || !number(all.substr(0, colon), steps.first) || !number(all.substr(colon + 1), steps.last))
-    throw tandem::ConfigError(flag + " " + text + " is not FIRST:LAST, such as 10:20, counted from 1");
-  if (steps.last < steps.first) throw tandem::ConfigError(flag + " " + text + " ends before it begins");
+  if (const std::string problem = tandem::detail::read_steps(text, steps); !problem.empty())
+    throw tandem::ConfigError(flag + " " + text + " " + problem);
   return steps;
 }
 
@@ -295,12 +230,12 @@ void check_log(const std::string& path) {
 }
 
 // Puts the flag's name before what the library says about ranks.
-tandem::AcceleratorState examine_ranks(const Raw& raw) {
+tandem::PartialState examine_ranks(const Raw& raw) {
   try {
     return tandem::examine(raw.options.launch);
   } catch (const tandem::ConfigError& error) {
-    if (raw.gpus)
-      throw tandem::ConfigError("--gpus " + std::to_string(*raw.gpus) + ": " + error.what() + " with --cpu N");
+    if (const auto& gpus = raw.options.launch.gpus)
+      throw tandem::ConfigError("--gpus " + std::to_string(*gpus) + ": " + error.what() + " with --cpu N");
     if (!raw.options.launch.devices.empty())
       throw tandem::ConfigError(std::string("--devices: ") + error.what() + " with --cpu N");
     throw;
@@ -317,31 +252,12 @@ SchedulerKind scheduler_of(const Raw& raw) {
   return kind;
 }
 
-bool goes_with(const std::vector<ModelKind>& models, ModelKind model) {
-  return std::find(models.begin(), models.end(), model) != models.end();
-}
-
-void check_heads(const GptOptions& gpt) {
-  if (gpt.width % gpt.heads != 0)
-    throw tandem::ConfigError("--width " + std::to_string(gpt.width) + " does not divide by --heads " +
-                              std::to_string(gpt.heads) + "; use a multiple of it");
-}
-
 Options finish(Raw raw) {
   Options& options = raw.options;
-  options.launch.gpus = raw.gpus;
-  options.launch.cpu = raw.cpu;
-  options.launch.mixed_precision = kPrecisions.at(raw.mixed_precision);
-  options.launch.transport = kTransports.at(raw.transport);
-  options.launch.tf32 = raw.tf32;
-  options.launch.data_loader.even_batches = !raw.no_even_batches;
-  if (raw.dispatch) options.launch.data_loader.dispatch_batches = true;
   const Options model = read_model_flags(raw.model);
   options.model = model.model;
   options.hidden = model.hidden;
-  const double dropout = options.gpt.dropout;
   options.gpt = model.gpt;
-  options.gpt.dropout = dropout;
   options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
   options.normalize =
       raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
@@ -353,7 +269,8 @@ Options finish(Raw raw) {
   options.scheduler = scheduler_of(raw);
   options.shuffle = !raw.no_shuffle;
   options.progress = !raw.no_progress && !options.quiet;
-  options.batch_size = loader_batch_size(raw, examine_ranks(raw).world_size());
+  options.machine = examine_ranks(raw);
+  options.batch_size = loader_batch_size(raw, options.machine.world_size());
   check_output("--save-weights", options.save_weights);
   check_log(options.log_json);
   if (options.report && std::find(options.log_with.begin(), options.log_with.end(), "jsonl") == options.log_with.end())
@@ -365,7 +282,6 @@ Options finish(Raw raw) {
   const auto profiled = read_steps("--profile-steps", raw.profile_steps);
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;
-  if (!raw.nvtx_steps.empty()) options.launch.nvtx_capture = read_steps("--nvtx-steps", raw.nvtx_steps);
   return options;
 }
 
@@ -403,48 +319,6 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
 }
 
 }  // namespace
-
-CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
-  auto* model =
-      app.add_option("--model", flags.model, "which network")->check(CLI::IsMember(kModels))->capture_default_str();
-  app.add_option("--hidden", flags.hidden, "widths of the mlp's hidden layers (default: 512,512)")
-      ->delimiter(',')
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{65536}));
-  const auto size = [&](const char* flag, std::int64_t& value, std::int64_t most, const char* what) {
-    app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most))->capture_default_str();
-  };
-  size("--block-size", flags.gpt.block_size, 1'000'000, "bytes that the gpt sees of the text");
-  size("--layers", flags.gpt.layers, 10'000, "of the gpt");
-  size("--width", flags.gpt.width, 65536, "of the gpt's layers, a multiple of --heads");
-  size("--heads", flags.gpt.heads, 65536, "of the gpt's attention");
-  return model;
-}
-
-Options read_model_flags(const ModelFlags& flags) {
-  Options options;
-  options.model = kModels.at(flags.model);
-  options.hidden = flags.hidden;
-  options.gpt = flags.gpt;
-  check_heads(options.gpt);
-  return options;
-}
-
-bool flag_goes_with(const std::string& flag, const std::string& model) {
-  const auto found = kFlagsOfModels.find(flag);
-  return found == kFlagsOfModels.end() || goes_with(found->second, kModels.at(model));
-}
-
-void check_flags_of_models(const CLI::App& app, const std::string& name) {
-  const ModelKind model = kModels.at(name);
-  for (const auto& [flag, models] : kFlagsOfModels)
-    if (const auto* given = app.get_option_no_throw(flag); given && given->count() > 0 && !goes_with(models, model))
-      throw tandem::ConfigError(flag + " does not go with --model " + name_of(model) + "; it belongs to " +
-                                name_of(models.front()) + (models.size() > 1 ? " and " + name_of(models.back()) : ""));
-}
-
-const std::string& name_of(ModelKind model) {
-  return std::find_if(kModels.begin(), kModels.end(), [&](const auto& entry) { return entry.second == model; })->first;
-}
 
 std::shared_ptr<CLI::App> describe_command_line() {
   const auto line = std::make_shared<CommandLine>();

@@ -13,7 +13,6 @@
 
 namespace CLI {
 class App;
-class Option;
 }  // namespace CLI
 
 namespace train {
@@ -47,6 +46,7 @@ struct GptOptions {
 /// What the command line asks for, checked as far as it can be without data.
 struct Options {
   tandem::LaunchConfig launch;
+  tandem::PartialState machine;  // that `launch` runs on, examined once for everybody
 
   ModelKind model = ModelKind::mlp;
   std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
@@ -90,28 +90,6 @@ struct Options {
   bool quiet = false;
   bool progress = true;
 };
-
-/// What --model and the flags of the models' sizes say.
-struct ModelFlags {
-  std::string model = "mlp";
-  std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
-  GptOptions gpt;
-};
-
-/// Adds these flags, and returns that of --model.
-CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags);
-
-/// The same as options. Throws tandem::ConfigError for sizes that do not go together.
-Options read_model_flags(const ModelFlags& flags);
-
-/// Throws tandem::ConfigError when `app` was given a flag that belongs to other models than this --model.
-void check_flags_of_models(const CLI::App& app, const std::string& model);
-
-/// Whether a flag, such as "--hidden", is of any use with this --model.
-bool flag_goes_with(const std::string& flag, const std::string& model);
-
-/// The name that --model has for it.
-const std::string& name_of(ModelKind model);
 
 /// What to do after reading the command line.
 struct ParseResult {

@@ -7,10 +7,10 @@
 #include <set>
 #include <variant>
 
-#include "checkpoints.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
 #include "tandem/io/pickle_file.h"
+#include "training_state.h"
 
 namespace train {
 namespace {

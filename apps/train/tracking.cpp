@@ -8,6 +8,8 @@
 
 #include <c10/core/CachingDeviceAllocator.h>
 
+#include "model_flags.h"
+
 namespace train {
 namespace {
 
@@ -79,11 +81,10 @@ void Tracking::begin(const Options& options, std::int64_t steps) {
                    .first_step = steps > 0 ? steps + 1 : 0});
 }
 
-void Tracking::end_update(const TrackedUpdate& update) {
+void Tracking::end_update(const Update& update) {
   if (!enabled()) return;
   last_ = update;
-  loss_sum_ = loss_sum_.defined() ? loss_sum_ + update.loss_sum : update.loss_sum;
-  batches_ += update.batches;
+  losses_.add(update.losses);
   samples_ += update.samples;
   updates_ += 1;
   if (wants(update.step)) record();
@@ -95,8 +96,8 @@ void Tracking::end_training() {
 
 void Tracking::record() {
   std::vector<double> mine(kTotals + part_names_.size());
-  mine[0] = loss_sum_.item<double>();
-  mine[1] = static_cast<double>(batches_);
+  mine[0] = losses_.sum.item<double>();
+  mine[1] = static_cast<double>(losses_.batches);
   mine[2] = static_cast<double>(samples_);
   if (parts_) {
     const TimeParts parts = parts_->take();
@@ -109,8 +110,8 @@ void Tracking::record() {
   // One call for everything: each rank has its times in a place of their own.
   const at::Tensor sums = accelerator_.reduce(at::tensor(mine, at::kDouble).to(accelerator_.device()));
   if (trackers_.recording()) log_means(sums.cpu(), seconds);
-  loss_sum_.reset();
-  batches_ = samples_ = updates_ = 0;
+  losses_ = {};
+  samples_ = updates_ = 0;
 }
 
 void Tracking::log_means(const at::Tensor& sums, double seconds) {
@@ -129,7 +130,12 @@ void Tracking::log_means(const at::Tensor& sums, double seconds) {
   trackers_.log(values, last_.step);
 }
 
+void Tracking::log_event(const std::string& name, const std::string& detail, std::int64_t steps) {
+  if (enabled()) trackers_.log_event(name, detail, steps);
+}
+
 void Tracking::log_verdict(const Verdict& verdict) {
+  if (!enabled()) return;
   trackers_.log(borrowed(in_group("eval/", verdict.figures)), step());
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "losses.h"
 #include "metrics.h"
 #include "options.h"
 #include "tandem/tandem.h"
@@ -13,11 +14,10 @@
 namespace train {
 
 /// What is known of an update on one rank.
-struct TrackedUpdate {
-  std::int64_t step = 0;  ///< from 1, over all epochs
-  std::int64_t epoch = 0;
-  at::Tensor loss_sum;       ///< of this rank's batches
-  std::int64_t batches = 0;  ///< of this rank that had samples
+struct Update {
+  std::int64_t step = 0;     ///< from 1, over all epochs
+  std::int64_t epoch = 0;    ///< from 0
+  Losses losses;             ///< of this rank's batches
   std::int64_t samples = 0;  ///< of this rank
   at::Tensor grad_norm;      ///< undefined: not known
   double lr = 0;
@@ -39,13 +39,16 @@ class Tracking {
   bool wants(std::int64_t step) const { return enabled() && (step == 1 || step % every_ == 0); }
 
   /// An update has ended. Collective for those that are wanted.
-  void end_update(const TrackedUpdate& update);
+  void end_update(const Update& update);
 
   /// Training has ended: records the last updates. Collective.
   void end_training();
 
   /// How the trained network was judged, on rank 0.
   void log_verdict(const Verdict& verdict);
+
+  /// Something has happened after so many updates.
+  void log_event(const std::string& name, const std::string& detail, std::int64_t steps);
 
   /// For what else there is to record.
   tandem::io::TrackerSet& trackers() { return trackers_; }
@@ -66,9 +69,9 @@ class Tracking {
   std::optional<TimePartsSince> parts_;
   std::vector<std::string> part_names_;  // of all ranks, in the order of the sums
   Clock::time_point recorded_ = Clock::now();
-  TrackedUpdate last_;
-  at::Tensor loss_sum_;  // of the updates since the last record, as the next three
-  std::int64_t batches_ = 0, samples_ = 0, updates_ = 0;
+  Update last_;
+  Losses losses_;  // of the updates since the last record, as the next two
+  std::int64_t samples_ = 0, updates_ = 0;
 };
 
 }  // namespace train

@@ -18,11 +18,11 @@ struct Outcome {
   std::int64_t epoch = 0;              ///< of the last one, from 0
   std::string resumed_from, saved_to;  ///< checkpoints; empty: none
   std::int64_t resumed_steps = 0;      ///< updates that were made before
-  FinalMetrics metrics;                ///< filled in on rank 0
+  FinalMetrics metrics{};              ///< filled in on rank 0
   std::string failed;                  ///< what could not be written, though training went on; empty: nothing
-  tandem::Profile profile;
+  tandem::Profile profile{};
   std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
-  std::string not_replayed;         ///< why the last step was not, if it was not
+  std::string not_replayed{};       ///< why the last step was not, if it was not
 };
 
 /// Trains on this rank, and writes the log and the weights on rank 0, which tells `unsaved` how far it is. Collective.

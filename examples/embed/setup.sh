@@ -4,17 +4,17 @@
 # When nothing is missing it does nothing.
 set -euo pipefail
 
-packages=(qt6-base-dev qt6-charts-dev libqt6opengl6-dev xvfb blackbox xdotool fonts-inter)
-# A file that each package brings, so that looking costs no time.
-package_files=('/usr/lib/*/cmake/Qt6Widgets/Qt6WidgetsConfig.cmake' '/usr/lib/*/cmake/Qt6Charts/Qt6ChartsConfig.cmake'
-  '/usr/lib/*/cmake/Qt6OpenGL/Qt6OpenGLConfig.cmake' /usr/bin/Xvfb /usr/bin/blackbox /usr/bin/xdotool
-  '/usr/share/fonts/*/inter/*')
+# Packages, each with a file that it brings, so that looking costs no time.
+packages=('qt6-base-dev=/usr/lib/*/cmake/Qt6Widgets/Qt6WidgetsConfig.cmake'
+  'qt6-charts-dev=/usr/lib/*/cmake/Qt6Charts/Qt6ChartsConfig.cmake'
+  'libqt6opengl6-dev=/usr/lib/*/cmake/Qt6OpenGL/Qt6OpenGLConfig.cmake' xvfb=/usr/bin/Xvfb
+  blackbox=/usr/bin/blackbox xdotool=/usr/bin/xdotool 'fonts-inter=/usr/share/fonts/*/inter/*')
 
 say() { echo "embed: $*" >&2; }
 
 missing=()
-for i in "${!packages[@]}"; do
-  compgen -G "${package_files[i]}" >/dev/null || missing+=("${packages[i]}")
+for package in "${packages[@]}"; do
+  compgen -G "${package#*=}" >/dev/null || missing+=("${package%%=*}")
 done
 ((${#missing[@]})) || exit 0
 

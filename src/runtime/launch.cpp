@@ -16,6 +16,7 @@
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
 #include "comm/error_text.h"
+#include "runtime/check_config.h"
 #include "runtime/launch_observer.h"
 #include "runtime/rank_training.h"
 #include "tandem/core/error.h"
@@ -246,33 +247,52 @@ bool says_out_of_memory(const std::exception_ptr& error) {
 
 RankContext* current_rank() noexcept { return this_rank; }
 
-void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
-  launch(config, body, nullptr);
-}
+namespace {
 
-void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body, LaunchObserver* observer) {
+void require_no_rank() {
   if (current_rank())
     throw ConfigError("launch was called on rank " + std::to_string(current_rank()->rank) +
                       " of a running launch; call it outside of every rank's body");
-  const AcceleratorState state = examine(config);
+}
+
+void run_ranks(const AcceleratorState& state, const Program& program) {
+  const LaunchConfig& config = state.config;
   const GpuSettings settings(config);
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
   comm::RankGroup group(state.world_size(), token);
   const auto session = state.backend->begin(group, state.devices, config.transport, config.on_warning);
   std::vector<std::string> notes(state.devices.size());
-  const ObservedRanks observed(observer, group);
+  const ObservedRanks observed(program.observer, group);
   ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
-    const ObservedThread thread(observer);
-    run_rank(state, group, *session, rank, {body, observer}, notes[static_cast<std::size_t>(rank)]);
+    const ObservedThread thread(program.observer);
+    run_rank(state, group, *session, rank, program, notes[static_cast<std::size_t>(rank)]);
   });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
-  watch(team, group, config.timeout, observer);
+  watch(team, group, config.timeout, program.observer);
   const LaunchEnd end = join(team, *session, token);
   if (token.cancelled()) throw_rank_error(token, end, notes);
   if (!end.problem.empty()) throw Error("all ranks have ended well, but not what they shared: " + end.problem);
+}
+
+}  // namespace
+
+void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body) {
+  launch(config, body, nullptr);
+}
+
+void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body, LaunchObserver* observer) {
+  require_no_rank();
+  run_ranks(examine(config), {body, observer});
+}
+
+void launch_on(const AcceleratorState& state, const std::function<void(Accelerator&)>& body) {
+  require_no_rank();
+  if (!state.backend || state.devices.empty()) throw ConfigError("launch_on needs a state that `examine` has given");
+  check_config(state.config);
+  run_ranks(state, {body, nullptr});
 }
 
 }  // namespace tandem

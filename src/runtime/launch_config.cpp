@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "backend/backend.h"
+#include "runtime/check_config.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -14,21 +15,6 @@ constexpr int kMostRanks = 1024;
 
 void require(bool holds, const std::string& otherwise) {
   if (!holds) throw ConfigError(otherwise);
-}
-
-void check_options(const LaunchConfig& config) {
-  const int ways = (config.gpus ? 1 : 0) + (config.devices.empty() ? 0 : 1) + (config.cpu ? 1 : 0);
-  require(ways <= 1, "gpus, devices and cpu exclude each other; give one of them");
-  require(config.threads_per_rank >= 0, "threads_per_rank " + std::to_string(config.threads_per_rank) +
-                                            " is negative; use 1 or more, or 0 for cores / ranks");
-  require(config.gradient_accumulation_steps >= 1, "gradient_accumulation_steps " +
-                                                       std::to_string(config.gradient_accumulation_steps) +
-                                                       " is too small; use 1 or more");
-  require(config.scheduler_steps_per_update >= 1, "scheduler_steps_per_update " +
-                                                      std::to_string(config.scheduler_steps_per_update) +
-                                                      " is too small; use 1 or more");
-  require(config.timeout.count() > 0, "timeout must be positive");
-  optim::GradScaler::check(config.grad_scaler);
 }
 
 std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<int>& indices) {
@@ -65,10 +51,25 @@ void choose_cpu(PartialState& state, int ranks) {
 
 }  // namespace
 
+void check_config(const LaunchConfig& config) {
+  const int ways = (config.gpus ? 1 : 0) + (config.devices.empty() ? 0 : 1) + (config.cpu ? 1 : 0);
+  require(ways <= 1, "gpus, devices and cpu exclude each other; give one of them");
+  require(config.threads_per_rank >= 0, "threads_per_rank " + std::to_string(config.threads_per_rank) +
+                                            " is negative; use 1 or more, or 0 for cores / ranks");
+  require(config.gradient_accumulation_steps >= 1, "gradient_accumulation_steps " +
+                                                       std::to_string(config.gradient_accumulation_steps) +
+                                                       " is too small; use 1 or more");
+  require(config.scheduler_steps_per_update >= 1, "scheduler_steps_per_update " +
+                                                      std::to_string(config.scheduler_steps_per_update) +
+                                                      " is too small; use 1 or more");
+  require(config.timeout.count() > 0, "timeout must be positive");
+  optim::GradScaler::check(config.grad_scaler);
+}
+
 int default_cpu_ranks() { return std::min(cpu_backend()->device_count(), 8); }
 
 AcceleratorState examine(const LaunchConfig& config) {
-  check_options(config);
+  check_config(config);
   AcceleratorState state;
   state.config = config;
   state.cores = cpu_backend()->device_count();

@@ -247,6 +247,24 @@ TEST_CASE("configurations that do not fit say what would be right") {
   CHECK_THROWS_WITH(launch({.gpus = 1000}, nothing), ContainsSubstring("GPU"));
 }
 
+TEST_CASE("a launch on what was examined has its ranks and the config as it is now, and refuses what examine would") {
+  AcceleratorState state = examine({.cpu = 2, .threads_per_rank = 3});
+  state.config.cpu = 5;
+  state.config.seed = 7;
+  std::atomic<int> ranks = 0;
+  launch_on(state, [&](Accelerator& accelerator) {
+    if (accelerator.world_size() == 2 && accelerator.state().config.seed == 7 && at::get_num_threads() == 3) ranks += 1;
+  });
+  CHECK(ranks == 2);
+  const auto nothing = [](Accelerator&) {};
+  state.config.gradient_accumulation_steps = 0;
+  CHECK_THROWS_WITH(launch_on(state, nothing), ContainsSubstring("use 1 or more"));
+  CHECK_THROWS_WITH(launch_on({}, nothing), ContainsSubstring("examine"));
+  const auto error =
+      run_ranks_expecting_error(1, [&](Accelerator& accelerator) { launch_on(accelerator.state(), nothing); });
+  CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
+}
+
 TEST_CASE("an exception that is no std::exception arrives as itself") {
   const auto error = run_ranks_expecting_error(2, [](Accelerator& accelerator) {
     if (accelerator.rank() == 1) throw 42;

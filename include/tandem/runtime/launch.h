@@ -18,4 +18,10 @@ namespace tandem {
 /// when called on a rank thread. May be called any number of times, also after a failure.
 void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body);
 
+/// Launches as `launch` does, on what `examine` has found: for a program that asks first, such as for the number of
+/// ranks, and would have the machine examined twice. Ranks, devices and threads are those of `state`, whatever its
+/// config says of them; the rest of the config may have been changed since. Throws ConfigError also for a `state` that
+/// is not from `examine`.
+void launch_on(const AcceleratorState& state, const std::function<void(Accelerator&)>& body);
+
 }  // namespace tandem

@@ -1,0 +1,18 @@
+#include "losses.h"
+
+#include <vector>
+
+namespace train {
+
+void Losses::add(const Losses& more) {
+  sum = sum.defined() ? sum + more.sum : more.sum;
+  batches += more.batches;
+}
+
+double mean_over_ranks(tandem::Accelerator& accelerator, const Losses& losses) {
+  const std::vector<double> mine{losses.sum.item<double>(), static_cast<double>(losses.batches)};
+  const at::Tensor all = accelerator.reduce(at::tensor(mine, at::kDouble).to(accelerator.device()));
+  return all[0].item<double>() / all[1].item<double>();
+}
+
+}  // namespace train

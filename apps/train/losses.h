@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tandem/tandem.h"
+
+namespace train {
+
+/// The losses of some of a rank's batches. Their sum stays on the rank's device.
+struct Losses {
+  at::Tensor sum;            ///< undefined: of no batch
+  std::int64_t batches = 0;  ///< that had samples
+
+  void add(const Losses& more);
+};
+
+/// The mean over the batches of all ranks. Collective.
+double mean_over_ranks(tandem::Accelerator& accelerator, const Losses& losses);
+
+}  // namespace train

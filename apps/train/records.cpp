@@ -1,0 +1,98 @@
+#include "records.h"
+
+#include <algorithm>
+
+#include "common/interrupt.h"
+#include "warn.h"
+
+namespace train {
+namespace {
+
+bool shows_progress(const tandem::Accelerator& accelerator, const Options& options) {
+  return accelerator.is_main() && options.progress;
+}
+
+// Where this thread's time goes. A profile has a recorder of its own, and a thread has one only.
+std::unique_ptr<tandem::trace::Recorder> make_recorder(const tandem::Accelerator& accelerator, const Options& options) {
+  const bool wanted = shows_progress(accelerator, options) || !options.log_with.empty();
+  if (!wanted || !options.profile.directory.empty()) return nullptr;
+  return std::make_unique<tandem::trace::Recorder>();
+}
+
+}  // namespace
+
+Records::Records(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved)
+    : accelerator_(accelerator),
+      options_(options),
+      inputs_(inputs),
+      unsaved_(unsaved),
+      recorder_(make_recorder(accelerator, options)),
+      progress_(shows_progress(accelerator, options), inputs.total_steps, recorder_.get()),
+      tracking_(accelerator, options, recorder_.get()) {}
+
+void Records::begin(std::int64_t steps, const std::string& resumed_from) {
+  if (accelerator_.is_main()) inputs_.log->begin(steps);
+  tracking_.begin(options_, steps);
+  if (!resumed_from.empty()) {
+    if (accelerator_.is_main()) unsaved_.saving(steps, resumed_from);
+    tracking_.log_event("resumed", resumed_from, steps);
+  }
+  throughput_.start();
+}
+
+bool Records::wants_norm(std::int64_t step, bool recorded) const {
+  return !options_.log_json.empty() || (recorded && tracking_.enabled()) || tracking_.wants(step);
+}
+
+void Records::end_update(const Update& update) {
+  if (accelerator_.is_main()) unsaved_.made(update.step);
+  if (startup_seconds_ == 0) startup_seconds_ = seconds_since_process_start();
+  const std::int64_t samples = update.samples * accelerator_.world_size();
+  const double rate = throughput_.update(samples);
+  if (!options_.log_json.empty()) log_update(update, rate);
+  tracking_.end_update(update);
+  progress_.count(samples);
+  if (!progress_.due()) return;
+  const auto batches = static_cast<double>(std::max<std::int64_t>(update.losses.batches, 1));
+  progress_.show(update.epoch, update.step, update.losses.sum.item<double>() / batches);
+}
+
+void Records::log_update(const Update& update, double samples_per_second) {
+  const double loss = mean_over_ranks(accelerator_, update.losses);
+  if (!accelerator_.is_main()) return;
+  const std::string problem = inputs_.log->write({.step = update.step,
+                                                  .epoch = update.epoch,
+                                                  .loss = loss,
+                                                  .grad_norm = update.grad_norm.item<double>(),
+                                                  .lr = update.lr,
+                                                  .samples_per_second = samples_per_second});
+  if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
+}
+
+void Records::saving(std::int64_t steps, const std::string& path) {
+  if (accelerator_.is_main()) unsaved_.saving(steps, path);
+  tracking_.log_event("checkpoint", path, steps);
+}
+
+void Records::end_training() {
+  throughput_.pause();
+  progress_.clear();
+  tracking_.end_training();
+}
+
+FinalMetrics Records::measured() const {
+  return {.train_seconds = throughput_.train_seconds(),
+          .samples_per_second = throughput_.samples_per_second(),
+          .startup_seconds = startup_seconds_,
+          .peak_rss_mb = peak_rss_mb()};
+}
+
+bool Records::wants_sample() const { return !options_.quiet || !options_.log_json.empty() || tracking_.enabled(); }
+
+std::string Records::finish(const FinalMetrics& metrics, bool interrupted) {
+  if (metrics.judged) tracking_.log_verdict(metrics.verdict);
+  tracking_.finish(interrupted, metrics);
+  return inputs_.log->finish(metrics, apps::interrupted);
+}
+
+}  // namespace train

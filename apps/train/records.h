@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "inputs.h"
+#include "metrics.h"
+#include "options.h"
+#include "progress.h"
+#include "tandem/tandem.h"
+#include "tracking.h"
+#include "unsaved.h"
+
+namespace train {
+
+/// What a training tells while it runs and at its end: the log of --log-json, the trackers of --log-with, the progress
+/// on the terminal, and what would be lost. Takes the time, too. One a rank.
+class Records {
+ public:
+  /// All that is given here outlives the object.
+  Records(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved);
+
+  /// Training begins, after `steps` updates that the checkpoint `resumed_from` has; empty: none.
+  void begin(std::int64_t steps, const std::string& resumed_from);
+
+  /// Whether the gradient's norm of this update is wanted. `recorded`: the step is replayed as it was recorded, so the
+  /// answer must stay what it was.
+  bool wants_norm(std::int64_t step, bool recorded) const;
+
+  /// An update was made. Collective.
+  void end_update(const Update& update);
+
+  /// What comes now is no training, until `go_on`.
+  void pause() { throughput_.pause(); }
+  void go_on() { throughput_.resume(); }
+
+  /// A checkpoint of so many updates is being written to `path`.
+  void saving(std::int64_t steps, const std::string& path);
+
+  /// All updates are made. Collective.
+  void end_training();
+
+  /// For what else there is to record.
+  Tracking& tracking() { return tracking_; }
+
+  /// How long training took, and what it needed. After `end_training`.
+  FinalMetrics measured() const;
+
+  /// Whether anybody sees a sample of what the network makes.
+  bool wants_sample() const;
+
+  /// Closes all records; on rank 0. Returns what of the log could not be written; empty: all was.
+  std::string finish(const FinalMetrics& metrics, bool interrupted);
+
+ private:
+  void log_update(const Update& update, double samples_per_second);
+
+  tandem::Accelerator& accelerator_;
+  const Options& options_;
+  const Inputs& inputs_;
+  Unsaved& unsaved_;
+  std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
+  Progress progress_;
+  Tracking tracking_;
+  Throughput throughput_;
+  double startup_seconds_ = 0;  // to the first update; 0: it has not been made
+};
+
+}  // namespace train
