@@ -47,7 +47,7 @@ std::vector<double> losses(const tandem::LaunchConfig& config, std::int64_t batc
 }
 
 tandem::LaunchConfig one_rank(tandem::LaunchConfig config) {
-  if (tandem::examine(config).backend->type() == c10::kCPU) {
+  if (tandem::examine(config).devices.front().is_cpu()) {
     config.cpu = 1;
     config.gpus.reset();
     config.devices.clear();
