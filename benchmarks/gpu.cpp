@@ -16,6 +16,7 @@
 #include <torch/optim/adamw.h>
 #include <nlohmann/json.hpp>
 
+#include "backend/backend.h"
 #include "measure/statistics.h"
 #include "tandem/tandem.h"
 #include "train/gpt.h"

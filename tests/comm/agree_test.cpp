@@ -97,18 +97,18 @@ TEST_CASE("whoever waits for a rank's claim is woken when the launch is cancelle
 
 TEST_CASE("ranks read each other's objects, and a root that is none, or not the same, is an error of all") {
   const auto none = texts(3, 20, [](RankGroup& group, int rank) {
-    const auto all = detail::gather_objects(group, rank, std::string(1, static_cast<char>('a' + rank)));
+    const auto all = comm::detail::gather_objects(group, rank, std::string(1, static_cast<char>('a' + rank)));
     if (all != std::vector<std::string>{"a", "b", "c"}) throw std::logic_error("wrong objects");
-    if (detail::broadcast_object(group, rank, std::to_string(rank), 2) != "2") throw std::logic_error("wrong object");
-    if (detail::object_of_main(group, rank, "prepare", rank) != 0) throw std::logic_error("not rank 0's");
+    if (comm::detail::broadcast_object(group, rank, std::to_string(rank), 2) != "2") throw std::logic_error("wrong object");
+    if (comm::detail::object_of_main(group, rank, "prepare", rank) != 0) throw std::logic_error("not rank 0's");
   });
   for (const auto& of_rank : none) CHECK(of_rank == std::vector<std::string>(20));
   const auto wrong = texts(3, 3, [](RankGroup& group, int rank) {
-    detail::broadcast_object(group, rank, std::to_string(rank), rank == 1 ? -1 : 0);
+    comm::detail::broadcast_object(group, rank, std::to_string(rank), rank == 1 ? -1 : 0);
   });
   const std::string refused = "broadcast_object with root -1; ranks are 0 to 2 (on rank 1)";
   for (const auto& of_rank : wrong) CHECK(of_rank == std::vector<std::string>(3, refused));
-  const auto differ = texts(2, 3, [](RankGroup& group, int rank) { detail::broadcast_object(group, rank, 1.5, rank); });
+  const auto differ = texts(2, 3, [](RankGroup& group, int rank) { comm::detail::broadcast_object(group, rank, 1.5, rank); });
   const std::string difference =
       "ranks make different collective calls: broadcast_object from rank 0 of double on rank 0, but broadcast_object "
       "from rank 1 of double on rank 1; all ranks must give the same structure and types";

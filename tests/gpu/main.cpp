@@ -19,6 +19,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include "backend/backend.h"
 #include "gpu/checks.h"
 #include "support/random_tensors.h"
 #include "tandem/tandem.h"
