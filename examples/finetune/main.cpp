@@ -40,7 +40,7 @@ TORCH_MODULE(Net);
 // Python's network for two classes, with a new head for ten.
 Net pretrained(const std::string& weights) {
   Net net(2);
-  tandem::io::load_model(weights, *net);  // throws when a name or a size does not fit
+  tandem::io::load_model(*net, weights);  // throws when a name or a size does not fit
   for (auto& parameter : net->backbone->parameters()) parameter.set_requires_grad(false);
   net->head = net->replace_module("head", nn::Linear(64, 10));
   return net;

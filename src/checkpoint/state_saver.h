@@ -37,13 +37,13 @@ class StateSaver {
   /// Waits until the last one is written. Throws what went wrong with those that told nobody else, once.
   void wait();
 
-  /// The same, but leaves what went wrong for `wait`.
+  /// Waits until the last one is written, and leaves what went wrong for `wait`.
   void settle();
 
   /// Throws CheckpointError.
   static void write(const Job& job);
 
-  /// The same in the background, after `wait`.
+  /// Writes `job` in the background, after `wait`.
   void start(Job job);
 
   /// Of what is written in the background.

@@ -32,7 +32,7 @@ c10::IValue pickle_in(const at::Tensor& file, const std::string& shown);
 /// The tensors of a safetensors file with these bytes. As load_safetensors.
 NamedTensors safetensors_in(const at::Tensor& file, const std::string& shown);
 
-/// The same of a file of torch.save that is a dict of tensors by name. Throws CheckpointError.
+/// The tensors of a file of torch.save with these bytes that is a dict of them by name. Throws CheckpointError.
 NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown);
 
 /// `bytes` of `file` from `begin` on, for elements of `element_bytes`: that memory, with a version counter of its own;

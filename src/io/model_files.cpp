@@ -6,14 +6,14 @@
 
 namespace tandem::io {
 
-void save_model(const std::string& directory, const torch::nn::Module& module, const ModelFileOptions& options) {
+void save_model(const torch::nn::Module& module, const std::string& directory, const ModelFileOptions& options) {
   const auto files = weight_files("model", weights_of(module), options.max_shard_bytes, directory);
   CheckpointWriter writer(directory);
   writer.add(files);
   writer.commit({{"kind", "model"}});
 }
 
-void load_model(const std::string& directory, torch::nn::Module& module) {
+void load_model(torch::nn::Module& module, const std::string& directory) {
   CheckpointSource source(directory);
   const StoredWeights stored = read_weights(source, "model");
   source.verify();

@@ -24,7 +24,7 @@ class ReadFile {
   /// Reads on; fewer than `most` bytes only at the end.
   std::size_t read(char* to, std::size_t most) const;
 
-  /// The same from `position` on; `read` goes on where it was.
+  /// Reads from `position` on; `read` goes on where it was.
   std::size_t read_at(std::uint64_t position, char* to, std::size_t most) const;
 
   /// Reads all bytes() to `to`, or to nowhere if that is null, by several threads; returns their CRC-32. Throws

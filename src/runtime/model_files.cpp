@@ -12,7 +12,7 @@ void RankTraining::save_model(const torch::nn::Module* module, const std::string
   on_main_for_all(*context.group, context.rank, [&] {
     if (!module) throw ConfigError("save_model got an empty module; give it one that was made");
     synchronize(context.device());  // threads read the weights, on streams of their own
-    io::save_model(directory, *module, options);
+    io::save_model(*module, directory, options);
   });
 }
 
@@ -23,7 +23,7 @@ void RankTraining::load_model(const std::shared_ptr<torch::nn::Module>& module, 
   });
   reducer->weights().separate();  // another rank may still compute with them
   on_main_for_all(*context.group, context.rank,
-                  [&] { reducer->weights().write([&] { io::load_model(directory, *module); }); });
+                  [&] { reducer->weights().write([&] { io::load_model(*module, directory); }); });
   reducer->update();  // all get rank 0's weights
 }
 

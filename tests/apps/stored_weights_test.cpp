@@ -60,7 +60,7 @@ std::string save_as_torch(const TempDir& dir, const io::NamedTensors& tensors) {
 
 TEST_CASE("show lists files, info and tensors of a checkpoint, of Python's directory and of a file") {
   const TempDir dir;
-  io::save_model(dir / "m", *make_net(), {.max_shard_bytes = 1000});
+  io::save_model(*make_net(), dir / "m", {.max_shard_bytes = 1000});
   const auto json = Json::parse(checkpoint("show --json " + (dir / "m")).output);
   CHECK(json["info"]["kind"] == "model");
   CHECK(json["tensors"].size() == 4);
@@ -80,7 +80,7 @@ TEST_CASE("show lists files, info and tensors of a checkpoint, of Python's direc
 
 TEST_CASE("verify finds one changed bit and names the file; without checksums it finds what is missing or cut off") {
   const TempDir dir;
-  io::save_model(dir / "m", *make_net(), {.max_shard_bytes = 1000});
+  io::save_model(*make_net(), dir / "m", {.max_shard_bytes = 1000});
   CHECK(checkpoint("verify " + (dir / "m")).exit_code == 0);
   flip_byte(dir / "m/model-00002-of-00002.safetensors", 3);
   const auto damaged = checkpoint("verify --json " + (dir / "m"));
@@ -219,25 +219,25 @@ TEST_CASE("diff names what is in one only, what has another shape or type, and t
 TEST_CASE("convert changes type and files, and back; merge makes one file") {
   const TempDir dir;
   auto net = make_net();
-  io::save_model(dir / "m", *net);
+  io::save_model(*net, dir / "m");
   REQUIRE(checkpoint("convert " + (dir / "m") + " " + (dir / "half") + " --type bf16 --max-shard-size 1KB").exit_code ==
           0);
   const auto json = Json::parse(checkpoint("show --json " + (dir / "half")).output);
   CHECK(json["bytes"] == 2 * (600 + 20 + 100 + 5));
   CHECK(json["files"].contains("model-00002-of-00002.safetensors"));
   auto loaded = make_net();
-  io::load_model(dir / "half", *loaded);
+  io::load_model(*loaded, dir / "half");
   CHECK(at::equal(loaded->parameters()[0], net->parameters()[0].to(at::kBFloat16).to(at::kFloat)));
   REQUIRE(checkpoint("merge " + (dir / "half") + " " + (dir / "one.safetensors")).exit_code == 0);
   CHECK(checkpoint("diff " + (dir / "half") + " " + (dir / "one.safetensors")).exit_code == 0);
   REQUIRE(checkpoint("convert " + (dir / "one.safetensors") + " " + (dir / "again") + " --type fp32").exit_code == 0);
   CHECK(checkpoint("verify " + (dir / "again")).exit_code == 0);
-  io::load_model(dir / "again", *loaded);
+  io::load_model(*loaded, dir / "again");
 }
 
 TEST_CASE("convert overwrites nothing, and reads nothing that is damaged") {
   const TempDir dir;
-  io::save_model(dir / "m", *make_net());
+  io::save_model(*make_net(), dir / "m");
   std::filesystem::create_directory(dir / "mine");
   std::ofstream(dir / "mine.safetensors") << "mine";
   for (const char* name : {"mine", "mine.safetensors", "m"}) {

@@ -70,7 +70,7 @@ TEST_CASE("a save in the background has the state of its moment, and one that co
     REQUIRE(fs::exists(dir / std::to_string(i)) == expected.defined());
     if (!expected.defined()) continue;
     torch::nn::Linear net(3, 2);
-    io::load_model(dir / std::to_string(i), *net);
+    io::load_model(*net, dir / std::to_string(i));
     CHECK(at::equal(net->weight, expected));
   }
   CHECK(left_out <= 10);

@@ -63,8 +63,8 @@ TEST_CASE("names, metadata and info that are no UTF-8 are refused by file and na
                                                    [&] {
                                                      save_safetensors(path, {{"w", at::ones({1})}}, {{"key", odd}});
                                                    },
-                                                   [&] { save_model(path, Named(odd)); },
-                                                   [&] { save_model(path, Named(odd), {.max_shard_bytes = 400}); },
+                                                   [&] { save_model(Named(odd), path); },
+                                                   [&] { save_model(Named(odd), path, {.max_shard_bytes = 400}); },
                                                    [&] {
                                                      CheckpointWriter(path).commit({{"key", odd}});
                                                    },

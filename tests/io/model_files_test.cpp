@@ -72,10 +72,10 @@ TEST_CASE("a model's weights come back, from one file or from several") {
   const TempDir directory;
   auto net = make_net(), other = make_net();
   net->forward(at::randn({4, 6}));  // moves the buffers
-  io::save_model(directory / "model", *net, {.max_shard_bytes = c.most});
+  io::save_model(*net, directory / "model", {.max_shard_bytes = c.most});
   CHECK(files_in(directory / "model") == c.files);
   REQUIRE_FALSE(same_tensors(*net, *other));
-  io::load_model(directory / "model", *other);
+  io::load_model(*other, directory / "model");
   CHECK(same_tensors(*net, *other));
   if (c.files.size() > 2) {
     const auto index = json_of(directory / "model/model.safetensors.index.json");
@@ -86,7 +86,7 @@ TEST_CASE("a model's weights come back, from one file or from several") {
   // As Python leaves it, without a manifest.
   fs::remove(directory / "model/manifest.json");
   auto third = make_net();
-  io::load_model(directory / "model", *third);
+  io::load_model(*third, directory / "model");
   CHECK(same_tensors(*net, *third));
 }
 
@@ -97,7 +97,7 @@ TEST_CASE("tied weights are stored once, and types are converted") {
   };
   const TempDir directory;
   Tied tied, other;
-  io::save_model(directory / "model", tied);
+  io::save_model(tied, directory / "model");
   const auto stored = io::load_safetensors(directory / "model/model.safetensors");
   REQUIRE(stored.size() == 1);
   CHECK(stored[0].first == "first");
@@ -105,16 +105,16 @@ TEST_CASE("tied weights are stored once, and types are converted") {
     const torch::NoGradGuard no_grad;
     other.weight.set_data(other.weight.to(at::kBFloat16));
   }
-  io::load_model(directory / "model", other);
+  io::load_model(other, directory / "model");
   CHECK(at::equal(other.weight, tied.weight.to(at::kBFloat16)));
   // Python may have kept another of the names, or several.
   fs::create_directory(directory / "python");
   const auto ones = at::ones({4, 4});
   io::save_safetensors(directory / "python/model.safetensors", {{"second", ones}});
-  io::load_model(directory / "python", tied);
+  io::load_model(tied, directory / "python");
   CHECK(at::equal(tied.weight, ones));
   io::save_safetensors(directory / "python/model.safetensors", {{"first", ones}, {"second", ones * 2}});
-  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(directory / "python", tied); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(tied, directory / "python"); }),
              ContainsSubstring("is not equal to 'first'"));
 }
 
@@ -132,7 +132,7 @@ TEST_CASE("tied weights that are stored under both names are taken where they ag
   const auto load = [&](const at::Tensor& first, const at::Tensor& second, at::ScalarType type = at::kFloat) {
     Tied tied(type);
     io::save_safetensors(directory / "python/model.safetensors", {{"first", first}, {"second", second}});
-    const auto error = error_of<CheckpointError>([&] { io::load_model(directory / "python", tied); });
+    const auto error = error_of<CheckpointError>([&] { io::load_model(tied, directory / "python"); });
     if (error.empty()) return tied.weight.detach();
     CHECK_THAT(error, ContainsSubstring("'first'") && ContainsSubstring("'second'"));
     return at::Tensor();
@@ -165,12 +165,12 @@ TEST_CASE("tied weights that are stored under both names are taken where they ag
 TEST_CASE("files that the manifest does not list are not read") {
   const TempDir directory;
   auto net = make_net(), old = make_net();
-  io::save_model(directory / "model", *net);
-  io::save_model(directory / "old", *old, {.max_shard_bytes = 224});
+  io::save_model(*net, directory / "model");
+  io::save_model(*old, directory / "old", {.max_shard_bytes = 224});
   for (const auto& entry : fs::directory_iterator(directory / "old"))
     if (entry.path().filename() != "manifest.json") fs::copy(entry.path(), directory / "model");
   auto loaded = make_net();
-  io::load_model(directory / "model", *loaded);
+  io::load_model(*loaded, directory / "model");
   CHECK(same_tensors(*loaded, *net));
 }
 
@@ -183,7 +183,7 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
     fs::remove_all(path);
     fs::create_directory(path);
     io::save_safetensors(path + "/model.safetensors", tensors);
-    return error_of<CheckpointError>([&] { io::load_model(path, *net); });
+    return error_of<CheckpointError>([&] { io::load_model(*net, path); });
   };
   io::NamedTensors good;
   for (const auto& item : net->named_parameters()) good.emplace_back(item.key(), at::zeros_like(item.value()));
@@ -200,12 +200,12 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
   CHECK(at::equal(net->parameters()[0].detach(), before));
   CHECK(said(good) == "");
   CHECK(at::equal(net->parameters()[0].detach(), at::zeros({8, 6})));
-  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(directory / "none", *net); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, directory / "none"); }),
              ContainsSubstring("does not exist"));
   fs::remove(path + "/model.safetensors");
-  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, path); }),
              ContainsSubstring("model.safetensors: does not exist"));
-  CHECK_THROWS_AS(io::save_model(path, *net, {.max_shard_bytes = 0}), ConfigError);
+  CHECK_THROWS_AS(io::save_model(*net, path, {.max_shard_bytes = 0}), ConfigError);
 }
 
 TEST_CASE("types are converted where numbers stay numbers; others are errors that name both, and change nothing") {
@@ -223,13 +223,13 @@ TEST_CASE("types are converted where numbers stay numbers; others are errors tha
     io::save_safetensors(dir / "model/model.safetensors",
                          {{"first", at::ones({2}).to(type)}, {"second", at::ones({2}).to(type)}});
     model.second.detach().zero_();
-    io::load_model(dir / "model", model);
+    io::load_model(model, dir / "model");
     CHECK(at::equal(model.second.detach(), at::ones({2})));
   }
   for (const auto type : {at::kFloat4_e2m1fn_x2, at::kComplexFloat}) {
     io::save_safetensors(dir / "model/model.safetensors",
                          {{"first", at::zeros({2})}, {"second", at::zeros({2}, at::TensorOptions(type))}});
-    CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(dir / "model", model); }),
+    CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(model, dir / "model"); }),
                ContainsSubstring("model.safetensors: tensor 'second' has type " + std::string(c10::toString(type)) +
                                  ", which is not converted to Float"));
     CHECK(at::equal(model.first.detach(), at::ones({2})));
@@ -240,13 +240,13 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
   const TempDir directory;
   const std::string path = directory / "model", index = path + "/model.safetensors.index.json";
   auto net = make_net();
-  io::save_model(path, *net, {.max_shard_bytes = 224});
+  io::save_model(*net, path, {.max_shard_bytes = 224});
   {
     std::fstream file(path + "/model-00002-of-00003.safetensors", std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(-1, std::ios::end);
     file.put('\x7f');
   }
-  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }),
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, path); }),
              ContainsSubstring("model-00002-of-00003.safetensors: is damaged"));
   fs::remove(path + "/manifest.json");
   const auto good = json_of(index);
@@ -254,7 +254,7 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
     auto other = good;
     change(other);
     std::ofstream(index) << other;
-    return error_of<CheckpointError>([&] { io::load_model(path, *net); });
+    return error_of<CheckpointError>([&] { io::load_model(*net, path); });
   };
   CHECK(said([](auto&) {}) == "");
   CHECK_THAT(said([](auto& i) { i["weight_map"]["0.weight"] = "../other.safetensors"; }),
@@ -264,7 +264,7 @@ TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {
              ContainsSubstring("tensor '0.weight' is not in model-00003-of-00003.safetensors"));
   CHECK_THAT(said([](auto& i) { i.erase("weight_map"); }), ContainsSubstring("has no weight_map"));
   std::ofstream(index) << "{";
-  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(path, *net); }), ContainsSubstring("has no weight_map"));
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, path); }), ContainsSubstring("has no weight_map"));
 }
 
 TEST_CASE("ranks save and load a prepared model together, and train on") {

@@ -334,8 +334,8 @@ TEST_CASE("files of models with expanded buffers are loaded, and sparse buffers 
   const auto directory = std::filesystem::temp_directory_path() / "tandem_expanded_buffers";
   const auto save_and_load = [&](const at::Tensor& saved, const at::Tensor& loaded) {
     OddBuffer net(saved), other(loaded);
-    io::save_model(directory.string(), *net, {});
-    io::load_model(directory.string(), *other);
+    io::save_model(*net, directory.string(), {});
+    io::load_model(*other, directory.string());
     return other->odd.clone();
   };
   const at::Tensor positions = at::arange(4).expand({3, 4});

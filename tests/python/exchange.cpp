@@ -129,8 +129,8 @@ void train_on_rank(Accelerator& accelerator, const std::string& name, const std:
 void exchange_weights(const std::string& from, const std::string& to, const std::string& type, std::uint64_t bytes) {
   auto net = make_net();
   if (type == "bf16") net->to(at::kBFloat16);
-  io::load_model(from, *net);
-  io::save_model(to, *net, {.max_shard_bytes = bytes});
+  io::load_model(*net, from);
+  io::save_model(*net, to, {.max_shard_bytes = bytes});
 }
 
 void write_file(const std::string& path, const c10::IValue& value) {

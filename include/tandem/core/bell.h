@@ -20,7 +20,7 @@ class Bell {
     count_.notify_all();
   }
 
-  /// The same, and next to nothing when no thread sleeps.
+  /// Wakes all waiting threads; does next to nothing when no thread sleeps.
   void ring_if_awaited() noexcept {
     if (sleepers_.load(std::memory_order_seq_cst) > 0) ring();
   }

@@ -27,7 +27,7 @@ class Rendezvous {
   /// Returns when all parties have called it. Throws Cancelled when the token fires before that.
   void wait(int party) { exchange(party, nullptr); }
 
-  /// The same, and returns everyone's payload by party. The span is valid until this party's next call.
+  /// Meets as `wait` does, and returns everyone's payload by party. The span is valid until this party's next call.
   std::span<void* const> exchange(int party, void* payload);
 
  private:

@@ -69,7 +69,7 @@ class DataLoader {
                       DataLoaderOptions options = {}) requires std::is_same_v<Batch, DefaultBatch<Sample>>
       : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation()) {}
 
-  /// The same loader with `collate(std::vector<Sample>) -> NewBatch`. Not for datasets that give batches themselves.
+  /// A loader over this dataset and with these options, with `collate(std::vector<Sample>) -> NewBatch`. Not for datasets that give batches themselves.
   template <class Collate>
   auto with_collate(Collate collate) const {
     static_assert(!gives_batches<Dataset>, "the dataset gives batches itself; there is nothing to collate");
@@ -77,7 +77,7 @@ class DataLoader {
     return DataLoader<Dataset, NewBatch>(dataset_, options_, std::move(collate));
   }
 
-  /// The same loader with `slice(batch, begin, end)` in place of data::slice, which divides a batch of all ranks
+  /// A copy of this loader with `slice(batch, begin, end)` in place of data::slice, which divides a batch of all ranks
   /// between them (dispatch mode with split_batches).
   DataLoader with_slice(SliceBatch<Batch> slice) const {
     DataLoader loader(*this);
@@ -195,7 +195,7 @@ class DataLoader {
 template <class Dataset>
 DataLoader(Dataset) -> DataLoader<Dataset>;
 
-/// The same with options.
+/// Of a dataset and options, too.
 template <class Dataset>
 DataLoader(Dataset, DataLoaderOptions) -> DataLoader<Dataset>;
 

@@ -55,7 +55,7 @@ class CheckpointWriter {
   /// CheckpointError.
   void add(const std::vector<NewFile>& files);
 
-  /// The same for one file with these bytes.
+  /// Writes one file with these bytes. Throws CheckpointError.
   void add(const std::string& name, const std::string& bytes);
 
   /// Puts the directory into place, with `info` in its manifest. Nothing can be added afterwards. Throws
@@ -94,7 +94,7 @@ class CheckpointReader {
   /// What is in the file `name`. Throws CheckpointError when there is no such file or it is damaged.
   std::string read(const std::string& name) const;
 
-  /// The same, to `to`, which has room for bytes_of(name); several threads read it.
+  /// Reads the file `name` into `to`, which has room for bytes_of(name), by several threads. Throws as `read`.
   void read_to(const std::string& name, char* to) const;
 
   /// A path to the file `name` of the directory that was opened, also when another takes its place. As long as this

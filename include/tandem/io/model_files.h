@@ -23,11 +23,11 @@ struct ModelFileOptions {
 /// whole or not there, and replaced as a whole. (A mount point cannot be replaced, and is an error before anything is
 /// written; a directory in it can.) Tied weights are stored once, under their first name. Throws CheckpointError;
 /// ConfigError when `max_shard_bytes` is 0.
-void save_model(const std::string& directory, const torch::nn::Module& module, const ModelFileOptions& options = {});
+void save_model(const torch::nn::Module& module, const std::string& directory, const ModelFileOptions& options = {});
 
 /// Copies the weights of `directory`, Tandem's or Python's (`pytorch_model.bin` too), into the parameters and buffers
 /// of `module`, converting types. Everything is read and compared before anything is copied. Throws CheckpointError
 /// that names the file and the tensor when something is missing, not the module's, of another shape, or damaged.
-void load_model(const std::string& directory, torch::nn::Module& module);
+void load_model(torch::nn::Module& module, const std::string& directory);
 
 }  // namespace tandem::io

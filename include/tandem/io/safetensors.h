@@ -23,7 +23,7 @@ using nn::NamedTensors;
 void save_safetensors(const std::string& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 
-/// The same bytes, given to `write` in their order. `shown` names the file in errors.
+/// Gives `write` the bytes of such a file in their order. `shown` names the file in errors. Throws as save_safetensors.
 void write_safetensors(const WriteBytes& write, const std::string& shown, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

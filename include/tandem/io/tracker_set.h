@@ -52,7 +52,7 @@ class TrackerSet {
   /// Numbers of one moment.
   void log(std::span<const Scalar> values, std::int64_t step);
 
-  /// The same, as a list in braces.
+  /// Numbers of one moment, as a list in braces.
   void log(std::initializer_list<Scalar> values, std::int64_t step) {
     log(std::span(values.begin(), values.size()), step);
   }
@@ -77,7 +77,7 @@ class TrackerSet {
   /// Ends the run with its results, and lets go of the trackers.
   void finish(RunStatus status, std::span<const Scalar> values);
 
-  /// The same, with results as a list in braces.
+  /// Ends the run with its results as a list in braces.
   void finish(RunStatus status, std::initializer_list<Scalar> values = {}) {
     finish(status, std::span(values.begin(), values.size()));
   }

@@ -180,7 +180,8 @@ class Rank {
     return share;
   }
 
-  /// The same for the rows (dim 0) of a tensor.
+  /// This rank's share of the rows (dim 0) of a tensor, a view unless rows are repeated. Throws DataError for a tensor
+  /// without rows. Not collective.
   at::Tensor split_between_ranks(const at::Tensor& rows, bool padding = false) const;
 
   /// Writes the values and a newline to standard output, on rank 0 only.

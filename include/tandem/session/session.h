@@ -160,15 +160,15 @@ class Session {
   /// when the copy is written. What is paused in the middle of a window or of an evaluation is saved after `resume`.
   std::future<std::string> save_now(const std::string& directory = {}, const SaveStateOptions& options = {});
 
-  /// The same for `done`, which is called once with the directory or the error, where callbacks are called.
+  /// Saves the state likewise, and calls `done` once with the directory or the error, where callbacks are called.
   void save_now(const std::string& directory, const SaveStateOptions& options, SaveWritten done);
 
   /// The weights between two steps, while ranks stand still for the copy; once the body has ended well, those it ended
   /// with. The future has Error when there are none, or the session fails or is cancelled before.
   std::future<ModelSnapshot> snapshot();
 
-  /// The same for `use`, which is called where callbacks are called; when there is no snapshot `otherwise` is, if it is
-  /// given, with the error.
+  /// Takes a snapshot likewise, and gives it to `use` where callbacks are called. Where there is none, `otherwise` gets
+  /// the error, if it is given.
   void snapshot(std::function<void(const ModelSnapshot&)> use,
                 std::function<void(const std::exception_ptr&)> otherwise = {});
 
@@ -184,7 +184,7 @@ class Session {
   /// was started. Throws ConfigError on a rank's thread.
   void wait();
 
-  /// The same, but returns false when it has not ended within `time`.
+  /// Waits as `wait` does, at most `time`. Returns false when the training has not ended by then. Throws as `wait`.
   bool wait_for(std::chrono::nanoseconds time);
 
   /// What a session is doing, with what went wrong.

@@ -17,7 +17,7 @@ class NcclCommunicator : public Communicator {
   using Communicator::Communicator;
 
   /// Lets `other` do what all_reduce does with at most so many bytes in all, which is no more than kSmallAllReduce.
-  /// The same on all ranks.
+  /// All ranks give the same number of bytes.
   virtual void reduce_small_with(std::unique_ptr<Communicator> other, std::size_t bytes) = 0;
 };
 
