@@ -9,6 +9,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "backend/rank_memory.h"
+#include "data/prepare.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
 #include "runtime/checkpoints.h"
@@ -145,18 +146,22 @@ std::vector<std::shared_ptr<torch::nn::Module>> Accelerator::prepared_modules() 
   return modules;
 }
 
-data::LoaderContext Accelerator::loader_context() {
-  const auto& config = context_.state->config;
+std::shared_ptr<data::LoaderBase> Accelerator::prepare_loader(const data::DataLoaderOptions& options,
+                                                              const data::detail::AnyDataset& dataset) {
+  const LaunchConfig& config = context_.state->config;
   std::function<bool(const data::EpochPosition&)> before_batch;
   if (StepFollower* const follower = context_.follower)
     before_batch = [follower](const data::EpochPosition& position) { return follower->before_batch(position); };
-  return {.rank = rank(),
-          .group = context_.group,
-          .active = &context_.gradients.loaders,
-          .device = config.device_placement ? std::optional(device()) : std::nullopt,
-          .non_blocking = config.data_loader.non_blocking,
-          .on_epoch = rng_synchronisation(),
-          .before_batch = std::move(before_batch)};
+  data::LoaderContext context{.rank = rank(),
+                              .group = context_.group,
+                              .active = &context_.gradients.loaders,
+                              .device = config.device_placement ? std::optional(device()) : std::nullopt,
+                              .non_blocking = config.data_loader.non_blocking,
+                              .on_epoch = rng_synchronisation(),
+                              .before_batch = std::move(before_batch)};
+  auto loader = data::prepare_loader(options, dataset, config.data_loader, config.seed, std::move(context));
+  prepared_.loaders.emplace_back(loader);
+  return loader;
 }
 
 void Accelerator::begin_micro_batch(bool close) {

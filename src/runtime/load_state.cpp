@@ -3,6 +3,7 @@
 #include <unordered_set>
 
 #include "backend/rank_memory.h"
+#include "data/loader_base.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
@@ -223,7 +224,7 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const L
     });
   index = 0;
   for (const auto& loader :
-       loaded.state ? prepared_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
+       loaded.state ? prepared_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderBase>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
     steps.apply.emplace_back([loader, state] { loader->load_state(state); });

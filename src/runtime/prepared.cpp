@@ -17,11 +17,11 @@ std::vector<optim::AcceleratedOptimizer> Prepared::alive_optimizers() const { re
 
 std::vector<optim::AcceleratedScheduler> Prepared::alive_schedulers() const { return alive(schedulers); }
 
-std::vector<std::shared_ptr<data::LoaderPosition>> Prepared::alive_loaders() const {
-  std::vector<std::shared_ptr<data::LoaderPosition>> positions;
-  for (const auto& loader : loaders)
-    if (auto position = loader.lock()) positions.push_back(std::move(position));
-  return positions;
+std::vector<std::shared_ptr<data::LoaderBase>> Prepared::alive_loaders() const {
+  std::vector<std::shared_ptr<data::LoaderBase>> alive;
+  for (const auto& observed : loaders)
+    if (auto loader = observed.lock()) alive.push_back(std::move(loader));
+  return alive;
 }
 
 }  // namespace tandem

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "backend/device_scope.h"
+#include "data/loader_base.h"
 #include "io/model_weights.h"
 #include "io/pickle_archive.h"
 #include "runtime/checkpoints.h"

@@ -10,8 +10,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include "data/loader_context.h"
 #include "tandem/core/step_gate.h"
-#include "tandem/data/loader_base.h"
 #include "tandem/runtime/session.h"
 
 namespace tandem {

@@ -3,6 +3,7 @@
 
 #include <torch/optim/lbfgs.h>
 
+#include "data/loader_base.h"
 #include "runtime/state_training.h"
 #include "support/temp_dir.h"
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/detail/step_info.h"
 
 namespace tandem::data {
 

@@ -15,7 +15,8 @@
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
 
-#include "tandem/data/prepare.h"
+#include "tandem/data/data_loader.h"
+#include "tandem/data/prepared_data_loader.h"
 #include "tandem/io/model_files.h"
 #include "tandem/nn/local_sgd.h"
 #include "tandem/nn/model.h"
@@ -484,10 +485,7 @@ class Accelerator : public RankHandle {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
                     "schedulers and tandem::data::DataLoader");
-      auto loader = data::prepare_loader(object, context_.state->config.data_loader, context_.state->config.seed,
-                                         loader_context());
-      prepared_.loaders.push_back(loader.position());
-      return loader;
+      return data::PreparedDataLoader<typename Type::Batch>(prepare_loader(object.options(), object.any_dataset()));
     }
   }
 
@@ -525,7 +523,8 @@ class Accelerator : public RankHandle {
   void go_on_together();
   void begin_micro_batch(bool close);
   void end_micro_batch() noexcept;
-  data::LoaderContext loader_context();
+  std::shared_ptr<data::LoaderBase> prepare_loader(const data::DataLoaderOptions& options,
+                                                   const data::detail::AnyDataset& dataset);
   at::Tensor scaled(const at::Tensor& loss);
   bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
   void unscale_gradients_of(const std::vector<at::Tensor>& parameters);

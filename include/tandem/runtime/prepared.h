@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "tandem/data/loader_base.h"
+#include "tandem/data/prepared_data_loader.h"
 #include "tandem/nn/gradient_reducer.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
@@ -48,13 +48,13 @@ struct Prepared {
   std::vector<optim::AcceleratedOptimizer> alive_optimizers() const;
   /// The schedulers that still exist.
   std::vector<optim::AcceleratedScheduler> alive_schedulers() const;
-  /// The positions of the loaders that still exist.
-  std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
+  /// The loaders that still exist.
+  std::vector<std::shared_ptr<data::LoaderBase>> alive_loaders() const;
 
   nn::GradientReducers reducers;                                         ///< of the models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
-  std::vector<std::weak_ptr<data::LoaderPosition>> loaders;              ///< see alive_loaders
+  std::vector<std::weak_ptr<data::LoaderBase>> loaders;                  ///< see alive_loaders
   std::optional<optim::GradScaler> scaler;                               ///< under fp16
 };
 

@@ -13,7 +13,6 @@
 #include "tandem/comm/call_record.h"
 #include "tandem/comm/communicator.h"
 #include "tandem/data/batch.h"
-#include "tandem/data/epoch_steps.h"
 #include "tandem/runtime/rank_values.h"
 #include "tandem/runtime/state.h"
 

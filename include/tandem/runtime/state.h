@@ -13,7 +13,7 @@
 #include "tandem/backend/backend.h"
 #include "tandem/comm/rank_group.h"
 #include "tandem/core/cancel_token.h"
-#include "tandem/data/prepare.h"
+#include "tandem/data/data_loader_configuration.h"
 #include "tandem/nn/gradient_reducer_options.h"
 #include "tandem/nn/gradient_state.h"
 #include "tandem/nn/precision.h"
