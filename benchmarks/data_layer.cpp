@@ -16,6 +16,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "data/loader_base.h"
 #include "measure/dispatch.h"
 #include "measure/statistics.h"
 #include "support/image_files.h"

@@ -6,7 +6,9 @@
 #include <map>
 #include <sstream>
 
-#include "tandem/data/prepare.h"
+#include "data/prepare.h"
+#include "tandem/comm/rank_group.h"
+#include "tandem/core/cancel_token.h"
 #include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {
@@ -69,45 +71,45 @@ class AllRanks {
                                                       .even_batches = request.even_batches,
                                                       .use_seedable_sampler = request.seedable_sampler};
     const std::uint64_t seed = request.seed.value_or(tandem::LaunchConfig().seed);
-    data::check_options(loader.options(), loader.iterable);
-    const auto plan =
-        data::plan_options(loader.options(), configuration, loader.length(), loader.iterable, request.ranks);
-    const auto shared = data::make_shared_parts(loader, configuration, seed, plan, token_);
-    const auto channel = data::make_channel(*shared, loader.options(), token_);
+    const data::detail::AnyDataset any = loader.any_dataset();
+    data::check_options(loader.options(), any.iterable());
+    const auto plan = data::plan_options(loader.options(), any, configuration, request.ranks);
+    const auto shared = data::make_shared_parts(loader.options(), any, configuration, seed, plan, token_);
     for (int rank = 0; rank < request.ranks; ++rank) {
       const data::LoaderContext context{
           .rank = rank, .group = &group_, .active = &active_[static_cast<std::size_t>(rank)], .device = {}};
-      loaders_.push_back(data::make_loader(data::make_parts(loader, shared, rank, seed), context, channel));
+      loaders_.push_back(data::make_loader(loader.options(), any, shared, seed, context));
     }
     for (const auto& prepared : loaders_)
-      lengths_.push_back(loader.iterable ? std::nullopt : std::optional(prepared.len()));
+      lengths_.push_back(any.iterable() ? std::nullopt : std::optional(prepared->len()));
     // Python's len is that of the loader before skipping, which it wraps.
     if (request.skip_batches > 0)
-      for (auto& prepared : loaders_) prepared = prepared.skip_first_batches(request.skip_batches);
+      for (auto& prepared : loaders_) prepared = prepared->skip_first_batches(request.skip_batches);
   }
 
   PlanResult::Epoch run_epoch() {
     PlanResult::Epoch epoch;
     epoch.ranks.resize(loaders_.size());
     std::vector<bool> ended(loaders_.size(), false);
-    for (const auto& loader : loaders_) loader.loader().start();
+    for (const auto& loader : loaders_) loader->start();
     while (!std::all_of(ended.begin(), ended.end(), [](bool end) { return end; })) {
       std::vector<std::int64_t> step;
       for (std::size_t rank = 0; rank < loaders_.size(); ++rank) {
         if (ended[rank]) continue;
-        const auto batch = loaders_[rank].loader().next();
+        auto batch = loaders_[rank]->next();
         ended[rank] = !batch;
         if (!batch) continue;
-        const auto* values = batch->template const_data_ptr<std::int64_t>();
-        epoch.ranks[rank].emplace_back(values, values + batch->numel());
-        step.insert(step.end(), values, values + batch->numel());
+        const at::Tensor& samples = batch.as<at::Tensor>();
+        const auto* values = samples.const_data_ptr<std::int64_t>();
+        epoch.ranks[rank].emplace_back(values, values + samples.numel());
+        step.insert(step.end(), values, values + samples.numel());
       }
       // As Accelerator::gather_for_metrics, which joins the ranks' rows and keeps as many as rank 0's loader says.
-      const std::int64_t keep = loaders_.front().loader().status().samples_to_keep;
+      const std::int64_t keep = loaders_.front()->status().samples_to_keep;
       if (keep > 0 && !ended.front()) step.resize(static_cast<std::size_t>(keep));
       epoch.gathered.insert(epoch.gathered.end(), step.begin(), step.end());
     }
-    epoch.remainder = loaders_.front().remainder();
+    epoch.remainder = loaders_.front()->remainder();
     return epoch;
   }
 
@@ -117,7 +119,7 @@ class AllRanks {
   tandem::CancelToken token_;
   tandem::comm::RankGroup group_;
   std::vector<data::ActiveLoaders> active_;
-  std::vector<data::PreparedDataLoader<at::Tensor>> loaders_;
+  std::vector<std::shared_ptr<data::LoaderBase>> loaders_;
   std::vector<std::optional<std::int64_t>> lengths_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "backend/rank_memory.h"
 #include "checkpoint/checkpoints.h"
+#include "data/loader_base.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/ivalue_tensors.h"
@@ -221,7 +222,7 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const L
     });
   index = 0;
   for (const auto& loader :
-       loaded.state ? parts_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderPosition>>()) {
+       loaded.state ? parts_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderBase>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
     steps.apply.emplace_back([loader, state] { loader->load_state(state); });

@@ -6,6 +6,7 @@
 #include "backend/device_scope.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/on_all_ranks.h"
+#include "data/loader_base.h"
 #include "io/model_weights.h"
 #include "io/pickle_archive.h"
 #include "tandem/comm/detail/objects.h"

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tandem/data/loader_base.h"
+#include "tandem/data/loader_state.h"
 
 namespace tandem {
 

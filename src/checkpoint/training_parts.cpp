@@ -19,8 +19,8 @@ std::vector<optim::AcceleratedOptimizer> TrainingParts::alive_optimizers() const
 
 std::vector<optim::AcceleratedScheduler> TrainingParts::alive_schedulers() const { return alive(schedulers); }
 
-std::vector<std::shared_ptr<data::LoaderPosition>> TrainingParts::alive_loaders() const {
-  std::vector<std::shared_ptr<data::LoaderPosition>> positions;
+std::vector<std::shared_ptr<data::LoaderBase>> TrainingParts::alive_loaders() const {
+  std::vector<std::shared_ptr<data::LoaderBase>> positions;
   for (const auto& loader : loaders)
     if (auto position = loader.lock()) positions.push_back(std::move(position));
   return positions;

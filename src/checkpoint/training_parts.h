@@ -7,7 +7,7 @@
 
 #include "nn/reducer_group.h"
 #include "optim/accelerated_parts.h"
-#include "tandem/data/loader_base.h"
+#include "data/loader_base.h"
 #include "tandem/optim/grad_scaler.h"
 
 namespace tandem {
@@ -19,7 +19,7 @@ struct TrainingParts {
   /// The schedulers that still exist.
   std::vector<optim::AcceleratedScheduler> alive_schedulers() const;
   /// The positions of the loaders that still exist.
-  std::vector<std::shared_ptr<data::LoaderPosition>> alive_loaders() const;
+  std::vector<std::shared_ptr<data::LoaderBase>> alive_loaders() const;
 
   /// A window begins for all models: see nn::GradientReducer.
   void begin_window() const;
@@ -33,7 +33,7 @@ struct TrainingParts {
   nn::ReducerGroup reducers;                                             ///< of the models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
-  std::vector<std::weak_ptr<data::LoaderPosition>> loaders;              ///< see alive_loaders
+  std::vector<std::weak_ptr<data::LoaderBase>> loaders;              ///< see alive_loaders
   std::optional<optim::GradScaler> scaler;                               ///< under fp16
 };
 

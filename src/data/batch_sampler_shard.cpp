@@ -2,9 +2,9 @@
 
 #include <string>
 
+#include "data/epoch_steps.h"
 #include "tandem/core/error.h"
-#include "tandem/data/dataset_access.h"
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/detail/dataset_access.h"
 #include "tandem/rng/generators.h"
 
 namespace tandem::data {

@@ -1,4 +1,4 @@
-#include "tandem/data/dataset_access.h"
+#include "tandem/data/detail/dataset_access.h"
 
 #include <c10/util/Exception.h>
 

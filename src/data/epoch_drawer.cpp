@@ -1,4 +1,4 @@
-#include "tandem/data/epoch_drawer.h"
+#include "data/epoch_drawer.h"
 
 #include <algorithm>
 #include <string>

@@ -1,4 +1,4 @@
-#include "tandem/data/epoch_steps.h"
+#include "data/epoch_steps.h"
 
 #include <algorithm>
 #include <string>

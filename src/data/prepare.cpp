@@ -1,12 +1,21 @@
-#include "tandem/data/prepare.h"
+#include "data/prepare.h"
 
-#include <atomic>
+#include <algorithm>
+#include <functional>
 #include <sstream>
+#include <string>
+#include <typeinfo>
+#include <utility>
 
 #include <c10/util/Type.h>
 
 #include "backend/intra_op_threads.h"
 #include "comm/agree.h"
+#include "data/data_loader_dispatcher.h"
+#include "data/data_loader_shard.h"
+#include "data/map_steps.h"
+#include "data/stream_steps.h"
+#include "tandem/core/error.h"
 
 namespace tandem::data {
 namespace {
@@ -31,34 +40,6 @@ std::shared_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const Da
   return std::make_shared<RandomSampler>(seed);
 }
 
-}  // namespace
-
-void check_options(const DataLoaderOptions& options, bool iterable) {
-  require(!(options.shuffle && options.sampler), "shuffle and sampler exclude each other; give one of them");
-  const bool batch_options = options.batch_size != 1 || options.shuffle || options.sampler || options.drop_last;
-  require(!options.batch_sampler || !batch_options,
-          "batch_sampler excludes batch_size, shuffle, sampler and drop_last; it decides all of that");
-  require(!iterable || (!options.sampler && !options.batch_sampler),
-          "an iterable dataset gives its own order; leave sampler and batch_sampler out");
-  require(options.workers >= 0 && options.workers <= 1024,
-          "workers " + std::to_string(options.workers) + " is out of range; use 0 to 1024");
-  require(options.prefetch >= 1, "prefetch " + std::to_string(options.prefetch) + " is too small; use 1 or more");
-  require(!options.timeout || options.timeout->count() > 0, "timeout must be positive");
-  if (iterable && options.shuffle)
-    throw DataError("an iterable dataset cannot be shuffled; shuffle what it reads, or use a map-style dataset");
-}
-
-EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
-                              std::int64_t length, bool iterable, int ranks) {
-  return {.length = length,
-          .batch_size = options.batch_size,
-          .ranks = ranks,
-          .drop_last = options.drop_last,
-          .even_batches = configuration.even_batches,
-          .split_batches = configuration.split_batches,
-          .dispatch = configuration.dispatch_batches.value_or(iterable)};
-}
-
 std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
                                           const DataLoaderConfiguration& configuration, std::uint64_t seed,
                                           const EpochPlanOptions& plan) {
@@ -69,16 +50,37 @@ std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
   return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers, seed);
 }
 
+// Steps that may be ready before a rank takes them.
 std::size_t read_ahead_depth(const DataLoaderOptions& options) {
   return static_cast<std::size_t>(std::max(options.workers * options.prefetch, 1));
 }
 
+// The threads that read ahead for a loader; null without workers.
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token) {
   if (options.workers == 0) return nullptr;
   return std::make_shared<WorkerPool>(options.workers, "loader", token, [init = options.worker_init](int index) {
     set_intra_op_threads(1);  // the workers are the parallelism
     if (init) init(index);
   });
+}
+
+// What reads an iterable dataset by `plan`.
+std::shared_ptr<StreamReader> make_stream_reader(const detail::AnyDataset& dataset, const EpochPlanOptions& plan,
+                                                 std::uint64_t seed, const CancelToken* token = nullptr) {
+  // As many samples at once as all ranks need for a step: what the stream gives does not depend on their number.
+  return std::make_shared<StreamReader>(plan, seed, dataset.make_windows(EpochPlan(plan).global_batch_size()), token);
+}
+
+std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared, int rank,
+                                        std::uint64_t seed) {
+  const bool same_kind = dataset.iterable() == !shared.planner;
+  if (!same_kind || (shared.stream && *dataset.sample_type != *shared.sample_type))
+    throw DataError(
+        "a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
+        std::to_string(rank));
+  if (!dataset.iterable()) return std::make_unique<MapSteps>(shared.planner, rank, seed, dataset);
+  auto stream = shared.stream ? shared.stream : make_stream_reader(dataset, shared.plan, seed);
+  return std::make_unique<StreamSteps>(std::move(stream), rank, seed, dataset.collate);
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
@@ -100,30 +102,99 @@ void check_together(const LoaderContext& context, const std::function<void()>& c
   comm::check_together(*context.group, context.rank, {.operation = "prepare"}, check);
 }
 
-std::string name_of_loader(const std::type_info& dataset, const EpochPlanOptions& plan, bool iterable) {
-  return "the data loader of " + (iterable ? "" : std::to_string(plan.length) + " samples of ") +
-         c10::demangle(dataset.name()) + " (batch_size " + std::to_string(plan.batch_size) + ")";
+// Rank 0's parts on every rank. Throws CollectiveError where ranks make batches of different types.
+std::shared_ptr<const SharedParts> share_from_main(const LoaderContext& context, const std::type_info& batch_type,
+                                                   const std::shared_ptr<const SharedParts>& parts) {
+  const auto record = comm::describe_object_call("prepare", batch_type);
+  const comm::RankGroup::Call call(*context.group, context.rank, record, &parts);
+  return call.payload<std::shared_ptr<const SharedParts>>(0);
 }
 
-void throw_overtaken(const std::string& loader) {
-  throw DataError("a loop over " + loader +
-                  " cannot go on, because another loop over it was begun within: it ended the epoch. Prepare another "
-                  "loader of the DataLoader for the inner loop");
+// What errors call a loader.
+std::string name_of_loader(const detail::AnyDataset& dataset, const EpochPlanOptions& plan) {
+  return "the data loader of " + (dataset.iterable() ? "" : std::to_string(plan.length) + " samples of ") +
+         c10::demangle(dataset.type->name()) + " (batch_size " + std::to_string(plan.batch_size) + ")";
 }
 
-std::uint64_t next_loader_number() noexcept {
-  static std::atomic<std::uint64_t> numbers{0};
-  return numbers.fetch_add(1, std::memory_order_relaxed) + 1;
+}  // namespace
+
+void check_options(const DataLoaderOptions& options, bool iterable) {
+  require(!(options.shuffle && options.sampler), "shuffle and sampler exclude each other; give one of them");
+  const bool batch_options = options.batch_size != 1 || options.shuffle || options.sampler || options.drop_last;
+  require(!options.batch_sampler || !batch_options,
+          "batch_sampler excludes batch_size, shuffle, sampler and drop_last; it decides all of that");
+  require(!iterable || (!options.sampler && !options.batch_sampler),
+          "an iterable dataset gives its own order; leave sampler and batch_sampler out");
+  require(options.workers >= 0 && options.workers <= 1024,
+          "workers " + std::to_string(options.workers) + " is out of range; use 0 to 1024");
+  require(options.prefetch >= 1, "prefetch " + std::to_string(options.prefetch) + " is too small; use 1 or more");
+  require(!options.timeout || options.timeout->count() > 0, "timeout must be positive");
+  if (iterable && options.shuffle)
+    throw DataError("an iterable dataset cannot be shuffled; shuffle what it reads, or use a map-style dataset");
 }
 
-void check_loader_state(const LoaderState& state, std::int64_t global_batch_size) {
-  if (state.epoch < 0 || state.step < 0)
-    throw ConfigError("a loader's state has epoch " + std::to_string(state.epoch) + " and step " +
-                      std::to_string(state.step) + "; they are 0 or more");
-  if (state.global_batch_size != global_batch_size)
-    throw ConfigError("a loader's state comes from a global batch of " + std::to_string(state.global_batch_size) +
-                      " samples, this loader has " + std::to_string(global_batch_size) +
-                      "; keep the global batch when the number of ranks changes");
+EpochPlanOptions plan_options(const DataLoaderOptions& options, const detail::AnyDataset& dataset,
+                              const DataLoaderConfiguration& configuration, int ranks) {
+  return {.length = dataset.length(),
+          .batch_size = options.batch_size,
+          .ranks = ranks,
+          .drop_last = options.drop_last,
+          .even_batches = configuration.even_batches,
+          .split_batches = configuration.split_batches,
+          .dispatch = configuration.dispatch_batches.value_or(dataset.iterable())};
+}
+
+std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
+                                                     const detail::AnyDataset& dataset,
+                                                     const DataLoaderConfiguration& configuration, std::uint64_t seed,
+                                                     const EpochPlanOptions& plan, CancelToken& token) {
+  auto shared = std::make_shared<SharedParts>(SharedParts{.plan = plan, .sample_type = dataset.sample_type});
+  if (!dataset.iterable()) shared->planner = make_planner(options, configuration, seed, plan);
+  shared->global_batch_size =
+      shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
+  shared->pool = make_worker_pool(options, token);
+  if (dataset.iterable() && !plan.dispatch && plan.ranks > 1)
+    shared->stream = make_stream_reader(dataset, plan, seed, &token);
+  // Deep enough for what the workers read ahead, and one more: a rank that is scheduled late does not stop rank 0.
+  if (plan.dispatch)
+    shared->channel = std::make_shared<DispatchChannel>(plan.ranks, read_ahead_depth(options) + 1, token);
+  return shared;
+}
+
+std::shared_ptr<LoaderBase> make_loader(const DataLoaderOptions& options, const detail::AnyDataset& dataset,
+                                        std::shared_ptr<const SharedParts> shared, std::uint64_t seed,
+                                        LoaderContext context) {
+  const int rank = context.rank;
+  LoaderParts parts{
+      .shared = shared,
+      .make_source = [dataset, shared, rank, seed] { return make_source(dataset, *shared, rank, seed); },
+      .ahead = {.depth = read_ahead_depth(options), .in_order = options.in_order, .timeout = options.timeout}};
+  if (rank == 0) parts.end = std::make_shared<StreamEnd>(shared->stream);
+  if (!shared->channel) return std::make_shared<DataLoaderShard>(std::move(context), std::move(parts));
+  return std::make_shared<DataLoaderDispatcher>(std::move(context), std::move(parts),
+                                                std::make_shared<ChannelEnd>(shared->channel, rank));
+}
+
+std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, const detail::AnyDataset& dataset,
+                                           const DataLoaderConfiguration& configuration, std::uint64_t master_seed,
+                                           LoaderContext context) {
+  const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
+  EpochPlanOptions plan;
+  check_together(context, [&] {
+    check_options(options, dataset.iterable());
+    plan = plan_options(options, dataset, configuration, context.group->world_size());
+  });
+  check_same_plan(context, plan);
+  context.name = name_of_loader(dataset, plan);
+  context.non_blocking = options.non_blocking.value_or(context.non_blocking);
+  context.pin_memory = options.pin_memory;
+  std::shared_ptr<const SharedParts> shared;
+  check_together(context, [&] {
+    if (context.rank == 0)
+      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->token());
+  });
+  shared = share_from_main(context, *dataset.batch_type, shared);
+  return make_loader(options, dataset, std::move(shared), seed, std::move(context));
 }
 
 }  // namespace tandem::data

@@ -1,4 +1,4 @@
-#include "tandem/data/step_planner.h"
+#include "data/step_planner.h"
 
 #include <string>
 #include <utility>

@@ -5,7 +5,7 @@
 
 #include "nn/recording.h"
 #include "tandem/core/error.h"
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/detail/step_info.h"
 
 namespace tandem {
 

@@ -15,16 +15,15 @@ optim::AcceleratedOptimizer Preparation::prepare_optimizer(torch::optim::Optimiz
   return training_.prepare_optimizer(optimizer, its_class);
 }
 
-data::LoaderContext Preparation::loader_context() { return training_.loader_context(); }
+std::shared_ptr<data::LoaderBase> Preparation::prepare_loader(const data::DataLoaderOptions& options,
+                                                              const data::detail::AnyDataset& dataset) {
+  return training_.prepare_loader(options, dataset);
+}
 
 optim::AcceleratedScheduler Preparation::prepare_scheduler(optim::detail::SchedulerCalls calls) {
   return training_.prepare_scheduler(std::move(calls));
 }
 
 c10::DeviceType Preparation::device_type() const { return training_.context.device().type(); }
-
-void Preparation::keep(std::weak_ptr<data::LoaderPosition> loader) {
-  training_.parts.loaders.push_back(std::move(loader));
-}
 
 }  // namespace tandem::detail

@@ -7,7 +7,7 @@
 
 #include "runtime/rank_context.h"
 #include "tandem/core/error.h"
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/detail/step_info.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {

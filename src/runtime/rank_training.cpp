@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "checkpoint/on_all_ranks.h"
+#include "data/prepare.h"
 #include "comm/agree.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
@@ -121,18 +122,22 @@ void RankTraining::agree_on_step(at::Tensor& found_inf) {
   context.communicator->all_reduce(found_inf, comm::ReduceOp::max);
 }
 
-data::LoaderContext RankTraining::loader_context() {
+std::shared_ptr<data::LoaderBase> RankTraining::prepare_loader(const data::DataLoaderOptions& options,
+                                                               const data::detail::AnyDataset& dataset) {
   const LaunchConfig& config = context.config();
   std::function<bool(const data::EpochPosition&)> before_batch;
   if (StepObserver* const observer = context.observer)
     before_batch = [observer](const data::EpochPosition& position) { return observer->before_batch(position); };
-  return {.rank = context.rank,
-          .group = context.group,
-          .active = &context.window.loaders(),
-          .device = config.device_placement ? std::optional(context.device()) : std::nullopt,
-          .non_blocking = config.data_loader.non_blocking,
-          .on_epoch = rng_synchronisation(),
-          .before_batch = std::move(before_batch)};
+  data::LoaderContext where{.rank = context.rank,
+                            .group = context.group,
+                            .active = &context.window.loaders(),
+                            .device = config.device_placement ? std::optional(context.device()) : std::nullopt,
+                            .non_blocking = config.data_loader.non_blocking,
+                            .on_epoch = rng_synchronisation(),
+                            .before_batch = std::move(before_batch)};
+  auto loader = data::prepare_loader(options, dataset, config.data_loader, config.seed, std::move(where));
+  parts.loaders.emplace_back(loader);
+  return loader;
 }
 
 std::function<void()> RankTraining::rng_synchronisation() const {

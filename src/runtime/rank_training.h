@@ -53,8 +53,9 @@ class RankTraining {
   /// Not collective.
   optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
 
-  /// What a loader needs to know of the rank.
-  data::LoaderContext loader_context();
+  /// Collective.
+  std::shared_ptr<data::LoaderBase> prepare_loader(const data::DataLoaderOptions& options,
+                                                   const data::detail::AnyDataset& dataset);
 
   /// Gives all ranks rank 0's state of these generators. Collective.
   void synchronize_generators(const std::vector<data::RngType>& types) const;

@@ -11,9 +11,9 @@
 #include <c10/core/Event.h>
 
 #include "core/step_gate.h"
+#include "data/loader_context.h"
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
-#include "tandem/data/loader_base.h"
 #include "tandem/session/session.h"
 
 namespace tandem {

@@ -4,6 +4,7 @@
 #include <torch/optim/lbfgs.h>
 
 #include "checkpoint/state_training.h"
+#include "data/loader_base.h"
 #include "support/temp_dir.h"
 
 using namespace tandem;

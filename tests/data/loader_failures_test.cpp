@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "data/loader_base.h"
 #include "support/index_data.h"
 
 using namespace tandem;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <random>
 
+#include "data/loader_base.h"
 #include "support/index_data.h"
 #include "support/samplers.h"
 

@@ -7,7 +7,7 @@
 #include "support/catch.h"
 #include "support/error_of.h"
 #include "tandem/core/error.h"
-#include "tandem/data/epoch_steps.h"
+#include "tandem/data/detail/step_info.h"
 
 using namespace tandem;
 using namespace tandem::test;

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "tandem/data/detail/step_info.h"
 namespace tandem::data {
 
 struct StepInfo;

@@ -6,13 +6,16 @@
 #include <memory>
 #include <optional>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
+#include "tandem/core/error.h"
+#include "tandem/core/work_scope.h"
 #include "tandem/data/batch.h"
-#include "tandem/data/dataset_access.h"
+#include "tandem/data/detail/any_dataset.h"
+#include "tandem/data/detail/dataset_access.h"
 #include "tandem/data/sampler.h"
-#include "tandem/data/step_source.h"
 
 namespace tandem::data {
 
@@ -79,7 +82,7 @@ class DataLoader {
 
   /// A copy of this loader with `slice(batch, begin, end)` in place of data::slice, which divides a batch of all ranks
   /// between them (dispatch mode with split_batches).
-  DataLoader with_slice(SliceBatch<Batch> slice) const {
+  DataLoader with_slice(std::function<Batch(const Batch& batch, std::int64_t begin, std::int64_t end)> slice) const {
     DataLoader loader(*this);
     loader.slice_ = std::move(slice);
     return loader;
@@ -99,36 +102,8 @@ class DataLoader {
     }
   }
 
-  /// What makes the steps of `rank`, or of all ranks where `plan` dispatches. `planner` is null for an iterable,
-  /// `stream` for any other dataset.
-  std::unique_ptr<StepSource<Batch>> make_source(std::shared_ptr<StepPlanner> planner,
-                                                 std::shared_ptr<StreamReader<Sample>> stream, int rank,
-                                                 std::uint64_t seed) const {
-    if constexpr (iterable)
-      return std::make_unique<StreamSteps<Sample, Batch>>(std::move(stream), rank, seed, collate_);
-    else
-      return std::make_unique<MapSteps<Batch>>(std::move(planner), rank, seed, reader(), slice_, epoch_setter());
-  }
-
-  /// What reads the stream of an iterable, for all ranks or, where `plan` dispatches, for rank 0; null for any other
-  /// dataset. `token`: see StreamReader.
-  std::shared_ptr<StreamReader<Sample>> make_stream_reader(const EpochPlanOptions& plan, std::uint64_t seed,
-                                                           const CancelToken* token = nullptr) const {
-    if constexpr (iterable) {
-      // As many samples at once as all ranks need for a step: what the stream gives does not depend on their number.
-      return std::make_shared<StreamReader<Sample>>(
-          plan, seed,
-          [dataset = own_stream(), size = EpochPlan(plan).global_batch_size()](std::int64_t epoch) {
-            return open_stream(dataset, epoch, size);
-          },
-          token);
-    } else {
-      return nullptr;
-    }
-  }
-
   /// Reads the samples with given indices as one batch. For map-style datasets.
-  ReadBatch<Batch> reader() const {
+  std::function<Batch(const std::vector<std::int64_t>&, const ReadContext&)> reader() const {
     return [dataset = dataset_, collate = collate_](const std::vector<std::int64_t>& indices,
                                                     const ReadContext& context) -> Batch {
       auto raw = detail::get_batch(*dataset, indices, context);
@@ -145,10 +120,36 @@ class DataLoader {
     };
   }
 
+  /// The dataset and what becomes of its samples, for who does not know their types.
+  detail::AnyDataset any_dataset() const {
+    detail::AnyDataset any{.type = &typeid(Dataset), .sample_type = &typeid(Sample), .batch_type = &typeid(Batch)};
+    any.length = [loader = *this] { return loader.length(); };
+    if constexpr (iterable) {
+      any.collate = [collate = collate_](std::any samples) {
+        return detail::AnyBatch::of(collate(std::any_cast<std::vector<Sample>>(std::move(samples))));
+      };
+      any.make_windows = [loader = *this](std::int64_t at_once) -> detail::MakeWindow {
+        return [dataset = loader.own_stream(), at_once] {
+          return std::make_unique<detail::SampleWindowOf<Dataset>>(dataset, at_once);
+        };
+      };
+    } else {
+      any.read = [read = reader()](const std::vector<std::int64_t>& indices, const ReadContext& context) {
+        return detail::AnyBatch::of(read(indices, context));
+      };
+      any.slice = [slice = slice_](detail::AnyBatch& batch, std::int64_t begin, std::int64_t end) {
+        return detail::AnyBatch::of(slice(batch.as<Batch>(), begin, end));
+      };
+      any.set_epoch = epoch_setter();
+    }
+    return any;
+  }
+
  private:
   template <class, class>
   friend class DataLoader;
   using Collate = std::function<Batch(std::vector<Sample>)>;
+  using Slice = std::function<Batch(const Batch&, std::int64_t begin, std::int64_t end)>;
 
   DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
       : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
@@ -186,7 +187,7 @@ class DataLoader {
   std::shared_ptr<Dataset> dataset_;
   DataLoaderOptions options_;
   Collate collate_;
-  SliceBatch<Batch> slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
+  Slice slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
     return data::slice(batch, begin, end);  // not a function of the batch's own namespace
   };
 };

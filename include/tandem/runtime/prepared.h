@@ -1,6 +1,6 @@
 #pragma once
 
-#include "tandem/data/loader_base.h"
+#include "tandem/data/prepared_data_loader.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
 

@@ -6,7 +6,8 @@
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 
-#include "tandem/data/prepare.h"
+#include "tandem/data/data_loader.h"
+#include "tandem/data/prepared_data_loader.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/detail/scheduler_calls.h"
@@ -65,9 +66,7 @@ class Preparation {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
                     "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
                     "schedulers and tandem::data::DataLoader");
-      auto loader = data::prepare_loader(object, config_.data_loader, config_.seed, loader_context());
-      keep(loader.position());
-      return loader;
+      return data::PreparedDataLoader<typename Type::Batch>(prepare_loader(object.options(), object.any_dataset()));
     }
   }
 
@@ -80,10 +79,10 @@ class Preparation {
 
   std::shared_ptr<nn::GradientReducer> reducer_of(const std::shared_ptr<torch::nn::Module>& module);
   optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
-  data::LoaderContext loader_context();
+  std::shared_ptr<data::LoaderBase> prepare_loader(const data::DataLoaderOptions& options,
+                                                   const data::detail::AnyDataset& dataset);
   optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
   c10::DeviceType device_type() const;
-  void keep(std::weak_ptr<data::LoaderPosition> loader);
 
   RankTraining& training_;
   const LaunchConfig& config_;

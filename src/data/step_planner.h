@@ -7,7 +7,7 @@
 #include <mutex>
 #include <optional>
 
-#include "tandem/data/epoch_drawer.h"
+#include "data/epoch_drawer.h"
 
 namespace tandem::data {
 

@@ -5,27 +5,10 @@
 #include <optional>
 #include <vector>
 
-#include "tandem/data/epoch_steps.h"
+#include "data/epoch_steps.h"
+#include "tandem/data/loader_state.h"
 
 namespace tandem::data {
-
-/// Epochs that a sampler was asked for one after another, alike.
-struct DrawnEpochs {
-  std::int64_t first = 0;   ///< number of the first
-  std::int64_t count = 1;   ///< how many
-  std::int64_t stride = 0;  ///< from one number to the next
-  bool exhausted = false;   ///< each was used to its end
-
-  bool operator==(const DrawnEpochs&) const = default;  ///< all alike
-};
-
-/// How a sampler of the program's own came to the order that it gave last.
-struct SamplerState {
-  std::uint64_t seed = 0;            ///< of its default generators
-  std::vector<DrawnEpochs> drawn{};  ///< every epoch that it was asked for
-  std::uint64_t order = 0;           ///< EpochSteps::fingerprint of the last one; 0: not known
-  bool running = false;              ///< the last one goes on; otherwise the next one is to begin
-};
 
 /// Where a sampler stands.
 struct SamplerPosition {

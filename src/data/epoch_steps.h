@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "tandem/data/detail/step_info.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/data/sampler.h"
 
@@ -14,15 +15,6 @@ struct EpochStart {
   std::uint64_t number = 1;     ///< of the epochs that the rank begins, from 1
   std::int64_t epoch = 0;       ///< from 0
   std::int64_t first_step = 0;  ///< steps before it are skipped
-};
-
-/// One step of an epoch, as one rank sees it.
-struct StepInfo {
-  std::int64_t step = 0;             ///< number in the epoch, from 0
-  bool last = false;                 ///< the rank has no step after it
-  bool last_of_all = false;          ///< no rank has one
-  std::int64_t remainder = -1;       ///< EpochPlan::remainder; -1 too while it is not yet known (iterables)
-  std::int64_t samples_to_keep = 0;  ///< rows that gather_for_metrics keeps; 0: all
 };
 
 /// Which dataset indices each rank gets in each step of one epoch. Any step can be asked for; immutable, and shared by

@@ -1,0 +1,96 @@
+#include "data/data_loader_dispatcher.h"
+
+#include <string>
+#include <utility>
+
+#include "tandem/core/error.h"
+
+namespace tandem::data {
+
+DataLoaderDispatcher::DataLoaderDispatcher(LoaderContext context, LoaderParts parts, std::shared_ptr<ChannelEnd> end)
+    : LoaderBase(std::move(context), parts.shared->planner, parts.shared->global_batch_size),
+      parts_(std::move(parts)),
+      end_(std::move(end)) {
+  if (this->context().rank == 0)
+    feeder_.emplace(parts_.make_source(), parts_.shared->pool, parts_.ahead, this->context().group->token());
+}
+
+std::shared_ptr<LoaderBase> DataLoaderDispatcher::skip_first_batches(std::int64_t steps) {
+  auto skipping = std::make_shared<DataLoaderDispatcher>(context(), parts_, end_);
+  share_epochs_with(*skipping, steps);
+  return skipping;
+}
+
+void DataLoaderDispatcher::begin_epoch(const EpochStart& start) {
+  own_.clear();
+  failure_ = nullptr;
+  read_all_ = false;
+  ended_ = false;
+  remainder_ = -1;
+  epoch_ = start.epoch;
+  if (feeder_) feeder_->start(start);
+}
+
+void DataLoaderDispatcher::end_epoch() {
+  own_.clear();
+  if (feeder_) feeder_->stop();
+}
+
+bool DataLoaderDispatcher::ready() {
+  if (!feeder_) return ended_ || (*end_)->ring(context().rank).size() > 0;
+  const bool readable = !parts_.shared->pool || feeder_->ready();
+  return !own_.empty() || read_all_ || failure_ || (readable && everybody_has_room());
+}
+
+// Rank 0: hands out one step that it needs itself, and those after it that are there, as far as there is room.
+std::optional<RankStep> DataLoaderDispatcher::feed_and_take() {
+  if (own_.empty() && failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (own_.empty() && !read_all_) hand_out(feeder_->take());
+  try {
+    while (!read_all_ && !failure_ && feeder_->ready() && everybody_has_room()) hand_out(feeder_->take());
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+  if (own_.empty()) return std::nullopt;
+  std::optional<RankStep> mine(std::move(own_.front()));
+  own_.pop_front();
+  return mine;
+}
+
+bool DataLoaderDispatcher::everybody_has_room() const {
+  for (const auto& ring : (*end_)->rings)
+    if (ring->size() >= ring->capacity()) return false;
+  return own_.size() < parts_.ahead.depth;
+}
+
+void DataLoaderDispatcher::hand_out(std::optional<Step> step) {
+  read_all_ = !step || step->info.last;
+  // Only an epoch without a step is announced as such: otherwise all know by the last step.
+  const StepInfo info = step ? step->info : StepInfo{.remainder = feeder_->remainder()};
+  comm::RankGroup::WaitScope waiting(*context().group, 0, "to hand a batch to a rank that lags behind");
+  for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
+    (*end_)->ring(rank).push({epoch_number(), epoch_, info,
+                              step ? std::move(step->batches[static_cast<std::size_t>(rank)]) : detail::AnyBatch()});
+  if (step) own_.push_back({step->info, std::move(step->batches.front())});
+}
+
+std::optional<RankStep> DataLoaderDispatcher::receive() {
+  if (ended_) return std::nullopt;
+  const int rank = context().rank;
+  comm::RankGroup::WaitScope waiting(*context().group, rank, "for a batch from rank 0");
+  while (auto item = (*end_)->ring(rank).pop()) {
+    if (item->epoch_number < epoch_number()) continue;  // of an epoch that this rank left early
+    if (item->epoch_number > epoch_number())
+      throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " + std::to_string(rank) +
+                            " did; all ranks must leave it at the same step");
+    if (item->epoch != epoch_) throw_other_epoch(item->epoch, epoch_);
+    ended_ = !item->batch || item->info.last;
+    remainder_ = item->info.remainder;
+    if (!item->batch) return std::nullopt;
+    return RankStep{item->info, std::move(item->batch)};
+  }
+  throw CollectiveError("rank 0 gave up a dispatching loader that rank " + std::to_string(rank) +
+                        " still reads from; all ranks must use it alike");
+}
+
+}  // namespace tandem::data
