@@ -5,7 +5,6 @@
 
 #include <c10/util/Type.h>
 
-#include "backend/intra_op_threads.h"
 #include "tandem/comm/agree.h"
 
 namespace tandem::data {
@@ -75,10 +74,7 @@ std::size_t read_ahead_depth(const DataLoaderOptions& options) {
 
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token) {
   if (options.workers == 0) return nullptr;
-  return std::make_shared<WorkerPool>(options.workers, "loader", token, [init = options.worker_init](int index) {
-    set_intra_op_threads(1);  // the workers are the parallelism
-    if (init) init(index);
-  });
+  return std::make_shared<WorkerPool>(options.workers, "loader", token, options.worker_init);
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {

@@ -9,8 +9,9 @@
 #include <utility>
 
 #include "tandem/core/error.h"
-#include "tandem/core/worker_pool.h"
+#include "tandem/core/work_scope.h"
 #include "tandem/data/step_source.h"
+#include "tandem/data/worker_pool.h"
 
 namespace tandem::data {
 

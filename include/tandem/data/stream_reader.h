@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "tandem/core/error.h"
-#include "tandem/core/worker_pool.h"
+#include "tandem/core/work_scope.h"
 #include "tandem/data/dataset_access.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/data/epoch_steps.h"
