@@ -9,7 +9,6 @@
 
 #include <c10/util/Type.h>
 
-#include "backend/intra_op_threads.h"
 #include "comm/agree.h"
 #include "data/data_loader_dispatcher.h"
 #include "data/data_loader_shard.h"
@@ -58,10 +57,7 @@ std::size_t read_ahead_depth(const DataLoaderOptions& options) {
 // The threads that read ahead for a loader; null without workers.
 std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, CancelToken& token) {
   if (options.workers == 0) return nullptr;
-  return std::make_shared<WorkerPool>(options.workers, "loader", token, [init = options.worker_init](int index) {
-    set_intra_op_threads(1);  // the workers are the parallelism
-    if (init) init(index);
-  });
+  return std::make_shared<WorkerPool>(options.workers, "loader", token, options.worker_init);
 }
 
 // What reads an iterable dataset by `plan`.

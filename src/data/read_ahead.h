@@ -8,7 +8,7 @@
 
 #include "data/step_source.h"
 #include "tandem/core/cancel_token.h"
-#include "tandem/core/worker_pool.h"
+#include "data/worker_pool.h"
 
 namespace tandem::data {
 

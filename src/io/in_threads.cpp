@@ -4,14 +4,14 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <optional>
+
+#include "backend/lent_threads.h"
 
 namespace tandem::io {
 
 void in_threads(std::size_t count, const std::function<void(std::size_t)>& work) {
-  constexpr std::size_t kMostThreads = 4;
+  constexpr std::size_t kMostHelpers = 3;
   std::atomic<std::size_t> next = 0;
   std::mutex mutex;
   std::exception_ptr failure;
@@ -27,10 +27,11 @@ void in_threads(std::size_t count, const std::function<void(std::size_t)>& work)
     }
   };
   {
-    std::vector<std::jthread> threads;
-    try {
-      while (threads.size() + 1 < std::min(count, kMostThreads)) threads.emplace_back(run);
-    } catch (const std::system_error&) {  // no more threads: those that there are do it all
+    std::optional<LentThreads> helpers;
+    if (count > 1) {
+      const int most = static_cast<int>(std::min(count - 1, kMostHelpers));
+      helpers.emplace(most, "files", 1, run);
+      for (int i = 0; i < most; ++i) helpers->call();
     }
     run();
   }

@@ -1,4 +1,4 @@
-#include "tandem/core/worker_pool.h"
+#include "data/worker_pool.h"
 
 #include <atomic>
 #include <random>
@@ -10,6 +10,7 @@
 #include "tandem/core/error.h"
 
 using namespace tandem;
+using data::WorkerPool;
 
 namespace {
 

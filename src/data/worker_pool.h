@@ -19,8 +19,13 @@
 
 namespace tandem {
 
+class LentThreads;
+
+namespace data {
+
 /// Threads that work ahead for several consumers. Each consumer has a Queue, which the threads fill with the results
-/// of its jobs, no further ahead than its depth.
+/// of its jobs, no further ahead than its depth. One thread is the pool's own, so it goes on whatever others do; oneTBB
+/// lends the others while there is work, as many as the process's limit (tbb::global_control) allows.
 class WorkerPool {
  public:
   /// What a job makes.
@@ -29,10 +34,11 @@ class WorkerPool {
   /// A piece of work, done by one of the threads.
   using Job = std::function<Result()>;
 
-  /// Starts `threads` >= 1 threads named "`name` 0", …, which call `on_start(index)` first. `token` outlives the pool.
+  /// For `threads` >= 1 threads, which are named "`name` 0", … while they work. Those that have to begin with
+  /// `on_start(index)` are all the pool's own: lent ones come and go. `token` outlives the pool.
   WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start = {});
 
-  /// Ends and joins the threads; a job that runs is finished first. All queues are gone by then.
+  /// Ends and joins the threads, and gives back lent ones; a job that runs is finished first. All queues are gone by then.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
@@ -84,6 +90,8 @@ class WorkerPool {
 
  private:
   void run();
+  void help();
+  void wake_one();
   Queue* queue_with_room();
   void work_for(Queue& queue, std::unique_lock<std::mutex>& lock);
 
@@ -92,8 +100,11 @@ class WorkerPool {
   std::condition_variable work_;
   std::list<Queue*> queues_;  // the one to be served next comes first
   bool stopping_ = false;
+  int sleeping_ = 0;  // threads of its own
   CancelToken::Subscription subscription_;
+  std::unique_ptr<LentThreads> lent_;
   std::optional<ThreadTeam> team_;
 };
 
+}  // namespace data
 }  // namespace tandem

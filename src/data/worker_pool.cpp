@@ -1,9 +1,12 @@
-#include "tandem/core/worker_pool.h"
+#include "data/worker_pool.h"
 
 #include <algorithm>
 #include <utility>
 
-namespace tandem {
+#include "backend/intra_op_threads.h"
+#include "backend/lent_threads.h"
+
+namespace tandem::data {
 
 WorkerPool::WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start)
     : token_(token), subscription_(token, [this] {
@@ -11,14 +14,23 @@ WorkerPool::WorkerPool(int threads, std::string name, CancelToken& token, std::f
         work_.notify_all();
         for (Queue* queue : queues_) queue->changed_.notify_all();
       }) {
-  team_.emplace(ThreadTeamOptions{.size = threads, .name = std::move(name)}, token,
-                [this, on_start = std::move(on_start)](int index) {
-                  try {
+  const auto do_work = [this](const std::function<void()>& work) {
+    try {
+      work();
+    } catch (...) {
+      token_.cancel(std::current_exception());  // no rank is to blame
+    }
+  };
+  const int own = on_start ? threads : 1;
+  if (threads > own)
+    lent_ = std::make_unique<LentThreads>(threads - own, name, own, [this, do_work] { do_work([this] { help(); }); });
+  team_.emplace(ThreadTeamOptions{.size = own, .name = std::move(name)}, token,
+                [this, do_work, on_start = std::move(on_start)](int index) {
+                  do_work([&] {
+                    set_intra_op_threads(1);  // the workers are the parallelism
                     if (on_start) on_start(index);
                     run();
-                  } catch (...) {
-                    token_.cancel(std::current_exception());  // no rank is to blame
-                  }
+                  });
                 });
 }
 
@@ -28,6 +40,7 @@ WorkerPool::~WorkerPool() {
     stopping_ = true;
   }
   work_.notify_all();
+  lent_.reset();
   team_->join();
 }
 
@@ -35,10 +48,28 @@ void WorkerPool::run() {
   std::unique_lock lock(mutex_);
   for (;;) {
     Queue* queue = nullptr;
+    sleeping_ += 1;
     work_.wait(lock, [&] { return stopping_ || token_.cancelled() || (queue = queue_with_room()); });
+    sleeping_ -= 1;
     if (stopping_ || token_.cancelled()) return;
     work_for(*queue, lock);
   }
+}
+
+// What a lent thread does: one job, so that oneTBB can give the thread to somebody else between two.
+void WorkerPool::help() {
+  std::unique_lock lock(mutex_);
+  if (stopping_ || token_.cancelled()) return;
+  if (Queue* const queue = queue_with_room()) work_for(*queue, lock);
+  if (std::any_of(queues_.begin(), queues_.end(), [](const Queue* queue) { return queue->has_room(); })) wake_one();
+}
+
+// There may be work for one more thread. Whoever draws a job calls the next thread in turn.
+void WorkerPool::wake_one() {
+  if (sleeping_ > 0)
+    work_.notify_one();
+  else if (lent_)
+    lent_->call();
 }
 
 WorkerPool::Queue* WorkerPool::queue_with_room() {
@@ -67,10 +98,10 @@ void WorkerPool::work_for(Queue& queue, std::unique_lock<std::mutex>& lock) {
   queue.drawing_ = false;
   if (!job) queue.ended_ = true;
   if (!job && !slot->error) queue.slots_.pop_back();  // still the last: nobody else draws meanwhile
+  if (job) wake_one();                                // the next job may be drawn
   lock.unlock();
 
   if (job) {
-    work_.notify_one();  // the next job may be drawn
     try {
       slot->result = job();
     } catch (...) {
@@ -88,7 +119,7 @@ WorkerPool::Queue::Queue(std::shared_ptr<WorkerPool> pool, std::size_t depth, bo
     : pool_(std::move(pool)), depth_(depth), in_order_(in_order), next_(std::move(next)) {
   const std::lock_guard lock(pool_->mutex_);
   pool_->queues_.push_back(this);
-  pool_->work_.notify_all();
+  pool_->wake_one();
 }
 
 WorkerPool::Queue::~Queue() {
@@ -123,7 +154,7 @@ std::optional<WorkerPool::Result> WorkerPool::Queue::take(std::optional<std::chr
     if (const auto found = finished(); found != slots_.end()) {
       slot = std::move(*found);
       slots_.erase(found);
-      pool_->work_.notify_one();
+      pool_->wake_one();
     }
   }
   if (!slot) {
@@ -134,4 +165,4 @@ std::optional<WorkerPool::Result> WorkerPool::Queue::take(std::optional<std::chr
   return std::move(slot->result);
 }
 
-}  // namespace tandem
+}  // namespace tandem::data
