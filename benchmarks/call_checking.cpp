@@ -11,8 +11,8 @@
 #include <ATen/Functions.h>
 
 #include "comm/describe_call.h"
+#include "comm/rank_group.h"
 #include "measure/statistics.h"
-#include "tandem/comm/rank_group.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/spsc_ring.h"
 #include "measure/statistics.h"
-#include "tandem/core/spsc_ring.h"
 
 namespace {
 

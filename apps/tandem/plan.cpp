@@ -6,9 +6,9 @@
 #include <map>
 #include <sstream>
 
+#include "comm/rank_group.h"
+#include "core/cancel_token.h"
 #include "data/prepare.h"
-#include "tandem/comm/rank_group.h"
-#include "tandem/core/cancel_token.h"
 #include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {

@@ -9,7 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "io/checkpoint_source.h"
-#include "tandem/io/safetensors_header.h"
+#include "io/safetensors_header.h"
 
 namespace tandem_tool {
 

@@ -6,7 +6,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include "tandem/comm/stream_lease.h"
+#include "comm/stream_lease.h"
 
 namespace tandem {
 

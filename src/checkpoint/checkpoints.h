@@ -12,13 +12,13 @@
 #include "checkpoint/state_file.h"
 #include "checkpoint/state_saver.h"
 #include "checkpoint/training_parts.h"
+#include "comm/rank_group.h"
 #include "nn/accumulation_window.h"
+#include "optim/state_dict.h"
 #include "tandem/checkpoint/checkpoint_options.h"
 #include "tandem/comm/detail/objects.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/core/warning_sink.h"
 #include "tandem/io/checkpoint_directory.h"
-#include "tandem/optim/state_dict.h"
 #include "tandem/rng/generators.h"
 
 namespace tandem {

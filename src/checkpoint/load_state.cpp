@@ -221,8 +221,7 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const L
       parts_.scaler->load_state(state);
     });
   index = 0;
-  for (const auto& loader :
-       loaded.state ? parts_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderBase>>()) {
+  for (const auto& loader : loaded.state ? parts_.alive_loaders() : std::vector<std::shared_ptr<data::LoaderBase>>()) {
     const data::LoaderState& state = loaded.state->loaders[index++];
     data::check_loader_state(state, loader->global_batch_size());
     steps.apply.emplace_back([loader, state] { loader->load_state(state); });

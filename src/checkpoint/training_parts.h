@@ -5,9 +5,9 @@
 #include <optional>
 #include <vector>
 
+#include "data/loader_base.h"
 #include "nn/reducer_group.h"
 #include "optim/accelerated_parts.h"
-#include "data/loader_base.h"
 #include "tandem/optim/grad_scaler.h"
 
 namespace tandem {
@@ -33,7 +33,7 @@ struct TrainingParts {
   nn::ReducerGroup reducers;                                             ///< of the models
   std::vector<optim::Observer<optim::AcceleratedOptimizer>> optimizers;  ///< see alive_optimizers
   std::vector<optim::Observer<optim::AcceleratedScheduler>> schedulers;  ///< see alive_schedulers
-  std::vector<std::weak_ptr<data::LoaderBase>> loaders;              ///< see alive_loaders
+  std::vector<std::weak_ptr<data::LoaderBase>> loaders;                  ///< see alive_loaders
   std::optional<optim::GradScaler> scaler;                               ///< under fp16
 };
 

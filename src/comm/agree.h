@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 #include "tandem/core/error.h"
 
 /// \file

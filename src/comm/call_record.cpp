@@ -1,4 +1,4 @@
-#include "tandem/comm/call_record.h"
+#include "comm/call_record.h"
 
 #include <algorithm>
 #include <cstdlib>

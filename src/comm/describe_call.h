@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "tandem/comm/call_record.h"
+#include "comm/call_record.h"
 
 namespace tandem::comm {
 

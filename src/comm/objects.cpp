@@ -1,7 +1,7 @@
 #include "tandem/comm/detail/objects.h"
 #include "comm/agree.h"
 #include "comm/check_tensors.h"
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 
 namespace tandem::comm::detail {
 namespace {

@@ -8,9 +8,9 @@
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
+#include "comm/rank_group.h"
 #include "comm/shares.h"
-#include "tandem/comm/rank_group.h"
-#include "tandem/comm/side_stream.h"
+#include "comm/side_stream.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {

@@ -1,4 +1,4 @@
-#include "tandem/comm/posted_calls.h"
+#include "comm/posted_calls.h"
 
 #include <array>
 #include <string>

@@ -1,4 +1,4 @@
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 
 #include <cstring>
 #include <iomanip>

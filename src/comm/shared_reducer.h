@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "tandem/comm/call_record.h"
-#include "tandem/comm/rank_group.h"
+#include "comm/call_record.h"
+#include "comm/rank_group.h"
 
 namespace tandem::comm {
 

@@ -1,4 +1,4 @@
-#include "tandem/comm/stream_lease.h"
+#include "comm/stream_lease.h"
 
 #include <map>
 #include <mutex>

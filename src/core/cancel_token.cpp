@@ -1,4 +1,4 @@
-#include "tandem/core/cancel_token.h"
+#include "core/cancel_token.h"
 
 #include <string>
 #include <utility>

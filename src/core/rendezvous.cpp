@@ -1,4 +1,4 @@
-#include "tandem/core/rendezvous.h"
+#include "core/rendezvous.h"
 
 namespace tandem {
 

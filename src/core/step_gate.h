@@ -10,7 +10,7 @@
 #include <mutex>
 #include <optional>
 
-#include "tandem/core/cancel_token.h"
+#include "core/cancel_token.h"
 
 namespace tandem {
 

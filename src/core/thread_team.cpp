@@ -1,4 +1,4 @@
-#include "tandem/core/thread_team.h"
+#include "core/thread_team.h"
 
 #include <pthread.h>
 #include <sched.h>

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "tandem/core/cancel_token.h"
+#include "core/cancel_token.h"
 
 namespace tandem {
 namespace {

@@ -8,8 +8,8 @@
 #include <c10/core/Event.h>
 #include <c10/util/FunctionRef.h>
 
+#include "comm/side_stream.h"
 #include "data/step_source.h"
-#include "tandem/comm/side_stream.h"
 
 namespace tandem::data {
 

@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "core/spsc_ring.h"
 #include "data/step_source.h"
-#include "tandem/core/spsc_ring.h"
 
 namespace tandem::data {
 

@@ -7,8 +7,8 @@
 
 #include <c10/core/Device.h>
 
-#include "tandem/comm/rank_group.h"
-#include "tandem/data/active_loaders.h"
+#include "comm/rank_group.h"
+#include "tandem/data/detail/active_loaders.h"
 
 namespace tandem::data {
 

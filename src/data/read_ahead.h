@@ -6,8 +6,8 @@
 #include <memory>
 #include <optional>
 
+#include "core/cancel_token.h"
 #include "data/step_source.h"
-#include "tandem/core/cancel_token.h"
 #include "data/worker_pool.h"
 
 namespace tandem::data {

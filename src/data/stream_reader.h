@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "core/cancel_token.h"
 #include "data/epoch_steps.h"
 #include "data/iterable_dataset_shard.h"
-#include "tandem/core/cancel_token.h"
 #include "tandem/data/detail/any_dataset.h"
 #include "tandem/data/epoch_plan.h"
 

@@ -13,8 +13,8 @@
 #include <optional>
 #include <string>
 
-#include "tandem/core/cancel_token.h"
-#include "tandem/core/thread_team.h"
+#include "core/cancel_token.h"
+#include "core/thread_team.h"
 #include "tandem/core/work_scope.h"
 
 namespace tandem {
@@ -38,7 +38,8 @@ class WorkerPool {
   /// `on_start(index)` are all the pool's own: lent ones come and go. `token` outlives the pool.
   WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start = {});
 
-  /// Ends and joins the threads, and gives back lent ones; a job that runs is finished first. All queues are gone by then.
+  /// Ends and joins the threads, and gives back lent ones; a job that runs is finished first. All queues are gone by
+  /// then.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;

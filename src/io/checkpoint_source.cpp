@@ -4,7 +4,7 @@
 #include <system_error>
 
 #include "io/file_bytes.h"
-#include "tandem/io/safetensors_header.h"
+#include "io/safetensors_header.h"
 
 namespace tandem::io {
 

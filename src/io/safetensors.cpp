@@ -15,8 +15,8 @@
 #include "io/json_text.h"
 #include "io/output_file.h"
 #include "io/read_file.h"
+#include "io/safetensors_header.h"
 #include "tandem/core/error.h"
-#include "tandem/io/safetensors_header.h"
 
 namespace tandem::io {
 namespace {

@@ -12,8 +12,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
+#include "comm/rank_group.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {

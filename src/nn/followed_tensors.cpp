@@ -7,8 +7,8 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/describe_call.h"
+#include "comm/rank_group.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {

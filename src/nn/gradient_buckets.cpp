@@ -7,10 +7,10 @@
 #include <c10/util/strides.h>
 
 #include "comm/describe_call.h"
+#include "comm/rank_group.h"
 #include "nn/copy_on_write.h"
 #include "nn/model_reducer.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {

@@ -5,12 +5,12 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/call_record.h"
+#include "comm/rank_group.h"
 #include "comm/shared_memory.h"
 #include "nn/copy_on_write.h"
 #include "nn/model_reducer.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/call_record.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 

@@ -9,11 +9,11 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/optim/optimizer.h>
 
+#include "comm/call_record.h"
+#include "comm/rank_group.h"
 #include "nn/copy_on_write.h"
 #include "nn/same_models.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/call_record.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {

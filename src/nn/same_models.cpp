@@ -5,8 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "comm/call_record.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/call_record.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {

@@ -2,7 +2,7 @@
 
 #include <torch/nn/module.h>
 
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 #include "tandem/nn/named_tensors.h"
 
 namespace tandem::nn {

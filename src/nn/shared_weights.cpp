@@ -8,9 +8,9 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/describe_call.h"
+#include "comm/rank_group.h"
 #include "nn/lent_storage.h"
 #include "nn/tensor_layout.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::nn {
 namespace {

@@ -7,14 +7,14 @@
 #include <optional>
 #include <utility>
 
+#include "core/cancel_token.h"
 #include "nn/accumulation_window.h"
 #include "optim/sharded_optimizer.h"
-#include "tandem/core/cancel_token.h"
 #include "tandem/optim/accelerated.h"
+#include "tandem/optim/detail/optimizer_class.h"
 #include "tandem/optim/detail/scheduler_calls.h"
 #include "tandem/optim/fused_step.h"
 #include "tandem/optim/grad_scaler.h"
-#include "tandem/optim/optimizer_class.h"
 
 namespace tandem::optim {
 

@@ -10,7 +10,7 @@
 #include "optim/optimizer_fields.h"
 #include "optim/own_optimizer.h"
 #include "optim/parameter_ids.h"
-#include "tandem/optim/state_dict.h"
+#include "optim/state_dict.h"
 
 namespace tandem::optim {
 namespace {

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "optim/ivalue_dict.h"
-#include "tandem/optim/state_dict.h"
+#include "optim/state_dict.h"
 
 namespace tandem::optim {
 

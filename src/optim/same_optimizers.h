@@ -4,7 +4,7 @@
 
 #include <torch/optim/optimizer.h>
 
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 
 namespace tandem::nn {
 class ReducerGroup;

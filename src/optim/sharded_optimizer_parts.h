@@ -6,11 +6,11 @@
 #include <memory>
 #include <vector>
 
+#include "comm/rank_group.h"
 #include "nn/lent_storage.h"
 #include "nn/reducer_group.h"
 #include "optim/optimizer_fields.h"
 #include "optim/sharded_optimizer.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::optim {
 

@@ -1,5 +1,5 @@
 // States of schedulers and scalers as dicts, and back.
-#include "tandem/optim/state_dict.h"
+#include "optim/state_dict.h"
 
 #include "optim/ivalue_dict.h"
 

@@ -5,10 +5,10 @@
 
 #include <ATen/Functions.h>
 
+#include "optim/state_dict.h"
 #include "runtime/step_observer.h"
 #include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
-#include "tandem/optim/state_dict.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {

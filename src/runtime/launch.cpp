@@ -16,11 +16,11 @@
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
 #include "comm/error_text.h"
+#include "core/thread_team.h"
 #include "runtime/check_config.h"
 #include "runtime/launch_observer.h"
 #include "runtime/rank_training.h"
 #include "tandem/core/error.h"
-#include "tandem/core/thread_team.h"
 #include "tandem/trace/range.h"
 
 namespace tandem {

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 #include "tandem/runtime/launch.h"
 
 namespace tandem {

@@ -6,9 +6,9 @@
 #include <ATen/core/Generator.h>
 #include <c10/core/Device.h>
 
+#include "comm/rank_group.h"
 #include "nn/accumulation_window.h"
 #include "tandem/comm/communicator.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/rng/generators.h"
 #include "tandem/runtime/launch_config.h"
 

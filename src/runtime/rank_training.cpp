@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "checkpoint/on_all_ranks.h"
-#include "data/prepare.h"
 #include "comm/agree.h"
+#include "data/prepare.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
 #include "runtime/profile_session.h"

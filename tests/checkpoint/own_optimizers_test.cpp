@@ -12,9 +12,9 @@
 
 #include "checkpoint/own_optimizers.h"
 #include "checkpoint/state_training.h"
+#include "optim/state_dict.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
-#include "tandem/optim/state_dict.h"
 
 using namespace tandem;
 using namespace tandem::test;

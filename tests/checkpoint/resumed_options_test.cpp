@@ -3,10 +3,10 @@
 #include <torch/optim/schedulers/step_lr.h>
 
 #include "checkpoint/state_training.h"
+#include "optim/state_dict.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "tandem/io/pickle_file.h"
-#include "tandem/optim/state_dict.h"
 
 using namespace tandem;
 using namespace tandem::test;

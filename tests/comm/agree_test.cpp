@@ -99,7 +99,8 @@ TEST_CASE("ranks read each other's objects, and a root that is none, or not the 
   const auto none = texts(3, 20, [](RankGroup& group, int rank) {
     const auto all = comm::detail::gather_objects(group, rank, std::string(1, static_cast<char>('a' + rank)));
     if (all != std::vector<std::string>{"a", "b", "c"}) throw std::logic_error("wrong objects");
-    if (comm::detail::broadcast_object(group, rank, std::to_string(rank), 2) != "2") throw std::logic_error("wrong object");
+    if (comm::detail::broadcast_object(group, rank, std::to_string(rank), 2) != "2")
+      throw std::logic_error("wrong object");
     if (comm::detail::object_of_main(group, rank, "prepare", rank) != 0) throw std::logic_error("not rank 0's");
   });
   for (const auto& of_rank : none) CHECK(of_rank == std::vector<std::string>(20));
@@ -108,7 +109,8 @@ TEST_CASE("ranks read each other's objects, and a root that is none, or not the 
   });
   const std::string refused = "broadcast_object with root -1; ranks are 0 to 2 (on rank 1)";
   for (const auto& of_rank : wrong) CHECK(of_rank == std::vector<std::string>(3, refused));
-  const auto differ = texts(2, 3, [](RankGroup& group, int rank) { comm::detail::broadcast_object(group, rank, 1.5, rank); });
+  const auto differ =
+      texts(2, 3, [](RankGroup& group, int rank) { comm::detail::broadcast_object(group, rank, 1.5, rank); });
   const std::string difference =
       "ranks make different collective calls: broadcast_object from rank 0 of double on rank 0, but broadcast_object "
       "from rank 1 of double on rank 1; all ranks must give the same structure and types";

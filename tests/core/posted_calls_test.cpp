@@ -1,5 +1,5 @@
 // Reductions that are started and waited for later, without LibTorch, so that ThreadSanitizer sees them.
-#include "tandem/comm/posted_calls.h"
+#include "comm/posted_calls.h"
 
 #include <functional>
 #include <memory>
@@ -7,9 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "comm/rank_group.h"
 #include "comm/shared_reducer.h"
 #include "support/catch.h"
-#include "tandem/comm/rank_group.h"
 #include "tandem/core/error.h"
 
 using namespace tandem;

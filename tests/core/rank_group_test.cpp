@@ -1,5 +1,5 @@
 // Exchanges of small values between ranks.
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"
 
 #include <functional>
 #include <thread>

@@ -1,4 +1,4 @@
-#include "tandem/core/spin_budget.h"
+#include "core/spin_budget.h"
 
 #include <pthread.h>
 #include <sched.h>

@@ -1,4 +1,4 @@
-#include "tandem/core/spsc_ring.h"
+#include "core/spsc_ring.h"
 
 #include <memory>
 #include <random>

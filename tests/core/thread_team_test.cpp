@@ -1,4 +1,4 @@
-#include "tandem/core/thread_team.h"
+#include "core/thread_team.h"
 
 #include <pthread.h>
 
@@ -7,11 +7,11 @@
 #include <set>
 #include <thread>
 
+#include "core/rendezvous.h"
 #include "core/time_slice.h"
 #include "support/catch.h"
 #include "support/threads.h"
 #include "tandem/core/error.h"
-#include "tandem/core/rendezvous.h"
 
 using tandem::CancelToken;
 using tandem::ThreadTeam;

@@ -8,11 +8,11 @@
 
 #include <torch/types.h>
 
+#include "io/safetensors_header.h"
 #include "support/catch.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
-#include "tandem/io/safetensors_header.h"
 
 using namespace tandem;
 using tandem::test::error_of;

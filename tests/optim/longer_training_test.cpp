@@ -4,8 +4,8 @@
 
 #include <torch/optim/sgd.h>
 
+#include "optim/state_dict.h"
 #include "support/catch.h"
-#include "tandem/optim/state_dict.h"
 #include "tandem/tandem.h"
 
 using namespace tandem;

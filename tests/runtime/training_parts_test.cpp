@@ -7,13 +7,13 @@
 #include <torch/optim/sgd.h>
 
 #include "comm/shared_memory_communicator.h"
+#include "core/cancel_token.h"
 #include "runtime/clipping.h"
 #include "runtime/divided_updates.h"
 #include "runtime/join.h"
 #include "runtime/training_warnings.h"
 #include "support/catch.h"
 #include "support/error_of.h"
-#include "tandem/core/cancel_token.h"
 
 using namespace tandem;
 using namespace tandem::test;

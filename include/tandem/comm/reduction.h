@@ -54,8 +54,8 @@ void reduce_elements(ElementType type, ReduceOp op, std::span<const void* const>
 constexpr std::int64_t kReductionBlock = 1024;
 
 /// Reduces as reduce_elements does, with output_offset 0, to a sum or mean of real floating-point elements, and adds up
-/// the squares of each block of kReductionBlock elements of the result, and writes them to element `block` of all `squares`. `begin`
-/// is a multiple of kReductionBlock. Spares reading the result again.
+/// the squares of each block of kReductionBlock elements of the result, and writes them to element `block` of all
+/// `squares`. `begin` is a multiple of kReductionBlock. Spares reading the result again.
 void reduce_with_squares(ElementType type, ReduceOp op, std::span<const void* const> inputs,
                          std::span<void* const> outputs, std::span<double* const> squares, std::int64_t begin,
                          std::int64_t end);

@@ -72,7 +72,8 @@ class DataLoader {
                       DataLoaderOptions options = {}) requires std::is_same_v<Batch, DefaultBatch<Sample>>
       : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation()) {}
 
-  /// A loader over this dataset and with these options, with `collate(std::vector<Sample>) -> NewBatch`. Not for datasets that give batches themselves.
+  /// A loader over this dataset and with these options, with `collate(std::vector<Sample>) -> NewBatch`. Not for
+  /// datasets that give batches themselves.
   template <class Collate>
   auto with_collate(Collate collate) const {
     static_assert(!gives_batches<Dataset>, "the dataset gives batches itself; there is nothing to collate");

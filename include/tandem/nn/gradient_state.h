@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "tandem/data/active_loaders.h"
+#include "tandem/data/detail/active_loaders.h"
 
 namespace tandem {
 

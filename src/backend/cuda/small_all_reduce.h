@@ -6,8 +6,8 @@
 
 #include <c10/core/Device.h>
 
+#include "comm/rank_group.h"
 #include "tandem/comm/communicator.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::cuda {
 

@@ -12,7 +12,7 @@
 #include <c10/core/StreamGuard.h>
 
 #include "comm/check_tensors.h"
-#include "tandem/comm/side_stream.h"
+#include "comm/side_stream.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm::nccl {

@@ -5,8 +5,8 @@
 #include <thread>
 #include <utility>
 
+#include "core/spin_budget.h"
 #include "tandem/core/error.h"
-#include "tandem/core/spin_budget.h"
 
 namespace tandem::comm::nccl {
 namespace {

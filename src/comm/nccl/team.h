@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "comm/nccl/api.h"
+#include "comm/rank_group.h"
 #include "core/launch_end.h"
-#include "tandem/comm/rank_group.h"
 
 namespace tandem::comm::nccl {
 

@@ -10,8 +10,8 @@
 #include "tandem/data/prepared_data_loader.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
+#include "tandem/optim/detail/optimizer_class.h"
 #include "tandem/optim/detail/scheduler_calls.h"
-#include "tandem/optim/optimizer_class.h"
 #include "tandem/runtime/launch_config.h"
 
 namespace tandem {

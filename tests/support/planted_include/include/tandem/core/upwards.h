@@ -1,2 +1,2 @@
 // tools/layers.sh finds this.
-#include "tandem/comm/rank_group.h"
+#include "comm/rank_group.h"

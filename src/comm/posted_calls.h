@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <memory>
 
-#include "tandem/comm/call_record.h"
-#include "tandem/core/bell.h"
-#include "tandem/core/cancel_token.h"
+#include "comm/call_record.h"
+#include "core/bell.h"
+#include "core/cancel_token.h"
 
 namespace tandem::comm {
 

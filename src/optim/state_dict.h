@@ -8,8 +8,8 @@
 #include <ATen/core/ivalue.h>
 #include <torch/optim/optimizer.h>
 
+#include "tandem/optim/detail/optimizer_class.h"
 #include "tandem/optim/grad_scaler.h"
-#include "tandem/optim/optimizer_class.h"
 #include "tandem/optim/scheduler.h"
 
 /// \file

@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "tandem/core/cancel_token.h"
+#include "core/cancel_token.h"
 
 namespace tandem {
 

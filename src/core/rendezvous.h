@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "tandem/core/cancel_token.h"
-#include "tandem/core/spin_budget.h"
+#include "core/cancel_token.h"
+#include "core/spin_budget.h"
 
 namespace tandem {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "tandem/core/spin_budget.h"
+#include "core/spin_budget.h"
 
 namespace tandem {
 

@@ -9,9 +9,9 @@
 #include <optional>
 #include <utility>
 
-#include "tandem/core/asymmetric_fence.h"
-#include "tandem/core/cancel_token.h"
-#include "tandem/core/spin_budget.h"
+#include "core/asymmetric_fence.h"
+#include "core/cancel_token.h"
+#include "core/spin_budget.h"
 
 namespace tandem {
 

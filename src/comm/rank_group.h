@@ -10,11 +10,11 @@
 #include <span>
 #include <string>
 
-#include "tandem/comm/call_record.h"
-#include "tandem/comm/posted_calls.h"
-#include "tandem/core/bell.h"
-#include "tandem/core/cancel_token.h"
-#include "tandem/core/rendezvous.h"
+#include "comm/call_record.h"
+#include "comm/posted_calls.h"
+#include "core/bell.h"
+#include "core/cancel_token.h"
+#include "core/rendezvous.h"
 
 namespace tandem::comm {
 
