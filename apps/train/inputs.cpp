@@ -10,6 +10,7 @@
 
 #include "common/interrupt.h"
 #include "io/output_file.h"
+#include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
 
 namespace train {

@@ -13,6 +13,7 @@
 #include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
+#include "tandem/trace/range.h"
 
 namespace tandem {
 

@@ -16,6 +16,7 @@
 #include "runtime/rank_context.h"
 #include "runtime/step_recorder.h"
 #include "runtime/training_warnings.h"
+#include "tandem/data/data_loader.h"
 #include "tandem/io/model_files.h"
 
 namespace tandem {

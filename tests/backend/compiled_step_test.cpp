@@ -1,5 +1,6 @@
 // Steps that are recorded and replayed, on a fake CUDA whose graphs do the recorded operators again, beside the same
 // steps called.
+#include <memory>
 #include <torch/data/example.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/batchnorm.h>
@@ -100,8 +101,8 @@ Run train(const LaunchConfig& config, const Setup& setup, bool compile) {
         if (setup.before) setup.before(call, net, *inner);
         if (setup.short_batch && call == 6 && a.is_last()) in = in.slice(0, 0, 4), out = out.slice(0, 0, 4);
         call += 1;
-        std::optional<MicroBatch> window;
-        if (setup.window_outside) window.emplace(a, false);
+        std::unique_ptr<MicroBatch> window;
+        if (setup.window_outside) window.reset(new MicroBatch(a.accumulate()));
         const at::Tensor loss = compile ? compiled(in, out) : step(in, out);
         if (setup.step_outside) {
           optimizer.step();

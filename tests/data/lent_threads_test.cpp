@@ -14,6 +14,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "data/loader_base.h"
 #include "backend/lent_threads.h"
 #include "io/in_threads.h"
 #include "support/index_data.h"
@@ -91,7 +92,7 @@ TEST_CASE("a read that waits for long keeps no other loader from its threads, wh
     waiting.loader().start();
     Epoch epoch = one_epoch(other);
     *late.released = true;
-    while (const auto batch = waiting.loader().next()) epoch.push_back(list(*batch));
+    while (auto batch = waiting.loader().next()) epoch.push_back(list(batch.as<at::Tensor>()));
     return epoch;
   })[0];
   CHECK(seen == Epoch{{0}, {1}, {2}, {3}, {4}, {5}, {0}, {1}, {2}, {3}, {4}, {5}});

@@ -9,7 +9,9 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/linear.h>
 
+#include "comm/rank_group.h"
 #include "comm/shared_memory_communicator.h"
+#include "core/cancel_token.h"
 #include "nn/gradients.h"
 #include "nn/reducer_group.h"
 

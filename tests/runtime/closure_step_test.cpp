@@ -1,4 +1,5 @@
 // Optimizers that evaluate the loss themselves, beside LibTorch's on all ranks' data.
+#include <memory>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -155,8 +156,8 @@ std::vector<Trained> train_on(int ranks, const Make& make, Form form, const Laun
         };
         Trained trained;
         for (int step = 0; step < 4; ++step) {
-          std::optional<MicroBatch> window;
-          if (form != Form::outside) window.emplace(accelerator, /*close=*/true);
+          std::unique_ptr<MicroBatch> window;
+          if (form != Form::outside) window.reset(new MicroBatch(accelerator.accumulate_and_close()));
           trained.losses.push_back(optimizer.step(closure).template item<double>());
         }
         trained.weights = copies(net->parameters());

@@ -1,4 +1,5 @@
 // Loss scaling with one decision for all ranks, and clipping that waits for no device.
+#include <memory>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -151,8 +152,8 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
             accelerator.prepare(a, b, sgd_a, sgd_b, halving_a, halving_b);
         Seen seen;
         for (int i = 0; i < 5; ++i) {
-          std::optional<MicroBatch> window;
-          if (in_window) window.emplace(accelerator, false);
+          std::unique_ptr<MicroBatch> window;
+          if (in_window) window.reset(new MicroBatch(accelerator.accumulate()));
           const auto x = torch::full({2}, i == 4 && accelerator.is_main() ? kInfinity : 1.0F);
           accelerator.backward(model_a(torch::ones({2})).sum() + model_b(x).sum());
           first.step();
@@ -413,9 +414,11 @@ TEST_CASE("gradients that are kept over updates of fp16's scale count as they do
           std::vector<double> seen;
           for (int w = 0; w < 6; ++w) {
             for (int m = 0; m < accumulation; ++m) {
-              std::optional<MicroBatch> window;
+              std::unique_ptr<MicroBatch> window;
               // The last window is shorter.
-              if (in_windows) window.emplace(accelerator, /*close=*/w == 5 && m == 1);
+              if (in_windows)
+                window.reset(new MicroBatch(w == 5 && m == 1 ? accelerator.accumulate_and_close()
+                                                             : accelerator.accumulate()));
               const double x = 1 + accelerator.rank() + w + m;
               accelerator.backward(every->forward(x) + second->forward(2 * x));
               if (!accelerator.sync_gradients()) continue;
