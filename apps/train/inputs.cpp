@@ -29,9 +29,14 @@ void check_fills_a_step(const Options& options, std::int64_t samples) {
 // Optimizer updates, of as many steps an epoch as any rank has. Known before the ranks start, for the same reason.
 std::int64_t count_updates(const Options& options, std::int64_t samples) {
   const auto& launch = options.launch;
-  const tandem::data::EpochPlan plan(
-      tandem::data::plan_options({.batch_size = options.batch_size, .drop_last = options.drop_last}, launch.data_loader,
-                                 samples, false, options.machine.world_size()));
+  const auto& loaders = launch.data_loader;
+  const tandem::data::EpochPlan plan({.length = samples,
+                                      .batch_size = options.batch_size,
+                                      .ranks = options.machine.world_size(),
+                                      .drop_last = options.drop_last,
+                                      .even_batches = loaders.even_batches,
+                                      .split_batches = loaders.split_batches,
+                                      .dispatch = loaders.dispatch_batches.value_or(false)});
   const std::int64_t window = launch.gradient_accumulation_steps;
   const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
   const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
