@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build BUILD, moves the copy, and builds users' programs against it: with find_package, static and shared,
-# in Release and Debug (there with precompiled headers), beside find_package(Torch), and with pkg-config, in C++ and C.
+# in Release (with precompiled headers) and Debug, beside find_package(Torch), and with pkg-config, in C++ and C.
 # Configures them with Tandem's sources too. Usage: check.sh BUILD CXX
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
@@ -26,7 +26,7 @@ configure() {
 }
 
 for type in Release Debug; do
-  precompiled=$([[ $type == Debug ]] && echo ON || echo OFF)
+  precompiled=$([[ $type == Release ]] && echo ON || echo OFF)
   configure $type -DCMAKE_BUILD_TYPE=$type -DCMAKE_PREFIX_PATH="$work/moved" -DPRECOMPILED=$precompiled
   ninja -C "$work/$type" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
   run "$work/$type/one_file"
@@ -34,7 +34,7 @@ for type in Release Debug; do
 done
 
 # The compiler has read what tandem_precompile_headers makes, not the headers.
-ninja -C "$work/Debug" -t deps CMakeFiles/compiled.dir/main.cpp.o | grep 'cmake_pch\.hxx\.gch$' >/dev/null ||
+ninja -C "$work/Release" -t deps CMakeFiles/compiled.dir/main.cpp.o | grep 'cmake_pch\.hxx\.gch$' >/dev/null ||
   { echo "main.cpp was compiled without the precompiled headers" >&2; exit 1; }
 
 # As a part of the user's project, which takes as long to build as Tandem; here only that it can be.
