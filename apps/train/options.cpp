@@ -165,6 +165,7 @@ struct CommandLine {
 
   CommandLine() {
     app.option_defaults()->always_capture_default(false);
+    raw.options.launch.tf32 = false;  // exact, unless --tf32 is given
     tandem::add_launch_flags(app, raw.options.launch);
     app.get_option("--split-batches")->description("--batch-size is that of all ranks together");
     app.add_flag("--cuda-graphs", raw.options.cuda_graphs,

@@ -38,8 +38,10 @@ int main(int argc, char** argv) {
           optimizer.zero_grad();
         }
       const torch::NoGradGuard no_grad;
-      const auto right = (model(points.to(accelerator.device())).cpu() > 0).eq(inside > 0).to(torch::kFloat).mean();
-      accelerator.print(accelerator.world_size(), " ranks, accuracy ", right.item<double>());
+      const auto scores = model(points.to(accelerator.device())).cpu();
+      const auto loss = torch::nn::functional::binary_cross_entropy_with_logits(scores, inside).item<double>();
+      const auto accuracy = (scores > 0).eq(inside > 0).to(torch::kFloat).mean().item<double>();
+      accelerator.print(accelerator.world_size(), " ranks, loss ", loss, ", accuracy ", accuracy);
     });
   } catch (const tandem::ConfigError& error) {  // such as more GPUs than there are
     std::fprintf(stderr, "command_line: %s\n", error.what());

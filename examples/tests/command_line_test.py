@@ -15,7 +15,7 @@ for flag in ("--gpus", "--devices", "--cpu", "--threads-per-rank", "--seed", "--
     assert re.search(rf"{flag}\b", usage), usage
 
 said = run()
-ranks, accuracy = re.fullmatch(r"(\d+) ranks, accuracy ([\d.]+)\n", said).groups()
+ranks, accuracy = re.fullmatch(r"(\d+) ranks, loss [\d.]+, accuracy ([\d.]+)\n", said).groups()
 assert ranks == "2" and float(accuracy) > 0.95, said
 assert run("--seed", "42") == said, "42 is the default"
 other = {flags: run(*flags.split()) for flags in ("--seed 7", "--mixed-precision bf16", "--cpu 3", "--epochs 1",

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -45,26 +47,25 @@ void add_choice(CLI::App& app, const std::string& name, Value& value, const std:
     if (its == value) option->default_str(its_name);
 }
 
-// CLI11 lets what std::stoll throws of these through.
-inline std::string refuse_long_number(const std::string& text) {
-  try {
-    CLI::detail::to_flag_value(text);
-  } catch (const std::out_of_range&) {
-    return text + " is neither true nor false";
-  } catch (const std::invalid_argument&) {  // which CLI11 says itself
-  }
-  return {};
+// A flag for yes or no, of which the last one counts. (CLI11's own for an optional sets it to 0 at once.)
+inline void add_switch(CLI::App& app, const std::string& name, const std::function<void(bool)>& set,
+                       const std::string& text) {
+  auto* flag = app.add_flag(name, text);
+  flag->each([flag, set](const std::string& given) {
+    bool on = false;
+    if (!CLI::detail::lexical_cast(given, on))
+      throw CLI::ConversionError(flag->get_name(), std::vector<std::string>{given});
+    set(on);
+  });
 }
 
-// A flag that makes `value` false.
-inline void add_opposite(CLI::App& app, const std::string& name, bool& value, const std::string& text) {
-  const CLI::callback_t take = [&value](const CLI::results_t& given) {
-    bool opposite = false;
-    if (!CLI::detail::lexical_cast(given.at(0), opposite)) return false;
-    value = !opposite;
-    return true;
-  };
-  app.add_option(name, take, text)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)->expected(0);
+// CLI11 reads -1 as the largest unsigned number, and so what is larger.
+inline std::string problem_with_seed(const std::string& text) {
+  if (text.find('-') != std::string::npos) return text + " is negative; use 0 or more";
+  std::uint64_t seed = 0;
+  if (std::from_chars(text.data(), text.data() + text.size(), seed).ec == std::errc::result_out_of_range)
+    return text + " is too large; use at most " + std::to_string(std::numeric_limits<std::uint64_t>::max());
+  return {};
 }
 
 // --gpus, --devices and --cpu: one of them replaces what `config` has of the others.
@@ -112,14 +113,11 @@ inline void add_flags_of_computing(CLI::App& app, LaunchConfig& config) {
       app, "--transport", config.transport,
       {{"automatic", Transport::automatic}, {"nccl", Transport::nccl}, {"peer-memory", Transport::peer_memory}},
       "how GPU ranks exchange data");
-  app.add_flag("--tf32,!--no-tf32", config.tf32, "let GPUs compute float32 in TF32, which is faster and less exact")
-      ->check(refuse_long_number);
+  add_switch(
+      app, "--tf32,!--no-tf32", [&config](bool on) { config.tf32 = on; },
+      "let GPUs compute float32 in TF32, which is faster and less exact");
   app.add_flag("--expandable-segments", config.expandable_segments, "waste less GPU memory where sizes vary");
-  // CLI11 reads -1 as the largest unsigned number.
-  const auto refuse_minus = [](const std::string& text) {
-    return text.find('-') == std::string::npos ? std::string() : text + " is negative; use 0 or more";
-  };
-  app.add_option("--seed", config.seed, "master seed")->check(refuse_minus)->capture_default_str();
+  app.add_option("--seed", config.seed, "master seed")->check(problem_with_seed)->capture_default_str();
   add_choice<Precision>(app, "--mixed-precision", config.mixed_precision,
                         {{"no", Precision::no}, {"bf16", Precision::bf16}, {"fp16", Precision::fp16}},
                         "what the model computes in; fp16 scales the loss and skips updates that overflow");
@@ -131,9 +129,12 @@ inline void add_flags_of_batches(CLI::App& app, LaunchConfig& config) {
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   auto& loaders = config.data_loader;
-  add_opposite(app, "--no-even-batches", loaders.even_batches, "do not repeat samples to give all ranks as many");
+  add_switch(
+      app, "--no-even-batches", [&loaders](bool on) { loaders.even_batches = !on; },
+      "do not repeat samples to give all ranks as many");
   app.add_flag("--split-batches", loaders.split_batches, "a loader's batch size is that of all ranks together");
-  app.add_flag("--dispatch-batches", loaders.dispatch_batches, "rank 0 reads for all")->check(refuse_long_number);
+  add_switch(
+      app, "--dispatch-batches", [&loaders](bool on) { loaders.dispatch_batches = on; }, "rank 0 reads for all");
 }
 
 }  // namespace detail
