@@ -76,7 +76,9 @@ class RaisedLimit {
   RaisedLimit& operator=(const RaisedLimit&) = delete;
 
   // Beside one that asks. Whoever asks for more has oneTBB print a warning. It has at least 256 where it is allowed to.
-  int threads() const { return static_cast<int>(std::min<std::size_t>(tbb::global_control::active_value(kLimit), 256)) - 1; }
+  int threads() const {
+    return static_cast<int>(std::min<std::size_t>(tbb::global_control::active_value(kLimit), 256)) - 1;
+  }
 
  private:
   const int more_;

@@ -38,7 +38,7 @@ class WorkerPool {
   /// `on_start(index)` are all the pool's own: lent ones come and go. `token` outlives the pool.
   WorkerPool(int threads, std::string name, CancelToken& token, std::function<void(int)> on_start = {});
 
-  /// Ends and joins the threads, and gives back lent ones; a job that runs is finished first. All queues are gone by then.
+  /// Ends its threads and gives lent ones back; a job that runs is finished first. All queues are gone by then.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
