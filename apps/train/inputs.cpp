@@ -10,6 +10,7 @@
 
 #include "checkpoints.h"
 #include "common/interrupt.h"
+#include "data/prepare.h"
 #include "io/output_file.h"
 #include "tandem/io/checkpoint_series.h"
 
