@@ -73,7 +73,7 @@ class AllRanks {
     const std::uint64_t seed = request.seed.value_or(tandem::LaunchConfig().seed);
     const data::detail::AnyDataset any = loader.any_dataset();
     data::check_options(loader.options(), any.iterable());
-    const auto plan = data::plan_options(loader.options(), any, configuration, request.ranks);
+    const auto plan = data::plan_options(loader.options(), configuration, any.length(), any.iterable(), request.ranks);
     const auto shared = data::make_shared_parts(loader.options(), any, configuration, seed, plan, token_);
     for (int rank = 0; rank < request.ranks; ++rank) {
       const data::LoaderContext context{

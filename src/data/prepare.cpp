@@ -129,15 +129,15 @@ void check_options(const DataLoaderOptions& options, bool iterable) {
     throw DataError("an iterable dataset cannot be shuffled; shuffle what it reads, or use a map-style dataset");
 }
 
-EpochPlanOptions plan_options(const DataLoaderOptions& options, const detail::AnyDataset& dataset,
-                              const DataLoaderConfiguration& configuration, int ranks) {
-  return {.length = dataset.length(),
+EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
+                              std::int64_t length, bool iterable, int ranks) {
+  return {.length = length,
           .batch_size = options.batch_size,
           .ranks = ranks,
           .drop_last = options.drop_last,
           .even_batches = configuration.even_batches,
           .split_batches = configuration.split_batches,
-          .dispatch = configuration.dispatch_batches.value_or(dataset.iterable())};
+          .dispatch = configuration.dispatch_batches.value_or(iterable)};
 }
 
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
@@ -178,7 +178,7 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
   EpochPlanOptions plan;
   check_together(context, [&] {
     check_options(options, dataset.iterable());
-    plan = plan_options(options, dataset, configuration, context.group->world_size());
+    plan = plan_options(options, configuration, dataset.length(), dataset.iterable(), context.group->world_size());
   });
   check_same_plan(context, plan);
   context.name = name_of_loader(dataset, plan);

@@ -22,9 +22,9 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
 /// Throws ConfigError when options do not go together or are out of range; DataError for shuffling an iterable.
 void check_options(const DataLoaderOptions& options, bool iterable);
 
-/// Options of the plan by which a loader of this dataset is divided.
-EpochPlanOptions plan_options(const DataLoaderOptions& options, const detail::AnyDataset& dataset,
-                              const DataLoaderConfiguration& configuration, int ranks);
+/// Options of the plan by which a loader of `length` samples is divided.
+EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
+                              std::int64_t length, bool iterable, int ranks);
 
 /// What the ranks of a loader share. Made once, by rank 0. Throws ConfigError for options that do not go together,
 /// DataError when there is nothing to shuffle.
