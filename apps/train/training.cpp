@@ -96,7 +96,7 @@ class Trainer {
     if (options_.profile.directory.empty())
       run_epochs();
     else
-      outcome_.profile = accelerator_.profile(options_.profile, [this] { run_epochs(); });
+      run_epochs_in_profile();
     throughput_.pause();
     progress_.clear();
     if (compiled_) {
@@ -127,6 +127,23 @@ class Trainer {
 
   void run_epochs() {
     while (!done()) run_epoch();
+  }
+
+  // All ranks fail alike.
+  void run_epochs_in_profile() {
+    bool trained = false;
+    try {
+      outcome_.profile = accelerator_.profile(options_.profile, [&] {
+        run_epochs();
+        trained = true;
+      });
+    } catch (const tandem::Cancelled&) {
+      throw;
+    } catch (const tandem::Error& error) {
+      if (!trained) throw;
+      outcome_.failed_profile = true;
+      count_as_unwritten(std::string("--profile ") + error.what());
+    }
   }
 
   void run_epoch() {
@@ -183,7 +200,7 @@ class Trainer {
     state_.epoch_batches = accelerator_.gather_objects(epoch_batches_);
     // The one before may have failed by now; this one is tried all the same.
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
-    outcome_.failed.clear();
+    outcome_.failed_save.clear();
     warn_of_failed_save([&] {
       outcome_.saved_to = accelerator_.save_state({}, {.background = true});
       if (accelerator_.is_main()) unsaved_.saving(outcome_.steps, outcome_.saved_to);
@@ -198,10 +215,16 @@ class Trainer {
     try {
       save();
     } catch (const tandem::CheckpointError& error) {
-      outcome_.failed = error.what();
+      outcome_.failed_save = error.what();
       outcome_.saved_to.clear();
-      warn(outcome_.failed + "; training goes on");
+      warn(outcome_.failed_save + "; training goes on");
     }
+  }
+
+  // One thing that cannot be written must not cost what else can.
+  void count_as_unwritten(const std::string& problem) {
+    outcome_.unwritten.push_back(problem);
+    warn(problem);
   }
 
   void warn(const std::string& text) const {
@@ -312,10 +335,7 @@ class Trainer {
   void finish() {
     tracking_.end_training();
     // The weights first: they are what an interrupted user waits for.
-    if (accelerator_.is_main() && inputs_.weights) {
-      save_weights(model_, options_.save_weights, *inputs_.weights);
-      unsaved_.wrote_weights();
-    }
+    if (accelerator_.is_main() && inputs_.weights) write_weights();
     warn_of_failed_save([&] { accelerator_.wait_for_saves(); });
     const auto mean = outcome_.interrupted ? std::nullopt : judge_test_set();
     outcome_.interrupted = !mean;
@@ -335,11 +355,19 @@ class Trainer {
     tracking_.finish(outcome_.interrupted, metrics);
     const std::string problem = inputs_.log->finish(metrics, apps::interrupted);
     if (problem.empty()) return;
-    // Ctrl-C ends a reader in the same pipeline too, and a lost checkpoint is worse.
-    if (outcome_.interrupted || !outcome_.failed.empty())
+    if (outcome_.interrupted)  // Ctrl-C ends a reader in the same pipeline too
       warn("--log-json " + problem);
     else
-      outcome_.failed = "--log-json " + problem;
+      outcome_.unwritten.push_back("--log-json " + problem);
+  }
+
+  void write_weights() {
+    try {
+      save_weights(model_, options_.save_weights, *inputs_.weights);
+      unsaved_.wrote_weights();
+    } catch (const tandem::Error& error) {
+      count_as_unwritten(std::string("--save-weights ") + error.what());
+    }
   }
 
   bool wants_sample() const {
