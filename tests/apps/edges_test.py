@@ -519,7 +519,7 @@ def test_tool_ended_while_it_writes(folder, to, number):
 
 
 def test_odd_paths(folder, name):
-    flags = [str(flag).replace("@", name) for its in ALL_FILES.values() for flag in its]
+    flags = [str(flag).replace("@", "./" + name) for its in ALL_FILES.values() for flag in its]
     (folder / name).mkdir()
     for epochs in [1, 2]:
         code, output = Training(folder, *SHORT.split()[:-1], epochs, "--quiet", *flags, "--resume", "auto").end()
