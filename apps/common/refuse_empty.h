@@ -12,9 +12,9 @@ inline void refuse_empty_values(CLI::App& app) {
   const auto problem = [](const std::string& value) {
     return value.empty() ? "is empty; give it a value, or leave it out" : "";
   };
-  for (CLI::Option* option : app.get_options({}))
+  for (CLI::Option* option : app.get_options())
     if (option->get_expected_max() > 0) option->check(problem);
-  for (CLI::App* sub : app.get_subcommands({})) refuse_empty_values(*sub);
+  for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*sub);
 }
 
 }  // namespace apps
