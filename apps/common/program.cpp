@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -51,6 +52,7 @@ int code_of(const tandem::RankError& error, const std::function<void(const std::
 int run_program(const std::string& name, const std::function<int()>& body,
                 const std::function<void(const std::string&)>& complain) {
   open_standard_streams();
+  std::signal(SIGXFSZ, SIG_IGN);  // what is beyond the limit of a file's size is an error of the write
   const auto begin_and_run = [&] {
     catch_signals(name);
     return body();

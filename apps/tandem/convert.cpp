@@ -1,5 +1,6 @@
 #include "convert.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <map>
@@ -7,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/interrupt.h"
 #include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/model_weights.h"
@@ -50,9 +52,25 @@ std::vector<Entries> split(const Entries& entries, const Conversion& conversion)
   return shards;
 }
 
+// A signal ends what is written, and then nothing of it is left.
+void stop_if_asked() {
+  if (apps::interrupted()) throw tandem::Cancelled("interrupted");
+}
+
+io::WriteBytes until_stopped(const io::WriteBytes& write) {
+  constexpr std::size_t kPart = 4 << 20;
+  return [&write](const void* data, std::size_t bytes) {
+    for (std::size_t done = 0; done < bytes; done += kPart) {
+      stop_if_asked();
+      write(static_cast<const char*>(data) + done, std::min(kPart, bytes - done));
+    }
+  };
+}
+
 io::NamedTensors read(const StoredTensors& stored, const Entries& entries, const Conversion& conversion) {
   io::NamedTensors tensors;
   for (const auto& entry : entries) {
+    stop_if_asked();
     at::Tensor tensor = stored.read(entry);
     if (is_converted(entry, conversion)) {
       if (tensor.scalar_type() == at::kFloat4_e2m1fn_x2)
@@ -79,8 +97,8 @@ void write_directory(const StoredTensors& stored, const Conversion& conversion) 
   for (std::size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shards.size() == 1 ? io::kSingleModelFile : io::shard_name("model", i + 1, shards.size());
     writer.add({{name, [&](const io::WriteBytes& write) {
-                   io::write_safetensors(write, conversion.to + "/" + name, read(stored, shards[i], conversion),
-                                         metadata_of(stored));
+                   io::write_safetensors(until_stopped(write), conversion.to + "/" + name,
+                                         read(stored, shards[i], conversion), metadata_of(stored));
                  }}});
     for (const auto& entry : shards[i]) {
       weight_map[entry.tensor.name] = name;
@@ -106,9 +124,11 @@ void convert(const Conversion& conversion) {
   if (one_file) file.check();
   const StoredTensors stored(conversion.from);
   if (stored.source()) stored.source()->verify();
+  apps::stop_at_signals([&] { return "what is written of '" + conversion.to + "'"; }, false);
   if (!one_file) return write_directory(stored, conversion);
   file.write([&](const io::WriteBytes& write) {
-    io::write_safetensors(write, conversion.to, read(stored, stored.entries(), conversion), metadata_of(stored));
+    io::write_safetensors(until_stopped(write), conversion.to, read(stored, stored.entries(), conversion),
+                          metadata_of(stored));
   });
 }
 

@@ -9,6 +9,7 @@
 
 #include "command.h"
 #include "common/interrupt.h"
+#include "common/refuse_empty.h"
 #include "io/json_text.h"
 #include "tandem/core/error.h"
 
@@ -52,6 +53,7 @@ int main(int argc, char** argv) {
   app.footer("Examples:\n  tandem env\n  tandem plan --help\n  tandem bench allreduce --ranks 4");
   Commands commands;
   for (const auto& add : kSubcommands) add(app, commands);
+  apps::refuse_empty_values(app);
   const bool json =
       std::any_of(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--json"; });
   return apps::run_program(

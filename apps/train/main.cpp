@@ -61,19 +61,31 @@ void prepare_profile(const train::Options& options) {
   tandem::prepare_profiler();
 }
 
-void report_profile(const train::Options& options, const tandem::Profile& profile) {
-  if (options.quiet || options.profile.directory.empty()) return;
+void report_profile(const train::Options& options, const train::Outcome& outcome) {
+  const tandem::Profile& profile = outcome.profile;
+  if (options.quiet || options.profile.directory.empty() || outcome.failed_profile) return;
   if (profile.trace.empty())
     std::printf("no profile: training ended before update %lld\n", static_cast<long long>(options.profile.first_step));
   else
     std::printf("%strace of all ranks, for ui.perfetto.dev: %s\n", profile.table().c_str(), profile.trace.c_str());
 }
 
-void write_report(const train::Options& options) {
+void write_report(const train::Options& options, train::Outcome& outcome) {
   if (!options.report) return;
   const std::string path = options.project_dir + "/report.html";
-  tandem_report::write_report({options.project_dir}, path);
-  if (!options.quiet) std::printf("report: %s\n", path.c_str());
+  try {
+    tandem_report::write_report({options.project_dir}, path);
+    if (!options.quiet) std::printf("report: %s\n", path.c_str());
+  } catch (const tandem::Error& error) {
+    outcome.unwritten.push_back(std::string("--report ") + error.what());
+  }
+}
+
+// Throws where something that was asked for could not be written.
+void check_all_is_written(const train::Outcome& outcome) {
+  std::string problems = outcome.failed_save;
+  for (const std::string& problem : outcome.unwritten) problems += (problems.empty() ? "" : "; ") + problem;
+  if (!problems.empty()) throw tandem::Error(problems);
 }
 
 int run(int argc, char** argv) {
@@ -96,10 +108,10 @@ int run(int argc, char** argv) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved);
     if (accelerator.is_main()) outcome = mine;
   });
-  report_profile(options, outcome.profile);
+  report_profile(options, outcome);
   report(options, outcome);
-  write_report(options);
-  if (!outcome.failed.empty()) throw tandem::Error(outcome.failed);
+  write_report(options, outcome);
+  check_all_is_written(outcome);
   return outcome.interrupted ? apps::kInterrupted : apps::kDone;
 }
 

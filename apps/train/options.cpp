@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/program.h"
+#include "common/refuse_empty.h"
 #include "config_file.h"
 #include "model_flags.h"
 #include "resumed_flags.h"
@@ -175,6 +176,7 @@ struct CommandLine {
     add_training(app, raw);
     add_files(app, raw);
     add_config_flag(app);
+    apps::refuse_empty_values(app);
     app.footer(
         "Examples:\n  ./train --cpu 2\n  ./train --model cnn --epochs 3 --save-weights cnn.safetensors\n"
         "  ./train --model gpt --data-file FILE\n  ./train --config train.json --epochs 1");

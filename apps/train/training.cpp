@@ -61,15 +61,12 @@ class Trainer {
     if (stop_is_asked(accelerator_)) throw tandem::Cancelled("interrupted before the first step");
     records_.begin(state_.steps, checkpoints_.resumed_from());
     model_->train();
-    tandem::Profile profile;
     if (options_.profile.directory.empty())
       run_epochs();
     else
-      profile = accelerator_.profile(options_.profile, [this] { run_epochs(); });
+      run_epochs_in_profile();
     records_.end_training();
-    Outcome outcome = finish();
-    outcome.profile = std::move(profile);
-    return outcome;
+    return finish();
   }
 
  private:
@@ -84,6 +81,23 @@ class Trainer {
 
   void run_epochs() {
     while (!done()) run_epoch();
+  }
+
+  // All ranks fail alike.
+  void run_epochs_in_profile() {
+    bool trained = false;
+    try {
+      profile_ = accelerator_.profile(options_.profile, [&] {
+        run_epochs();
+        trained = true;
+      });
+    } catch (const tandem::Cancelled&) {
+      throw;
+    } catch (const tandem::Error& error) {
+      if (!trained) throw;
+      failed_profile_ = true;
+      count_as_unwritten(std::string("--profile ") + error.what());
+    }
   }
 
   void run_epoch() {
@@ -146,12 +160,24 @@ class Trainer {
     stopped_ = stop_is_asked(accelerator_);
   }
 
-  Outcome finish() {
-    // The weights first: they are what an interrupted user waits for.
-    if (accelerator_.is_main() && inputs_.weights) {
+  // One thing that cannot be written must not cost what else can.
+  void count_as_unwritten(const std::string& problem) {
+    unwritten_.push_back(problem);
+    warn(accelerator_, problem);
+  }
+
+  void write_weights() {
+    try {
       save_weights(*model_, options_.save_weights, *inputs_.weights);
       unsaved_.wrote_weights();
+    } catch (const tandem::Error& error) {
+      count_as_unwritten(std::string("--save-weights ") + error.what());
     }
+  }
+
+  Outcome finish() {
+    // The weights first: they are what an interrupted user waits for.
+    if (accelerator_.is_main() && inputs_.weights) write_weights();
     checkpoints_.wait();
     std::optional<double> goodness;
     if (!stopped_) goodness = evaluate(accelerator_, model_, options_, *inputs_.task, records_.tracking());
@@ -161,7 +187,10 @@ class Trainer {
                     .resumed_from = checkpoints_.resumed_from(),
                     .saved_to = checkpoints_.saved_to(),
                     .resumed_steps = resumed_steps_,
-                    .failed = checkpoints_.failed()};
+                    .failed_save = checkpoints_.failed(),
+                    .unwritten = unwritten_,
+                    .profile = profile_,
+                    .failed_profile = failed_profile_};
     if (replayed_) {
       outcome.replayed_steps = replayed_->replays();
       outcome.not_replayed = replayed_->reason();
@@ -186,11 +215,10 @@ class Trainer {
     }
     const std::string problem = records_.finish(metrics, outcome.interrupted);
     if (problem.empty()) return;
-    // Ctrl-C ends a reader in the same pipeline too, and a lost checkpoint is worse.
-    if (outcome.interrupted || !outcome.failed.empty())
+    if (outcome.interrupted)  // Ctrl-C ends a reader in the same pipeline too
       warn(accelerator_, "--log-json " + problem);
     else
-      outcome.failed = "--log-json " + problem;
+      outcome.unwritten.push_back("--log-json " + problem);
   }
 
   tandem::Accelerator& accelerator_;
@@ -212,6 +240,9 @@ class Trainer {
   bool stopped_ = false;            // by a signal
   Losses window_;                   // of the accumulation window that is open
   std::int64_t window_samples_ = 0;
+  std::vector<std::string> unwritten_;
+  tandem::Profile profile_;
+  bool failed_profile_ = false;
   Losses epoch_losses_;  // of the epoch's closed windows, for a schedule that wants them
 };
 

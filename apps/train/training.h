@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "inputs.h"
 #include "metrics.h"
@@ -14,13 +15,15 @@ namespace train {
 /// How training ended, the same on all ranks.
 struct Outcome {
   bool interrupted = false;
-  std::int64_t steps = 0;              ///< optimizer updates made, those that fp16 skipped included
-  std::int64_t epoch = 0;              ///< of the last one, from 0
-  std::string resumed_from, saved_to;  ///< checkpoints; empty: none
-  std::int64_t resumed_steps = 0;      ///< updates that were made before
-  FinalMetrics metrics{};              ///< filled in on rank 0
-  std::string failed;                  ///< what could not be written, though training went on; empty: nothing
+  std::int64_t steps = 0;                ///< optimizer updates made, those that fp16 skipped included
+  std::int64_t epoch = 0;                ///< of the last one, from 0
+  std::string resumed_from, saved_to;    ///< checkpoints; empty: none
+  std::int64_t resumed_steps = 0;        ///< updates that were made before
+  FinalMetrics metrics{};                ///< filled in on rank 0
+  std::string failed_save{};             ///< why the last checkpoint is not there; empty: it is, or none was due
+  std::vector<std::string> unwritten{};  ///< why something else is not there, though training went on
   tandem::Profile profile{};
+  bool failed_profile = false;
   std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
   std::string not_replayed{};       ///< why the last step was not, if it was not
 };

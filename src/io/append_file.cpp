@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,8 +10,6 @@
 #include <cerrno>
 #include <charconv>
 #include <climits>
-#include <csignal>
-#include <ctime>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -78,30 +75,6 @@ int open_to_append(const std::string& path, Unread unread) {
   return fd < 0 && errno == EACCES ? open_with(O_WRONLY) : fd;
 }
 
-// While it lives, a pipe without a reader sends this thread no signal, which would end a process that does not expect
-// it; write fails all the same.
-class NoPipeSignal {
- public:
-  NoPipeSignal() {
-    sigset_t pending;
-    sigemptyset(&pipe_);
-    sigaddset(&pipe_, SIGPIPE);
-    was_pending_ = sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE) == 1;
-    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
-  }
-  ~NoPipeSignal() {
-    const timespec none{};
-    if (!was_pending_) again([&] { return ::sigtimedwait(&pipe_, nullptr, &none); });
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-  NoPipeSignal(const NoPipeSignal&) = delete;
-  NoPipeSignal& operator=(const NoPipeSignal&) = delete;
-
- private:
-  sigset_t pipe_{}, before_{};
-  bool was_pending_ = false;
-};
-
 }  // namespace
 
 void make_directories(const std::string& directory) {
@@ -113,6 +86,7 @@ void make_directories(const std::string& directory) {
 void write_file(const std::string& path, std::string_view bytes) {
   const int fd = again([&] { return ::open(path.c_str(), O_WRONLY | O_TRUNC | O_CREAT | O_CLOEXEC, 0666); });
   if (fd < 0) fail(path, "cannot be opened: " + system_error());
+  const NoWriteSignals no_signals;
   while (!bytes.empty()) {
     const ssize_t done = again([&] { return ::write(fd, bytes.data(), bytes.size()); });
     if (done < 0) {
@@ -171,16 +145,21 @@ void AppendFile::append(std::string_view record) {
     if (more == 0) fail(path_, "cannot be written: its reader takes nothing");
     done += more;
   }
-  if (can_be_cut_ && status_of(fd_, path_).st_nlink == 0) fail(path_, "has been deleted");
+  if (can_be_cut_) check_is_there();
+}
+
+void AppendFile::check_is_there() const {
+  if (status_of(fd_, path_).st_nlink == 0) fail(path_, "has been deleted");
 }
 
 std::size_t AppendFile::append_some(std::string_view text) {
+  const NoWriteSignals no_signals;
   if (can_be_cut_) {
+    check_is_there();
     const ssize_t done = again([&] { return ::write(fd_, text.data(), text.size()); });
     if (done < 0) fail(path_, "cannot be written: " + system_error());
     return static_cast<std::size_t>(done);
   }
-  const NoPipeSignal no_signal;
   std::size_t done = 0;
   pollfd room{.fd = fd_, .events = POLLOUT, .revents = 0};
   while (done < text.size() && ::poll(&room, 1, 0) == 1) {

@@ -47,13 +47,16 @@ class AppendFile {
   /// nothing for 10 seconds.
   void append(std::string_view record);
 
-  /// Appends what can be without waiting for a reader: all of it to a file. Returns how many bytes. Throws Error.
+  /// Appends what can be without waiting for a reader: all of it to a file. Returns how many bytes. Throws Error, also
+  /// when the file had been deleted.
   std::size_t append_some(std::string_view text);
 
   /// Waits until a reader has made room; no longer than so many milliseconds.
   void wait_for_room(int milliseconds) const;
 
  private:
+  void check_is_there() const;
+
   const std::string path_;
   int fd_;
   bool can_be_cut_;

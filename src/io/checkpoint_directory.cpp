@@ -117,7 +117,8 @@ void check_can_be_replaced(const std::string& path, Existing existing) {
 
 // Of the writers of this directory.
 std::string temporary_prefix(const std::string& path) {
-  return ".tandem-saving-" + fs::path(path).filename().string() + "-";
+  constexpr std::size_t kLongest = 200;  // names have at most 255 bytes
+  return ".tandem-saving-" + fs::path(path).filename().string().substr(0, kLongest) + "-";
 }
 
 // Not mkdtemp's, whose directories are the user's alone, whatever the umask and the directory around it say.
@@ -163,6 +164,7 @@ bool can_exchange(const std::string& directory) {
 
 CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
     : path_(follow_links(without_slashes(std::move(path)))), parent_(parent_of(path_)), existing_(existing) {
+  if (path_.empty()) fail("''", "cannot be written: the name is empty");
   check_can_be_replaced(path_, existing_);
   const std::string prefix = temporary_prefix(path_);
   remove_left_over(parent_, prefix);

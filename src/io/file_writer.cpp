@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <libdeflate.h>
 #include <poll.h>
-#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,7 +10,6 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
-#include <optional>
 #include <utility>
 
 #include "tandem/core/error.h"
@@ -22,32 +20,6 @@ namespace {
 [[noreturn]] void fail(const std::string& path, const char* what) {
   throw CheckpointError(path + ": " + what + ": " + system_error());
 }
-
-// Keeps SIGPIPE from the process while this thread writes to what may be a pipe that nobody reads.
-class NoPipeSignal {
- public:
-  NoPipeSignal() {
-    sigemptyset(&pipe_);
-    sigaddset(&pipe_, SIGPIPE);
-    sigset_t pending;
-    sigpending(&pending);
-    was_pending_ = sigismember(&pending, SIGPIPE) != 0;
-    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
-  }
-  ~NoPipeSignal() {
-    const int error = errno;
-    const timespec at_once{};
-    if (!was_pending_) again([&] { return sigtimedwait(&pipe_, nullptr, &at_once); });
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-    errno = error;
-  }
-  NoPipeSignal(const NoPipeSignal&) = delete;
-  NoPipeSignal& operator=(const NoPipeSignal&) = delete;
-
- private:
-  sigset_t pipe_, before_;
-  bool was_pending_;
-};
 
 // Whether a file system says only that it cannot sync such a thing, as many in user space, on networks and shared with
 // virtual machines say of directories, and the system of devices and pipes.
@@ -70,6 +42,27 @@ bool sync(int fd) {
 }
 
 }  // namespace
+
+NoWriteSignals::NoWriteSignals() {
+  sigset_t both, pending;
+  sigemptyset(&both);
+  sigemptyset(&pending);
+  sigpending(&pending);
+  for (const int signal : {SIGPIPE, SIGXFSZ}) {
+    sigaddset(&both, signal);
+    if (sigismember(&pending, signal) == 0) sigaddset(&made_, signal);
+  }
+  pthread_sigmask(SIG_BLOCK, &both, &before_);
+}
+
+NoWriteSignals::~NoWriteSignals() {
+  const int error = errno;
+  const timespec at_once{};
+  while (again([&] { return sigtimedwait(&made_, nullptr, &at_once); }) > 0) {
+  }
+  pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  errno = error;
+}
 
 std::string system_error() { return std::strerror(errno); }
 
@@ -95,8 +88,7 @@ void FileWriter::write(const void* data, std::size_t bytes) {
 void FileWriter::write_part(const unsigned char* at, std::size_t bytes) {
   crc32_ = ::libdeflate_crc32(crc32_, at, bytes);
   bytes_ += bytes;
-  std::optional<NoPipeSignal> no_signal;
-  if (path_.empty()) no_signal.emplace();
+  const NoWriteSignals no_signals;
   while (bytes > 0) {
     const ssize_t done = again([&] { return ::write(fd_, at, bytes); });
     if (done < 0 && errno == EAGAIN) {  // whoever has opened it does not wait

@@ -2,11 +2,26 @@
 #pragma once
 
 #include <cerrno>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
 namespace tandem::io {
+
+/// While it lives, what this thread cannot write is an error of the call and no signal, which would end a process that
+/// does not expect it: SIGPIPE of a pipe that nobody reads, SIGXFSZ of a file beyond the process's limit.
+class NoWriteSignals {
+ public:
+  NoWriteSignals();
+  ~NoWriteSignals();
+  NoWriteSignals(const NoWriteSignals&) = delete;
+  NoWriteSignals& operator=(const NoWriteSignals&) = delete;
+
+ private:
+  sigset_t made_{};  // of the two those that were not pending before
+  sigset_t before_{};
+};
 
 /// Throws CheckpointError that names the file as `shown` (empty: its path) and what the system says.
 class FileWriter {
@@ -14,8 +29,7 @@ class FileWriter {
   /// Creates `path`, which must not exist, and removes it again unless it is finished.
   explicit FileWriter(std::string path, std::string shown = {});
 
-  /// Writes to the open descriptor `fd`, of a file, a device or a pipe, and closes it. Who reads a pipe no more is an
-  /// error and no SIGPIPE.
+  /// Writes to the open descriptor `fd`, of a file, a device or a pipe, and closes it.
   FileWriter(int fd, std::string shown);
 
   ~FileWriter();

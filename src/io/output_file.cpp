@@ -1,6 +1,7 @@
 #include "io/output_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,13 +65,83 @@ bool must_stay(const std::string& path) {
   return is_others || is_mount_point(path) || is_in_proc(path) || !may_write(folder, X_OK);
 }
 
-// Beside `path`, for what takes its place.
+// Of the names beside `path` for what takes its place.
+std::string temporary_prefix(const std::string& path) {
+  constexpr std::size_t kLongest = 200;  // names have at most 255 bytes
+  return ".tandem-writing-" + fs::path(path).filename().string().substr(0, kLongest) + "-";
+}
+
 std::string temporary_for(const std::string& path) {
   static std::atomic<unsigned> count{0};
-  constexpr std::size_t kLongest = 200;  // names have at most 255 bytes
-  return parent_of(path) + "/" + fs::path(path).filename().string().substr(0, kLongest) + ".tmp-" +
-         std::to_string(::getpid()) + "-" + std::to_string(count++);
+  return parent_of(path) + "/" + temporary_prefix(path) + std::to_string(::getpid()) + "-" + std::to_string(count++);
 }
+
+bool lock(int fd) {
+  return again([&] { return ::flock(fd, LOCK_EX | LOCK_NB); }) == 0;
+}
+
+// What writers of `path` have left that were killed: those that live have it locked.
+void remove_left_over(const std::string& path) {
+  const std::string prefix = temporary_prefix(path);
+  std::error_code error;
+  for (auto entry = fs::directory_iterator(parent_of(path), error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.starts_with(prefix) || name.find_first_not_of("0123456789-", prefix.size()) != std::string::npos)
+      continue;
+    const int fd = ::open(entry->path().c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0) continue;
+    if (lock(fd)) ::unlink(entry->path().c_str());
+    ::close(fd);
+  }
+}
+
+// A new file beside `path`, which it takes the place of in the end; it goes with the object otherwise.
+class Temporary {
+ public:
+  Temporary(const std::string& path, const std::string& shown) {
+    for (;;) {
+      path_ = temporary_for(path);
+      fd_ = again([&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+      if (fd_ < 0 && errno == EEXIST) continue;  // of an earlier process of this number
+      if (fd_ < 0) throw CheckpointError(shown + ": cannot be created: " + system_error());
+      // Before it is locked another writer may take it for left over. Where nothing can be locked nobody does.
+      const bool taken = !lock(fd_) && errno == EWOULDBLOCK;
+      if (!taken && is_still(path_, fd_)) return;
+      ::close(fd_);
+    }
+  }
+  ~Temporary() {
+    if (!path_.empty()) ::unlink(path_.c_str());
+    ::close(fd_);
+  }
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+
+  // Another descriptor of it.
+  int open_again() const { return ::fcntl(fd_, F_DUPFD_CLOEXEC, STDERR_FILENO + 1); }
+
+  // As far as this user may.
+  void take_owner_and_permissions(const struct stat& of) const {
+    constexpr mode_t kPermissions = 0777;
+    const bool has_group =
+        ::fchown(fd_, of.st_uid, of.st_gid) == 0 || ::fchown(fd_, static_cast<uid_t>(-1), of.st_gid) == 0;
+    struct stat mine {};
+    ::fstat(fd_, &mine);
+    const mode_t withheld = has_group || mine.st_gid == of.st_gid ? mode_t{0} : mode_t{S_IRWXG};  // another group's
+    ::fchmod(fd_, of.st_mode & kPermissions & ~withheld);
+  }
+
+  bool rename_to(const std::string& path) {
+    if (::rename(path_.c_str(), path.c_str()) != 0) return false;
+    path_.clear();
+    return true;
+  }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
 
 std::string problem_with_descriptor(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
@@ -200,18 +271,14 @@ void OutputFile::write(const std::function<void(const WriteBytes&)>& produce) {
     });
     return file.finish();
   }
-  const std::string temporary = temporary_for(place.path);
-  ::unlink(temporary.c_str());  // of an earlier process of this number, which was killed
-  try {
-    FileWriter file(temporary, shown_);
-    constexpr mode_t kPermissions = 0777;
-    if (place.there) ::chmod(temporary.c_str(), place.status.st_mode & kPermissions);
-    write_to(file);
-    if (::rename(temporary.c_str(), place.path.c_str()) != 0) fail(system_error());
-  } catch (...) {
-    ::unlink(temporary.c_str());
-    throw;
-  }
+  remove_left_over(place.path);
+  Temporary temporary(place.path, shown_);
+  if (place.there) temporary.take_owner_and_permissions(place.status);
+  const int fd = temporary.open_again();
+  if (fd < 0) fail(system_error());
+  FileWriter file(fd, shown_);
+  write_to(file);
+  if (!temporary.rename_to(place.path)) fail(system_error());
   sync_directory(parent_of(place.path));
 }
 

@@ -17,7 +17,8 @@ std::string follow_links(std::string path);
 /// Whether something is mounted at `path`, so that it cannot be renamed or removed.
 bool is_mount_point(const std::string& path);
 
-/// A place for output, which stays what it is. A file, or the one that links lead to, is replaced as a whole; where
+/// A place for output, which stays what it is. A file, or the one that links lead to, is replaced as a whole (what a
+/// killed process has left beside it, `.tandem-writing-NAME-…`, goes at the next write); where
 /// nothing can take its place (it is a mount point, or its folder cannot be written) it is overwritten. A device, a
 /// FIFO and a descriptor of the process are streams: bytes go on as they come.
 class OutputFile {

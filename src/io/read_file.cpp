@@ -94,16 +94,18 @@ std::uint32_t ReadFile::read_whole(char* to) const {
 
 OpenDirectory::OpenDirectory(const std::string& path) {
   fd_ = again([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-  if (fd_ >= 0) return;
+  if (fd_ >= 0) {
+    path_ = "/proc/self/fd/" + std::to_string(fd_);
+    if (::access(path_.c_str(), F_OK) != 0) path_ = path;
+    return;
+  }
   if (errno == ENOENT) fail(path, "does not exist");
   fail(path, errno == ENOTDIR ? "is no directory" : "cannot be opened: " + system_error());
 }
 
 OpenDirectory::~OpenDirectory() { ::close(fd_); }
 
-std::string OpenDirectory::operator/(const std::string& name) const {
-  return "/proc/self/fd/" + std::to_string(fd_) + "/" + name;
-}
+std::string OpenDirectory::operator/(const std::string& name) const { return path_ + "/" + name; }
 
 std::string read_text(const std::string& path, const std::string& shown, std::uint64_t most) {
   const ReadFile file(path, shown);

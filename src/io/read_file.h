@@ -41,7 +41,7 @@ class ReadFile {
   std::uint64_t bytes_ = 0;
 };
 
-/// A directory that stays the same one while another takes its place. Throws CheckpointError.
+/// A directory that stays the same one while another takes its place, where there is a /proc. Throws CheckpointError.
 class OpenDirectory {
  public:
   explicit OpenDirectory(const std::string& path);
@@ -54,6 +54,7 @@ class OpenDirectory {
 
  private:
   int fd_;
+  std::string path_;  // that leads to it
 };
 
 /// The text of a small file. Throws CheckpointError, also when it has more than `most` bytes.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <filesystem>
 #include <fstream>
 #include <utility>
 
@@ -12,6 +13,7 @@
 
 #include "io/json_text.h"
 #include "io/output_file.h"
+#include "io/read_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -50,12 +52,18 @@ nlohmann::json read_trace(const std::string& path) {
   return trace.is_discarded() ? nlohmann::json::parse(io::as_utf8(text)) : trace;
 }
 
-// LibTorch's own trace, which goes with the object.
+// LibTorch's own trace in the folder of `file`, which goes with the object. LibTorch writes its path into it as it is,
+// and gets wrong what has quotes or line breaks: it gets the folder by a number.
 struct RawTrace {
-  explicit RawTrace(const std::string& path) : path(path + ".partial-" + std::to_string(::getpid())) {}
-  ~RawTrace() { ::unlink(path.c_str()); }
+  explicit RawTrace(const std::filesystem::path& file)
+      : folder(file.parent_path().string()),
+        path(folder / (file.filename().string() + ".partial-" + std::to_string(::getpid()))) {}
+  ~RawTrace() {
+    for (const char* end : {"", ".tmp"}) ::unlink((path + end).c_str());
+  }
   RawTrace(const RawTrace&) = delete;
   RawTrace& operator=(const RawTrace&) = delete;
+  const io::OpenDirectory folder;
   const std::string path;
 };
 
@@ -116,7 +124,8 @@ Profile ProfileSession::finish(const std::string& path, std::int64_t first_step)
   } catch (const c10::Error& error) {
     throw Error(std::string("LibTorch's profiler failed: ") + error.what_without_backtrace());
   } catch (const nlohmann::json::exception& error) {
-    throw Error("LibTorch's profiler wrote a trace to '" + path + "' that cannot be read: " + error.what());
+    throw Error("'" + path + "': LibTorch's profiler wrote a trace that cannot be read; is the disk full? " +
+                error.what());
   }
 }
 

@@ -8,6 +8,7 @@ import pathlib
 import pty
 import random
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -419,6 +420,132 @@ def test_log_is_continued(folder):
     is_whole(lines_in(folder / "log"))
 
 
+# ---- outputs that fail
+
+ALL_FILES = {"weights": ["--save-weights", "@/w"], "checkpoints": ["--checkpoint-dir", "@/c"], "log": ["--log-json", "@/log"],
+             "run": ["--log-with", "jsonl", "--log-every", 1, "--project-dir", "@/run", "--report"],
+             "profile": ["--profile", "@/p", "--profile-steps", "2:3"]}
+
+
+def is_there(folder, output):
+    if output == "weights":
+        return (folder / "w").exists()
+    if output == "checkpoints":
+        return bool(checkpoints_in(folder / "c"))
+    if output == "log":
+        return "final" in (lines_in(folder / "log") or [""])[-1]
+    if output == "run":
+        end = json.loads((lines_in(folder / "run/log.jsonl") or ["{}"])[-1])
+        return end.get("status") == "interrupted" and (folder / "run/report.html").exists()
+    return (folder / "p/trace.json").exists()
+
+
+def test_one_output_fails(folder, failing):
+    """Its place goes while training goes on: all the others are written, and it is told."""
+    (folder / "gone").mkdir()
+    flags = [str(flag).replace("@", "gone" if output == failing else ".")
+             for output, its in ALL_FILES.items() for flag in its]
+    training = Training(folder, *ENDLESS, *flags)
+    log = folder / ("gone/log" if failing == "log" else "log")
+    wait_until(lambda: len(lines_in(log)) > 5, training.process)
+    shutil.rmtree(folder / "gone")
+    training.process.send_signal(signal.SIGTERM)
+    code, output = training.end()
+    if failing == "checkpoints":  # whose folder is made again
+        require(checkpoints_in(folder / "gone/c") and code == 130, code, output)
+    else:
+        # Whoever ends a training ends the log's reader too.
+        require(code == (130 if failing == "log" else 1), code, output)
+        names = {"weights": "--save-weights", "log": "--log-json", "run": "--report", "profile": "--profile"}
+        require(f"{names[failing]} " in output and "gone/" in output, output)
+    for other in ALL_FILES:
+        require(other == failing or is_there(folder, other), other, output)
+
+
+def test_limited_files(folder):
+    """A process may have a limit of the size of its files: no signal ends it."""
+    code, out, err = shell(folder, f"ulimit -f 8; {TRAIN} {SHORT} --no-progress --log-json log --save-weights w "
+                                   "--checkpoint-dir c --log-with jsonl --project-dir run")
+    require(code == 1 and "w: cannot be written: File too large" in err and "test accuracy" in out, code, out, err)
+    require("final" in lines_in(folder / "log")[-1] and not (folder / "w").exists())
+    require(not list(folder.glob("*w*-*")) and not list(folder.glob(".*w*")), os.listdir(folder))
+    shell(folder, f"{TRAIN} {SHORT} --save-weights w --quiet")
+    for to in ["new.safetensors", "new"]:
+        code, out, err = shell(folder, f"ulimit -f 8; {TANDEM} checkpoint convert w {to}")
+        require(code == 1 and "File too large" in err, code, out, err)
+        require(not [name for name in os.listdir(folder) if "new" in name], os.listdir(folder))
+
+
+def test_empty_values(folder):
+    """As of a shell's variable that is not set."""
+    for flag in ["save-weights", "log-json", "checkpoint-dir", "resume", "init-weights", "project-dir", "profile",
+                 "data-dir", "data-file", "config"]:
+        code, out, err = shell(folder, f"{TRAIN} {SHORT} --{flag} ''")
+        require(code == 2 and f"--{flag}: " in err and not out, flag, code, out, err)
+    for command in ["report run -o ''", "checkpoint convert w ''", "checkpoint show ''", "config ''"]:
+        code, out, err = shell(folder, f"{TANDEM} {command}")
+        require(code == 2 and "is empty" in err, command, code, out, err)
+    require(sorted(os.listdir(folder)) == ["stderr", "stdout"], os.listdir(folder))
+
+
+def large_weights(path, tensors=64, megabytes=16):
+    size = megabytes << 20
+    header = json.dumps({f"t{i}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [i * size, (i + 1) * size]}
+                         for i in range(tensors)}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + tensors * size)
+
+
+def test_tool_ended_while_it_writes(folder, to, number):
+    """Nothing stays of what was not finished; of a killed one until somebody writes there again."""
+    large_weights(folder / "large.safetensors")
+    flags = ["checkpoint", "convert", "large.safetensors", to, "--max-shard-size", "100MB"]
+    tool = Training(folder, *flags, command=(TANDEM,))
+    wait_until(lambda: list(folder.glob(".tandem-*")), tool.process)
+    tool.process.send_signal(number)
+    code, output = tool.end()
+    there = ["large.safetensors", "out"]
+    if number == signal.SIGKILL:
+        require(len(os.listdir(folder)) == 3, os.listdir(folder))
+        large_weights(folder / "large.safetensors", 1, 1)
+        code, output = Training(folder, *flags, command=(TANDEM,)).end()
+        require(code == 0, code, output)
+        there.append(to)
+    else:
+        require(code == 130, code, output)
+    require(sorted(os.listdir(folder)) == sorted(there), os.listdir(folder))
+
+
+def test_odd_paths(folder, name):
+    flags = [str(flag).replace("@", "./" + name) for its in ALL_FILES.values() for flag in its]
+    (folder / name).mkdir()
+    for epochs in [1, 2]:
+        code, output = Training(folder, *SHORT.split()[:-1], epochs, "--quiet", *flags, "--resume", "auto").end()
+        require(code == 0 and not output, code, output)
+    for path in [*(folder / name).glob("*/*.json*"), *(folder / name).glob("c/*/*.json")]:
+        for line in lines_in(path) if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line)
+    require(json.loads((folder / name / "p/trace.json").read_text())["traceEvents"])
+    require([path.name for path in (folder / name / "p").iterdir()] == ["trace.json"])
+
+
+def test_no_proc(folder):
+    """As in some sandboxes."""
+    hidden = f"mount -t tmpfs none /proc && {TRAIN} {SHORT[:-1]}"
+    files = "--quiet --checkpoint-dir c --save-weights w --resume auto"
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/proc"], capture_output=True).returncode:
+        print("nothing can be mounted here: not tested")
+        return
+    for epochs in [1, 2]:
+        code, out, err = shell(folder, f"unshare -m bash -c '{hidden}{epochs} {files}'")
+        require(code == 0, code, out, err)
+    code, out, err = shell(folder, f"unshare -m bash -c 'mount -t tmpfs none /proc && {TANDEM} checkpoint verify c/checkpoint_1'")
+    require(code == 0, code, out, err)
+    require(len(checkpoints_in(folder / "c")) == 2 and (folder / "w").exists())
+
+
 # ---- umask
 
 def test_umask(folder, mask):
@@ -461,7 +588,14 @@ def cases():
             yield count == 3, test_closed_streams, (" ".join(closed),)
     for mask in [0o077, 0o027, 0o002, 0o022]:
         yield mask == 0o077, test_umask, (mask,)
-    for test in [test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes,
+    for failing in ALL_FILES:
+        yield failing in ["weights", "profile", "log"], test_one_output_fails, (failing,)
+    for to, number in itertools.product(["to.safetensors", "to"], [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]):
+        yield (to, number) in [("to.safetensors", signal.SIGTERM), ("to.safetensors", signal.SIGKILL)], \
+            test_tool_ended_while_it_writes, (to, number)
+    for name in ['a"b\\c\n\td', "\x1b[31m", "b" * 255, "\udcff\udcfe", "<script>", "ü", "-dash", "$(touch x)"]:
+        yield name.startswith("a"), test_odd_paths, (name,)
+    for test in [test_limited_files, test_no_proc, test_empty_values, test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes,
                  test_log_reader_takes_nothing, test_log_is_continued, test_log_disk_fills, test_broken_pipes]:
         yield True, test, ()
 

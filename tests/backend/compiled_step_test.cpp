@@ -1,6 +1,5 @@
 // Steps that are recorded and replayed, on a fake CUDA whose graphs do the recorded operators again, beside the same
 // steps called.
-#include <memory>
 #include <torch/data/example.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/batchnorm.h>
@@ -9,6 +8,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
+#include <memory>
 
 #include "support/fake_machine.h"
 

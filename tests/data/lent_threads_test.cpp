@@ -14,8 +14,8 @@
 
 #include <ATen/Parallel.h>
 
-#include "data/loader_base.h"
 #include "backend/lent_threads.h"
+#include "data/loader_base.h"
 #include "io/in_threads.h"
 #include "support/index_data.h"
 #include "support/temp_dir.h"

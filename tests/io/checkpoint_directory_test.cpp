@@ -152,6 +152,9 @@ TEST_CASE("names that lead elsewhere, files that come twice, and places of somet
   CHECK(load(directory / "mine") == 1);
   CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(directory / "none/checkpoint"); }),
              ContainsSubstring("No such file or directory"));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(""); }), ContainsSubstring("the name is empty"));
+  save(directory / std::string(255, 'n'), 3);
+  CHECK(load(directory / std::string(255, 'n')) == 3);
 }
 
 TEST_CASE("a checkpoint goes where links lead, and they stay") {

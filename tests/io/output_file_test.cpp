@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -19,6 +20,7 @@
 #include <future>
 #include <thread>
 
+#include "io/append_file.h"
 #include "support/catch.h"
 #include "support/child.h"
 #include "support/error_of.h"
@@ -105,6 +107,68 @@ TEST_CASE("a file is made, replaced as a whole, and keeps its permissions") {
   ::close(before);
   CHECK((fs::status(path).permissions() & fs::perms::all) == fs::perms(0600));
   CHECK(entries_in(dir.path()) == 1);
+}
+
+TEST_CASE("a file that is replaced keeps its owner, as far as the user may say") {
+  if (::geteuid() != 0) return;  // only root gives files away
+  const TempDir dir;
+  write_to(dir / "file", "old");
+  REQUIRE(::chown((dir / "file").c_str(), 65534, 65533) == 0);
+  REQUIRE(::chmod((dir / "file").c_str(), 0640) == 0);
+  write_to(dir / "file");
+  struct stat status {};
+  REQUIRE(::stat((dir / "file").c_str(), &status) == 0);
+  CHECK(status.st_uid == 65534U);
+  CHECK(status.st_gid == 65533U);
+  CHECK((status.st_mode & 0777U) == 0640U);
+  CHECK(contents(dir / "file") == kText);
+}
+
+TEST_CASE("what a killed writer has left goes at the next write; one that lives is left alone") {
+  const TempDir dir;
+  const std::string path = dir / GENERATE(std::string("file"), std::string(255, 'n'));
+  std::array<int, 2> ready{};
+  REQUIRE(::pipe(ready.data()) == 0);
+  const pid_t child = start_child([&] {
+    OutputFile(path).write([&](const WriteBytes& write) {
+      write("half", 4);
+      if (::write(ready[1], "1", 1) == 1) ::pause();
+    });
+  });
+  char said = 0;
+  REQUIRE(::read(ready[0], &said, 1) == 1);
+  write_to(path, "mine");
+  CHECK(entries_in(dir.path()) == 2);
+  put(dir / ".tandem-writing-other-1-1", "another file's");
+  ::kill(child, SIGKILL);
+  CHECK(end_of(child) == 128 + SIGKILL);
+  write_to(path);
+  CHECK(entries_in(dir.path()) == 2);
+  CHECK(fs::exists(dir / ".tandem-writing-other-1-1"));
+  CHECK(contents(path) == kText);
+  for (const int fd : ready) ::close(fd);
+}
+
+TEST_CASE("a file beyond the process's limit is an error and no signal, whoever writes it") {
+  const TempDir dir;
+  const auto fails = [&](const std::function<void(const std::string& path)>& write) {
+    return in_child(false, [&] {
+      ::signal(SIGXFSZ, SIG_DFL);
+      const rlimit limit{4096, 4096};
+      require(::setrlimit(RLIMIT_FSIZE, &limit) == 0, "no limit can be set");
+      const std::string error = error_of<Error>([&] { write(dir / "file"); });
+      require(error.find("File too large") != std::string::npos || error.find("completely") != std::string::npos,
+              error.c_str());
+    });
+  };
+  CHECK(fails([](const std::string& path) { write_to(path); }) == 0);
+  CHECK(entries_in(dir.path()) == 0);
+  CHECK(fails([](const std::string& path) { write_file(path, kText); }) == 0);
+  CHECK(fails([](const std::string& path) {
+          AppendFile file(path);
+          for (int i = 0; i < 3; ++i) file.append(kText.substr(0, 3000));
+        }) == 0);
+  CHECK(fails([](const std::string& path) { FileWriter(path + "2").write(kText.data(), kText.size()); }) == 0);
 }
 
 TEST_CASE("links are followed, and stay") {

@@ -1,5 +1,4 @@
 // Optimizers that evaluate the loss themselves, beside LibTorch's on all ranks' data.
-#include <memory>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -7,6 +6,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/lbfgs.h>
 #include <torch/optim/sgd.h>
+#include <memory>
 
 #include "support/ranks.h"
 

@@ -1,7 +1,7 @@
 // Loss scaling with one decision for all ranks, and clipping that waits for no device.
-#include <memory>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -417,8 +417,8 @@ TEST_CASE("gradients that are kept over updates of fp16's scale count as they do
               std::unique_ptr<MicroBatch> window;
               // The last window is shorter.
               if (in_windows)
-                window.reset(new MicroBatch(w == 5 && m == 1 ? accelerator.accumulate_and_close()
-                                                             : accelerator.accumulate()));
+                window.reset(
+                    new MicroBatch(w == 5 && m == 1 ? accelerator.accumulate_and_close() : accelerator.accumulate()));
               const double x = 1 + accelerator.rank() + w + m;
               accelerator.backward(every->forward(x) + second->forward(2 * x));
               if (!accelerator.sync_gradients()) continue;
