@@ -58,7 +58,7 @@ void stop_if_asked() {
 }
 
 io::WriteBytes until_stopped(const io::WriteBytes& write) {
-  constexpr std::size_t kPart = 4 << 20;
+  static constexpr std::size_t kPart = 4 << 20;
   return [&write](const void* data, std::size_t bytes) {
     for (std::size_t done = 0; done < bytes; done += kPart) {
       stop_if_asked();
