@@ -99,6 +99,7 @@ class Communicator {
     other.do_all_reduce(call, inputs, outputs, op);
   }
 
+  /// \cond internals
   // What a backend does of the members of the same names, which have checked and described the call, opened its range
   // for profilers and switched autograd off. In place where `inputs` and `outputs` are one list.
   virtual void do_all_reduce(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, ReduceOp op) = 0;
@@ -114,6 +115,7 @@ class Communicator {
   virtual std::vector<at::Tensor> do_all_to_all(const CallRecord& call, at::TensorList inputs) = 0;
   virtual void do_barrier(const CallRecord& call) = 0;
   virtual SharedMemory* do_shared_memory() noexcept { return nullptr; }
+  /// \endcond
 
  private:
   const int rank_, world_size_;

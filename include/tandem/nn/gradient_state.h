@@ -37,6 +37,7 @@ class GradientState {
   std::int64_t remainder() const;
 
  protected:
+  /// \cond internals
   GradientState(int num_steps, bool sync_with_dataloader)
       : num_steps_(num_steps), sync_with_dataloader_(sync_with_dataloader) {}
 
@@ -50,6 +51,7 @@ class GradientState {
   bool no_sync_ = false;         // within no_sync()
   bool alone_ = false;           // within local_sgd()
   data::ActiveLoaders loaders_;  // that the rank iterates over
+  /// \endcond
 };
 
 }  // namespace tandem
