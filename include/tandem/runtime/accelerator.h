@@ -53,27 +53,17 @@ class Accelerator : public Rank {
   ///     for (int epoch = 0; epoch < 90 && !accelerator.stop_requested(); ++epoch) …
   bool stop_requested() const;
 
-  /// Tells a Session how many windows the training will have, for Progress::seconds_left. Outside of one it does
-  /// nothing.
+  /// Tells a Session how many windows the training will have, for Progress::seconds_left. Elsewhere it does nothing.
   void set_total_steps(std::int64_t steps);
 
   // ---- preparing
 
   /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.
   /// Collective.
-  ///
-  /// - a torch::nn::Module (holder or shared_ptr) becomes an nn::Model: moved to the device, given rank 0's parameters
-  ///   and buffers. ConfigError names the first parameter that differs between ranks.
-  /// - a torch::optim::Optimizer becomes an optim::AcceleratedOptimizer (which steps SGD, Adam and AdamW by
-  ///   optim::FusedStep unless LaunchConfig::fused_optimizers is off), a scheduler (LRScheduler or reduce on plateau,
-  ///   tandem::optim's or torch::optim's) an optim::AcceleratedScheduler; both keep referring to the object given,
-  ///   which must outlive them.
-  /// - a data::DataLoader becomes a data::PreparedDataLoader.
-  /// - what prepare returned comes back as it is.
-  ///
-  /// The objects given stay usable: they are what is trained. Temporary optimizers and schedulers do not compile, since
-  /// nothing would keep them. What prepare refuses it refuses on all ranks with the same error, and a body that catches
-  /// it can go on. PreparedModel, PreparedOptimizer, PreparedScheduler and PreparedLoader name the results' types.
+  /// The results' types are PreparedModel, PreparedOptimizer, PreparedScheduler and PreparedLoader (prepared.h); what
+  /// prepare returned comes back as it is. The objects given stay usable: they are what is trained. Temporary optimizers
+  /// and schedulers do not compile, since nothing would keep them. What prepare refuses it refuses on all ranks with the
+  /// same error, and a body that catches it can go on.
   template <class... Objects>
   auto prepare(Objects&&... objects) {
     (detail::check_kept<Objects>(), ...);
@@ -189,21 +179,19 @@ class Accelerator : public Rank {
   /// outside of it. Backward passes belong outside.
   nn::AutocastScope autocast() const;
 
-  /// What scales the losses under Precision::fp16; null otherwise. Its update comes once an iteration, however many
-  /// optimizers share it: when the next window of accumulate() begins; outside of accumulate() with the first backward
-  /// after a step. (Losses that are stepped one after the other and share an iteration belong in one accumulate().)
+  /// What scales the losses under Precision::fp16; null otherwise. It is updated once an iteration, however many
+  /// optimizers share it: when the next window of accumulate() begins, or outside of it with the first backward after a
+  /// step.
   optim::GradScaler* grad_scaler();
 
-  /// Divides the gradients of all prepared optimizers, or of one, by the scale, for code that looks at them between
-  /// their last backward and the step. Once a window, where it has not been done; acts only when sync_gradients(). Not
-  /// collective.
+  /// Divides the gradients of all prepared optimizers by the scale, for code that looks at them before the step. Once a
+  /// window, where it has not been done; acts only when sync_gradients(). Not collective.
   void unscale_gradients();
 
   /// Divides the gradients of one prepared optimizer.
   void unscale_gradients(const optim::AcceleratedOptimizer& optimizer);
 
-  /// True when the last step of a prepared optimizer was skipped because a gradient was infinite or NaN. The same on
-  /// all ranks.
+  /// True on all ranks when the last step of a prepared optimizer was skipped: a gradient was infinite or NaN.
   bool optimizer_step_was_skipped() const;
 
   // ---- files
@@ -263,8 +251,7 @@ class Accelerator : public Rank {
   /// Makes an object that is given as two functions a part of the state.
   void register_state_object(StateObject object);
 
-  /// Functions that give a checkpoint files of the program's own, called on rank 0, and take them back, called on all
-  /// ranks. Either may be empty.
+  /// Functions that give a checkpoint files of the program's own, on rank 0, and take them back, on all ranks.
   void register_state_hooks(StateHooks hooks);
 
   // ---- random numbers
@@ -275,14 +262,12 @@ class Accelerator : public Rank {
 
   // ---- control
 
-  /// Where this rank's memory is, as a sentence: bytes of the prepared models' parameters and gradients and of their
-  /// optimizers' state, the largest parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's
-  /// memory have it, as of the moment when memory ran out.
+  /// Where this rank's memory is, as a sentence: bytes of parameters, gradients and optimizers' state, the largest
+  /// parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's memory have it.
   std::string memory_summary() const;
 
-  /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
-  /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
-  /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
+  /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank, on all ranks with half of it.
+  /// Returns the size that all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
   /// fit; CollectiveError when the ranks' `start` differs.
   ///
   /// `body` makes model, optimizer and loaders itself, so that a failed try frees them. What it prepared is forgotten

@@ -18,17 +18,21 @@ struct ImplOf<Holder> {
 };
 }  // namespace detail
 
-/// What `prepare` returns for a module, by the name that the program has for it:
+/// What `prepare` returns for a module (holder or shared_ptr), which it has moved to the device, and given rank 0's
+/// parameters and buffers. (ConfigError names the first parameter that differs between ranks.) By the name that the
+/// program has for the module:
 ///
 ///     void train(tandem::Accelerator& accelerator, tandem::PreparedModel<torch::nn::Sequential> model,
 ///                tandem::PreparedOptimizer optimizer, tandem::PreparedLoader<Data> batches);
 template <class Module>
 using PreparedModel = nn::Model<typename detail::ImplOf<Module>::type>;
 
-/// What `prepare` returns for an optimizer.
+/// What `prepare` returns for a torch::optim::Optimizer, which must outlive it: SGD, Adam and AdamW step by
+/// optim::FusedStep unless LaunchConfig::fused_optimizers is off.
 using PreparedOptimizer = optim::AcceleratedOptimizer;
 
-/// What `prepare` returns for a scheduler.
+/// What `prepare` returns for a scheduler, which must outlive it: an LRScheduler or one that reduces the rate on plateaus,
+/// tandem::optim's or torch::optim's.
 using PreparedScheduler = optim::AcceleratedScheduler;
 
 /// What `prepare` returns for a loader of type `Loader`, as data::DataLoader<data::MnistDataset>.
