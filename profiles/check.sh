@@ -41,6 +41,7 @@ if command -v ncu >/dev/null; then check_known ncu.options "$(ncu --help)" ncu; 
 # check_followed SCRIPT TOOL ENDING OPTION: that SCRIPT gives the program to TOOL behind its options, and never ./train.
 check_followed() {
   local script=$1 tool=$2 ending=$3 option=$4 said called=$fakes/called
+  [[ -e $script ]] || return 0
   cat >"$fakes/$tool" <<FAKE
 #!/bin/sh
 echo "\$*" >>"$called"

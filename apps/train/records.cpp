@@ -89,9 +89,9 @@ FinalMetrics Records::measured() const {
 
 bool Records::wants_sample() const { return !options_.quiet || !options_.log_json.empty() || tracking_.enabled(); }
 
-std::string Records::finish(const FinalMetrics& metrics, bool interrupted) {
+std::string Records::finish(const FinalMetrics& metrics, tandem::io::RunStatus status) {
   if (metrics.judged) tracking_.log_verdict(metrics.verdict);
-  tracking_.finish(interrupted, metrics);
+  tracking_.finish(status, metrics);
   return inputs_.log->finish(metrics, apps::interrupted);
 }
 

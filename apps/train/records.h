@@ -51,7 +51,7 @@ class Records {
   bool wants_sample() const;
 
   /// Closes all records; on rank 0. Returns what of the log could not be written; empty: all was.
-  std::string finish(const FinalMetrics& metrics, bool interrupted);
+  std::string finish(const FinalMetrics& metrics, tandem::io::RunStatus status);
 
  private:
   void log_update(const Update& update, double samples_per_second);

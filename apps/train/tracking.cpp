@@ -139,17 +139,17 @@ void Tracking::log_verdict(const Verdict& verdict) {
   trackers_.log(borrowed(in_group("eval/", verdict.figures)), step());
 }
 
-void Tracking::finish(bool interrupted, const FinalMetrics& metrics) {
+void Tracking::finish(io::RunStatus status, const FinalMetrics& metrics) {
   if (!trackers_.recording()) return;
   if (!metrics.sample.empty()) trackers_.log_text("sample", metrics.sample, step());
   Figures results;
-  if (!interrupted) results = in_group("test/", metrics.verdict.figures);
+  if (status != io::RunStatus::interrupted) results = in_group("test/", metrics.verdict.figures);
   results.emplace_back("train/steps", static_cast<double>(step()));
   results.emplace_back("train/seconds", metrics.train_seconds);
   results.emplace_back("perf/samples_per_second", metrics.samples_per_second);
   results.emplace_back("perf/startup_seconds", metrics.startup_seconds);
   results.emplace_back("memory/peak_rss_mb", metrics.peak_rss_mb);
-  trackers_.finish(interrupted ? io::RunStatus::interrupted : io::RunStatus::finished, borrowed(results));
+  trackers_.finish(status, borrowed(results));
 }
 
 }  // namespace train

@@ -57,7 +57,7 @@ class Tracking {
   std::int64_t step() const { return last_.step; }
 
   /// Closes the record.
-  void finish(bool interrupted, const FinalMetrics& metrics);
+  void finish(tandem::io::RunStatus status, const FinalMetrics& metrics);
 
  private:
   void record();

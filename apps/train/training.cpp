@@ -213,7 +213,11 @@ class Trainer {
       outcome.interrupted = true;
       metrics.sample.clear();  // it may be cut
     }
-    const std::string problem = records_.finish(metrics, outcome.interrupted);
+    using Status = tandem::io::RunStatus;
+    const Status status = outcome.interrupted         ? Status::interrupted
+                          : outcome.unwritten.empty() ? Status::finished
+                                                      : Status::failed;
+    const std::string problem = records_.finish(metrics, status);
     if (problem.empty()) return;
     if (outcome.interrupted)  // Ctrl-C ends a reader in the same pipeline too
       warn(accelerator_, "--log-json " + problem);

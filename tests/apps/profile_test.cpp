@@ -105,7 +105,7 @@ TEST_CASE("the profile scripts say what is missing or wrong") {
     std::string words;
   } cases[] = {{no_tools + profiles() + "/profile-nsys.sh ./train", 1, "nsys is not installed"},
                {no_tools + profiles() + "/profile-ncu.sh ./train", 1, "ncu is not installed"},
-               {profiles() + "/profile-nsys.sh", 2, "./train --gpus 8"},
+               {profiles() + "/profile-nsys.sh", 2, "build/apps/train --gpus 8"},
                {"TANDEM_NVTX_STEPS=x " + profiles() + "/profile-nsys.sh ./train", 2, "use FIRST:LAST"}};
   for (const auto& c : cases) {
     const auto result = run_program(c.command);

@@ -61,9 +61,9 @@ class Accelerator : public Rank {
   /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.
   /// Collective.
   /// The results' types are PreparedModel, PreparedOptimizer, PreparedScheduler and PreparedLoader (prepared.h); what
-  /// prepare returned comes back as it is. The objects given stay usable: they are what is trained. Temporary optimizers
-  /// and schedulers do not compile, since nothing would keep them. What prepare refuses it refuses on all ranks with the
-  /// same error, and a body that catches it can go on.
+  /// prepare returned comes back as it is. The objects given stay usable: they are what is trained. Temporary
+  /// optimizers and schedulers do not compile, since nothing would keep them. What prepare refuses it refuses on all
+  /// ranks with the same error, and a body that catches it can go on.
   template <class... Objects>
   auto prepare(Objects&&... objects) {
     (detail::check_kept<Objects>(), ...);

@@ -31,8 +31,8 @@ using PreparedModel = nn::Model<typename detail::ImplOf<Module>::type>;
 /// optim::FusedStep unless LaunchConfig::fused_optimizers is off.
 using PreparedOptimizer = optim::AcceleratedOptimizer;
 
-/// What `prepare` returns for a scheduler, which must outlive it: an LRScheduler or one that reduces the rate on plateaus,
-/// tandem::optim's or torch::optim's.
+/// What `prepare` returns for a scheduler, which must outlive it: an LRScheduler or one that reduces the rate on
+/// plateaus, tandem::optim's or torch::optim's.
 using PreparedScheduler = optim::AcceleratedScheduler;
 
 /// What `prepare` returns for a loader of type `Loader`, as data::DataLoader<data::MnistDataset>.
