@@ -4,7 +4,7 @@
 #include <set>
 
 #include "backend/cores.h"
-#include "core/control_group.h"
+#include "core/cgroup_limit.h"
 #include "core/system_files.h"
 
 namespace apps {

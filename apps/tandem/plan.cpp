@@ -8,7 +8,7 @@
 
 #include "comm/rank_group.h"
 #include "core/cancel_token.h"
-#include "data/prepare.h"
+#include "data/prepare_loader.h"
 #include "tandem/runtime/launch_config.h"
 
 namespace tandem_tool {

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "common/interrupt.h"
-#include "data/prepare.h"
+#include "data/prepare_loader.h"
 #include "io/output_file.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"

@@ -1,6 +1,6 @@
 #include "backend/backend.h"
 #include "comm/shared_memory_communicator.h"
-#include "core/control_group.h"
+#include "core/cgroup_limit.h"
 
 namespace tandem {
 namespace {

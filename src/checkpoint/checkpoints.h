@@ -1,4 +1,11 @@
-// The state of a training, saved and loaded: what Accelerator::save_state and load_state do.
+// The state of a training, saved and loaded: what Accelerator::save_state and load_state do. A checkpoint is a
+// directory of these files, of which there are as many as was prepared and registered, numbered from the second on:
+//
+//   optimizer.bin, scheduler.bin, scaler.pt, custom_checkpoint_0.pkl    as torch.save writes them
+//   model.safetensors, or shards and model.safetensors.index.json       weights
+//   sampler.bin                                                         a sampler's state, where it is large
+//   tandem_state.json                                                   what is in none of these: state_file.h
+//   manifest.json                                                       sizes and checksums: io/checkpoint_directory.h
 #pragma once
 
 #include <cstdint>

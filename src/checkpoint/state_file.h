@@ -1,4 +1,5 @@
-// tandem_state.json: what of a training's state is in none of the other files.
+// tandem_state.json: what of a training's state is in none of the other files of a checkpoint, which state_files in
+// save_state.cpp lists. How they make a directory is in io/checkpoint_directory.h.
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@
 
 #include "data/loader_base.h"
 #include "nn/reducer_group.h"
-#include "optim/accelerated_parts.h"
+#include "optim/accelerated_handles.h"
 #include "tandem/optim/grad_scaler.h"
 
 namespace tandem {

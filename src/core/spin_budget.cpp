@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstddef>
 
-#include "core/control_group.h"
+#include "core/cgroup_limit.h"
 
 namespace tandem {
 namespace {

@@ -1,3 +1,5 @@
+// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: that of iterable
+// datasets, and of dispatch_batches. The other is data_loader_shard.h.
 #pragma once
 
 #include <cstdint>

@@ -1,3 +1,5 @@
+// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: that of map-style
+// datasets. The other is data_loader_dispatcher.h.
 #pragma once
 
 #include <cstdint>

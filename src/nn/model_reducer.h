@@ -1,6 +1,7 @@
 // The reduction of one model's gradients. A gradient's way: model_reducer.cpp has the hooks that notice it,
-// gradient_pass.cpp its bucket's start, its reduction and its return to the parameter, reducer_group.cpp the turns of
-// several models, and gradient_buckets.cpp the memory that it lies in. gradient_window.cpp is about factors of windows.
+// model_reducer_pass.cpp its bucket's start, its reduction and its return to the parameter, reducer_group.cpp the turns
+// of several models, and model_reducer_buckets.cpp the memory that it lies in. model_reducer_window.cpp is about
+// factors of windows.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,7 @@
 
 #include "nn/finite_check.h"
 #include "nn/followed_tensors.h"
-#include "nn/gradient_slots.h"
+#include "nn/model_reducer_parts.h"
 #include "nn/shared_weights.h"
 #include "tandem/comm/communicator.h"
 #include "tandem/nn/gradient_reducer.h"

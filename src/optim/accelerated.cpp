@@ -7,7 +7,7 @@
 #include <torch/optim/lbfgs.h>
 
 #include "nn/recording.h"
-#include "optim/accelerated_parts.h"
+#include "optim/accelerated_handles.h"
 #include "optim/optimizer_fields.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"

@@ -4,10 +4,10 @@
 #include <functional>
 
 #include "checkpoint/training_parts.h"
-#include "runtime/join.h"
 #include "runtime/rank_context.h"
 #include "runtime/step_recorder.h"
 #include "runtime/training_warnings.h"
+#include "runtime/uneven_inputs.h"
 #include "tandem/runtime/backward_options.h"
 
 namespace tandem {

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "runtime/divided_updates.h"
-#include "runtime/join.h"
+#include "runtime/uneven_inputs.h"
 #include "tandem/nn/local_sgd.h"
 
 namespace tandem {

@@ -4,7 +4,7 @@
 
 #include "checkpoint/on_all_ranks.h"
 #include "comm/agree.h"
-#include "data/prepare.h"
+#include "data/prepare_loader.h"
 #include "nn/same_models.h"
 #include "optim/same_optimizers.h"
 #include "runtime/profile_session.h"

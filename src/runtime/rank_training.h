@@ -12,10 +12,10 @@
 #include "runtime/backward_passes.h"
 #include "runtime/clipping.h"
 #include "runtime/divided_updates.h"
-#include "runtime/join.h"
 #include "runtime/rank_context.h"
 #include "runtime/step_recorder.h"
 #include "runtime/training_warnings.h"
+#include "runtime/uneven_inputs.h"
 #include "tandem/data/data_loader.h"
 #include "tandem/io/model_files.h"
 

@@ -6,9 +6,9 @@
 #include <string>
 
 #include "checkpoint/training_parts.h"
-#include "runtime/join.h"
 #include "runtime/rank_context.h"
-#include "runtime/step_graph.h"
+#include "runtime/recorded_step.h"
+#include "runtime/uneven_inputs.h"
 
 namespace tandem {
 

@@ -1,3 +1,4 @@
+// The handle. What it asks for is done by SessionRun (session_run.cpp), on the ranks by SessionRank.
 #include "tandem/session/session.h"
 
 #include <mutex>

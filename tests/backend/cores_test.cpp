@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "core/control_group.h"
+#include "core/cgroup_limit.h"
 #include "support/catch.h"
 #include "support/temp_dir.h"
 

@@ -10,8 +10,8 @@
 #include "core/cancel_token.h"
 #include "runtime/clipping.h"
 #include "runtime/divided_updates.h"
-#include "runtime/join.h"
 #include "runtime/training_warnings.h"
+#include "runtime/uneven_inputs.h"
 #include "support/catch.h"
 #include "support/error_of.h"
 

@@ -1,4 +1,4 @@
-#include "runtime/join.h"
+#include "runtime/uneven_inputs.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,4 +1,4 @@
-#include "core/control_group.h"
+#include "core/cgroup_limit.h"
 
 #include <sched.h>
 

@@ -1,4 +1,4 @@
-#include "runtime/step_graph.h"
+#include "runtime/recorded_step.h"
 
 #include <algorithm>
 #include <exception>

@@ -1,4 +1,4 @@
-// What control groups leave to this process of its machine.
+// What Linux's control groups (cgroups) leave to this process of its machine.
 #pragma once
 
 #include <cstdint>
