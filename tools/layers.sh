@@ -10,8 +10,8 @@ find include/tandem src \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -prin
   FNR == 1 { folder = FILENAME; sub(/^(include\/tandem|src)\//, "", folder); in_folder = sub(/\/.*/, "", folder) }
   !in_folder || !/^ *# *include/ { next }
   { other = $2; sub(/^tandem\//, "", other); sub(/\/.*/, "", other) }
-  /"/ && $2 ~ /\// && other !~ /^(c|version)\.h$/ && !(folder in place && other in place && place[other] <= place[folder]) ||
-  folder == "core" && other ~ /^(torch|ATen|c10|caffe2)$/ {
+  (/"/ && $2 ~ /\// || $2 ~ /^tandem\//) && other !~ /^(c|version)\.h$/ && !(folder in place && other in place && place[other] <= place[folder]) ||
+  folder == "core" && other ~ /^(torch|ATen|c10|caffe2|oneapi|tbb|nlohmann)$/ {
     print FILENAME ":" FNR ": " folder " includes " $2 ", which does not stand above it in docs/internals.md"; found = 1
   }
   END { exit found }' >&2

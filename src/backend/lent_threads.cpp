@@ -71,7 +71,12 @@ void raise_limit(int by) {
 class RaisedLimit {
  public:
   explicit RaisedLimit(int more) : more_(more) { raise_limit(more_); }
-  ~RaisedLimit() { raise_limit(-more_); }
+  ~RaisedLimit() {
+    try {
+      raise_limit(-more_);
+    } catch (...) {  // no memory for a lower one: the higher stays until the next change
+    }
+  }
   RaisedLimit(const RaisedLimit&) = delete;
   RaisedLimit& operator=(const RaisedLimit&) = delete;
 

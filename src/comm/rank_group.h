@@ -64,7 +64,8 @@ class RankGroup {
     std::span<void* const> payloads_;
   };
 
-  /// Bytes that a rank can send with a call of its own memory's: a single wait instead of a Call's two.
+  /// Bytes that a rank can send by mail. The group has the memory, so ranks wait for each other once, not twice as in a
+  /// Call.
   static constexpr std::size_t kMailBytes = 4 * 1024;
 
   /// Where `rank` writes what it sends with its next `exchange_mail`: kMailBytes, aligned to a cache line.

@@ -7,7 +7,7 @@
 
 namespace tandem::io {
 
-/// The same nesting of tuples, lists and dicts, with `change` called on every tensor; what is shared stays shared.
+/// A copy of nested tuples, lists and dicts, with `change` called on every tensor; what is shared stays shared.
 c10::IValue map_tensors(const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& change);
 
 }  // namespace tandem::io

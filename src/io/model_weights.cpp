@@ -127,7 +127,7 @@ void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors
   }
 }
 
-// The same numbers, of one type; NaN counts as equal to NaN.
+// Whether both have equal numbers, of one type; NaN counts as equal to NaN.
 bool same_numbers(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor x = a.contiguous(), y = b.contiguous();
   if (x.nbytes() == 0 || std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0) return true;

@@ -23,7 +23,8 @@ std::optional<at::ScalarType> type_of_storage(std::string_view name);  ///< \cop
 /// Whether LibTorch makes other numbers of it, and it of others.
 bool is_number(at::ScalarType type);
 
-/// The same memory as elements of a type of that size that every kernel knows: LibTorch copies some types in no way.
+/// A view of a tensor's memory as elements of a type of that size that every kernel knows: LibTorch cannot copy some
+/// types at all.
 at::Tensor as_plain(const at::Tensor& tensor);
 
 /// A copy, of any type. What is repeated in it (a stride of 0) stays repeated and takes no more memory.

@@ -89,7 +89,7 @@ std::string session_start(const Run& run, double time) {
   return data.bytes();
 }
 
-// The same with a SessionEndInfo.
+// Ends a run with a SessionEndInfo.
 std::string session_end(RunStatus status, double time) {
   constexpr int kSuccess = 1, kFailure = 2;
   ProtoWriter end, data;

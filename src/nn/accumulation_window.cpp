@@ -57,18 +57,20 @@ std::optional<double> AccumulationWindow::correction() const {
   return static_cast<double>(num_steps_) / length_;
 }
 
-void AccumulationWindow::use_mean() {
+void AccumulationWindow::check_mean() const {
   if (items_) throw ConfigError("backward(loss) after backward(loss_sum, items) in one accumulation window");
-  has_mean_ = true;
 }
 
-double AccumulationWindow::use_items(double items) {
+void AccumulationWindow::check_items(double items) const {
   if (has_mean_) throw ConfigError("backward(loss_sum, items) after backward(loss) in one accumulation window");
   if (items_are_reduced_)
     throw ConfigError(
         "backward(loss_sum, items) twice in the micro-batch that closes a window; add the losses up first");
   if (!(items >= 0) || std::isinf(items))
     throw ConfigError("backward with " + std::to_string(items) + " items; use their number, 0 or more");
+}
+
+double AccumulationWindow::use_items(double items) {
   items_ = this->items() + items;
   return *items_;
 }

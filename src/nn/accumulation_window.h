@@ -46,11 +46,15 @@ class AccumulationWindow : public GradientState {
 
   // ---- backward passes
 
-  /// Notes a backward pass of a mean loss. Throws ConfigError when the window has used sums.
-  void use_mean();
+  /// Throws ConfigError for a backward pass of a mean loss when the window has used sums.
+  void check_mean() const;
+  void use_mean() { has_mean_ = true; }  ///< notes one
 
-  /// Notes a backward pass of a sum over `items`, and returns those of the window so far. Throws ConfigError when the
-  /// window has used means or has its mean over all items already, and for a number that is none of items.
+  /// Throws ConfigError for a backward pass of a sum over `items` when the window has used means or has its mean over
+  /// all items already, and when `items` is no number of items.
+  void check_items(double items) const;
+
+  /// Notes one, and returns the items of the window so far.
   double use_items(double items);
 
   double items() const { return items_.value_or(0); }  ///< of this rank in the window so far

@@ -20,9 +20,10 @@ void BackwardPasses::run(const at::Tensor& loss, BackwardOptions options) {
   const trace::Range range(trace::Event::backward);
   nn::AccumulationWindow& window = context_.window;
   context_.group->token().check();
-  window.use_mean();
+  window.check_mean();
   if (context_.observer) context_.observer->after_backward(loss);
   const at::Tensor mean = window.divisor() > 1 ? loss / window.divisor() : loss;
+  window.use_mean();
   parts_.reducers.keep_apart(!window.closes_window() || (join_.active() && !window.reduces()));
   if (window.reduces())
     run_and_reduce(mean, options, join_.meet(Join::Turn::reduces_mean));
@@ -38,8 +39,9 @@ void BackwardPasses::run(const at::Tensor& loss_sum, double items, BackwardOptio
   nn::AccumulationWindow& window = context_.window;
   context_.group->token().check();
   if (window.records()) throw ConfigError("backward(loss_sum, items) asks the other ranks; use backward(loss)");
-  const double all_of_window = window.use_items(items);
+  window.check_items(items);
   if (context_.observer && items > 0) context_.observer->after_backward(loss_sum / items);
+  const double all_of_window = window.use_items(items);
   parts_.reducers.keep_apart(!window.pass_ends_sums());
   if (window.pass_ends_sums())
     run_sum(loss_sum, all_of_window, options);

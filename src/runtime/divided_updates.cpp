@@ -24,13 +24,13 @@ std::unique_ptr<optim::ShardedOptimizer> DividedUpdates::divide(torch::optim::Op
 }
 
 void DividedUpdates::begin_apart() {
-  apart_ = true;
   for (const auto& reducer : parts_.reducers) reducer->weights().separate();
   for_each_divided(&optim::ShardedOptimizer::pause);
+  apart_ = true;  // last: where this fails, nobody would end it
 }
 
 void DividedUpdates::end_apart() {
-  apart_ = false;
+  apart_ = false;  // first, likewise
   for (const auto& reducer : parts_.reducers) reducer->weights().share();
   for_each_divided(&optim::ShardedOptimizer::resume);
 }

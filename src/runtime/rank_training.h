@@ -90,7 +90,8 @@ class RankTraining {
   /// As Accelerator::memory_summary.
   std::string memory_summary() const;
 
-  /// As Accelerator::throw_if_not_finite.
+  /// Throws Error when gradients were infinite or NaN, waiting for what is not known yet: see
+  /// nn::GradientReducerOptions::check_finite.
   void throw_if_not_finite() const;
 
  private:

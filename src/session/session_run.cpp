@@ -46,7 +46,7 @@ void release_memory(c10::Device device) {
   free_device_memory(device);
 }
 
-// By who called, and not by what a rank did before.
+// Whether the caller ended the launch, and no rank had failed before.
 bool is_cancellation(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);

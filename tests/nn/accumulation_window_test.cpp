@@ -82,7 +82,7 @@ TEST_CASE("a window has means or sums, not both, and its sums become a mean once
   window.begin_micro_batch(false);
   CHECK(window.use_items(3) == 3);
   CHECK(window.has_sums());
-  CHECK(error_of<ConfigError>([&] { window.use_mean(); }) ==
+  CHECK(error_of<ConfigError>([&] { window.check_mean(); }) ==
         "backward(loss) after backward(loss_sum, items) in one accumulation window");
   window.end_micro_batch();
   window.begin_micro_batch(false);
@@ -90,14 +90,14 @@ TEST_CASE("a window has means or sums, not both, and its sums become a mean once
   CHECK_FALSE(window.correction());
   window.reduce_items();
   CHECK_FALSE(window.has_sums());
-  CHECK_FALSE(error_of<ConfigError>([&] { window.use_items(1); }).empty());
+  CHECK_FALSE(error_of<ConfigError>([&] { window.check_items(1); }).empty());
   window.end_micro_batch();
   CHECK(window.items() == 0);
   window.use_mean();
-  CHECK_FALSE(error_of<ConfigError>([&] { window.use_items(1); }).empty());
+  CHECK_FALSE(error_of<ConfigError>([&] { window.check_items(1); }).empty());
   window.forget_mean();
   for (const double none : {-1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()})
-    CHECK_FALSE(error_of<ConfigError>([&] { window.use_items(none); }).empty());
+    CHECK_FALSE(error_of<ConfigError>([&] { window.check_items(none); }).empty());
 }
 
 TEST_CASE("an evaluation of a closure is a window of one, within whatever was open") {

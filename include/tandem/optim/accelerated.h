@@ -79,7 +79,7 @@ class AcceleratedOptimizer {
   /// The inner optimizer's parameter groups, whose options may be changed between steps, the same on all ranks.
   std::vector<torch::optim::OptimizerParamGroup>& param_groups() const;
 
-  /// What was known of its class when it was prepared, for SaveOptions::its_class.
+  /// What was known of its class when it was prepared.
   const OptimizerClass& its_class() const;
 
   /// How the update is divided over the ranks; null when it is not.

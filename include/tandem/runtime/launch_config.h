@@ -23,7 +23,7 @@ namespace tandem {
 
 class Backend;
 
-/// What ranks have in common instead of each having its own. Results are the same to the bit.
+/// What the ranks share: the optimizers' updates and state, and the weights. Results do not depend on it, to the bit.
 enum class Sharding {
   none,       ///< every rank has all weights and the whole state of its optimizers
   optimizer,  ///< each rank updates a part of the weights, and has the optimizer state of these (ZeRO stage 1)

@@ -9,7 +9,8 @@
 
 namespace tandem::detail {
 
-/// How one rank's calls of a compiled step go: some as they are, then one recorded, then replayed, where all ranks can.
+/// Decides what each call of a compiled step does on this rank: the first ones call the step, one records it, and the
+/// later ones replay that, where all ranks can.
 class StepGraph {
  public:
   virtual ~StepGraph() = default;
