@@ -34,7 +34,7 @@ std::vector<double> losses(const tandem::LaunchConfig& config, std::int64_t batc
     tandem::data::DataLoader data(tandem::data::TensorDataset(inputs, labels), {.batch_size = batch});
     auto [model, optimizer, loader] = accelerator.prepare(net, adamw, data);
     for (auto& [samples, targets] : loader) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       const at::Tensor loss = nn::functional::cross_entropy(model(samples), targets);
       accelerator.backward(loss);
       optimizer.step();

@@ -103,7 +103,7 @@ class Trainer {
   void run_epoch() {
     for (auto& [samples, targets] : loader_) {
       {
-        auto step = accelerator_.accumulate(model_);
+        auto window = accelerator_.accumulate(model_);
         train_step(samples, targets);
       }
       checkpoints_.save_if_due(last_update_made(), epoch_losses_);
@@ -112,7 +112,7 @@ class Trainer {
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
       const Batch nothing = tandem::data::to_device(inputs_.task->train_set().get_batch({}), accelerator_.device());
       {
-        auto step = accelerator_.accumulate_and_close(model_);
+        auto window = accelerator_.accumulate_and_close(model_);
         train_step(nothing.data, nothing.target);
       }
       checkpoints_.save_if_due(last_update_made(), epoch_losses_);

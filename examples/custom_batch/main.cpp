@@ -103,7 +103,7 @@ void train(tandem::Accelerator& accelerator, const char* mode) {
 
   while (train_batches.epoch() < 20)
     for (auto& batch : train_batches) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(torch::mse_loss(model(batch.images).squeeze(1), covered(batch.boxes)));
       optimizer.step();
       optimizer.zero_grad();

@@ -80,7 +80,7 @@ void Training::run(tandem::Accelerator& accelerator) {
   std::int64_t steps = 0;
   for (int epoch = 0; epoch < settings_.epochs && !accelerator.stop_requested(); ++epoch)
     for (auto& [images, labels] : batches) {
-      const auto step = accelerator.accumulate(model);
+      const auto window = accelerator.accumulate(model);
       const at::Tensor loss = torch::nn::functional::cross_entropy(model(images), labels);
       if (++steps % kCheckInterval == 0) check_loss(loss.item<double>());
       accelerator.backward(loss);

@@ -65,7 +65,7 @@ void finetune(tandem::Accelerator& accelerator, const std::string& weights, cons
 
   const double before = accuracy(accelerator, model, test_batches);
   for (auto& [images, labels] : train_batches) {
-    auto step = accelerator.accumulate(model);
+    auto window = accelerator.accumulate(model);
     accelerator.backward(nn::functional::cross_entropy(model(images), labels));
     optimizer.step();
     optimizer.zero_grad();

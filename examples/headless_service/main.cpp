@@ -81,7 +81,7 @@ void train(tandem::Accelerator& accelerator, const TrainingOptions& options) {
 
   while (optimizer.updates() < options.steps && !accelerator.stop_requested())
     for (auto& [points, sides] : batches) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       const auto loss = torch::nn::functional::cross_entropy(model(points), sides);
       if (!std::isfinite(loss.item<double>())) throw std::runtime_error("the loss is not finite; try a smaller lr");
       accelerator.backward(loss);

@@ -18,7 +18,7 @@ int main() {
         accelerator.prepare(net, adamw, cosine, train_data, test_data);
 
     for (auto& [images, labels] : train_batches) {
-      auto step = accelerator.accumulate(model);  // RAII: one micro-batch of an accumulation window
+      auto window = accelerator.accumulate(model);  // RAII: one micro-batch of an accumulation window
       auto loss = torch::nn::functional::cross_entropy(model(images), labels);
       accelerator.backward(loss);  // averages the gradients over the ranks
       accelerator.clip_grad_norm_(model, 1.0);
