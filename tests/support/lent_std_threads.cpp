@@ -14,7 +14,7 @@ namespace tandem {
 void set_intra_op_threads(int) {}
 
 struct LentThreads::Parts {
-  std::size_t most;
+  std::size_t most = 0;
   std::function<void()> work;
   std::mutex mutex;  // guards all below
   std::condition_variable came_back;
@@ -24,7 +24,10 @@ struct LentThreads::Parts {
 };
 
 LentThreads::LentThreads(int most, std::string, int, std::function<void()> work)
-    : parts_(new Parts{.most = static_cast<std::size_t>(most), .work = std::move(work)}) {}
+    : parts_(std::make_unique<Parts>()) {
+  parts_->most = static_cast<std::size_t>(most);
+  parts_->work = std::move(work);
+}
 
 LentThreads::~LentThreads() {
   {
