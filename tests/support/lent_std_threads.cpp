@@ -23,8 +23,7 @@ struct LentThreads::Parts {
   std::vector<std::jthread> threads = {};
 };
 
-LentThreads::LentThreads(int most, std::string, int, std::function<void()> work)
-    : parts_(std::make_unique<Parts>()) {
+LentThreads::LentThreads(int most, std::string, int, std::function<void()> work) : parts_(std::make_unique<Parts>()) {
   parts_->most = static_cast<std::size_t>(most);
   parts_->work = std::move(work);
 }
