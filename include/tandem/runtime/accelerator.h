@@ -58,8 +58,7 @@ class Accelerator : public Rank {
 
   // ---- preparing
 
-  /// Wraps models, optimizers, schedulers and data loaders, any number in any order, and returns them in that order.
-  /// Collective.
+  /// Wraps any number of models, optimizers, schedulers and data loaders, and returns them in their order. Collective.
   /// The results' types are PreparedModel, PreparedOptimizer, PreparedScheduler and PreparedLoader (prepared.h); what
   /// prepare returned comes back as it is. The objects given stay usable: they are what is trained. Temporary
   /// optimizers and schedulers do not compile, since nothing would keep them. What prepare refuses it refuses on all
@@ -266,9 +265,10 @@ class Accelerator : public Rank {
   /// parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's memory have it.
   std::string memory_summary() const;
 
-  /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank, on all ranks with half of it.
-  /// Returns the size that all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a
-  /// batch of 1 does not fit; CollectiveError when the ranks' `start` differs.
+  /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
+  /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
+  /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not fit;
+  /// CollectiveError when the ranks' `start` differs.
   ///
   /// `body` makes model, optimizer and loaders itself, so that a failed try frees them. What it prepared is forgotten
   /// and the rank's window and generators are set back, so that a size trains as if it had been the first. Ranks learn
