@@ -267,8 +267,8 @@ class Accelerator : public Rank {
 
   /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
   /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
-  /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not fit;
-  /// CollectiveError when the ranks' `start` differs.
+  /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
+  /// fit; CollectiveError when the ranks' `start` differs.
   ///
   /// `body` makes model, optimizer and loaders itself, so that a failed try frees them. What it prepared is forgotten
   /// and the rank's window and generators are set back, so that a size trains as if it had been the first. Ranks learn
