@@ -3,7 +3,6 @@
 #include <unordered_set>
 
 #include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
 
 #include "nn/clip_gradients.h"
 #include "tandem/core/error.h"
