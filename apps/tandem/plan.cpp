@@ -74,7 +74,7 @@ class AllRanks {
     const data::detail::AnyDataset any = loader.any_dataset();
     data::check_options(loader.options(), any.iterable());
     const auto plan = data::plan_options(loader.options(), configuration, any.length(), any.iterable(), request.ranks);
-    const auto shared = data::make_shared_parts(loader.options(), any, configuration, seed, plan, token_);
+    const auto shared = data::make_shared_parts(loader.options(), any, configuration, seed, plan, request.ranks, token_);
     for (int rank = 0; rank < request.ranks; ++rank) {
       const data::LoaderContext context{
           .rank = rank, .group = &group_, .active = &active_[static_cast<std::size_t>(rank)], .device = {}};
@@ -106,7 +106,7 @@ class AllRanks {
       }
       // As Accelerator::gather_for_metrics, which joins the ranks' rows and keeps as many as rank 0's loader says.
       const std::int64_t keep = loaders_.front()->status().samples_to_keep;
-      if (keep > 0 && !ended.front()) step.resize(static_cast<std::size_t>(keep));
+      if (keep >= 0 && !ended.front()) step.resize(static_cast<std::size_t>(keep));
       epoch.gathered.insert(epoch.gathered.end(), step.begin(), step.end());
     }
     epoch.remainder = loaders_.front()->remainder();

@@ -18,6 +18,9 @@ bool Checkpoints::resume() {
 }
 
 Losses Checkpoints::resumed_losses() const {
+  if (options_.launch.exact && !state_.epoch_losses.empty())
+    return {at::zeros({}, at::device(accelerator_.device())), 0, state_.epoch_losses.front(),
+            state_.epoch_batches.front()};
   double sum = 0;
   std::int64_t batches = 0;
   const auto ranks = static_cast<std::size_t>(accelerator_.world_size());
@@ -34,8 +37,14 @@ void Checkpoints::save_if_due(bool last, const Losses& epoch_losses) {
   records_.pause();
   saved_at_ = state_.steps;
   state_.flags = options_.flags;
-  state_.epoch_losses = accelerator_.gather_objects(epoch_losses.sum.defined() ? epoch_losses.sum.item<double>() : 0.0);
-  state_.epoch_batches = accelerator_.gather_objects(epoch_losses.batches);
+  if (options_.launch.exact) {
+    state_.epoch_losses = {epoch_losses.sum_of_means};
+    state_.epoch_batches = {epoch_losses.windows};
+  } else {
+    const double sum = epoch_losses.sum.defined() ? epoch_losses.sum.item<double>() : 0.0;
+    state_.epoch_losses = accelerator_.gather_objects(sum);
+    state_.epoch_batches = accelerator_.gather_objects(epoch_losses.batches);
+  }
   // The one before may have failed by now; this one is tried all the same.
   wait();
   failed_.clear();

@@ -11,7 +11,7 @@ std::optional<double> evaluate(tandem::Accelerator& accelerator, tandem::nn::Mod
   model->eval();
   const bool split = options.launch.data_loader.split_batches;
   auto loader = accelerator.prepare(tandem::data::DataLoader(
-      task.test_set(), {.batch_size = task.test_batch() * (split ? accelerator.world_size() : 1)}));
+      task.test_set(), {.batch_size = task.test_batch() * (split ? accelerator.logical_ranks() : 1)}));
   const auto classes = task.classes();
   std::optional<ClassReport> report;
   if (tracking.enabled() && !classes.empty()) report.emplace();

@@ -20,7 +20,7 @@ namespace {
 // Before the ranks start, so that nothing is printed of a training that cannot be.
 void check_fills_a_step(const Options& options, std::int64_t samples) {
   const bool split = options.launch.data_loader.split_batches;
-  const std::int64_t step = options.batch_size * (split ? 1 : options.machine.world_size());
+  const std::int64_t step = options.batch_size * (split ? 1 : options.logical_ranks());
   if (options.drop_last && samples < step)
     throw tandem::ConfigError("the training set of " + std::to_string(samples) +
                               " samples is smaller than a batch of all ranks (" + std::to_string(step) +
@@ -33,7 +33,7 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
   const auto& loaders = launch.data_loader;
   const tandem::data::EpochPlan plan({.length = samples,
                                       .batch_size = options.batch_size,
-                                      .ranks = options.machine.world_size(),
+                                      .ranks = options.logical_ranks(),
                                       .drop_last = options.drop_last,
                                       .even_batches = loaders.even_batches,
                                       .split_batches = loaders.split_batches,

@@ -273,7 +273,7 @@ Options finish(Raw raw) {
   options.shuffle = !raw.no_shuffle;
   options.progress = !raw.no_progress && !options.quiet;
   options.machine = examine_ranks(raw);
-  options.batch_size = loader_batch_size(raw, options.machine.world_size());
+  options.batch_size = loader_batch_size(raw, options.logical_ranks());
   check_output("--save-weights", options.save_weights);
   check_log(options.log_json);
   if (options.report && std::find(options.log_with.begin(), options.log_with.end(), "jsonl") == options.log_with.end())

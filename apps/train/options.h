@@ -86,6 +86,9 @@ struct Options {
   // Whose learning rate and so on count, with --resume.
   tandem::SettingsOf optimizer_options = tandem::SettingsOf::checkpoint;
 
+  /// Parts of a global batch: in exact mode its logical shards, otherwise one a rank.
+  int logical_ranks() const { return launch.exact ? launch.exact->logical_ranks : machine.world_size(); }
+
   bool cuda_graphs = false;
   bool quiet = false;
   bool progress = true;

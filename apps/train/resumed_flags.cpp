@@ -26,6 +26,8 @@ const std::map<std::string, OnResume>& decisions() {
       {"heads", kept},
       {"optimizer", kept},
       {"seed", kept},
+      {"exact", kept},
+      {"logical-ranks", kept},
       // What is trained, and how. Weights of other sizes are refused when they are loaded.
       {"hidden", inherited},
       {"block-size", inherited},

@@ -109,15 +109,17 @@ void Tracking::record() {
   const double seconds = std::chrono::duration<double>(now - std::exchange(recorded_, now)).count();
   // One call for everything: each rank has its times in a place of their own.
   const at::Tensor sums = accelerator_.reduce(at::tensor(mine, at::kDouble).to(accelerator_.device()));
-  if (trackers_.recording()) log_means(sums.cpu(), seconds);
+  if (trackers_.recording()) log_means(sums.cpu(), losses_, seconds);
   losses_ = {};
   samples_ = updates_ = 0;
 }
 
-void Tracking::log_means(const at::Tensor& sums, double seconds) {
+void Tracking::log_means(const at::Tensor& sums, const Losses& losses, double seconds) {
   const double* sum = sums.const_data_ptr<double>();
   const double updates = static_cast<double>(updates_);
-  std::vector<io::Scalar> values{{"train/loss", sum[0] / sum[1]},
+  // In exact mode it is that of all ranks already.
+  const double loss = losses.windows > 0 ? losses.sum_of_means / static_cast<double>(losses.windows) : sum[0] / sum[1];
+  std::vector<io::Scalar> values{{"train/loss", loss},
                                  {"train/lr", last_.lr},
                                  {"train/epoch", static_cast<double>(last_.epoch)},
                                  {"perf/samples_per_second", sum[2] / seconds},

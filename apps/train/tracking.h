@@ -61,7 +61,7 @@ class Tracking {
 
  private:
   void record();
-  void log_means(const at::Tensor& sums, double seconds);
+  void log_means(const at::Tensor& sums, const Losses& losses, double seconds);
 
   tandem::Accelerator& accelerator_;
   const std::int64_t every_;  // 0: nothing is recorded

@@ -128,6 +128,9 @@ class Trainer {
     const auto [loss, norm] = replayed_ ? (*replayed_)(inputs, targets) : compute_step(inputs, targets);
     window_.add({loss, samples > 0 ? 1 : 0});
     window_samples_ += samples;
+    if (options_.launch.exact)
+      if (const auto mean = accelerator_.window_mean(loss, samples > 0 ? 1 : 0))
+        window_.add({at::zeros_like(loss), 0, *mean, 1});
     if (accelerator_.sync_gradients()) end_update(norm);
     schedule_.step();  // after the records, which have the rate of the update just made
   }

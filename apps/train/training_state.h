@@ -12,8 +12,9 @@ namespace train {
 struct TrainingState {
   std::int64_t steps = 0;                   ///< optimizer updates made
   std::int64_t epoch = 0;                   ///< that is running, from 0
-  std::vector<double> epoch_losses;         ///< by rank, the sum of its batches' losses in the epoch so far
-  std::vector<std::int64_t> epoch_batches;  ///< by rank, how many batches these are
+  /// By rank, the sum of its batches' losses in the epoch so far; in exact mode that of the windows' means, once.
+  std::vector<double> epoch_losses;
+  std::vector<std::int64_t> epoch_batches;  ///< how many batches, or windows, these are
   tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
 
   c10::IValue state_dict() const;

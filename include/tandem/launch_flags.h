@@ -102,6 +102,17 @@ inline void add_flags_of_ranks(CLI::App& app, LaunchConfig& config) {
                   ->check(CLI::Range(1, 1024));
   gpus->excludes(devices)->excludes(cpu);
   devices->excludes(cpu);
+  const auto logical_ranks = [&config](int ranks) { config.exact = ExactOptions{.logical_ranks = ranks}; };
+  app.add_option_function<int>("--logical-ranks", logical_ranks,
+                               "--exact with N parts of a global batch, a power of two (default: 8)")
+      ->check(CLI::Range(1, 1024));
+  add_switch(
+      app, "--exact",
+      [&config](bool on) {
+        if (on && !config.exact) config.exact.emplace();
+        if (!on) config.exact.reset();
+      },
+      "the same bits on any number of ranks that divides the logical ones; see docs/exact.md");
   app.add_option("--threads-per-rank", config.threads_per_rank,
                  "intra-op threads of a CPU rank (default: cores / ranks)")
       ->check(CLI::Range(1, 1024));

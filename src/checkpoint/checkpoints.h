@@ -22,6 +22,7 @@
 #include "comm/rank_group.h"
 #include "nn/accumulation_window.h"
 #include "optim/state_dict.h"
+#include "rng/shard_generators.h"
 #include "tandem/checkpoint/checkpoint_options.h"
 #include "tandem/comm/detail/objects.h"
 #include "tandem/core/warning_sink.h"
@@ -41,6 +42,8 @@ struct CheckpointedRank {
   const WarningSink& on_warning;            ///< of the launch
   rng::RankGenerators& generators;          ///< the rank's defaults
   nn::AccumulationWindow& window;           ///< of its training
+  rng::ShardGenerators* shards = nullptr;   ///< in exact mode: of the logical shards that it computes
+  std::int64_t threads_per_rank = 1;        ///< of the launch
 };
 
 /// One rank's.
@@ -93,7 +96,7 @@ class Checkpoints {
   // ---- save_state.cpp
   StateSaver& saver();
   std::shared_ptr<io::CheckpointSeries> series();
-  GeneratorStates generator_states();
+  std::vector<GeneratorStates> generator_states();
   StateFile describe_state(const std::vector<GeneratorStates>& generators) const;
   optim::GroupValues group_values(const torch::optim::Optimizer& optimizer) const;
   optim::SaveOptions save_options(const optim::AcceleratedOptimizer& optimizer, const optim::ParameterNames& names);
@@ -113,6 +116,8 @@ class Checkpoints {
   std::int64_t updates_in(const c10::IValue& scheduler) const;
   void load_optimizers(const LoadedState& loaded, const LoadStateOptions& options);
   void load_generators(const StateFile& state);
+  void load_shard_generators(const StateFile& state);
+  void check_exact(const LoadedState& loaded) const;
 
   CheckpointedRank rank_;
   TrainingParts& parts_;

@@ -64,6 +64,12 @@ optim::GradScalerState scaler_state(const c10::IValue& file, const optim::GradSc
   return state;
 }
 
+void set_states(rng::RankGenerators& generators, const GeneratorStates& states, c10::Device device) {
+  generators.cpu.set_state(generator_state_of(states.cpu));
+  at::Generator* const cuda = generators.of_gpu(device);
+  if (cuda && cuda->defined() && !states.cuda.empty()) cuda->set_state(generator_state_of(states.cuda));
+}
+
 void check_count(const std::string& directory, const char* what, std::size_t stored, std::size_t prepared) {
   if (stored == prepared) return;
   throw CheckpointError(directory + ": is of " + std::to_string(stored) + " prepared " + what + ", and there are " +
@@ -83,6 +89,7 @@ std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_state(const std::str
   loaded->optimizers.resize(parts_.alive_optimizers().size());
   loaded->schedulers.resize(parts_.alive_schedulers().size());
   loaded->objects.resize(loaded->state ? registered_.objects.size() : 0);
+  check_exact(*loaded);
   if (loaded->state) check_counts(*loaded);
 
   const auto pickle = [&](const std::string& name) { return io::pickle_in(source.load(name), source.shown(name)); };
@@ -103,6 +110,24 @@ std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_state(const std::str
     for (const std::string& name : loaded->state->hook_files) loaded->hook_files[name] = source.reader()->read(name);
   source.verify();
   return loaded;
+}
+
+// In exact mode: whether it goes on with the same bits.
+void Checkpoints::check_exact(const LoadedState& loaded) const {
+  if (!rank_.shards) return;
+  const std::size_t shards = rank_.shards->of_shards().size() * static_cast<std::size_t>(rank_.group.world_size());
+  const auto& state = loaded.state;
+  if (!state || !state->exact)
+    throw CheckpointError(loaded.directory + ": was not made in exact mode, which cannot go on from it with the bits "
+                          "that it would have; load its weights with load_model");
+  if (state->generators.size() != shards)
+    throw CheckpointError(loaded.directory + ": is of " + std::to_string(state->generators.size()) +
+                          " logical ranks, and this training has " + std::to_string(shards) +
+                          "; set exact.logical_ranks to those of the checkpoint");
+  if (state->exact->threads_per_rank != rank_.threads_per_rank)
+    throw CheckpointError(loaded.directory + ": was made in exact mode with " +
+                          std::to_string(state->exact->threads_per_rank) + " threads a rank, and this training has " +
+                          std::to_string(rank_.threads_per_rank) + ", which compute other bits; set threads_per_rank");
 }
 
 void Checkpoints::check_counts(const LoadedState& loaded) const {
@@ -260,16 +285,22 @@ void Checkpoints::load_optimizers(const LoadedState& loaded, const LoadStateOpti
 
 // A rank that was not there before begins a stream of its own, which none has had.
 void Checkpoints::load_generators(const StateFile& state) {
+  if (rank_.shards) return load_shard_generators(state);
   const auto index = static_cast<std::size_t>(rank_.rank);
   if (index >= state.generators.size()) {
     const auto updates = state.optimizers.empty() ? 0 : state.optimizers[0].updates;
     rng::manual_seed(rng::rank_seed(rank_.seed + static_cast<std::uint64_t>(updates), rank_.rank));
     return;
   }
-  const GeneratorStates& states = state.generators[index];
-  rank_.generators.cpu.set_state(generator_state_of(states.cpu));
-  at::Generator* const cuda = rank_.generators.of_gpu(device());
-  if (cuda && cuda->defined() && !states.cuda.empty()) cuda->set_state(generator_state_of(states.cuda));
+  set_states(rank_.generators, state.generators[index], device());
+}
+
+void Checkpoints::load_shard_generators(const StateFile& state) {
+  auto& shards = rank_.shards->of_shards();
+  const auto ranks = static_cast<std::size_t>(rank_.group.world_size());
+  for (std::size_t i = 0; i < shards.size(); ++i)
+    set_states(shards[i], state.generators[static_cast<std::size_t>(rank_.rank) + i * ranks], device());
+  set_states(rank_.shards->outside(), state.exact->outside, device());
 }
 
 Checkpoints::Loaded Checkpoints::load(const std::string& directory, const LoadStateOptions& options) {

@@ -26,6 +26,13 @@ io::NewFile pickle_file(const std::string& directory, const std::string& name, c
           }};
 }
 
+GeneratorStates states_of(rng::RankGenerators& generators, c10::Device device) {
+  GeneratorStates states{.cpu = bytes_of(generators.cpu.get_state()), .cuda = {}};
+  if (const at::Generator* cuda = generators.of_gpu(device); cuda && cuda->defined())
+    states.cuda = bytes_of(cuda->get_state());
+  return states;
+}
+
 io::NewFile text_file(const std::string& name, const std::string& text) {
   return {name, [text](const io::WriteBytes& write) { write(text.data(), text.size()); }};
 }
@@ -55,10 +62,11 @@ void Checkpoints::finish_saving() {
   if (saver_) saver_->wait();
 }
 
-GeneratorStates Checkpoints::generator_states() {
-  GeneratorStates states{.cpu = bytes_of(rank_.generators.cpu.get_state()), .cuda = {}};
-  if (const at::Generator* cuda = rank_.generators.of_gpu(device()); cuda && cuda->defined())
-    states.cuda = bytes_of(cuda->get_state());
+// This rank's, in exact mode by its shards.
+std::vector<GeneratorStates> Checkpoints::generator_states() {
+  if (!rank_.shards) return {states_of(rank_.generators, device())};
+  std::vector<GeneratorStates> states;
+  for (rng::RankGenerators& shard : rank_.shards->of_shards()) states.push_back(states_of(shard, device()));
   return states;
 }
 
@@ -79,6 +87,7 @@ StateFile Checkpoints::describe_state(const std::vector<GeneratorStates>& genera
   state.scaler = parts_.scaler.has_value();
   state.objects = static_cast<std::int64_t>(registered_.objects.size());
   state.generators = generators;
+  if (rank_.shards) state.exact = {rank_.threads_per_rank, states_of(rank_.shards->outside(), device())};
   state.micro_batches = rank_.window.count();
   return state;
 }
@@ -170,8 +179,11 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
       throw ConfigError("save_state without a directory needs LaunchConfig::checkpoints.directory");
     synchronize(device());
   });
-  const auto generators =
+  const auto of_ranks =
       comm::detail::gather_objects(rank_.group, rank_.rank, generator_states());  // the work of all ranks is done
+  std::vector<GeneratorStates> generators;
+  for (std::size_t sub_step = 0; sub_step < of_ranks.front().size(); ++sub_step)
+    for (const auto& of_rank : of_ranks) generators.push_back(of_rank[sub_step]);
   StateSaver::Job job;  // on rank 0; without a directory: left out
   on_main_for_all([&] {
     if (options.background && options.when_busy == WhenBusy::skip && saver().busy()) return;

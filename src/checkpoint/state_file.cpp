@@ -98,6 +98,10 @@ class Fields {
   const std::string where_;
 };
 
+Json to_json(const GeneratorStates& states) { return {{"cpu", hex(states.cpu)}, {"cuda", hex(states.cuda)}}; }
+
+GeneratorStates generator_states(const Fields& fields) { return {fields.bytes("cpu"), fields.bytes("cuda")}; }
+
 Json to_json(const data::SamplerState& sampler) {
   Json json{{"seed", sampler.seed}, {"order", sampler.order}, {"running", sampler.running}};
   json["drawn"] = Json::array();
@@ -188,7 +192,9 @@ std::string to_text(const StateFile& state, const std::string& shown) {
   for (const data::LoaderState& one : state.loaders) json["loaders"].push_back(to_json(one));
   json["generators"] = Json::array();
   for (const GeneratorStates& one : state.generators)
-    json["generators"].push_back({{"cpu", hex(one.cpu)}, {"cuda", hex(one.cuda)}});
+    json["generators"].push_back(to_json(one));
+  if (state.exact)
+    json["exact"] = {{"threads_per_rank", state.exact->threads_per_rank}, {"outside", to_json(state.exact->outside)}};
   json["hook_files"] = Json::array();
   for (const std::string& name : state.hook_files) json["hook_files"].push_back({{"name", name}});
   return io::exact_json(json, shown, 1) + "\n";
@@ -216,9 +222,11 @@ StateFile parse_state_file(const std::string& text, const std::string& shown) {
   });
   for (std::size_t i = 0; i < in_file.size(); ++i)
     if (in_file[i] > 0) state.sampler_files.push_back(i);
-  state.generators = fields.list("generators", [](const Fields& one) {
-    return GeneratorStates{one.bytes("cpu"), one.bytes("cuda")};
-  });
+  state.generators = fields.list("generators", generator_states);
+  if (fields.has("exact")) {
+    const Fields exact = fields.object("exact");
+    state.exact = {exact.count("threads_per_rank"), generator_states(exact.object("outside"))};
+  }
   state.hook_files = fields.list("hook_files", [](const Fields& one) { return one.text("name"); });
   return state;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,12 @@ struct OptimizerCounts {
   bool last_step_was_skipped = false;
 };
 
+/// What exact mode has beside the generators of its logical shards.
+struct ExactState {
+  std::int64_t threads_per_rank = 1;
+  GeneratorStates outside;  ///< what draws outside of any shard's work
+};
+
 struct StateFile {
   std::int64_t models = 0, objects = 0;  ///< how many there are in files of their own
   bool scaler = false;
@@ -27,7 +34,8 @@ struct StateFile {
   std::vector<std::int64_t> scheduler_steps;  ///< of LibTorch's: updates; of others -1, because their files say it
   std::vector<data::LoaderState> loaders;
   std::vector<std::size_t> sampler_files;   ///< loaders whose sampler's state is in a file of its own; when it was read
-  std::vector<GeneratorStates> generators;  ///< by rank
+  std::vector<GeneratorStates> generators;  ///< by rank; in exact mode by logical shard
+  std::optional<ExactState> exact;          ///< nothing: not made in exact mode
   std::int64_t micro_batches = 0;           ///< GradientState::step
   std::vector<std::string> hook_files;
 };

@@ -58,9 +58,10 @@ std::optional<RankStep> DataLoaderDispatcher::feed_and_take() {
 }
 
 bool DataLoaderDispatcher::everybody_has_room() const {
+  const auto each = static_cast<std::size_t>(context().shards);
   for (const auto& ring : (*end_)->rings)
-    if (ring->size() >= ring->capacity()) return false;
-  return own_.size() < parts_.ahead.depth;
+    if (ring->size() + each > ring->capacity()) return false;
+  return own_.size() < parts_.ahead.depth * each;
 }
 
 void DataLoaderDispatcher::hand_out(std::optional<Step> step) {
@@ -68,10 +69,20 @@ void DataLoaderDispatcher::hand_out(std::optional<Step> step) {
   // Only an epoch without a step is announced as such: otherwise all know by the last step.
   const StepInfo info = step ? step->info : StepInfo{.remainder = feeder_->remainder()};
   comm::RankGroup::WaitScope waiting(*context().group, 0, "to hand a batch to a rank that lags behind");
-  for (int rank = 1; rank < parts_.shared->plan.ranks; ++rank)
-    (*end_)->ring(rank).push({epoch_number(), epoch_, info,
-                              step ? std::move(step->batches[static_cast<std::size_t>(rank)]) : detail::AnyBatch()});
-  if (step) own_.push_back({step->info, std::move(step->batches.front())});
+  const int ranks = parts_.shared->ranks;
+  if (!step)
+    for (int rank = 1; rank < ranks; ++rank) (*end_)->ring(rank).push({epoch_number(), epoch_, info, {}});
+  for (int sub_step = 0; step && sub_step < context().shards; ++sub_step) hand_out(*step, sub_step);
+}
+
+void DataLoaderDispatcher::hand_out(Step& step, int sub_step) {
+  const int ranks = parts_.shared->ranks;
+  const std::int64_t rows = step.rows * ranks;
+  const StepInfo info = info_of_sub_step(step.info, sub_step, context().shards, sub_step * rows, rows);
+  const auto batch_of = [&](int rank) { return std::move(step.batches[static_cast<std::size_t>(sub_step * ranks + rank)]); };
+  for (int rank = 1; rank < ranks; ++rank)
+    (*end_)->ring(rank).push({epoch_number(), epoch_, info, batch_of(rank)});
+  own_.push_back({info, batch_of(0)});
 }
 
 std::optional<RankStep> DataLoaderDispatcher::receive() {
@@ -84,7 +95,7 @@ std::optional<RankStep> DataLoaderDispatcher::receive() {
       throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " + std::to_string(rank) +
                             " did; all ranks must leave it at the same step");
     if (item->epoch != epoch_) throw_other_epoch(item->epoch, epoch_);
-    ended_ = !item->batch || item->info.last;
+    ended_ = !item->batch || item->info.ends_epoch();
     remainder_ = item->info.remainder;
     if (!item->batch) return std::nullopt;
     return RankStep{item->info, std::move(item->batch)};

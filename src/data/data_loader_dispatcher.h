@@ -35,6 +35,7 @@ class DataLoaderDispatcher final : public LoaderBase {
   std::optional<RankStep> feed_and_take();
   bool everybody_has_room() const;
   void hand_out(std::optional<Step> step);
+  void hand_out(Step& step, int sub_step);
   std::optional<RankStep> receive();
 
   LoaderParts parts_;

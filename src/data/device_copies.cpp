@@ -11,7 +11,7 @@ std::optional<RankStep> DeviceCopies::next(Take take, Ready ready) {
   Copied mine = *std::exchange(ahead_, std::nullopt);
   if (mine.error) std::rethrow_exception(mine.error);
   if (!mine.step) return std::nullopt;
-  if (!mine.step->info.last && ready()) start(take);
+  if (!mine.step->info.ends_epoch() && ready()) start(take);
   // The memory belongs to the copies' stream: who frees it must know that this one still uses it.
   const c10::Stream compute = stream_.compute();
   mine.step->batch.for_each_tensor([&](at::Tensor& tensor) {

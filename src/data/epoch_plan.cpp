@@ -1,6 +1,7 @@
 #include "tandem/data/epoch_plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <string>
 
@@ -50,6 +51,10 @@ std::int64_t EpochPlan::steps(int rank) const {
 
 std::int64_t EpochPlan::len(int rank) const {
   return options_.split_batches && !options_.dispatch ? steps(0) : steps(rank);
+}
+
+std::int64_t EpochPlan::samples(std::int64_t step, int rank) const {
+  return step < full_ ? per_rank_ : std::ssize(positions(step, rank));
 }
 
 std::vector<std::int64_t> EpochPlan::positions(std::int64_t step, int rank) const {

@@ -8,11 +8,21 @@
 
 namespace tandem::data {
 
-StepInfo EpochSteps::info(std::int64_t step, int rank) const {
-  StepInfo info{.step = step, .last = step + 1 >= steps(rank), .last_of_all = step + 1 >= steps(0)};
+StepInfo EpochSteps::info(std::int64_t step, const RankShards& shards, int sub_step) const {
+  StepInfo info{.step = step, .last = step + 1 >= steps(shards.rank), .last_of_all = step + 1 >= steps(0)};
   info.remainder = remainder();
-  if (info.last_of_all) info.samples_to_keep = std::max<std::int64_t>(info.remainder, 0);
-  return info;
+  if (info.last_of_all && info.remainder > 0) info.samples_to_keep = info.remainder;
+  const int first = sub_step * shards.ranks;
+  const bool cuts = info.samples_to_keep >= 0;
+  return info_of_sub_step(info, sub_step, shards.present(step, [this](int rank) { return steps(rank); }),
+                          cuts ? rows(step, 0, first) : 0, cuts ? rows(step, first, first + shards.ranks) : 0);
+}
+
+// Of these ranks together.
+std::int64_t EpochSteps::rows(std::int64_t step, int first, int last) const {
+  std::int64_t rows = 0;
+  for (int rank = first; rank < last && step < steps(rank); ++rank) rows += samples(step, rank);
+  return rows;
 }
 
 std::vector<std::int64_t> SampledSteps::indices(std::int64_t step, int rank) const {

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <vector>
 
+#include "data/rank_shards.h"
 #include "tandem/data/detail/step_info.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/data/sampler.h"
@@ -35,8 +37,14 @@ class EpochSteps {
   /// A number, not 0, that is another one for another order, as good as always. Takes as long as the epoch is.
   virtual std::uint64_t fingerprint() const = 0;
 
-  /// What `rank` is told of `step` (0 <= step < steps(rank)).
-  StepInfo info(std::int64_t step, int rank) const;
+  /// Samples of `rank` in `step` (0 <= step < steps(rank)).
+  virtual std::int64_t samples(std::int64_t step, int rank) const = 0;
+
+  /// What a rank is told of its sub-step `sub_step` of `step`, which it has.
+  StepInfo info(std::int64_t step, const RankShards& shards, int sub_step) const;
+
+ private:
+  std::int64_t rows(std::int64_t step, int first, int last) const;
 };
 
 /// Steps of a sampler's order.
@@ -46,6 +54,7 @@ class SampledSteps final : public EpochSteps {
   SampledSteps(EpochPlan plan, EpochOrder order) : plan_(std::move(plan)), order_(std::move(order)) {}
 
   std::int64_t steps(int rank) const override { return plan_.steps(rank); }
+  std::int64_t samples(std::int64_t step, int rank) const override { return plan_.samples(step, rank); }
   std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
   std::int64_t remainder() const override { return plan_.remainder(); }
   std::uint64_t fingerprint() const override;
@@ -68,6 +77,7 @@ class BatchSampledSteps final : public EpochSteps {
   BatchSampledSteps(BatchSampler::Batches batches, EpochPlanOptions options);
 
   std::int64_t steps(int rank) const override;
+  std::int64_t samples(std::int64_t step, int rank) const override { return std::ssize(indices(step, rank)); }
   std::vector<std::int64_t> indices(std::int64_t step, int rank) const override;
   std::int64_t remainder() const override;
   std::uint64_t fingerprint() const override;

@@ -1,6 +1,5 @@
 #include "data/iterable_dataset_shard.h"
 
-#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -52,7 +51,7 @@ StepInfo IterableDatasetShard::info(int rank) const {
   info.last = step_ + 1 >= plan_.steps(rank);
   info.last_of_all = step_ + 1 >= plan_.steps(0);
   info.remainder = plan_.remainder();
-  if (info.last_of_all) info.samples_to_keep = std::max<std::int64_t>(info.remainder, 0);
+  if (info.last_of_all && info.remainder > 0) info.samples_to_keep = info.remainder;
   return info;
 }
 

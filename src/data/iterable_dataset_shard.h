@@ -27,6 +27,9 @@ class IterableDatasetShard {
   /// The samples of `rank` in this step, a std::vector of them; none for a rank without one (uneven ranks).
   std::any samples(int rank) const;
 
+  /// How many samples each rank has in this step.
+  std::int64_t rows() const { return plan_.samples(step_, 0); }
+
   /// What `rank` is told of this step; what depends on the stream's length only once its end is known.
   StepInfo info(int rank) const;
 

@@ -74,21 +74,22 @@ detail::AnyBatch LoaderBase::next() {
   if (!running_ || !may_take()) return {};
   auto step = take_on_device();
   if (!step) {
-    if (!status_.last) used_up();  // nobody took a last sample, but the epoch is all the same used up
+    if (!status_.ends_epoch()) used_up();  // nobody took a last sample, but the epoch is all the same used up
     if (status_.step < 0) status_.remainder = known_remainder();
     counter_->epoch += 1;
     leave();
     return {};
   }
   status_ = step->info;
-  handed_out_ += 1;
-  if (status_.last) used_up();
+  handed_out_ += status_.ends_step() ? 1 : 0;
+  if (status_.ends_epoch()) used_up();
+  if (context_.on_batch) context_.on_batch();
   return std::move(step->batch);
 }
 
 // False where a session stops: the epoch is left, to go on from here.
 bool LoaderBase::may_take() {
-  if (!context_.before_batch ||
+  if (!context_.before_batch || !status_.ends_step() ||
       context_.before_batch({counter_->number, &status_, counter_->epoch, handed_out_, steps()}))
     return true;
   const LoaderState here = state();
@@ -110,12 +111,17 @@ void LoaderBase::leave() {
   if (!std::exchange(running_, false)) return;
   counter_->running = nullptr;
   context_.active->leave(&status_);
+  if (context_.on_batch) context_.on_batch();
   if (copies_) copies_->drop();
   end_epoch();
 }
 
 LoaderState LoaderBase::state() const {
   if (counter_->running && counter_->running != this) return counter_->running->state();
+  if (running_ && !status_.ends_step())
+    throw ConfigError("the state of " + context_.name +
+                      " within a global batch, of which other logical shards are to come; in exact mode ask for it when "
+                      "the window has closed");
   const SamplerPosition here = running_              ? position_
                                : planner_ && reads() ? planner_->position_before(counter_->begun + 1)
                                                      : SamplerPosition();
@@ -145,8 +151,13 @@ std::int64_t LoaderBase::remainder() const {
 
 std::int64_t LoaderBase::steps_without_batch() const {
   if (stopped_) return 0;
-  const std::int64_t mine = std::max(planner().steps(context_.rank), first_step_);
-  return std::max<std::int64_t>(planner().steps(0) - mine, 0);
+  const RankShards shards{context_.rank, context_.group->world_size(), context_.shards};
+  std::int64_t missing = 0;
+  for (int i = 0; i < shards.each; ++i) {
+    const std::int64_t mine = std::max(planner().steps(shards.shard(i)), first_step_);
+    missing += std::max<std::int64_t>(planner().steps(0) - mine, 0);
+  }
+  return missing;
 }
 
 const StepPlanner& LoaderBase::planner() const {

@@ -73,8 +73,8 @@ class LoaderBase {
   /// start).
   std::int64_t remainder() const;
 
-  /// Steps that other ranks have after this rank's last, in the epoch that was begun last; 0 where a session has
-  /// stopped it, for all ranks.
+  /// Batches that this rank lacks where other ranks have one, at the end of the epoch that was begun last; 0 where a
+  /// session has stopped it, for all ranks.
   std::int64_t steps_without_batch() const;
 
   const StepInfo& status() const { return status_; }         ///< the step that was handed out last

@@ -24,6 +24,7 @@ struct EpochPosition {
 /// Where a prepared loader runs.
 struct LoaderContext {
   int rank = 0;                         ///< which of the launch
+  int shards = 1;                       ///< parts of a step that it takes: see RankShards
   comm::RankGroup* group = nullptr;     ///< outlives the loader
   ActiveLoaders* active = nullptr;      ///< of the rank; outlives the loader
   std::optional<c10::Device> device;    ///< where batches go; empty: they stay where the dataset made them
@@ -32,7 +33,8 @@ struct LoaderContext {
   std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
   /// Called by each rank before it takes a batch; false: the epoch ends there, early.
   std::function<bool(const EpochPosition&)> before_batch = {};
-  std::string name = "a data loader";  ///< what errors call it
+  std::function<void()> on_batch = {};  ///< called by each rank when it has taken a batch, or left an epoch
+  std::string name = "a data loader";   ///< what errors call it
 };
 
 }  // namespace tandem::data

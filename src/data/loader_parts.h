@@ -16,6 +16,7 @@ namespace tandem::data {
 /// What all ranks of one prepared loader share.
 struct SharedParts {
   EpochPlanOptions plan;                          ///< the length is 0 for an iterable
+  int ranks = 1;                                  ///< of the launch, that share the plan's parts
   std::shared_ptr<StepPlanner> planner = {};      ///< null for an iterable
   std::int64_t global_batch_size = 0;             ///< samples of a full step of all ranks; 0: of different sizes
   std::shared_ptr<WorkerPool> pool = {};          ///< null: ranks read when they need a batch

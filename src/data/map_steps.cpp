@@ -6,8 +6,9 @@
 
 namespace tandem::data {
 
-MapSteps::MapSteps(std::shared_ptr<StepPlanner> planner, int rank, std::uint64_t seed, detail::AnyDataset dataset)
-    : planner_(std::move(planner)), rank_(rank), seed_(seed), dataset_(std::move(dataset)) {}
+MapSteps::MapSteps(std::shared_ptr<StepPlanner> planner, RankShards shards, std::uint64_t seed,
+                   detail::AnyDataset dataset)
+    : planner_(std::move(planner)), shards_(shards), seed_(seed), dataset_(std::move(dataset)) {}
 
 void MapSteps::start(const EpochStart& start) {
   if (dataset_.set_epoch) {
@@ -17,20 +18,31 @@ void MapSteps::start(const EpochStart& start) {
   steps_ = planner_->begin(start.number, start.epoch);
   epoch_ = start.epoch;
   step_ = start.first_step;
+  sub_step_ = 0;
 }
 
 StepSource::Job MapSteps::next() {
-  if (step_ >= steps_->steps(rank_)) return {};
+  const int shards = shards_.present(step_, [this](int shard) { return steps_->steps(shard); });
+  if (shards == 0) return {};
   // Jobs end before the source does; the steps may be another epoch's by then.
-  return [this, steps = steps_, epoch = epoch_, step = step_++] { return make(*steps, epoch, step); };
+  Job job = [this, steps = steps_, epoch = epoch_, step = step_, sub_step = sub_step_] {
+    return make(*steps, epoch, step, sub_step);
+  };
+  sub_step_ += 1;
+  if (sub_step_ == shards) {
+    sub_step_ = 0;
+    step_ += 1;
+  }
+  return job;
 }
 
-Step MapSteps::make(const EpochSteps& steps, std::int64_t epoch, std::int64_t step) const {
-  Step made{steps.info(step, rank_), {}};
+Step MapSteps::make(const EpochSteps& steps, std::int64_t epoch, std::int64_t step, int sub_step) const {
+  Step made{steps.info(step, shards_, sub_step), {}};
   const EpochPlanOptions& plan = planner_->options();
-  ReadContext context{.seed = seed_, .epoch = epoch, .step = step, .rank = rank_};
+  ReadContext context{.seed = seed_, .epoch = epoch, .step = step, .rank = shards_.rank};
+  if (plan.dispatch) made.rows = steps.samples(step, 0);
   if (!plan.dispatch) {
-    made.batches.push_back(dataset_.read(steps.indices(step, rank_), context));
+    made.batches.push_back(dataset_.read(steps.indices(step, shards_.shard(sub_step)), context));
   } else if (plan.split_batches && plan.ranks > 1) {
     read_for_all(made, steps, context);
   } else {

@@ -41,10 +41,10 @@ std::shared_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const Da
 
 std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
                                           const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                          const EpochPlanOptions& plan) {
+                                          const EpochPlanOptions& plan, int ranks) {
   if (options.shuffle && plan.length == 0)
     throw DataError("an empty dataset cannot be shuffled; give it samples or set shuffle = false");
-  const int readers = plan.dispatch ? 1 : plan.ranks;
+  const int readers = plan.dispatch ? 1 : ranks;
   if (options.batch_sampler) return std::make_shared<StepPlanner>(plan, options.batch_sampler, readers, seed);
   return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers, seed);
 }
@@ -67,16 +67,17 @@ std::shared_ptr<StreamReader> make_stream_reader(const detail::AnyDataset& datas
   return std::make_shared<StreamReader>(plan, seed, dataset.make_windows(EpochPlan(plan).global_batch_size()), token);
 }
 
-std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared, int rank,
-                                        std::uint64_t seed) {
+std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared,
+                                        RankShards shards, std::uint64_t seed) {
   const bool same_kind = dataset.iterable() == !shared.planner;
   if (!same_kind || (shared.stream && *dataset.sample_type != *shared.sample_type))
     throw DataError(
         "a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
-        std::to_string(rank));
-  if (!dataset.iterable()) return std::make_unique<MapSteps>(shared.planner, rank, seed, dataset);
+        std::to_string(shards.rank));
+  if (shared.plan.dispatch) shards = {.ranks = shared.plan.ranks};  // all parts at once
+  if (!dataset.iterable()) return std::make_unique<MapSteps>(shared.planner, shards, seed, dataset);
   auto stream = shared.stream ? shared.stream : make_stream_reader(dataset, shared.plan, seed);
-  return std::make_unique<StreamSteps>(std::move(stream), rank, seed, dataset.collate);
+  return std::make_unique<StreamSteps>(std::move(stream), shards, seed, dataset.collate);
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
@@ -143,17 +144,20 @@ EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoader
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
                                                      const detail::AnyDataset& dataset,
                                                      const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                                     const EpochPlanOptions& plan, CancelToken& token) {
-  auto shared = std::make_shared<SharedParts>(SharedParts{.plan = plan, .sample_type = dataset.sample_type});
-  if (!dataset.iterable()) shared->planner = make_planner(options, configuration, seed, plan);
+                                                     const EpochPlanOptions& plan, int ranks, CancelToken& token) {
+  auto shared =
+      std::make_shared<SharedParts>(SharedParts{.plan = plan, .ranks = ranks, .sample_type = dataset.sample_type});
+  if (!dataset.iterable()) shared->planner = make_planner(options, configuration, seed, plan, ranks);
   shared->global_batch_size =
       shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
   shared->pool = make_worker_pool(options, token);
   if (dataset.iterable() && !plan.dispatch && plan.ranks > 1)
     shared->stream = make_stream_reader(dataset, plan, seed, &token);
   // Deep enough for what the workers read ahead, and one more: a rank that is scheduled late does not stop rank 0.
-  if (plan.dispatch)
-    shared->channel = std::make_shared<DispatchChannel>(plan.ranks, read_ahead_depth(options) + 1, token);
+  if (plan.dispatch) {
+    const std::size_t depth = (read_ahead_depth(options) + 1) * static_cast<std::size_t>(plan.ranks / ranks);
+    shared->channel = std::make_shared<DispatchChannel>(ranks, depth, token);
+  }
   return shared;
 }
 
@@ -161,9 +165,10 @@ std::shared_ptr<LoaderBase> make_loader(const DataLoaderOptions& options, const 
                                         std::shared_ptr<const SharedParts> shared, std::uint64_t seed,
                                         LoaderContext context) {
   const int rank = context.rank;
+  const RankShards shards{rank, shared->ranks, context.shards};
   LoaderParts parts{
       .shared = shared,
-      .make_source = [dataset, shared, rank, seed] { return make_source(dataset, *shared, rank, seed); },
+      .make_source = [dataset, shared, shards, seed] { return make_source(dataset, *shared, shards, seed); },
       .ahead = {.depth = read_ahead_depth(options), .in_order = options.in_order, .timeout = options.timeout}};
   if (rank == 0) parts.end = std::make_shared<StreamEnd>(shared->stream);
   if (!shared->channel) return std::make_shared<DataLoaderShard>(std::move(context), std::move(parts));
@@ -178,7 +183,10 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
   EpochPlanOptions plan;
   check_together(context, [&] {
     check_options(options, dataset.iterable());
-    plan = plan_options(options, configuration, dataset.length(), dataset.iterable(), context.group->world_size());
+    require(context.shards == 1 || options.in_order,
+            "in_order = false in exact mode, whose batches come in the order of their logical shards; leave it on");
+    plan = plan_options(options, configuration, dataset.length(), dataset.iterable(),
+                        context.group->world_size() * context.shards);
   });
   check_same_plan(context, plan);
   context.name = name_of_loader(dataset, plan);
@@ -187,7 +195,8 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
   std::shared_ptr<const SharedParts> shared;
   check_together(context, [&] {
     if (context.rank == 0)
-      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->token());
+      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->world_size(),
+                                 context.group->token());
   });
   shared = share_from_main(context, *dataset.batch_type, shared);
   return make_loader(options, dataset, std::move(shared), seed, std::move(context));

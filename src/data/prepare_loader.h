@@ -22,16 +22,17 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
 /// Throws ConfigError when options do not go together or are out of range; DataError for shuffling an iterable.
 void check_options(const DataLoaderOptions& options, bool iterable);
 
-/// Options of the plan by which a loader of `length` samples is divided.
+/// Options of the plan by which a loader of `length` samples is divided into parts for `ranks`, in exact mode the
+/// logical ones.
 EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
                               std::int64_t length, bool iterable, int ranks);
 
-/// What the ranks of a loader share. Made once, by rank 0. Throws ConfigError for options that do not go together,
+/// What the `ranks` of a launch that have a loader share. Made once, by rank 0. Throws ConfigError for options that do not go together,
 /// DataError when there is nothing to shuffle.
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
                                                      const detail::AnyDataset& dataset,
                                                      const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                                     const EpochPlanOptions& plan, CancelToken& token);
+                                                     const EpochPlanOptions& plan, int ranks, CancelToken& token);
 
 /// The loader of the rank that `context` names.
 std::shared_ptr<LoaderBase> make_loader(const DataLoaderOptions& options, const detail::AnyDataset& dataset,

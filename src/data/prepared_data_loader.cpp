@@ -51,7 +51,7 @@ std::int64_t PreparedDataLoaderBase::steps_without_batch() const { return loader
 
 std::int64_t PreparedDataLoaderBase::remainder() const { return loader_->remainder(); }
 
-bool PreparedDataLoaderBase::end_of_dataloader() const { return loader_->status().last; }
+bool PreparedDataLoaderBase::end_of_dataloader() const { return loader_->status().ends_epoch(); }
 
 std::int64_t PreparedDataLoaderBase::total_batch_size() const { return loader_->global_batch_size(); }
 

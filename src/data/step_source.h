@@ -9,10 +9,11 @@
 
 namespace tandem::data {
 
-/// A step with its batches: one a rank where rank 0 reads for all, otherwise the reading rank's only.
+/// A step with its batches: one for each part of the plan where rank 0 reads for all, otherwise the reading rank's only.
 struct Step {
-  StepInfo info;                          ///< which step it is
-  std::vector<detail::AnyBatch> batches;  ///< by rank, or the only one
+  StepInfo info;                          ///< which step, or sub-step of the reading rank, it is
+  std::vector<detail::AnyBatch> batches;  ///< by part, or the only one
+  std::int64_t rows = 0;                  ///< samples of each of them where rank 0 reads for all
 };
 
 /// What one rank gets of a step.

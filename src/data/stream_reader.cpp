@@ -163,7 +163,7 @@ std::string StreamReader::advance(Epoch& epoch) {
 }
 
 StreamReader::Part StreamReader::part(const IterableDatasetShard& shard, int reader) const {
-  Part part{shard.info(reader), {}, {}};
+  Part part{shard.info(reader), {}, {}, shard.rows()};
   const EpochPlan plan(plan_);
   const std::int64_t begin = part.info.step * plan.global_batch_size(), each = plan.global_batch_size() / plan_.ranks;
   for (int rank = plan_.dispatch ? 0 : reader; rank <= (plan_.dispatch ? plan_.ranks - 1 : reader); ++rank) {

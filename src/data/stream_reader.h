@@ -32,6 +32,7 @@ class StreamReader {
     StepInfo info;                        ///< which step it is
     std::vector<std::any> samples;        ///< of each rank where `plan` dispatches, otherwise of the reader
     std::vector<std::int64_t> positions;  ///< in the stream: of the first of each of these
+    std::int64_t rows = 0;                ///< samples of each rank in the step
   };
 
   /// For the ranks of `plan`, or for rank 0 where it dispatches. `make_window` makes what reads an epoch. `token`, of

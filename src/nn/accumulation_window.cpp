@@ -9,7 +9,7 @@
 
 namespace tandem {
 
-bool GradientState::end_of_dataloader() const { return loaders_.current() && loaders_.current()->last; }
+bool GradientState::end_of_dataloader() const { return loaders_.current() && loaders_.current()->ends_epoch(); }
 
 std::int64_t GradientState::remainder() const { return loaders_.current() ? loaders_.current()->remainder : -1; }
 
@@ -26,22 +26,36 @@ void AccumulationWindow::check_micro_batch() const {
         "accumulate(a, b)");
 }
 
-void AccumulationWindow::begin_micro_batch(bool close) {
+void AccumulationWindow::begin_micro_batch(bool close, bool last) {
+  if (sub_step_ == 0)
+    count_micro_batch(close);
+  else if (close && !is_last_)
+    throw ConfigError("accumulate_and_close in logical shard " + std::to_string(sub_step_ + 1) + " of the " +
+                      std::to_string(sub_steps_) +
+                      " that this rank computes of a global batch, whose window stays open; in exact mode close it in "
+                      "all of them alike");
+  last_sub_step_ = last || sub_step_ + 1 == sub_steps_;
+  closes_window_ = is_last_ && last_sub_step_;
+  has_passed_ = updated_ = false;
+  inside_ = true;
+}
+
+void AccumulationWindow::count_micro_batch(bool close) {
   const bool last_step = loaders_.current() && loaders_.current()->last_of_all;
   if (close || (sync_with_dataloader_ && last_step)) {
     count_ = 0;
-    closes_window_ = true;
+    is_last_ = true;
   } else {
     count_ += 1;
-    closes_window_ = count_ % num_steps_ == 0;
+    is_last_ = count_ % num_steps_ == 0;
   }
   length_ += 1;
-  inside_ = true;
   if (length_ == 1) has_mean_ = false;  // of passes before it
 }
 
 void AccumulationWindow::end_micro_batch() {
   inside_ = false;
+  sub_step_ = last_sub_step_ ? 0 : sub_step_ + 1;
   if (closes_window_) begin();
 }
 
@@ -53,7 +67,7 @@ void AccumulationWindow::begin() {
 }
 
 std::optional<double> AccumulationWindow::correction() const {
-  if (!closes_window_ || length_ < 2 || length_ >= num_steps_ || items_) return std::nullopt;
+  if (!is_last_ || length_ < 2 || length_ >= num_steps_ || items_) return std::nullopt;
   return static_cast<double>(num_steps_) / length_;
 }
 

@@ -13,14 +13,19 @@ class Recording;
 /// A GradientState as Tandem itself moves it on.
 class AccumulationWindow : public GradientState {
  public:
-  /// `sync_with_dataloader`: the end of a loader closes the window.
-  AccumulationWindow(int num_steps, bool sync_with_dataloader) : GradientState(num_steps, sync_with_dataloader) {}
+  /// `sync_with_dataloader`: the end of a loader closes the window. `sub_steps`: into how many a micro-batch is cut,
+  /// those of the logical shards that fall to the rank in exact mode, which follow each other.
+  AccumulationWindow(int num_steps, bool sync_with_dataloader, int sub_steps = 1)
+      : GradientState(num_steps, sync_with_dataloader), sub_steps_(sub_steps) {}
 
   // ---- micro-batches
 
   /// Begins a micro-batch: decides whether it closes the window (as Accelerate's `_do_sync`), which `close` makes it.
   /// Ranks with fewer steps than others decide like these, so that all windows close together.
-  void begin_micro_batch(bool close);
+  ///
+  /// Of several sub-steps the first decides for all, and the last closes the window; `last` makes this one the last
+  /// that the rank has. Throws ConfigError where a later one asks for more.
+  void begin_micro_batch(bool close, bool last = false);
 
   /// Throws ConfigError where none may begin: within another one, and within the closure of an optimizer's step.
   void check_micro_batch() const;
@@ -31,8 +36,12 @@ class AccumulationWindow : public GradientState {
   /// Begins a window, without micro-batches and items so far.
   void begin();
 
+  int sub_step() const { return sub_step_; }                  ///< which of them is, or comes next, from 0
+  int sub_steps() const { return sub_steps_; }                ///< of a micro-batch
+  bool is_last_micro_batch() const { return is_last_; }       ///< whether this one ends the window, after all sub-steps
   bool is_open() const { return length_ > 0; }                ///< whether it has micro-batches so far
   bool in_micro_batch() const { return inside_; }             ///< within accumulate()
+  bool ends_step() const { return last_sub_step_; }           ///< whether this sub-step is the rank's last
   int length() const { return length_; }                      ///< micro-batches so far, this one included
   bool is_between() const { return !is_open() && !inside_; }  ///< whether one has ended and the next has not begun
 
@@ -69,13 +78,30 @@ class AccumulationWindow : public GradientState {
   void forget_mean() { has_mean_ = false; }
 
   /// What a mean loss is divided by, so that the window's gradients add up to their mean.
-  int divisor() const { return inside_ && closes_window_ ? length_ : num_steps_; }
+  int divisor() const { return inside_ && is_last_ ? length_ : num_steps_; }
 
   /// Whether a backward pass now is a window of its own: outside of accumulate(), but for those that add up in no_sync.
   bool pass_is_window() const { return !inside_ && syncs(); }
 
   /// Whether backward(loss_sum, items) now is the last of its window, and makes the gradients the mean over the items.
   bool pass_ends_sums() const { return closes_window_ && (inside_ || !no_sync_); }
+
+  // ---- passes of logical shards, in exact mode
+
+  /// A pass of the micro-batch has added to gradients that are still to be reduced.
+  void note_pass() {
+    has_passed_ = awaits_reduction_ = true;
+    updated_ = false;
+  }
+  bool has_passed() const { return has_passed_; }              ///< whether one has
+  void note_reduction() { awaits_reduction_ = false; }         ///< they are reduced
+  bool awaits_reduction() const { return awaits_reduction_; }  ///< whether they are still to be, of the whole window
+  void note_update() { updated_ = has_passed_; }               ///< a step or zero_grad was asked for
+  bool is_updated() const { return updated_; }                 ///< whether one was, since the last pass
+
+  /// Whether zero_grad acts now: it does as optimizers do, and before the first pass of any shard in the window's last
+  /// micro-batch.
+  bool drops_gradients() const { return acts() || (inside_ && is_last_ && !has_passed_); }
 
   // ---- scopes
 
@@ -121,8 +147,16 @@ class AccumulationWindow : public GradientState {
   Recording* records() const;
 
  private:
+  void count_micro_batch(bool close);
+
   std::int64_t count_ = 0;
   int length_ = 0;
+  int sub_steps_;
+  int sub_step_ = 0;
+  bool last_sub_step_ = true;
+  bool has_passed_ = false, updated_ = false;  // in this micro-batch
+  bool awaits_reduction_ = false;
+  bool is_last_ = true;  // as closes_window_, of all sub-steps
   bool inside_ = false;
   bool has_mean_ = false;
   std::optional<double> items_;

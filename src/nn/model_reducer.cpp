@@ -220,6 +220,18 @@ void ModelReducer::forget_pass() {
   adds_locally_ = false;
 }
 
+void ModelReducer::reduced_elsewhere(const std::vector<bool>& reached) {
+  told_.passes += 1;
+  for (std::size_t i = 0; i < slots_.size(); ++i) reached_[i] = reached[i] ? PassReport::kDense : 0;
+  forget_pass();
+}
+
+std::vector<at::Tensor> ModelReducer::followed_tensors() const {
+  auto tensors = synchronized_buffers();
+  for (at::Tensor& weight : renormed_weights(*module_)) tensors.push_back(weight);
+  return tensors;
+}
+
 bool ModelReducer::shares_gradient(const at::Tensor& parameter) const {
   const ParameterSlot& slot = slots_[index_.at(parameter.unsafeGetTensorImpl())];
   const at::Tensor& gradient = parameter.grad();

@@ -79,6 +79,9 @@ class ModelReducer final : public GradientReducer {
     return options_.broadcast_buffers ? buffers_ : std::vector<at::Tensor>();
   }
 
+  /// The same and the weights that forward passes write to: what ranks' replicas have of rank 0's beside the updates.
+  std::vector<at::Tensor> followed_tensors() const;
+
   /// Whether the parameter was the model's when it was prepared.
   bool has(const at::Tensor& parameter) const { return index_.contains(parameter.unsafeGetTensorImpl()); }
 
@@ -156,6 +159,7 @@ class ModelReducer final : public GradientReducer {
   void check_finite();                 ///< begins to look for infinite and NaN values
   void end_pass();                     ///< learns from it for the next one
   void forget_pass();                  ///< what a pass has reached that is reduced elsewhere
+  void reduced_elsewhere(const std::vector<bool>& reached);  ///< the same, and which parameters some rank's had reached
 
   /// When the pass's last gradient of this model came on rank 0, by RankPass::arrivals; 0: it had none.
   std::uint64_t last_arrival() const { return last_arrival_; }

@@ -27,6 +27,10 @@ void check_plain_step(const OptimizerShared& shared) {
     throw ConfigError(
         "LBFGS evaluates the loss several times a step, and needs a closure for it: optimizer.step([&] { "
         "optimizer.zero_grad(); auto loss = ...; accelerator.backward(loss); return loss; })");
+  if (shared.state.awaits_reduction())
+    throw ConfigError(
+        "step() without the gradients of all logical shards: the last of them that this rank computes has made no "
+        "backward pass in this window; let each make one, of a loss of 0 where there is nothing to learn");
   if (shared.state.has_sums())
     throw ConfigError(
         "step() on gradients that are sums over items: no backward(loss_sum, items) has ended the window and made "
@@ -82,6 +86,7 @@ void count_update(OptimizerShared& shared) {
 
 void AcceleratedOptimizer::step() {
   shared_->token.check();
+  shared_->state.note_update();
   if (!shared_->state.acts()) return;
   check_plain_step(*shared_);
   const trace::Range range(trace::Event::optimizer);
@@ -118,7 +123,9 @@ at::Tensor AcceleratedOptimizer::step(const Closure& closure) {
 bool AcceleratedOptimizer::step_was_skipped() const { return shared_->skipped; }
 
 void AcceleratedOptimizer::zero_grad(bool set_to_none) {
-  if (!shared_->state.acts()) return;
+  const bool drops = shared_->state.drops_gradients();
+  shared_->state.note_update();
+  if (!drops) return;
   shared_->inner.zero_grad(set_to_none);
   if (shared_->scaler) shared_->scaler->gradients_dropped(shared_->inner);
 }

@@ -24,7 +24,7 @@ using ClosureSteps = std::function<void(const Closure& closure, const std::funct
 /// One prepared optimizer. What it refers to outlives it.
 struct AcceleratedOptimizer::Shared {
   torch::optim::Optimizer& inner;
-  const nn::AccumulationWindow& state;
+  nn::AccumulationWindow& state;
   const CancelToken& token;
   GradScaler* scaler = nullptr;                 // has scaled the gradients; null: they are as they are
   std::optional<FusedStep> fused_step{};        // updates the parameters where it can, instead of inner.step()

@@ -37,6 +37,14 @@ at::Tensor Accelerator::clip_grad_norm_(const std::vector<at::Tensor>& parameter
   return training_.clipping.clip_norm(parameters, max_norm, norm_type);
 }
 
+std::optional<double> Accelerator::window_mean(double value, double weight) {
+  return training_.means.add(value, weight);
+}
+
+std::optional<double> Accelerator::window_mean(const at::Tensor& value, double weight) {
+  return training_.means.add(value.item<double>(), weight);
+}
+
 void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, double limit) {
   training_.clipping.clip_values(parameters, limit);
 }

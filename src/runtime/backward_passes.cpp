@@ -5,6 +5,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "runtime/exact_training.h"
 #include "runtime/step_observer.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
@@ -24,6 +25,7 @@ void BackwardPasses::run(const at::Tensor& loss, BackwardOptions options) {
   if (context_.observer) context_.observer->after_backward(loss);
   const at::Tensor mean = window.divisor() > 1 ? loss / window.divisor() : loss;
   window.use_mean();
+  if (exact_) return run_exactly(mean, options, /*items=*/false);
   parts_.reducers.keep_apart(!window.closes_window() || (join_.active() && !window.reduces()));
   if (window.reduces())
     run_and_reduce(mean, options, join_.meet(Join::Turn::reduces_mean));
@@ -42,6 +44,10 @@ void BackwardPasses::run(const at::Tensor& loss_sum, double items, BackwardOptio
   window.check_items(items);
   if (context_.observer && items > 0) context_.observer->after_backward(loss_sum / items);
   const double all_of_window = window.use_items(items);
+  if (exact_) {
+    exact_->use_items(items);
+    return run_exactly(loss_sum, options, /*items=*/true);
+  }
   parts_.reducers.keep_apart(!window.pass_ends_sums());
   if (window.pass_ends_sums())
     run_sum(loss_sum, all_of_window, options);
@@ -49,6 +55,19 @@ void BackwardPasses::run(const at::Tensor& loss_sum, double items, BackwardOptio
     run_and_reduce(loss_sum, options, join_.meet(Join::Turn::reduces_mean));
   else
     run_alone(loss_sum, options);
+}
+
+// The gradients of a logical shard, and those of the window when it closes.
+void BackwardPasses::run_exactly(const at::Tensor& loss, BackwardOptions options, bool items) {
+  warnings_.look_for_raw_forward();
+  parts_.reducers.before_pass();
+  const at::Tensor as_autograd_sees_it = scaled(loss);
+  exact_->before_pass();
+  as_autograd_sees_it.backward({}, retains(options), options.create_graph);
+  exact_->after_pass();
+  if (!context_.window.closes_window()) return;
+  exact_->reduce(items);
+  if (items) context_.window.reduce_items();
 }
 
 // The last of a window, whose gradients become the mean over its items: those of all ranks, or of this one.

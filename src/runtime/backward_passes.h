@@ -12,6 +12,8 @@
 
 namespace tandem {
 
+class ExactTraining;
+
 /// One rank's.
 class BackwardPasses {
  public:
@@ -19,6 +21,9 @@ class BackwardPasses {
   BackwardPasses(RankContext& context, TrainingParts& parts, Join& join, const StepRecorder& recorder,
                  TrainingWarnings& warnings)
       : context_(context), parts_(parts), join_(join), recorder_(recorder), warnings_(warnings) {}
+
+  /// In exact mode, whose passes are another thing.
+  void set_exact(ExactTraining* exact) { exact_ = exact; }
 
   /// As Accelerator::backward.
   void run(const at::Tensor& loss, BackwardOptions options);
@@ -34,6 +39,7 @@ class BackwardPasses {
   at::Tensor scaled(const at::Tensor& loss);
   void run_alone(const at::Tensor& loss, BackwardOptions options);
   void run_and_reduce(const at::Tensor& loss, BackwardOptions options, int main);
+  void run_exactly(const at::Tensor& loss, BackwardOptions options, bool items);
   void run_sum(const at::Tensor& loss_sum, double all_of_window, BackwardOptions options);
 
   RankContext& context_;
@@ -41,6 +47,7 @@ class BackwardPasses {
   Join& join_;
   const StepRecorder& recorder_;
   TrainingWarnings& warnings_;
+  ExactTraining* exact_ = nullptr;
 };
 
 }  // namespace tandem

@@ -7,4 +7,7 @@ namespace tandem {
 /// Throws ConfigError for what fits no machine.
 void check_config(const LaunchConfig& config);
 
+/// Gives the configuration what exact mode implies. Throws ConfigError when the ranks do not fit it.
+void apply_exact(AcceleratorState& state);
+
 }  // namespace tandem

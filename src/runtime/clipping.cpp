@@ -44,7 +44,7 @@ at::Tensor Clipping::clip_norm(const std::vector<at::Tensor>& parameters, double
   unscale_gradients_of(parameters);
   const auto gradients = nn::reduced_gradients(parts_.reducers, parameters);
   if (gradients.empty()) return at::zeros({}, at::dtype(at::kFloat).device(context_.device()));
-  if (context_.world_size() == 1 && !context_.config().fused_optimizers) {
+  if (context_.world_size() == 1 && !context_.config().fused_optimizers && !context_.config().exact) {
     at::Tensor norm = nn::total_norm_as_torch(gradients, norm_type);
     nn::clip_as_torch(gradients, norm, max_norm);
     return norm;
@@ -59,7 +59,7 @@ at::Tensor Clipping::clip_norm(const std::vector<at::Tensor>& parameters, double
 
 bool Clipping::clips_together(const nn::ReducedGradient& first) const {
   const nn::GradientReducerOptions& options = context_.config().gradient_reducer;
-  return context_.world_size() > 1 && first.reducer && options.share_gradients && options.gradient_as_bucket_view &&
+  return context_.world_size() > 1 && !context_.config().exact && first.reducer && options.share_gradients && options.gradient_as_bucket_view &&
          context_.communicator->shares_memory() && !updates_.apart();
 }
 

@@ -115,13 +115,13 @@ void Rank::gather_parts(ValueParts& parts, std::int64_t keep) {
   for (at::Tensor& tensor : parts.tensors) {
     const auto of_ranks = context_.communicator->all_gather(tensor);
     tensor = tensor.dim() == 0 ? at::stack(of_ranks) : at::cat(of_ranks);
-    if (keep > 0) tensor = tensor.slice(0, 0, keep);
+    if (keep >= 0) tensor = tensor.slice(0, 0, keep);
   }
   if (parts.numbers.empty()) return;
   const auto of_ranks = exchange_numbers(context_, parts, {.operation = "all_gather"});
   for (std::size_t place = 0; place < parts.numbers.size(); ++place) {
     auto all = joined(of_ranks, place);
-    if (keep > 0) all.resize(std::min(all.size(), static_cast<std::size_t>(keep)));
+    if (keep >= 0) all.resize(std::min(all.size(), static_cast<std::size_t>(keep)));
     parts.numbers[place].values = std::move(all);
   }
 }

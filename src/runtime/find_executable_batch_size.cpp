@@ -80,10 +80,15 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
 }
 
 std::function<void()> RankTraining::undo_point() {
-  std::vector<std::pair<at::Generator, at::Tensor>> generators{
-      {context.generators.cpu, context.generators.cpu.get_state()}};
-  for (const at::Generator& generator : context.generators.cuda)
-    if (generator.defined()) generators.emplace_back(generator, generator.get_state());
+  std::vector<std::pair<at::Generator, at::Tensor>> generators;
+  const auto note = [&generators](const rng::RankGenerators& all) {
+    generators.emplace_back(all.cpu, all.cpu.get_state());
+    for (const at::Generator& generator : all.cuda)
+      if (generator.defined()) generators.emplace_back(generator, generator.get_state());
+  };
+  note(context.generators);
+  if (context.shards)
+    for (const rng::RankGenerators& shard : context.shards->of_shards()) note(shard);
   std::optional<optim::GradScalerState> scaler;
   if (parts.scaler) scaler = parts.scaler->state();
   return [this, generators, scaler, window = context.window, place = join.place(), trigger = context.trigger,

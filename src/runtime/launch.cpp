@@ -18,6 +18,7 @@
 #include "comm/error_text.h"
 #include "core/thread_team.h"
 #include "runtime/check_config.h"
+#include "runtime/determinism.h"
 #include "runtime/launch_observer.h"
 #include "runtime/rank_training.h"
 #include "tandem/core/error.h"
@@ -147,7 +148,11 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
                       .group = &group,
                       .communicator = nullptr,
                       .generators = rng::make_generators(state.config.seed, rank, device),
-                      .window = {state.config.gradient_accumulation_steps, state.config.sync_with_dataloader}};
+                      .window = {state.config.gradient_accumulation_steps, state.config.sync_with_dataloader,
+                                 state.logical_ranks() / state.world_size()}};
+  if (state.config.exact)
+    context.shards = std::make_unique<rng::ShardGenerators>(state.config.seed, rank, state.world_size(),
+                                                       context.shards_each(), device, context.generators);
   const RankScope scope(context);
   context.communicator = session.make_communicator(rank);
   const auto cancel_if_thrown = [&](const std::function<void()>& work) {
@@ -257,6 +262,7 @@ void require_no_rank() {
 
 void run_ranks(const AcceleratorState& state, const Program& program) {
   const LaunchConfig& config = state.config;
+  const Determinism determinism(config);
   const GpuSettings settings(config);
   if (config.keep_tensor_memory) install_rank_memory();
   CancelToken token;
@@ -292,7 +298,9 @@ void launch_on(const AcceleratorState& state, const std::function<void(Accelerat
   require_no_rank();
   if (!state.backend || state.devices.empty()) throw ConfigError("launch_on needs a state that `examine` has given");
   check_config(state.config);
-  run_ranks(state, {body, nullptr});
+  AcceleratorState mine = state;
+  apply_exact(mine);
+  run_ranks(mine, {body, nullptr});
 }
 
 }  // namespace tandem

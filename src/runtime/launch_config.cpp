@@ -1,6 +1,7 @@
 #include "tandem/runtime/launch_config.h"
 
 #include <algorithm>
+#include <bit>
 
 #include <torch/version.h>
 
@@ -28,13 +29,28 @@ std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<i
   return devices;
 }
 
+bool is_power_of_two(int number) { return number > 0 && std::has_single_bit(static_cast<unsigned>(number)); }
+
+void check_logical_ranks(int ranks) {
+  require(is_power_of_two(ranks) && ranks <= kMostRanks,
+          "exact.logical_ranks " + std::to_string(ranks) + " is no power of two from 1 to " +
+              std::to_string(kMostRanks) + "; use 8, for example");
+}
+
+// The most ranks that exact mode can have of so many.
+int fitting_ranks(int ranks, const LaunchConfig& config) {
+  if (!config.exact) return ranks;
+  const int most = std::min(ranks, config.exact->logical_ranks);
+  return static_cast<int>(std::bit_floor(static_cast<unsigned>(std::max(most, 1))));
+}
+
 void choose_gpus(PartialState& state, const LaunchConfig& config) {
   if (config.gpus) require(*config.gpus >= 1, "gpus " + std::to_string(*config.gpus) + " is too small; use 1 or more");
   state.backend = config.backend ? config.backend : gpu_backend();
   std::vector<int> indices = config.devices;
   if (indices.empty()) {
     const int available = state.backend->device_count();
-    const int wanted = config.gpus.value_or(available);
+    const int wanted = config.gpus.value_or(fitting_ranks(available, config));
     require(wanted <= available,
             "gpus " + std::to_string(wanted) + ", but this machine has " + std::to_string(available));
     for (int index = 0; index < wanted; ++index) indices.push_back(index);
@@ -51,6 +67,17 @@ void choose_cpu(PartialState& state, int ranks) {
 
 }  // namespace
 
+void apply_exact(AcceleratorState& state) {
+  if (!state.config.exact) return;
+  const int ranks = state.world_size(), logical = state.config.exact->logical_ranks;
+  require(logical % ranks == 0, std::to_string(ranks) + " ranks do not divide the " + std::to_string(logical) +
+                                    " logical ranks of exact mode; use " +
+                                    std::to_string(fitting_ranks(ranks, state.config)) + " ranks");
+  state.config.sharding = Sharding::none;
+  state.config.tf32 = state.config.tf32.value_or(false);
+  if (state.config.threads_per_rank == 0 && state.devices.front().is_cpu()) state.config.threads_per_rank = 1;
+}
+
 void check_config(const LaunchConfig& config) {
   const int ways = (config.gpus ? 1 : 0) + (config.devices.empty() ? 0 : 1) + (config.cpu ? 1 : 0);
   require(ways <= 1, "gpus, devices and cpu exclude each other; give one of them");
@@ -62,6 +89,7 @@ void check_config(const LaunchConfig& config) {
   require(config.scheduler_steps_per_update >= 1, "scheduler_steps_per_update " +
                                                       std::to_string(config.scheduler_steps_per_update) +
                                                       " is too small; use 1 or more");
+  if (config.exact) check_logical_ranks(config.exact->logical_ranks);
   require(config.timeout.count() > 0, "timeout must be positive");
   optim::GradScaler::check(config.grad_scaler);
 }
@@ -82,12 +110,13 @@ AcceleratorState examine(const LaunchConfig& config) {
     try {
       choose_gpus(state, config);
     } catch (const ConfigError&) {  // no GPU is usable
-      choose_cpu(state, default_cpu_ranks());
+      choose_cpu(state, fitting_ranks(default_cpu_ranks(), config));
     }
   }
+  apply_exact(state);
   state.backend_name = state.backend->name();
   state.threads_per_rank =
-      config.threads_per_rank > 0 ? config.threads_per_rank : std::max(1, state.cores / state.world_size());
+      state.config.threads_per_rank > 0 ? state.config.threads_per_rank : std::max(1, state.cores / state.world_size());
   return state;
 }
 

@@ -31,6 +31,8 @@ class AloneScope {
 
 void train_locally(RankContext& context, TrainingParts& parts, DividedUpdates& updates, const Join& join, int steps,
                    const std::function<void(nn::LocalSgd&)>& body) {
+  if (context.config().exact)
+    throw ConfigError("local_sgd in exact mode: ranks would train on their own, and how many there are would count");
   if (context.window.trains_alone()) throw ConfigError("local_sgd within local_sgd");
   if (join.active()) throw ConfigError("local_sgd within join_uneven_inputs, whose ranks take different steps");
   const std::string call = "local_sgd with " + std::to_string(steps) + " steps between averages";

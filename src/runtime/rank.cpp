@@ -23,9 +23,11 @@ bool Rank::cancelled() const { return context_.group->token().cancelled(); }
 
 comm::Communicator& Rank::communicator() const { return *context_.communicator; }
 
+int Rank::logical_ranks() const { return context_.logical_ranks(); }
+
 std::int64_t Rank::samples_to_keep() const {
   const data::StepInfo* loader = context_.window.loaders().current();
-  return loader ? loader->samples_to_keep : 0;
+  return loader ? loader->samples_to_keep : -1;
 }
 
 comm::RankGroup& Rank::group() const { return *context_.group; }

@@ -8,6 +8,7 @@
 
 #include "comm/rank_group.h"
 #include "nn/accumulation_window.h"
+#include "rng/shard_generators.h"
 #include "tandem/comm/communicator.h"
 #include "tandem/rng/generators.h"
 #include "tandem/runtime/launch_config.h"
@@ -26,6 +27,11 @@ struct RankContext {
   StepObserver* observer = nullptr;                  ///< of its steps; may be null
   bool trigger = false;                              ///< Rank::set_trigger
 
+  std::unique_ptr<rng::ShardGenerators> shards = {};      ///< in exact mode; otherwise null
+
+  /// Parts of a global batch: in exact mode its logical shards, otherwise one a rank.
+  int logical_ranks() const { return state->logical_ranks(); }
+  int shards_each() const { return logical_ranks() / world_size(); }  ///< that fall to each rank
   int world_size() const { return state->world_size(); }
   bool is_main() const { return rank == 0; }
   const LaunchConfig& config() const { return state->config; }

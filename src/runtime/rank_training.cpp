@@ -25,7 +25,9 @@ CheckpointedRank checkpointed(RankContext& context) {
           .options = config.checkpoints,
           .on_warning = config.on_warning,
           .generators = context.generators,
-          .window = context.window};
+          .window = context.window,
+          .shards = context.shards.get(),
+          .threads_per_rank = context.state->threads_per_rank};
 }
 
 }  // namespace
@@ -38,8 +40,14 @@ RankTraining::RankTraining(RankContext& rank)
       warnings(rank, parts),
       recorder(rank, parts, join),
       passes(rank, parts, join, recorder, warnings),
-      clipping(rank, parts, updates) {
+      clipping(rank, parts, updates),
+      means(rank) {
   const LaunchConfig& config = context.config();
+  if (config.exact) {
+    exact.emplace(context, parts, join);
+    join.set_exact(&*exact);
+    passes.set_exact(&*exact);
+  }
   if (config.mixed_precision == Precision::fp16)
     parts.scaler.emplace(config.grad_scaler, context.device(),
                          [this](at::Tensor& found_inf) { agree_on_step(found_inf); });
@@ -110,6 +118,8 @@ void RankTraining::after_update(const torch::optim::Optimizer& optimizer) {
 
 void RankTraining::step_with_closure(const optim::Closure& closure,
                                      const std::function<void(const optim::Closure&)>& step) {
+  if (exact)
+    throw ConfigError("step(closure) in exact mode, whose logical shards take turns: a closure would see one of them");
   if (join.active()) throw ConfigError("step(closure) within join_uneven_inputs, whose ranks take different steps");
   step([&] { return passes.evaluate(closure); });
   if (!context.window.in_micro_batch()) passes.end_window();
@@ -129,12 +139,14 @@ std::shared_ptr<data::LoaderBase> RankTraining::prepare_loader(const data::DataL
   if (StepObserver* const observer = context.observer)
     before_batch = [observer](const data::EpochPosition& position) { return observer->before_batch(position); };
   data::LoaderContext where{.rank = context.rank,
+                            .shards = context.shards_each(),
                             .group = context.group,
                             .active = &context.window.loaders(),
                             .device = config.device_placement ? std::optional(context.device()) : std::nullopt,
                             .non_blocking = config.data_loader.non_blocking,
                             .on_epoch = rng_synchronisation(),
                             .before_batch = std::move(before_batch)};
+  if (exact) where.on_batch = [this] { exact->choose_generators(); };
   auto loader = data::prepare_loader(options, dataset, config.data_loader, config.seed, std::move(where));
   parts.loaders.emplace_back(loader);
   return loader;
@@ -157,6 +169,7 @@ void RankTraining::synchronize_generators(const std::vector<data::RngType>& type
     at::Tensor state = generator->get_state();
     context.communicator->broadcast(state, 0);
     generator->set_state(state);
+    if (context.shards) context.shards->set_states(*generator, state);
   }
 }
 
@@ -166,17 +179,22 @@ void RankTraining::begin_micro_batch(bool close) {
   context.group->token().check();  // a body may make no other call that waits
   nn::AccumulationWindow& window = context.window;
   window.check_micro_batch();
-  if (context.observer) context.observer->before_micro_batch();
+  if (exact) exact->check_turn();
+  if (context.observer && window.sub_step() == 0) context.observer->before_micro_batch();
   // The scale stays the same within a window, whose gradients add up.
   if (parts.scaler && !window.is_open()) parts.scaler->begin_iteration();
-  window.begin_micro_batch(close);
-  if (window.length() == 1) parts.begin_window();
+  window.begin_micro_batch(close, exact && join.active() && exact->is_last_here());
+  means.begin_micro_batch();
+  if (window.length() == 1 && window.sub_step() == 0) parts.begin_window();
+  if (exact) return exact->begin_micro_batch();
   parts.reducers.keep_apart(!window.closes_window());
   if (const auto factor = window.correction()) parts.scale_window(*factor);
 }
 
 void RankTraining::end_micro_batch() noexcept {
+  if (exact) exact->end_micro_batch();
   context.window.end_micro_batch();
+  if (exact) exact->choose_generators();
   if (!context.window.closes_window()) return;
   if (context.observer) context.observer->after_window();
   trace::next_step();
@@ -220,11 +238,13 @@ void RankTraining::check_between_updates() const {
 std::string RankTraining::save_state(const std::string& directory, const SaveStateOptions& options,
                                      SaveWritten written) {
   check_between_updates();
+  if (exact) exact->finish_buffers();
   return checkpoints.save(directory, options, std::move(written));
 }
 
 std::string RankTraining::load_state(const std::string& directory, const LoadStateOptions& options) {
   check_between_updates();
+  if (exact) exact->finish_buffers();
   auto loaded = checkpoints.load(directory, options);
   if (context.observer && loaded.updates) context.observer->continue_at(*loaded.updates);
   return std::move(loaded.directory);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,10 +13,12 @@
 #include "runtime/backward_passes.h"
 #include "runtime/clipping.h"
 #include "runtime/divided_updates.h"
+#include "runtime/exact_training.h"
 #include "runtime/rank_context.h"
 #include "runtime/step_recorder.h"
 #include "runtime/training_warnings.h"
 #include "runtime/uneven_inputs.h"
+#include "runtime/window_means.h"
 #include "tandem/data/data_loader.h"
 #include "tandem/io/model_files.h"
 
@@ -41,6 +44,8 @@ class RankTraining {
   StepRecorder recorder;
   BackwardPasses passes;
   Clipping clipping;
+  WindowMeans means;
+  std::optional<ExactTraining> exact;  ///< in exact mode
   RankProfiler* profiler = nullptr;  ///< within Accelerator::profile
 
   // ---- preparing

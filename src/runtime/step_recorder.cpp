@@ -20,6 +20,7 @@ std::unique_ptr<detail::StepGraph> StepRecorder::make_graph() const {
 std::optional<std::string> StepRecorder::obstacle() const {
   const nn::AccumulationWindow& window = context_.window;
   if (context_.device().is_cpu()) return "CPU ranks have no graphs";
+  if (context_.config().exact) return "in exact mode a window is several passes, of one logical shard each";
   if (parts_.scaler) return "under fp16 the host decides whether an update is made";
   if (window.num_steps() > 1) return "a window of several micro-batches is not recorded";
   if (window.reduction().no_sync) return "gradients are not reduced within no_sync";

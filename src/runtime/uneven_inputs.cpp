@@ -6,6 +6,7 @@
 #include <ATen/Functions.h>
 
 #include "optim/state_dict.h"
+#include "runtime/exact_training.h"
 #include "runtime/step_observer.h"
 #include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
@@ -60,6 +61,8 @@ void Join::answer_until_all_have_ended() {
     if (answered_ == Turn::agrees_on_step) {
       at::Tensor nothing_found = at::zeros({}, at::dtype(at::kFloat).device(context_.device()));
       context_.communicator->all_reduce(nothing_found, comm::ReduceOp::max);
+    } else if (answered_ == Turn::exchanges_buffers) {
+      exact_->answer_exchange();
     } else {
       answer_reduction(main);
     }
@@ -70,10 +73,14 @@ void Join::answer_until_all_have_ended() {
 // What the unfinished window of this rank has accumulated goes in with the first of these reductions; what has been
 // reduced before is the others' as well, and counts as zero.
 void Join::answer_reduction(int main) {
-  for (const auto& reducer : parts_.reducers) reducer->keep_unreduced();
-  if (answered_ == Turn::reduces_items) parts_.scale_window(factor_over_items(context_, context_.window.items()));
-  parts_.reducers.begin_pass();
-  parts_.reducers.finish_pass(main);
+  if (exact_) {
+    exact_->answer_reduction(answered_ == Turn::reduces_items);
+  } else {
+    for (const auto& reducer : parts_.reducers) reducer->keep_unreduced();
+    if (answered_ == Turn::reduces_items) parts_.scale_window(factor_over_items(context_, context_.window.items()));
+    parts_.reducers.begin_pass();
+    parts_.reducers.finish_pass(main);
+  }
   context_.window.begin();
   parts_.begin_window();
   for (const auto& reducer : parts_.reducers) reducer->clear_gradients();

@@ -11,12 +11,14 @@
 
 namespace tandem {
 
+class ExactTraining;
+
 /// One rank's part of a join. Before each reduction the ranks tell each other what they are about to do, and those
 /// whose body has ended take part with zeros.
 class Join {
  public:
   /// What a rank is about to do.
-  enum class Turn : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, has_ended };
+  enum class Turn : std::uintptr_t { reduces_mean, reduces_items, agrees_on_step, exchanges_buffers, has_ended };
 
   /// All outlive it.
   Join(RankContext& context, TrainingParts& parts, DividedUpdates& updates)
@@ -24,6 +26,9 @@ class Join {
 
   /// As Accelerator::join_uneven_inputs. Collective.
   void run(const std::function<void()>& body);
+
+  /// In exact mode, whose reductions are another thing.
+  void set_exact(ExactTraining* exact) { exact_ = exact; }
 
   bool active() const { return reductions_.has_value(); }  ///< within `run`
 
@@ -45,6 +50,7 @@ class Join {
   RankContext& context_;
   TrainingParts& parts_;
   DividedUpdates& updates_;
+  ExactTraining* exact_ = nullptr;
   Place reductions_;  // of this rank, within a join
   Turn answered_{};   // what the ranks that had not ended asked for last
 };

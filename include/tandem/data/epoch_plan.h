@@ -37,6 +37,9 @@ class EpochPlan {
   /// split_batches, even where an uneven rank gets one step fewer.
   std::int64_t len(int rank) const;
 
+  /// How many samples `rank` gets in `step` (0 <= step < steps(rank)).
+  std::int64_t samples(std::int64_t step, int rank) const;
+
   /// Positions in the epoch's order that `rank` gets in `step` (0 <= step < steps(rank)).
   std::vector<std::int64_t> positions(std::int64_t step, int rank) const;
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -138,6 +139,17 @@ class Accelerator : public Rank {
   void local_sgd(int steps, Body&& body) {
     run_locally(steps, std::ref(body));
   }
+
+  /// The mean of `value` over all micro-batches of the accumulation window and all ranks, weighted; nothing until the
+  /// window closes. For what is logged of a window: in exact mode it is the same bits on any number of ranks, and with
+  /// other collectives within a window nothing is. Each call in a micro-batch is about a value of its own, so make the
+  /// same calls, in the same order, in each. Weights are 0 or more (ConfigError otherwise); a value of weight 0 does not
+  /// count, and the mean of nothing is NaN. Waits for the device of a tensor. Collective where
+  /// gradient_state().closes_window(), and not to be called within join_uneven_inputs.
+  ///
+  ///     if (const auto mean = accelerator.window_mean(loss)) std::cout << *mean << '\n';
+  std::optional<double> window_mean(double value, double weight = 1);
+  std::optional<double> window_mean(const at::Tensor& value, double weight = 1);  ///< of one element
 
   /// Scales the gradients so that their 2-norm (all parameters as one vector; or another p-norm) is at most `max_norm`,
   /// and returns the norm before: 0-dim, on the gradients' device (which they share), without waiting for it. An

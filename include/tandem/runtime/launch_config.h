@@ -30,6 +30,13 @@ enum class Sharding {
   automatic   ///< CPU ranks: as `optimizer`, and one copy of the weights where that is exact; GPUs: none
 };
 
+/// Exact mode: every global batch is cut into logical shards, of which each rank computes as many, one after the other,
+/// and all that is added up over them is added up in one order. So the weights, and whatever else comes of a training,
+/// are the same bits on any number of ranks that divides them. See docs/exact.md.
+struct ExactOptions {
+  int logical_ranks = 8;  ///< shards of a global batch: a power of two, from 1 to 1024
+};
+
 /// What to launch. Nothing given: all GPUs, or CPU ranks where no GPU is usable. Give at most one of gpus, devices,
 /// cpu.
 struct LaunchConfig {
@@ -50,6 +57,11 @@ struct LaunchConfig {
   bool expandable_segments = false;
   std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
   int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  /// Trains in exact mode. Then Sharding is none, and threads_per_rank is 1 on CPU ranks where it is not given; LibTorch
+  /// computes by deterministic algorithms, in the whole process while the launch runs, and operators that have none are
+  /// errors that name them; and batch sizes of loaders are those of a logical shard. A launch that is not exact cannot
+  /// run in the process at the same time.
+  std::optional<ExactOptions> exact{};
   bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse memory; see docs/training.md
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
@@ -83,7 +95,10 @@ struct PartialState {
 
 /// PartialState and how to train on it; shared by all ranks of a launch.
 struct AcceleratorState : PartialState {
-  LaunchConfig config;  ///< as it was given to `launch`
+  LaunchConfig config;  ///< as it was given to `launch`; in exact mode with what that implies
+
+  /// Parts of a global batch: in exact mode its logical shards, otherwise one a rank.
+  int logical_ranks() const { return config.exact ? config.exact->logical_ranks : world_size(); }
 };
 
 /// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.

@@ -40,6 +40,8 @@ class Rank {
 
   int rank() const { return rank_; }                         ///< from 0
   int world_size() const { return world_size_; }             ///< how many ranks there are
+  /// Parts of a global batch: in exact mode its logical shards, otherwise the world size.
+  int logical_ranks() const;
   bool is_main() const { return rank_ == 0; }                ///< whether it is rank 0
   bool is_last() const { return rank_ == world_size_ - 1; }  ///< whether no rank has a higher number
   c10::Device device() const { return device_; }             ///< that this rank computes on
@@ -64,7 +66,7 @@ class Rank {
   /// Gathered. Ranks may differ in dim 0. Collective.
   template <class T>
   Gathered<T> gather(const T& value) {
-    return gather_rows(value, 0);
+    return gather_rows(value, kAllRows);
   }
 
   /// `gather` without the samples that the loader repeated to fill the last step: over an epoch, each sample once. A
@@ -205,6 +207,9 @@ class Rank {
     std::size_t begin, end, repeat;
   };
 
+  static constexpr std::int64_t kAllRows = -1;
+
+  // The first `keep` rows.
   template <class T>
   Gathered<T> gather_rows(const T& value, std::int64_t keep) {
     detail::check_exchangeable<T>();

@@ -1,0 +1,202 @@
+#include "comm/tree_sum.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "comm/shares.h"
+#include "tandem/comm/detail/objects.h"
+
+namespace tandem::comm {
+namespace {
+
+// Elements of a task: what its leaves and nodes take stays in a core's cache.
+constexpr std::int64_t kElementsAtOnce = std::int64_t{1} << 15;
+
+enum class Layout : std::uint8_t { none, sparse, dense };  // what counts on all ranks is the last that one has
+
+struct Kind {
+  Layout layout = Layout::none;
+  std::int64_t sparse_dims = 0;
+};
+using Kinds = std::vector<Kind>;
+
+Kind kind_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  if (!tensor.is_sparse()) return {Layout::dense};
+  return {Layout::sparse, tensor.sparse_dim()};
+}
+
+// What a rank shows the others.
+struct Row {
+  std::vector<at::Tensor> terms;  // undefined: the rank has none
+  std::vector<at::Tensor> sums;   // undefined: nobody has one, or each rank makes its own
+};
+
+at::Tensor elements(const at::Tensor& tensor, std::int64_t begin, std::int64_t end) {
+  const std::int64_t offset = tensor.storage_offset() + begin;
+  return at::empty({0}, tensor.options().requires_grad(false)).set_(tensor.storage(), offset, {end - begin}, {1});
+}
+
+void sum_elements(const std::vector<const Row*>& rows, std::size_t i, std::int64_t begin, std::int64_t end,
+                  double factor) {
+  std::vector<at::Tensor> leaves;
+  for (const Row* row : rows)
+    leaves.push_back(row->terms[i].defined() ? elements(row->terms[i], begin, end) : at::Tensor());
+  const at::Tensor sum = tree_sum(std::move(leaves)).mul(factor);
+  for (const Row* row : rows) elements(row->sums[i], begin, end).copy_(sum);
+}
+
+// Of one rank.
+std::vector<at::Tensor> times(const Row& row, double factor) {
+  std::vector<at::Tensor> sums = row.sums;
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    if (sums[i].defined())
+      at::mul_out(sums[i], row.terms[i], at::scalar_tensor(factor, at::dtype(at::kDouble)));
+    else if (row.terms[i].defined())
+      sums[i] = row.terms[i].coalesce().mul(factor);
+  return sums;
+}
+
+std::vector<at::Tensor> sum_sparse(const std::vector<const Row*>& rows, const Kinds& kinds, double factor) {
+  std::vector<at::Tensor> sums(kinds.size());
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    if (kinds[i].layout != Layout::sparse) continue;
+    std::vector<at::Tensor> leaves;
+    for (const Row* row : rows) leaves.push_back(row->terms[i]);
+    // Another rank's tensor may be it, if it is the only one.
+    sums[i] = tree_sum(std::move(leaves)).clone().mul_(factor);
+  }
+  return sums;
+}
+
+std::vector<at::Tensor> sum_in_shared_memory(Communicator& communicator, RankGroup& group, const Row& mine,
+                                             const Kinds& kinds, double factor) {
+  std::vector<ElementRow> parts;
+  for (const at::Tensor& sum : mine.sums) parts.push_back({nullptr, sum.defined() ? sum.numel() : 0, {}});
+  const RankGroup::Call call(group, communicator.rank(), {.operation = "reduce_gradients"}, &mine);
+  std::vector<const Row*> rows;
+  for (int rank = 0; rank < group.world_size(); ++rank) rows.push_back(&call.payload<Row>(rank));
+  for_each_share(parts, communicator.rank(), group.world_size(),
+                 [&](std::size_t i, std::int64_t begin, std::int64_t end) {
+                   for (; begin < end; begin += kElementsAtOnce)
+                     sum_elements(rows, i, begin, std::min(begin + kElementsAtOnce, end), factor);
+                 });
+  std::vector<at::Tensor> sums = sum_sparse(rows, kinds, factor);
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    if (mine.sums[i].defined()) sums[i] = mine.sums[i];
+  return sums;
+}
+
+at::Tensor sparse_from(const at::Tensor& like, const at::Tensor& indices, const at::Tensor& values) {
+  return at::sparse_coo_tensor(indices.t(), values, like.sizes(), like.options().layout(at::kSparse))._coalesced_(true);
+}
+
+// Every rank's `term`, by rank; a dense one as a row of elements.
+std::vector<at::Tensor> gather(Communicator& communicator, const at::Tensor& term, bool sparse) {
+  if (!sparse) return communicator.all_gather(elements(term, 0, term.numel()));
+  const at::Tensor coalesced = term.coalesce();
+  const auto indices = communicator.all_gather(coalesced.indices().t().contiguous());
+  const auto values = communicator.all_gather(coalesced.values());
+  std::vector<at::Tensor> leaves;
+  for (std::size_t rank = 0; rank < indices.size(); ++rank)
+    leaves.push_back(sparse_from(term, indices[rank], values[rank]));
+  return leaves;
+}
+
+at::Tensor no_entries(const at::Tensor& like, std::int64_t sparse_dims) {
+  auto values = like.sizes().slice(static_cast<std::size_t>(sparse_dims)).vec();
+  values.insert(values.begin(), 0);
+  const auto options = like.options().requires_grad(false);
+  return at::sparse_coo_tensor(at::empty({sparse_dims, 0}, options.dtype(at::kLong)), at::empty(values, options),
+                               like.sizes(), options.layout(at::kSparse));
+}
+
+std::vector<at::Tensor> sum_gathered(Communicator& communicator, const Row& mine, const std::vector<Kinds>& of_ranks,
+                                     const Kinds& kinds, const std::vector<at::Tensor>& like, double factor) {
+  std::vector<at::Tensor> sums = mine.sums;
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    if (kinds[i].layout == Layout::none) continue;
+    const bool sparse = kinds[i].layout == Layout::sparse;
+    at::Tensor term = mine.terms[i];
+    if (!term.defined()) term = sparse ? no_entries(like[i], kinds[i].sparse_dims) : sums[i];
+    auto leaves = gather(communicator, term, sparse);
+    for (std::size_t rank = 0; rank < leaves.size(); ++rank)
+      if (of_ranks[rank][i].layout == Layout::none) leaves[rank] = at::Tensor();
+    const at::Tensor sum = tree_sum(std::move(leaves)).mul(factor);
+    if (sparse)
+      sums[i] = sum;
+    else
+      elements(sums[i], 0, sums[i].numel()).copy_(sum);
+  }
+  return sums;
+}
+
+// As this rank shows its tensors: dense ones in memory as `like` lies there.
+Row row_of(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like, const Kinds& kinds) {
+  Row row{tensors, std::vector<at::Tensor>(tensors.size())};
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    at::Tensor& term = row.terms[i];
+    if (term.defined()) term = term.detach();
+    if (kinds[i].layout != Layout::dense) continue;
+    row.sums[i] = at::empty_like(like[i], like[i].options().requires_grad(false), at::MemoryFormat::Preserve);
+    if (!term.defined()) continue;
+    if (term.is_sparse()) term = term.to_dense();
+    const bool lies_alike = term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() &&
+                            term.strides() == row.sums[i].strides();
+    if (!lies_alike) term = at::empty_like(row.sums[i]).copy_(term);
+  }
+  return row;
+}
+
+Kinds kinds_of_all(const std::vector<Kinds>& of_ranks) {
+  Kinds kinds = of_ranks.front();
+  for (const Kinds& of_rank : of_ranks)
+    for (std::size_t i = 0; i < kinds.size(); ++i)
+      if (of_rank.at(i).layout > kinds[i].layout) kinds[i] = of_rank[i];
+  return kinds;
+}
+
+}  // namespace
+
+at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool overwrites_left) {
+  if (!left.defined() || !right.defined()) return left.defined() ? left : right;
+  if (left.is_sparse() && right.is_sparse()) return (left + right).coalesce();
+  if (left.is_sparse() || right.is_sparse()) {
+    const auto dense = [](const at::Tensor& node) { return node.is_sparse() ? node.to_dense() : node; };
+    return dense(left) + dense(right);
+  }
+  return overwrites_left ? at::Tensor(left).add_(right) : at::add(left, right);
+}
+
+at::Tensor tree_sum(std::vector<at::Tensor> leaves) {
+  std::vector<bool> own(leaves.size(), false);  // nodes that were made here
+  for (std::size_t half = leaves.size() / 2; half > 0; half /= 2)
+    for (std::size_t i = 0; i < half; ++i) {
+      const bool both = leaves[i].defined() && leaves[i + half].defined();
+      if (!leaves[i].defined()) own[i] = own[i + half];
+      leaves[i] = sum_of_nodes(leaves[i], leaves[i + half], both && own[i]);
+      own[i] = own[i] || both;
+    }
+  return leaves.front();
+}
+
+std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
+                                            const std::vector<at::Tensor>& tensors,
+                                            const std::vector<at::Tensor>& like, double factor) {
+  const at::NoGradGuard no_grad;
+  Kinds mine;
+  for (const at::Tensor& tensor : tensors) mine.push_back(kind_of(tensor));
+  const bool alone = communicator.world_size() == 1;
+  const auto of_ranks =
+      alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
+  const Kinds kinds = kinds_of_all(of_ranks);
+  const Row row = row_of(tensors, like, kinds);
+  if (alone) return times(row, factor);
+  return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
+                                      : sum_gathered(communicator, row, of_ranks, kinds, like, factor);
+}
+
+}  // namespace tandem::comm

@@ -1,0 +1,30 @@
+// Sums over ranks in the order of a binary tree: exact mode.
+#pragma once
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "comm/rank_group.h"
+#include "tandem/comm/communicator.h"
+
+namespace tandem::comm {
+
+/// The sum of two nodes of the tree, of which either may be undefined: then it is the other one. Sparse tensors are
+/// coalesced. Within `left` where `overwrites_left`, which may lie in memory of its own only.
+at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool overwrites_left);
+
+/// The first node of a tree over `leaves`, a power of two of them, of which any may be undefined: leaf i and
+/// i + size / 2 are added up, then i and i + size / 4, and so on. `leaves` stay as they are.
+at::Tensor tree_sum(std::vector<at::Tensor> leaves);
+
+/// Each tensor's tree over the ranks, a power of two of them, times `factor`, as new tensors that are the same bits on
+/// all ranks; undefined where no rank has one. A rank may lack any of `tensors`, which stay as they are; each has the
+/// sizes and type of its one of `like`. Where a rank has one that is not sparse, all count as dense. Additions are
+/// LibTorch's, so that what a rank adds up by the functions above has the bits of what more ranks would give here.
+/// Collective.
+std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
+                                            const std::vector<at::Tensor>& tensors,
+                                            const std::vector<at::Tensor>& like, double factor);
+
+}  // namespace tandem::comm

@@ -1,0 +1,205 @@
+#include "nn/exact_gradients.h"
+
+#include <utility>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "comm/tree_sum.h"
+#include "tandem/core/error.h"
+
+namespace tandem::nn {
+namespace {
+
+bool is_zero(const at::Tensor& gradient) {
+  return gradient.is_sparse() ? gradient._nnz() == 0 : !gradient.detach().any().item<bool>();
+}
+
+// Whether nobody else refers to it or its memory.
+bool is_alone(const at::Tensor& tensor) {
+  return tensor.use_count() == 1 && (!tensor.has_storage() || tensor.storage().use_count() == 1);
+}
+
+[[noreturn]] void throw_written(const std::string& name) {
+  throw ConfigError("the gradient of " + name +
+                    " was written to, or dropped, between backward passes of exact mode, which adds up those of "
+                    "logical shards: do it when the window has closed (gradient_state().closes_window()), as "
+                    "accelerator.clip_grad_norm_ and prepared optimizers do by themselves");
+}
+
+}  // namespace
+
+void ExactGradients::Slot::show(const at::Tensor& gradient) {
+  parameter.mutable_grad() = gradient;
+  shown = gradient;
+  shown_version = gradient.defined() ? static_cast<std::uint32_t>(gradient._version()) : 0;
+}
+
+bool ExactGradients::Slot::is_as_shown() const {
+  const at::Tensor& gradient = parameter.grad();
+  if (!gradient.defined() || !shown.defined()) return gradient.defined() == shown.defined();
+  return gradient.is_same(shown) && static_cast<std::uint32_t>(gradient._version()) == shown_version;
+}
+
+bool ExactGradients::Slot::is_dropped() const {
+  const at::Tensor& gradient = parameter.grad();
+  return shown.defined() && (!gradient.defined() || (!is_as_shown() && is_zero(gradient)));
+}
+
+void ExactGradients::begin_window() {
+  slots_.clear();
+  places_.clear();
+  for (const auto& model : models_)
+    for (const auto& [name, parameter] : model->parameters()) {
+      if (!places_.emplace(parameter.unsafeGetTensorImpl(), slots_.size()).second) continue;  // of two models
+      Slot& slot = slots_.emplace_back();
+      slot.name = name;
+      slot.parameter = parameter;
+      slot.of_shards.resize(static_cast<std::size_t>(each_));
+      slot.nodes.resize(static_cast<std::size_t>(each_));
+      slot.show(at::Tensor(parameter.grad()));
+    }
+  sub_step_ = -1;
+  has_passed_ = false;
+  skipped_ = 0;
+}
+
+void ExactGradients::begin_micro_batch(int sub_step, bool whole, double factor) {
+  const at::NoGradGuard no_grad;
+  keep_shard();
+  for (Slot& slot : slots_) {
+    at::Tensor& so_far = slot.of_shard(sub_step);
+    if (so_far.defined() && factor != 1) so_far.mul_(factor);
+    if (sub_step_ >= 0) slot.show(so_far.defined() ? so_far : slot.before);
+  }
+  sub_step_ = sub_step;
+  whole_ = whole;
+  has_passed_ = false;
+}
+
+// The micro-batch before this one has ended: what its shard has computed is kept.
+void ExactGradients::keep_shard() {
+  if (whole_ && sub_step_ >= 0 && !has_passed_) skipped_ = sub_step_ + 1;
+  if (sub_step_ < 0 || !has_passed_) return;
+  for (Slot& slot : slots_) {
+    at::Tensor gradient = std::exchange(slot.leaf, {});
+    if (gradient.defined() && gradient.requires_grad()) gradient = gradient.detach();  // create_graph
+    const bool dropped = slot.is_dropped();
+    // Where it is whole, dropping it is meant for the gradient of the update: that is made with the others.
+    const bool is_there = slot.is_as_shown() || (dropped && (!whole_ || !slot.parameter.grad().defined()));
+    if (!is_there) throw_written(slot.name);
+    slot.show({});
+    if (whole_)
+      add_leaf(slot.nodes, sub_step_, std::move(gradient), false);
+    else
+      slot.of_shard(sub_step_) = dropped ? at::Tensor() : std::move(gradient);
+  }
+}
+
+void ExactGradients::before_pass() {
+  for (Slot& slot : slots_) take_gradient(slot);
+}
+
+// Makes the parameter's gradient the shard's own.
+void ExactGradients::take_gradient(Slot& slot) {
+  at::Tensor& gradient = slot.parameter.mutable_grad();
+  if (has_passed_) {
+    if (!slot.is_as_shown()) throw_written(slot.name);
+    gradient = slot.leaf;
+    return;
+  }
+  at::Tensor& so_far = slot.of_shard(sub_step_);
+  if (slot.is_dropped()) {
+    so_far.reset();
+    slot.before.reset();
+  } else if (!slot.is_as_shown() && (so_far.defined() || sub_step_ > 0)) {
+    throw_written(slot.name);
+  } else if (!so_far.defined()) {
+    slot.before = gradient;  // the program may write to what is kept of windows before
+  }
+  slot.shown.reset();
+  gradient = std::exchange(so_far, {});
+}
+
+void ExactGradients::after_pass() {
+  has_passed_ = true;
+  for (Slot& slot : slots_) {
+    slot.leaf = slot.parameter.grad();
+    slot.show(slot.leaf);
+  }
+}
+
+// Puts the gradient of shard number `shard` of the rank into its place in the tree, whose nodes of `half` shards' sums
+// lie from `half` on, and adds up what is complete. Returns the first node of all when that is there.
+at::Tensor ExactGradients::add_leaf(std::vector<at::Tensor>& nodes, int shard, at::Tensor gradient,
+                                    bool keeps_nodes) const {
+  bool is_own = false;  // a sum that was made here
+  for (int half = each_ / 2; half > 0; half /= 2) {
+    const auto place = static_cast<std::size_t>(half + shard % half);
+    if (shard < half) {
+      nodes[place] = std::move(gradient);
+      return {};
+    }
+    shard -= half;
+    const at::Tensor left = std::exchange(nodes[place], {});
+    const bool both = left.defined() && gradient.defined();
+    if (both && is_own && !left.is_sparse() && !gradient.is_sparse())
+      at::add_out(gradient, left, gradient);
+    else
+      gradient = comm::sum_of_nodes(left, gradient, !keeps_nodes && is_alone(left));
+    is_own = is_own || both;
+  }
+  return gradient;
+}
+
+// Over the shards of this rank, of which those from `first` on are in no node yet: `gradient` is that of the first.
+at::Tensor ExactGradients::sum_of_rank(const Slot& slot, int first, const at::Tensor& gradient) const {
+  std::vector<at::Tensor> nodes = slot.nodes;
+  at::Tensor sum = add_leaf(nodes, first, gradient.defined() ? gradient.detach() : gradient, true);
+  for (int shard = first + 1; shard < each_; ++shard)
+    sum = add_leaf(nodes, shard, slot.of_shards[static_cast<std::size_t>(shard)], true);
+  return sum;
+}
+
+std::vector<at::Tensor> ExactGradients::sum_over_ranks(const std::vector<at::Tensor>& terms, double factor) {
+  std::vector<at::Tensor> like;
+  for (const Slot& slot : slots_) like.push_back(slot.parameter);
+  auto sums = comm::tree_sum_over_ranks(communicator_, group_, terms, like, factor);
+  for (const auto& model : models_) {
+    std::vector<bool> reached;
+    for (const auto& [name, parameter] : model->parameters())
+      reached.push_back(sums[places_.at(parameter.unsafeGetTensorImpl())].defined());
+    model->reduced_elsewhere(reached);
+  }
+  return sums;
+}
+
+void ExactGradients::reduce(double factor) {
+  const at::NoGradGuard no_grad;
+  if (skipped_ > 0)
+    throw ConfigError("logical shard " + std::to_string(skipped_) + " of the " + std::to_string(each_) +
+                      " that rank " + std::to_string(communicator_.rank()) +
+                      " computes of a global batch has made no backward pass; let each make one, of a loss of 0 where "
+                      "there is nothing to learn");
+  std::vector<at::Tensor> terms;
+  for (const Slot& slot : slots_) terms.push_back(sum_of_rank(slot, sub_step_, slot.leaf));
+  const auto sums = sum_over_ranks(terms, factor);
+  for (std::size_t i = 0; i < slots_.size(); ++i)
+    slots_[i].show(comm::sum_of_nodes(slots_[i].before, sums[i], /*overwrites_left=*/false));
+  for (const auto& model : models_) model->check_finite();
+}
+
+void ExactGradients::answer(double factor) {
+  const at::NoGradGuard no_grad;
+  keep_shard();
+  std::vector<at::Tensor> terms;
+  for (const Slot& slot : slots_) terms.push_back(sum_of_rank(slot, 0, slot.of_shards.front()));
+  sum_over_ranks(terms, factor);
+}
+
+void ExactGradients::end_window() noexcept {
+  slots_.clear();
+  has_passed_ = false;
+}
+
+}  // namespace tandem::nn
