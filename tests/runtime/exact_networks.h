@@ -68,7 +68,7 @@ inline data::IterableDataset<torch::data::Example<>> stream_of_sentences(std::in
   });
 }
 
-enum class Layers { linear, batch_norm, convolution, recurrent, attention, sparse };
+enum class Layers { linear, batch_norm, convolution, recurrent, attention, sparse, memory, renormed };
 
 /// Classifies sentences by way of `layers`.
 struct ReaderImpl : torch::nn::Module {
@@ -81,10 +81,14 @@ struct ReaderImpl : torch::nn::Module {
   torch::nn::LSTM recurrent{nullptr};
   torch::nn::MultiheadAttention attention{nullptr};
   torch::nn::Dropout dropout{nullptr};
+  at::Tensor seen;  // a buffer that each forward pass reads and writes
 
   explicit ReaderImpl(Layers layers) : layers(layers) {
     const bool sparse = layers == Layers::sparse;
-    words = register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(kWords, 8).sparse(sparse)));
+    auto embedding = torch::nn::EmbeddingOptions(kWords, 8).sparse(sparse);
+    if (layers == Layers::renormed) embedding.max_norm(1.0);  // forward passes write to the weight
+    if (layers == Layers::memory) seen = register_buffer("seen", at::zeros({12}));
+    words = register_module("words", torch::nn::Embedding(embedding));
     hidden = register_module("hidden", torch::nn::Linear(8, 12));
     last = register_module("last", torch::nn::Linear(12, kClasses));
     dropout = register_module("dropout", torch::nn::Dropout(0.2));
@@ -110,6 +114,10 @@ struct ReaderImpl : torch::nn::Module {
     if (convolution) x = groups(convolution(x.transpose(1, 2))).relu().transpose(1, 2);
     x = hidden(x.mean(1)).tanh();
     if (norm) x = norm(x);
+    if (seen.defined() && is_training() && sentences.size(0) > 0) {
+      seen.mul_(0.5).add_(x.detach().mean(0));
+      x = x + seen;
+    }
     return last(dropout(x));
   }
 };
@@ -227,19 +235,19 @@ class ExactTrainer {
     if (!run_.save_to.empty()) accelerator_.save_state(run_.save_to);
   }
 
-  // What an evaluation gathers, in order, with dropout, so that it draws.
+  // What an evaluation gathers, in order; it draws.
   void judge() {
     const torch::NoGradGuard no_grad;
     auto loader = accelerator_.prepare(
         data::DataLoader(Sentences(19).map(torch::data::transforms::Stack<>()), {.batch_size = run_.split ? 8 : 1}));
     const auto judge_batch = [&](const at::Tensor& words) {
-      bits_.add(accelerator_.gather_for_metrics(net_->dropout(model_(words))));
+      bits_.add(accelerator_.gather_for_metrics(at::dropout(model_(words), 0.2, true)));
     };
-    if (net_->norm) net_->norm->eval();
+    net_->eval();
     for (auto& batch : loader) judge_batch(batch.data);
     if (!run_.even)
       for (auto i = loader.steps_without_batch(); i > 0; --i) judge_batch(at::empty({0, 8}, at::kLong));
-    if (net_->norm) net_->norm->train();
+    net_->train();
   }
 
   Accelerator& accelerator_;
