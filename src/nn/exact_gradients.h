@@ -22,12 +22,15 @@ namespace tandem::nn {
 ///
 /// The passes of one shard in one window add up in a gradient of its own. When the window closes, the sum over the
 /// shards, times a factor, is added once to what the parameter's gradient held before the window. In between a
-/// parameter's gradient is that of the shard that computes, or what it held before.
+/// parameter's gradient is that of the shard that computes, what it held before, or none where it has its place in the
+/// tree: that is given to it as soon as it comes where shards before have come once, while it is in the cache.
 class ExactGradients {
  public:
   /// Of all models of `models`, which outlives it as the others do. `each`: shards a rank has.
-  ExactGradients(ReducerGroup& models, comm::Communicator& communicator, comm::RankGroup& group, int each)
-      : models_(models), communicator_(communicator), group_(group), each_(each) {}
+  ExactGradients(ReducerGroup& models, comm::Communicator& communicator, comm::RankGroup& group, int each);
+  ~ExactGradients();
+  ExactGradients(const ExactGradients&) = delete;
+  ExactGradients& operator=(const ExactGradients&) = delete;
 
   /// Forgets what shards have computed. What parameters hold now is what the window's sum is added to.
   void begin_window();
@@ -65,6 +68,9 @@ class ExactGradients {
     at::Tensor leaf;                    // of the shard that computes
     at::Tensor shown;                   // what the parameter's gradient was made last
     std::uint32_t shown_version = 0;
+    int arrivals = 0, most_arrivals = 0;  // in this micro-batch; in one of a shard before it
+    bool in_tree = false;                 // the shard's gradient has its place in the tree already
+    at::Tensor sum;                       // of all shards of the rank then, if it was the last
 
     at::Tensor& of_shard(int sub_step) { return of_shards[static_cast<std::size_t>(sub_step)]; }
     void show(const at::Tensor& gradient);
@@ -72,6 +78,7 @@ class ExactGradients {
     bool is_dropped() const;
   };
 
+  void arrived(const at::Tensor& parameter);
   void keep_shard();
   void take_gradient(Slot& slot);
   at::Tensor add_leaf(std::vector<at::Tensor>& nodes, int shard, at::Tensor gradient, bool keeps_nodes) const;

@@ -61,6 +61,7 @@ void ModelReducer::arrived(std::size_t index) {
   slot.pending = slot.in_window = true;
   if (slot.before.defined() && !slot.taken) slot.leave(parameters_[index].second.grad());
   adds_locally_ = adds_locally_ || !in_pass_;
+  if (pass_.arrived) pass_.arrived(parameters_[index].second);
   if (!in_pass_) return;
   slot.arrivals += 1;
   if (slot.arrivals == 1) told_.order.push_back(index);

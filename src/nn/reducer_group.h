@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "nn/model_reducer.h"
@@ -42,6 +44,9 @@ class ReducerGroup {
   /// Whether passes from now on are followed by ModelReducer::scale_window: then what gradients held before them is
   /// kept apart, which takes as much memory as the gradients that there are.
   void keep_apart(bool keeps) { pass_.keeps_apart = keeps; }
+
+  /// Calls `arrived` for each parameter whose gradient a pass has added to, which may take it.
+  void tell_arrivals(std::function<void(const at::Tensor& parameter)> arrived) { pass_.arrived = std::move(arrived); }
 
   /// Begins a pass whose gradients, with those accumulated since the last reduction, are reduced. Throws
   /// CollectiveError when the last one was left in the middle. Collective, with `finish_pass`.
