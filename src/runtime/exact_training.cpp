@@ -41,7 +41,6 @@ void ExactTraining::begin_micro_batch() {
         throw ConfigError("the window before has closed without the gradients of its last logical shard, which made no "
                           "backward pass; let each shard make one, of a loss of 0 where there is nothing to learn");
       gradients_.begin_window();
-      items_.assign(items_.size(), 0.0);
     }
   }
   gradients_.begin_micro_batch(window.sub_step(), window.is_last_micro_batch(), window.correction().value_or(1));
@@ -71,6 +70,7 @@ void ExactTraining::end_micro_batch() noexcept {
   }
   buffers_.end_step();
   gradients_.end_window();
+  items_.assign(items_.size(), 0.0);
 }
 
 void ExactTraining::before_pass() {

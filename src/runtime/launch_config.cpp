@@ -75,7 +75,7 @@ void apply_exact(AcceleratorState& state) {
                                     std::to_string(fitting_ranks(ranks, state.config)) + " ranks");
   state.config.sharding = Sharding::none;
   state.config.tf32 = state.config.tf32.value_or(false);
-  if (state.config.threads_per_rank == 0 && state.devices.front().is_cpu()) state.config.threads_per_rank = 1;
+  if (state.config.threads_per_rank == 0) state.config.threads_per_rank = 1;  // cores / ranks depends on the ranks
 }
 
 void check_config(const LaunchConfig& config) {

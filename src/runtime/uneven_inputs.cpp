@@ -93,6 +93,8 @@ void Join::take_over_from_last() {
   const auto of_last = [&](const auto& mine) {
     return comm::detail::broadcast_object(*context_.group, context_.rank, mine, last);
   };
+  // Of the ranks some may have seen their loaders' last step, which closes a window, and others may not.
+  context_.window.set_count(of_last(context_.window.count()));
   for (const auto& reducer : parts_.reducers) reducer->broadcast(last);
   for (auto& scheduler : parts_.alive_schedulers()) scheduler.catch_up(of_last(scheduler.updates()));
   // After the schedulers, so that the learning rates are those of the state.

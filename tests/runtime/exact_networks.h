@@ -83,7 +83,7 @@ struct ReaderImpl : torch::nn::Module {
   torch::nn::Dropout dropout{nullptr};
   at::Tensor seen;  // a buffer that each forward pass reads and writes
 
-  explicit ReaderImpl(Layers layers) : layers(layers) {
+  explicit ReaderImpl(Layers layers, bool drops = true) : layers(layers) {
     const bool sparse = layers == Layers::sparse;
     auto embedding = torch::nn::EmbeddingOptions(kWords, 8).sparse(sparse);
     if (layers == Layers::renormed) embedding.max_norm(1.0);  // forward passes write to the weight
@@ -91,7 +91,7 @@ struct ReaderImpl : torch::nn::Module {
     words = register_module("words", torch::nn::Embedding(embedding));
     hidden = register_module("hidden", torch::nn::Linear(8, 12));
     last = register_module("last", torch::nn::Linear(12, kClasses));
-    dropout = register_module("dropout", torch::nn::Dropout(0.2));
+    dropout = register_module("dropout", torch::nn::Dropout(drops ? 0.2 : 0.0));
     if (layers == Layers::batch_norm) norm = register_module("norm", torch::nn::BatchNorm1d(12));
     if (layers == Layers::recurrent)
       recurrent = register_module("recurrent", torch::nn::LSTM(torch::nn::LSTMOptions(8, 8).batch_first(true)));
@@ -143,7 +143,8 @@ struct ExactRun {
   std::int64_t samples = 45, batch_size = 2;
   int accumulation = 1, epochs = 2;
   bool shuffle = true, dispatch = false, iterable = false, split = false, drop_last = false, even = true;
-  bool clip = false, sums = false;
+  bool clip = false, sums = false, dropout = true;
+  bool joins = false;  // without even_batches: by join_uneven_inputs, not with empty batches
   int workers = 0;
   Precision precision = Precision::no;
   int logical_ranks = 8;
@@ -170,7 +171,7 @@ class ExactTrainer {
   ExactTrainer(Accelerator& accelerator, const ExactRun& run)
       : accelerator_(accelerator),
         run_(run),
-        net_(run.layers),
+        net_(run.layers, run.dropout),
         inner_(make_stepper(run.stepper, net_->parameters())),
         schedule_(*inner_, {.step_size = 2, .gamma = 0.9}),
         model_(accelerator.prepare(net_)),
@@ -197,12 +198,15 @@ class ExactTrainer {
   template <class Loader>
   void train_on(Loader loader) {
     if (!run_.load_from.empty()) accelerator_.load_state(run_.load_from);
-    while (loader.epoch() < run_.epochs && !stopped_) {
+    const auto steps = [&] {
       for (auto& batch : loader) {
         step(batch.data, batch.target);
         if (stopped_) break;
       }
-      if (!stopped_ && !run_.even)
+    };
+    while (loader.epoch() < run_.epochs && !stopped_) {
+      run_.joins ? accelerator_.join_uneven_inputs(steps) : steps();
+      if (!stopped_ && !run_.even && !run_.joins)
         for (auto i = loader.steps_without_batch(); i > 0; --i) step(at::empty({0, 8}, at::kLong), at::empty({0}, at::kLong));
       if (!stopped_) judge();
     }
@@ -226,6 +230,7 @@ class ExactTrainer {
       optimizer_.step();
       scheduler_.step();
       optimizer_.zero_grad();
+      if (run_.joins) return;  // a rank that has ended answers nothing else
       if (const auto mean = accelerator_.window_mean(loss, items > 0 ? 1 : 0)) bits_.add(*mean);
     }
     if (!accelerator_.sync_gradients()) return;
@@ -241,7 +246,7 @@ class ExactTrainer {
     auto loader = accelerator_.prepare(
         data::DataLoader(Sentences(19).map(torch::data::transforms::Stack<>()), {.batch_size = run_.split ? 8 : 1}));
     const auto judge_batch = [&](const at::Tensor& words) {
-      bits_.add(accelerator_.gather_for_metrics(at::dropout(model_(words), 0.2, true)));
+      bits_.add(accelerator_.gather_for_metrics(at::dropout(model_(words), run_.dropout ? 0.2 : 0.0, true)));
     };
     net_->eval();
     for (auto& batch : loader) judge_batch(batch.data);

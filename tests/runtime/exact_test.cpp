@@ -18,7 +18,7 @@ void check_same_bits(const ExactRun& run) {
   const std::string on_one = bits_of(run, 1);
   REQUIRE(on_one.size() > 1000);
   for (int ranks = 2; ranks <= run.logical_ranks; ranks *= 2) {
-    CAPTURE(ranks);
+    CAPTURE(ranks, static_cast<int>(run.layers), run.accumulation);
     CHECK((bits_of(run, ranks) == on_one));
   }
 }
@@ -65,6 +65,17 @@ TEST_CASE("it is in every precision, and with losses that are sums") {
   check_same_bits({.accumulation = 2, .sums = true});
   check_same_bits({.layers = Layers::linear, .batch_size = 3, .even = false, .sums = true});
   check_same_bits({.layers = Layers::linear, .batch_size = 3, .accumulation = 2, .even = false});
+}
+
+TEST_CASE("it is where ranks take different numbers of steps in join_uneven_inputs") {
+  // 45 samples leave 13 for the last global batch: 6 shards and half of one. 33 leave one.
+  const std::int64_t samples = GENERATE(45, 33, 1);
+  CAPTURE(samples);
+  for (const auto layers : {Layers::linear, Layers::memory}) {
+    check_same_bits({.layers = layers, .samples = samples, .even = false, .joins = true});
+    check_same_bits({.layers = layers, .samples = samples, .accumulation = 2, .even = false, .sums = true, .joins = true});
+    check_same_bits({.layers = layers, .samples = samples, .accumulation = 3, .even = false, .clip = true, .joins = true});
+  }
 }
 
 TEST_CASE("random trainings are the same bits on any number of ranks") {
