@@ -548,7 +548,8 @@ def test_append_only(folder):
         require(code == 0 and "final" in lines_in(folder / "log")[-1] and lines_in(folder / "run/log.jsonl"), out, err)
         for flags in ["--save-weights w", "--log-json full", "--checkpoint-dir c"]:
             code, out, err = shell(folder, f"{TRAIN} {SHORT} {flags}")
-            require(code == 2 and flags.split()[0] in err and "append-only (chattr +a)" in err and not out, code, err)
+            require(code == 2 and flags.split()[0] in err and "append-only (chattr +a)" in err, code, err)
+            require("accuracy" not in out, out)
     finally:
         subprocess.run(["chattr", "-a", "log", "w", "full", "c", "run/log.jsonl"], cwd=folder, check=True)
     require((folder / "w").read_text() == (folder / "full").read_text() == "old" and not os.listdir(folder / "c"))
