@@ -49,7 +49,7 @@ struct LaunchConfig {
   /// on, for the whole process; replaces what PYTORCH_ALLOC_CONF says.
   bool expandable_segments = false;
   std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
-  int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank; 0: cores / ranks, at least 1
+  int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank, up to 1024; 0: cores / ranks
   bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse memory; see docs/training.md
   bool device_placement = true;         ///< prepare moves models, and loaders their batches, to the rank's device
