@@ -47,6 +47,11 @@ class Interrupts {
     return stop_.get_token();
   }
 
+  void before_end(std::function<void()> work) {
+    const std::lock_guard lock(mutex_);
+    before_end_ = std::move(work);
+  }
+
   bool requested() const { return stop_.stop_requested(); }
 
  private:
@@ -63,6 +68,7 @@ class Interrupts {
 
   [[noreturn]] void end(const std::string& text) const {
     say(text);
+    if (before_end_) before_end_();
     _exit(kInterrupted);
   }
 
@@ -74,7 +80,8 @@ class Interrupts {
   }
 
   const std::string program_;
-  std::mutex mutex_;                   // guards the next three
+  std::mutex mutex_;                   // guards the next four
+  std::function<void()> before_end_;   // may be empty
   std::function<std::string()> cost_;  // empty: a signal ends the process
   bool announces_ = false;
   std::map<int, Clock::time_point> first_;  // by kind
@@ -99,6 +106,10 @@ void catch_signals(const std::string& program) {
 
 std::stop_token stop_at_signals(std::function<std::string()> cost, bool announces) {
   return interrupts->stop_instead(std::move(cost), announces);
+}
+
+void before_end_by_signal(std::function<void()> work) {
+  if (interrupts) interrupts->before_end(std::move(work));
 }
 
 bool interrupted() { return interrupts && interrupts->requested(); }

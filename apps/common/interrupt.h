@@ -19,6 +19,10 @@ void catch_signals(const std::string& program);
 /// `announces`: the first one is told too.
 std::stop_token stop_at_signals(std::function<std::string()> cost, bool announces);
 
+/// `work` is done before a signal ends the process from now on, on the thread of the signals. Without catch_signals
+/// there is no such end.
+void before_end_by_signal(std::function<void()> work);
+
 /// Whether a stop was requested by a signal. Any thread.
 bool interrupted();
 

@@ -1,27 +1,23 @@
 #pragma once
 
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 
-#include "tandem/core/error.h"
-
 namespace tandem_tool {
 
-/// A directory of its own in `parent` that goes with the object. Throws tandem::Error.
+/// A directory of its own in `parent` that goes with the object, or with the process that a signal ends. There is one
+/// at a time. Throws tandem::Error.
 class TemporaryDirectory {
  public:
-  explicit TemporaryDirectory(const std::filesystem::path& parent) : path_((parent / "tandem-XXXXXX").string()) {
-    if (!mkdtemp(path_.data())) throw tandem::Error("'" + parent.string() + "': no directory can be made there");
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
+  explicit TemporaryDirectory(const std::filesystem::path& parent);
+  ~TemporaryDirectory();
   TemporaryDirectory(const TemporaryDirectory&) = delete;
   TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
 
   std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+
+  /// For those who end the process while others may still write there. Any thread.
+  static void remove_any();
 
  private:
   std::string path_;

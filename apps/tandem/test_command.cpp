@@ -16,6 +16,7 @@
 #include "io/json_text.h"
 #include "self_test.h"
 #include "tandem/core/error.h"
+#include "temporary_directory.h"
 
 namespace tandem_tool {
 namespace {
@@ -105,6 +106,7 @@ void run_part(const SelfTestPart& part, const tandem::LaunchConfig& config, int 
   const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
   auto deadline = std::make_unique<Deadline>(timeout, [&] {
     verdict.add(part.name, false, "did not end within " + std::to_string(timeout) + " s", seconds());
+    TemporaryDirectory::remove_any();
     _exit(verdict.finish());
   });
   std::string detail;

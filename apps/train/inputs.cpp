@@ -53,6 +53,7 @@ void make_folder(const std::string& flag, const std::string& directory, const st
   std::error_code error;
   std::filesystem::create_directories(tandem::io::follow_links(directory), error);
   if (error) throw tandem::ConfigError(flag + " '" + directory + "' cannot be made: " + error.message());
+  if (tandem::io::is_append_only(directory + "/" + file)) return;  // as logs may be kept
   try {
     tandem::io::check_writable(directory + "/" + file);
   } catch (const tandem::ConfigError& problem) {

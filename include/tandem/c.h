@@ -221,13 +221,13 @@ typedef struct tandem_config {
   const char* checkpoint_directory;    /**< where tandem_session_save without a directory saves; may be NULL */
   int64_t checkpoint_limit;            /**< of checkpoints there; 0: none */
   const int32_t* devices;              /**< GPUs by their numbers, a rank each; may be NULL */
-  size_t device_count;                 /**< how many `devices` has; 0: not asked for */
+  size_t device_count;                 /**< how many `devices` has, up to 1024; 0: not asked for */
   int32_t mixed_precision;             /**< a tandem_precision */
   int32_t transport;                   /**< a tandem_transport */
   int32_t tf32;                        /**< float32 products of GPUs are in TF32; 0, 1, or -1: as LibTorch is set */
   int32_t expandable_segments;         /**< of LibTorch's allocator for GPUs, from then on; 0 or 1 */
   tandem_grad_scaler grad_scaler;      /**< of mixed precision */
-  int32_t threads_per_rank;            /**< intra-op threads of a CPU rank; 0: cores / ranks, at least 1 */
+  int32_t threads_per_rank;            /**< intra-op threads of a CPU rank, up to 1024; 0: cores / ranks */
   int32_t pin_threads;                 /**< ranks are bound to their share of the cores; 0 or 1 */
   int32_t keep_tensor_memory;          /**< CPU tensors reuse the memory of those before them; 0 or 1 */
   int32_t device_placement;            /**< models and batches are moved to the rank's device; 0 or 1 */

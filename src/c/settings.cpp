@@ -92,7 +92,8 @@ data::DataLoaderConfiguration to_loader_configuration(const tandem_data_loaders&
 void set_ranks(LaunchConfig& launch, const tandem_config& config) {
   launch.gpus = count_or_nothing("gpus", config.gpus);
   launch.cpu = count_or_nothing("cpu", config.cpu);
-  if (config.device_count > 0) {
+  constexpr std::size_t kMostDevices = 1024;
+  if (checked<std::size_t>("device_count", config.device_count, 0, kMostDevices) > 0) {
     const std::int32_t* const first = &given(config.devices, "devices, with a device_count above 0,");
     launch.devices.assign(first, first + config.device_count);
   }
@@ -116,7 +117,8 @@ void set_training(LaunchConfig& launch, const tandem_config& config) {
   launch.fused_optimizers = flag("fused_optimizers", config.fused_optimizers);
   launch.sharding = choice("sharding", config.sharding, Sharding::automatic);
   launch.gradient_reducer = to_reducer_options(config.gradient_reducer);
-  launch.nvtx_capture = {config.nvtx_first, config.nvtx_last};
+  launch.nvtx_capture = {checked<std::int64_t>("nvtx_first", config.nvtx_first, 0),
+                         checked<std::int64_t>("nvtx_last", config.nvtx_last, 0)};
   launch.scheduler_steps_per_update = config.scheduler_steps_per_update;
   launch.data_loader = to_loader_configuration(config.data_loader);
 }

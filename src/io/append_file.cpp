@@ -114,8 +114,10 @@ AppendFile::~AppendFile() { ::close(fd_); }
 bool AppendFile::empty() const { return status_of(fd_, path_).st_size == 0; }
 
 void AppendFile::cut(std::uint64_t bytes) {
-  if (again([&] { return ::ftruncate(fd_, static_cast<off_t>(bytes)); }) != 0)
-    fail(path_, "cannot be cut: " + system_error());
+  if (static_cast<std::uint64_t>(status_of(fd_, path_).st_size) == bytes) return;  // also where it may only grow
+  if (again([&] { return ::ftruncate(fd_, static_cast<off_t>(bytes)); }) == 0) return;
+  const std::string error = system_error();
+  fail(path_, "cannot be cut: " + (is_append_only(path_) ? "it is append-only (chattr +a)" : error));
 }
 
 void AppendFile::remove_cut_line() {

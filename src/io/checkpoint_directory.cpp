@@ -165,6 +165,7 @@ bool can_exchange(const std::string& directory) {
 CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
     : path_(follow_links(without_slashes(std::move(path)))), parent_(parent_of(path_)), existing_(existing) {
   if (path_.empty()) fail("''", "cannot be written: the name is empty");
+  check_renames_in(parent_, path_);
   check_can_be_replaced(path_, existing_);
   const std::string prefix = temporary_prefix(path_);
   remove_left_over(parent_, prefix);

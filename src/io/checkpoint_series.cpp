@@ -139,6 +139,7 @@ std::vector<std::string> list_checkpoints(const std::string& directory) {
 CheckpointSeries::CheckpointSeries(std::string directory)
     : directory_(std::move(directory)), lock_file_(directory_ + "/" + kLock) {
   make_directory(directory_);
+  check_renames_in(directory_, directory_);
   lock();
   if (!is_locked()) return;  // whose they are nobody knows
   for (const std::string& path : list_checkpoints(directory_)) own_.insert(name_of(path));

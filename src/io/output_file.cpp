@@ -182,6 +182,18 @@ bool is_mount_point(const std::string& path) {
          here.st_dev != above.st_dev;
 }
 
+bool is_append_only(const std::string& path) {
+  struct statx status {};
+  return ::statx(AT_FDCWD, path.c_str(), 0, STATX_TYPE, &status) == 0 &&
+         (status.stx_attributes & STATX_ATTR_APPEND) != 0;
+}
+
+void check_renames_in(const std::string& directory, const std::string& shown) {
+  if (is_append_only(directory))
+    throw CheckpointError(shown + ": cannot be written: '" + directory +
+                          "' is append-only (chattr +a), and nothing in it can be renamed");
+}
+
 // What there is at a path by now.
 struct OutputFile::Place {
   explicit Place(const std::string& shown) : path(follow_links(shown)), descriptor(descriptor_of(path)) {
@@ -190,13 +202,14 @@ struct OutputFile::Place {
   }
 
   bool is_stream() const { return descriptor || (there && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)); }
-  bool is_overwritten() const { return there && must_stay(path); }
+  bool is_overwritten() const { return is_append_only(parent_of(path)) || (there && must_stay(path)); }
 
   // Why it cannot be written; empty: it can.
   std::string problem() const {
     if (descriptor) return problem_with_descriptor(*descriptor);
     if (there && S_ISDIR(status.st_mode)) return "it is a directory";
     if (there && S_ISSOCK(status.st_mode)) return "it is a socket";
+    if (there && is_append_only(path)) return "it is append-only (chattr +a)";
     if (there) return may_write(path) ? "" : system_error();
     if (error != ENOENT) return std::strerror(error);
     std::error_code ignored;
@@ -223,7 +236,11 @@ void OutputFile::check() const {
   if (shown_.empty()) throw ConfigError("an empty file name cannot be written");
   const Place place(shown_);
   if (const std::string problem = place.problem(); !problem.empty()) refuse(problem);
-  if (place.is_stream() || place.is_overwritten()) return;
+  if (place.is_stream()) return;
+  if (place.is_overwritten()) {
+    if (!place.there && !may_write(parent_of(place.path), X_OK)) refuse(system_error());
+    return;
+  }
   const std::string probe = temporary_for(place.path);
   const int fd = again([&] { return ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600); });
   if (fd < 0) refuse(system_error());
@@ -262,7 +279,7 @@ void OutputFile::write(const std::function<void(const WriteBytes&)>& produce) {
   const Place place(shown_);
   if (const std::string problem = place.problem(); !problem.empty()) fail(problem);
   if (place.is_overwritten()) {
-    const int fd = again([&] { return ::open(place.path.c_str(), O_WRONLY | O_CLOEXEC); });
+    const int fd = again([&] { return ::open(place.path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666); });
     if (fd < 0) fail(system_error());
     FileWriter file(fd, shown_);
     produce([&](const void* data, std::size_t bytes) {

@@ -17,10 +17,18 @@ std::string follow_links(std::string path);
 /// Whether something is mounted at `path`, so that it cannot be renamed or removed.
 bool is_mount_point(const std::string& path);
 
+/// Whether what is at `path` may only grow (chattr +a), as the system keeps records. A file's bytes stay then; in a
+/// directory no name is removed or renamed.
+bool is_append_only(const std::string& path);
+
+/// Throws CheckpointError, for `shown`, where nothing can be renamed because `directory` is append-only.
+void check_renames_in(const std::string& directory, const std::string& shown);
+
 /// A place for output, which stays what it is. A file, or the one that links lead to, is replaced as a whole (what a
-/// killed process has left beside it, `.tandem-writing-NAME-…`, goes at the next write); where
-/// nothing can take its place (it is a mount point, or its folder cannot be written) it is overwritten. A device, a
-/// FIFO and a descriptor of the process are streams: bytes go on as they come.
+/// killed process has left beside it, `.tandem-writing-NAME-…`, goes at the next write); other names of the same file
+/// (hard links) keep what it was. Where nothing can take its place (it is a mount point, or its folder cannot be
+/// written or is append-only) it is overwritten. A device, a FIFO and a descriptor of the process are streams: bytes go
+/// on as they come.
 class OutputFile {
  public:
   /// Looks at nothing yet.

@@ -139,10 +139,15 @@ class DefaultGenerator final : public at::CPUGeneratorImpl {
 class DefaultGeneratorPlace {
  public:
   DefaultGeneratorPlace() {
-    at::Generator& process = place();
-    if (process.getIntrusivePtr().use_count() > 1) return;
-    ours_ = at::make_generator<DefaultGenerator>(process.get_state());
-    process = ours_;
+    try {
+      at::Generator& process = place();
+      if (process.getIntrusivePtr().use_count() > 1) return;
+      ours_ = at::make_generator<DefaultGenerator>(process.get_state());
+      process = ours_;
+    } catch (const c10::Error&) {
+      // LibTorch has no seed for its own: there is no /dev/urandom. Whoever draws from it is told, and not whoever
+      // loads this library.
+    }
   }
   // The library may be unloaded, and with it the class.
   ~DefaultGeneratorPlace() {

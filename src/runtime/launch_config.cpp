@@ -13,6 +13,7 @@ namespace tandem {
 namespace {
 
 constexpr int kMostRanks = 1024;
+constexpr int kMostThreads = 1024;  // of a rank: OpenMP ends the process when the system has no more
 
 void require(bool holds, const std::string& otherwise) {
   if (!holds) throw ConfigError(otherwise);
@@ -81,8 +82,11 @@ void apply_exact(AcceleratorState& state) {
 void check_config(const LaunchConfig& config) {
   const int ways = (config.gpus ? 1 : 0) + (config.devices.empty() ? 0 : 1) + (config.cpu ? 1 : 0);
   require(ways <= 1, "gpus, devices and cpu exclude each other; give one of them");
-  require(config.threads_per_rank >= 0, "threads_per_rank " + std::to_string(config.threads_per_rank) +
-                                            " is negative; use 1 or more, or 0 for cores / ranks");
+  require(config.devices.size() <= kMostRanks, std::to_string(config.devices.size()) + " devices; use up to " +
+                                                   std::to_string(kMostRanks) + ", which is a rank each");
+  require(config.threads_per_rank >= 0 && config.threads_per_rank <= kMostThreads,
+          "threads_per_rank " + std::to_string(config.threads_per_rank) + " is out of range; use 1 to " +
+              std::to_string(kMostThreads) + ", or 0 for cores / ranks");
   require(config.gradient_accumulation_steps >= 1, "gradient_accumulation_steps " +
                                                        std::to_string(config.gradient_accumulation_steps) +
                                                        " is too small; use 1 or more");
@@ -91,6 +95,10 @@ void check_config(const LaunchConfig& config) {
                                                       " is too small; use 1 or more");
   if (config.exact) check_logical_ranks(config.exact->logical_ranks);
   require(config.timeout.count() > 0, "timeout must be positive");
+  const auto [first, last] = config.nvtx_capture;
+  require(first >= 0 && last >= 0 && (last == 0 || first <= last),
+          "nvtx_capture from " + std::to_string(first) + " to " + std::to_string(last) +
+              " is no range of updates; they are counted from 1, and a last one of 0 is none");
   optim::GradScaler::check(config.grad_scaler);
 }
 

@@ -95,7 +95,7 @@ void name_thread(int rank) {
 void step_begins(std::int64_t step, Steps capture) {
   // Launches may follow each other; each is profiled, by its rank 0.
   thread_local nvtxRangeId_t open = 0;
-  if (step == capture.first) {
+  if (step == capture.first && step <= capture.last) {
     nvtxEventAttributes_t attributes{};
     attributes.version = NVTX_VERSION;
     attributes.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;

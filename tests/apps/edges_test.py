@@ -518,6 +518,55 @@ def test_tool_ended_while_it_writes(folder, to, number):
     require(sorted(os.listdir(folder)) == sorted(there), os.listdir(folder))
 
 
+def test_tool_leaves_no_folder(folder, command, number, again):
+    """Of those that write where the user, or TMPDIR, says; also when a second signal ends it at once."""
+    (folder / "here").mkdir()
+    tool = Training(folder, *command.split(), command=("env", f"TMPDIR={folder}/here", TANDEM))
+    wait_until(lambda: os.listdir(folder / "here"), tool.process)
+    tool.process.send_signal(number)
+    if again:
+        time.sleep(1.1)
+        tool.process.send_signal(number)
+    code, output = tool.end()
+    require(code in [130, 0] and not os.listdir(folder / "here"), code, output, os.listdir(folder / "here"))
+    require(code == 130 or "test" in command, code, output)
+
+
+def test_append_only(folder):
+    """As records are kept: what only appends may, and the rest is refused before any work."""
+    for name in ["log", "w", "full"]:
+        (folder / name).write_text("" if name == "log" else "old")
+    (folder / "c").mkdir()
+    (folder / "run").mkdir()
+    (folder / "run/log.jsonl").touch()
+    if subprocess.run(["chattr", "+a", "log", "w", "full", "c", "run/log.jsonl"], cwd=folder,
+                      capture_output=True).returncode != 0:
+        print("nothing can be made append-only here: not tested")
+        return
+    try:
+        code, out, err = shell(folder, f"{TRAIN} {SHORT} --log-json log --log-with jsonl --project-dir run --quiet")
+        require(code == 0 and "final" in lines_in(folder / "log")[-1] and lines_in(folder / "run/log.jsonl"), out, err)
+        for flags in ["--save-weights w", "--log-json full", "--checkpoint-dir c"]:
+            code, out, err = shell(folder, f"{TRAIN} {SHORT} {flags}")
+            require(code == 2 and flags.split()[0] in err and "append-only (chattr +a)" in err, code, err)
+            require("accuracy" not in out, out)
+    finally:
+        subprocess.run(["chattr", "-a", "log", "w", "full", "c", "run/log.jsonl"], cwd=folder, check=True)
+    require((folder / "w").read_text() == (folder / "full").read_text() == "old" and not os.listdir(folder / "c"))
+
+
+def test_no_random_device(folder):
+    """LibTorch needs /dev/urandom: who draws from it is told, and what does not goes on."""
+    hidden = "mount -t tmpfs none /dev && exec"
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/dev"], capture_output=True).returncode:
+        print("nothing can be mounted here: not tested")
+        return
+    code, out, err = shell(folder, f"unshare -m bash -c '{hidden} {TRAIN} {SHORT}'")
+    require(code == 1 and err.endswith("Unable to open /dev/urandom\n"), code, out, err)
+    code, out, err = shell(folder, f"unshare -m bash -c '{hidden} {TANDEM} env'")
+    require(code == 0 and "ranks" in out and not err, code, out, err)
+
+
 def test_odd_paths(folder, name):
     flags = [str(flag).replace("@", "./" + name) for its in ALL_FILES.values() for flag in its]
     (folder / name).mkdir()
@@ -593,9 +642,13 @@ def cases():
     for to, number in itertools.product(["to.safetensors", "to"], [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]):
         yield (to, number) in [("to.safetensors", signal.SIGTERM), ("to.safetensors", signal.SIGKILL)], \
             test_tool_ended_while_it_writes, (to, number)
+    for command, again in itertools.product(["test --ranks 2", "bench checkpoint here --millions 60"], [False, True]):
+        for number in [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
+            yield (command[0], again, number) == ("t", False, signal.SIGTERM), test_tool_leaves_no_folder, \
+                (command, number, again)
     for name in ['a"b\\c\n\td', "\x1b[31m", "b" * 255, "\udcff\udcfe", "<script>", "ü", "-dash", "$(touch x)"]:
         yield name.startswith("a"), test_odd_paths, (name,)
-    for test in [test_limited_files, test_no_proc, test_empty_values, test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes,
+    for test in [test_limited_files, test_append_only, test_no_random_device, test_no_proc, test_empty_values, test_full_output, test_log_targets, test_log_mixed_with_output, test_log_reader_goes,
                  test_log_reader_takes_nothing, test_log_is_continued, test_log_disk_fills, test_broken_pipes]:
         yield True, test, ()
 

@@ -199,7 +199,10 @@ def test_what_cannot_be_is_refused():
         for settings, text in (({"cpu": -1, "gpus": 1}, "no GPU is usable"),
                                ({"cpu": -1, "devices": devices, "device_count": 2}, "no GPU is usable"),
                                ({"devices": devices, "device_count": 2}, "exclude each other"),
-                               ({"device_count": 2}, "devices"), ({"size": 48}, "tandem_config_init"),
+                               ({"device_count": 2}, "devices"),
+                               ({"devices": devices, "device_count": 2**62}, "use 0 to 1024"),
+                               ({"threads_per_rank": 100000}, "threads_per_rank 100000 is out of range"),
+                               ({"nvtx_first": 3, "nvtx_last": 2}, "is no range"), ({"size": 48}, "tandem_config_init"),
                                ({"reserved": 1}, "reserved"), ({"mixed_precision": 3}, "mixed_precision is 3; use 0 to 2"),
                                ({"timeout": float("nan")}, "timeout is nan")):
             error = error_of(session.run, b"fit", b"1", two_ranks(**settings))

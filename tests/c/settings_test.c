@@ -196,8 +196,10 @@ static void values_that_are_none_are_refused_by_name(void) {
   for (int i = 0; i < kFields; ++i) {
     const char* const dot = strrchr(fields[i].name, '.');
     const char* const name = dot ? dot + 1 : fields[i].name;
-    const int is_signed = strcmp(name, "checkpoint_limit") == 0 || strcmp(name, "growth_interval") == 0;
-    if (fields[i].kind == POINTER || fields[i].kind == SIZE || (fields[i].kind == LARGE && !is_signed)) continue;
+    static const char* const may_be_large[] = {"seed", "bucket_bytes", "first_bucket_bytes", "data_seed"};
+    int any = fields[i].kind == POINTER || fields[i].kind == SIZE;
+    for (size_t j = 0; j < sizeof may_be_large / sizeof may_be_large[0]; ++j) any |= strcmp(name, may_be_large[j]) == 0;
+    if (any) continue;
     tandem_config config = two_ranks();
     if (strcmp(name, "gpus") == 0) config.cpu = -1;
     set(&config, &fields[i], -2);
@@ -216,7 +218,20 @@ static void values_that_are_none_are_refused_by_name(void) {
   CHECK(is_refused(&config) && strstr(tandem_last_error(), "devices"));
   const int32_t device = 0;
   config.devices = &device;
+  config.device_count = (size_t)1 << 62; /* of 4 bytes each, that would be none */
+  CHECK(is_refused(&config) && strstr(tandem_last_error(), "device_count is 4611686018427387904; use 0 to 1024"));
+  config.device_count = 1;
   CHECK(is_refused(&config) && strstr(tandem_last_error(), "gpus, devices and cpu exclude each other"));
+}
+
+static void values_that_go_too_far_are_refused(void) {
+  tandem_config config = two_ranks(); /* OpenMP ends a process that cannot have as many threads */
+  config.threads_per_rank = 1025;
+  CHECK(is_refused(&config) && strstr(tandem_last_error(), "threads_per_rank 1025 is out of range; use 1 to 1024"));
+  config = two_ranks();
+  config.nvtx_first = 3;
+  config.nvtx_last = 2;
+  CHECK(is_refused(&config) && strstr(tandem_last_error(), "nvtx_capture from 3 to 2 is no range"));
 }
 
 /* ---- GPUs by their numbers */
@@ -489,6 +504,7 @@ int main(int argc, char** argv) {
   all_fields_are_walked();
   each_field_has_its_effect();
   values_that_are_none_are_refused_by_name();
+  values_that_go_too_far_are_refused();
   a_wait_that_is_too_long_ends_the_training();
   warnings_are_heard();
   one_request_ends_all_trainings_that_have_it();

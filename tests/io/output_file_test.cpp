@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -27,6 +28,8 @@
 #include "support/failing_calls.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
+#include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/checkpoint_series.h"
 
 using namespace tandem;
 using namespace tandem::io;
@@ -253,6 +256,43 @@ TEST_CASE("without the right to write a folder, its files are overwritten and no
         }) == 0);
   fs::permissions(dir / "closed", fs::perms(0755));
   CHECK(entries_in(dir / "closed") == 2);
+}
+
+TEST_CASE("what is append-only is told before, and folders that are get files and nothing that is renamed") {
+  const TempDir dir;
+  put(dir / "file", "text");
+  fs::create_directory(dir / "folder");
+  const std::string both = " '" + (dir / "file") + "' '" + (dir / "folder") + "'";
+  if (std::system(("chattr +a" + both + " 2>/dev/null").c_str()) != 0) {
+    WARN("nothing can be made append-only here: not tested");
+    return;
+  }
+  CHECK_THAT(refusal(dir / "file"), ContainsSubstring("it is append-only (chattr +a)"));
+  AppendFile log(dir / "file");
+  log.append(" and more");
+  log.cut(13);  // which is all
+  CHECK_THAT(error_of<Error>([&] { log.cut(4); }), ContainsSubstring("cannot be cut: it is append-only (chattr +a)"));
+  CHECK(contents(dir / "file") == "text and more");
+  OutputFile(dir / "folder/new").check();
+  CHECK(entries_in(dir / "folder") == 0);
+  for (const std::string& text : {kText, std::string("again")}) {
+    write_to(dir / "folder/new", text);
+    CHECK(contents(dir / "folder/new") == text);
+  }
+  const std::string why = "is append-only (chattr +a), and nothing in it can be renamed";
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointWriter(dir / "folder/state"); }), ContainsSubstring(why));
+  CHECK_THAT(error_of<CheckpointError>([&] { CheckpointSeries(dir / "folder"); }), ContainsSubstring(why));
+  CHECK(entries_in(dir / "folder") == 1);
+  CHECK(std::system(("chattr -a" + both).c_str()) == 0);
+}
+
+TEST_CASE("other names of a file that is replaced keep what it was") {
+  const TempDir dir;
+  put(dir / "file", "old");
+  fs::create_hard_link(dir / "file", dir / "other");
+  write_to(dir / "file", "new");
+  CHECK(contents(dir / "file") == "new");
+  CHECK(contents(dir / "other") == "old");
 }
 
 TEST_CASE("devices are written to, and stay devices") {
