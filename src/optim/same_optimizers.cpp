@@ -64,7 +64,7 @@ void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim:
       names.push_back((name.empty() ? name : name + ' ') + c10::str(parameter.scalar_type(), parameter.sizes()));
     }
   }
-  const auto record = comm::describe_object_call("prepare", typeid(Listed));
+  const auto record = comm::describe_object_call("prepare(optimizer)", typeid(Listed));
   std::optional<std::string> problem;
   {
     const comm::RankGroup::Call call(group, rank, record, &mine);
