@@ -54,6 +54,12 @@ std::string name_of(const at::Tensor& parameter, const nn::ReducerGroup& models)
   return {};
 }
 
+std::string describe_other_weights(const std::string& name, int rank) {
+  return "parameter " + name + " has other values on rank " + std::to_string(rank) +
+         " than on rank 0: since prepare(), which gives all ranks rank 0's, or since the last step, it was written to "
+         "outside of the optimizer";
+}
+
 void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim::Optimizer& optimizer,
                            const nn::ReducerGroup& models) {
   Listed mine{c10::demangle(typeid(optimizer).name())};
