@@ -62,8 +62,8 @@ void divided(OptimizerShared& shared, const Update& update) {
     update();
 }
 
-// A graph that has saved the weights from before is of no use any more. LibTorch's SGD writes through data(), which does
-// not tell.
+// A graph that has saved the weights from before is of no use any more. LibTorch's SGD writes through data(), which
+// does not tell.
 void count_writes(const torch::optim::Optimizer& optimizer) {
   for (const auto& group : optimizer.param_groups())
     for (const at::Tensor& parameter : group.params())

@@ -47,7 +47,7 @@ class TrainingWarnings {
   bool told_of_raw_forward_ = false;
   bool told_of_local_gradients_ = false;
   std::unordered_set<const torch::optim::Optimizer*> seen_;  // updates of these
-  std::unordered_set<const nn::ModelReducer*> compared_;      // their weights
+  std::unordered_set<const nn::ModelReducer*> compared_;     // their weights
 };
 
 }  // namespace tandem

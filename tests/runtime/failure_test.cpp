@@ -122,7 +122,9 @@ TEST_CASE("ranks that prepare different objects, or one more than the others, ar
          a.prepare(sgd);
        }},
       {"prepare(data loader)",
-       [](Accelerator& a) { a.prepare(data::DataLoader(data::TensorDataset(torch::ones({4, 1})))); }},
+       [](Accelerator& a) {
+         a.prepare(data::DataLoader(data::TensorDataset(torch::ones({4, 1}))));
+       }},
       {"barrier", [](Accelerator& a) { a.wait_for_everyone(); }}};
   for (const auto& [name, call] : calls)
     for (const auto& [other_name, other] : calls) {
