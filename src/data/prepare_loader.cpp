@@ -81,7 +81,7 @@ std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
-  const auto record = comm::describe_object_call("prepare", typeid(EpochPlanOptions));
+  const auto record = comm::describe_object_call("prepare(data loader)", typeid(EpochPlanOptions));
   std::string difference;  // the same on all ranks
   {
     const comm::RankGroup::Call call(*context.group, context.rank, record, &plan);
@@ -96,13 +96,13 @@ void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan)
 }
 
 void check_together(const LoaderContext& context, const std::function<void()>& check) {
-  comm::check_together(*context.group, context.rank, {.operation = "prepare"}, check);
+  comm::check_together(*context.group, context.rank, {.operation = "prepare(data loader)"}, check);
 }
 
 // Rank 0's parts on every rank. Throws CollectiveError where ranks make batches of different types.
 std::shared_ptr<const SharedParts> share_from_main(const LoaderContext& context, const std::type_info& batch_type,
                                                    const std::shared_ptr<const SharedParts>& parts) {
-  const auto record = comm::describe_object_call("prepare", batch_type);
+  const auto record = comm::describe_object_call("prepare(data loader)", batch_type);
   const comm::RankGroup::Call call(*context.group, context.rank, record, &parts);
   return call.payload<std::shared_ptr<const SharedParts>>(0);
 }

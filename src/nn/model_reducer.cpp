@@ -15,6 +15,7 @@
 #include "nn/copy_on_write.h"
 #include "nn/same_models.h"
 #include "nn/tensor_layout.h"
+#include "nn/without_overlaps.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
@@ -199,7 +200,8 @@ void ModelReducer::average_weights() {
   averaged = memory_of(averaged);
   copied = memory_of(copied);
   weights_.write([&] {
-    if (!averaged.empty()) communicator_.all_reduce(averaged, comm::ReduceOp::mean);
+    // Each element once: a buffer may lie on a parameter's memory.
+    for (const auto& tensors : without_overlaps(averaged)) communicator_.all_reduce(tensors, comm::ReduceOp::mean);
     if (!copied.empty()) communicator_.broadcast(copied, 0);
   });
   for (std::size_t i = 0; i < slots_.size(); ++i)

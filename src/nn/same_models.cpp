@@ -67,7 +67,7 @@ NamedTensors buffers_once(const torch::nn::Module& module) { return each_once(mo
 void check_same_models(comm::RankGroup& group, int rank, const torch::nn::Module* module) {
   Tensors mine;
   if (module) mine = {true, parameters_once(*module), buffers_once(*module)};
-  const auto record = comm::describe_object_call("prepare", typeid(Tensors));
+  const auto record = comm::describe_object_call("prepare(model)", typeid(Tensors));
   std::optional<std::string> problem;
   {
     const comm::RankGroup::Call call(group, rank, record, &mine);

@@ -216,17 +216,20 @@ bool SharedWeights::written() const {
   return false;
 }
 
-bool SharedWeights::equal_on_all_ranks() const {
+std::optional<SharedWeights::Difference> SharedWeights::difference() const {
   const at::NoGradGuard no_grad;
-  bool equal = true;
-  for (const auto& [name, parameter] : parameters_) {
-    const at::Tensor mine = bytes_of_elements(parameter);
+  std::size_t first = parameters_.size();
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (parameters_[i].second.layout() != at::kStrided) continue;
+    const at::Tensor mine = bytes_of_elements(parameters_[i].second);
     at::Tensor main = mine.clone();
     communicator_.broadcast(main, 0);
-    equal = equal && at::equal(mine, main);
+    if (first == parameters_.size() && !at::equal(mine, main)) first = i;
   }
-  const auto all = group_.meet(communicator_.rank(), record(), equal ? 1 : 0);
-  return std::all_of(all.begin(), all.end(), [](std::uint64_t one) { return one == 1; });
+  const auto all = group_.meet(communicator_.rank(), record(), first);
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    if (all[rank] < parameters_.size()) return Difference{static_cast<int>(rank), parameters_[all[rank]].second};
+  return std::nullopt;
 }
 
 }  // namespace tandem::nn

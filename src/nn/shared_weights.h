@@ -91,8 +91,20 @@ class SharedWeights {
   /// Whether a parameter that is not lent was written to by an operator, or got other memory, since the last `accept`.
   bool written() const;
 
-  /// Whether all ranks' weights are the same bits. Collective; the answer is the same on all.
-  bool equal_on_all_ranks() const;
+  // ---- whether ranks have the same weights
+
+  /// A parameter of a rank that is not as rank 0's.
+  struct Difference {
+    int rank;
+    at::Tensor parameter;
+  };
+
+  /// The first one of the first rank that has any; nothing where all ranks' weights are the same bits. Collective; the
+  /// same on all ranks.
+  std::optional<Difference> difference() const;
+
+  /// Whether the program has been told that ranks' weights differ, which is done once.
+  bool told_of_difference = false;
 
  private:
   struct Candidates;

@@ -66,6 +66,14 @@ void divided(OptimizerShared& shared, const Update& update) {
     update();
 }
 
+// A graph that has saved the weights from before is of no use any more. LibTorch's SGD writes through data(), which
+// does not tell.
+void count_writes(const torch::optim::Optimizer& optimizer) {
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& parameter : group.params())
+      if (parameter.grad().defined()) parameter.unsafeGetTensorImpl()->bump_version();
+}
+
 void update(OptimizerShared& shared) {
   // Also where this rank's part of the update could be fused and others' could not.
   const bool fused = shared.fused_step && shared.fused_step->suits_all();
@@ -74,6 +82,7 @@ void update(OptimizerShared& shared) {
       shared.fused_step->step(shared.state.recording());
     else
       shared.inner.step();
+    count_writes(shared.inner);
   });
 }
 

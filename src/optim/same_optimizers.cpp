@@ -54,6 +54,12 @@ std::string name_of(const at::Tensor& parameter, const nn::ReducerGroup& models)
   return {};
 }
 
+std::string describe_other_weights(const std::string& name, int rank) {
+  return "parameter " + name + " has other values on rank " + std::to_string(rank) +
+         " than on rank 0: since prepare(), which gives all ranks rank 0's, or since the last step, it was written to "
+         "outside of the optimizer";
+}
+
 void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim::Optimizer& optimizer,
                            const nn::ReducerGroup& models) {
   Listed mine{c10::demangle(typeid(optimizer).name())};
@@ -64,7 +70,7 @@ void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim:
       names.push_back((name.empty() ? name : name + ' ') + c10::str(parameter.scalar_type(), parameter.sizes()));
     }
   }
-  const auto record = comm::describe_object_call("prepare", typeid(Listed));
+  const auto record = comm::describe_object_call("prepare(optimizer)", typeid(Listed));
   std::optional<std::string> problem;
   {
     const comm::RankGroup::Call call(group, rank, record, &mine);

@@ -163,7 +163,7 @@ void ShardedOptimizer::settle() {
   } else {
     if (any_rank(storages_overlap())) return make_whole();
     for (const nn::ModelReducer* model : with_models_)
-      if (!model->weights().equal_on_all_ranks()) return make_whole();
+      if (model->weights().difference()) return make_whole();
   }
   assign();
   if (std::all_of(parts_.begin(), parts_.end(), [](const UpdatePart& part) { return part.owner == kEachRank; }))

@@ -138,9 +138,8 @@ void ShardedOptimizer::warn_of_weights(const std::vector<std::size_t>& parts) {
   });
   if (!found) return;
   const auto [rank, part] = *found;
-  warn("parameter " + name_of(parts_[part].parameter, models_) + " has other values on rank " + std::to_string(rank) +
-       " than on rank 0: since prepare(), which gives all ranks rank 0's, or since the last step, it was written to "
-       "outside of the optimizer");
+  if (!std::exchange(parts_[part].model->weights().told_of_difference, true))
+    warn(describe_other_weights(name_of(parts_[part].parameter, models_), rank));
 }
 
 }  // namespace tandem::optim

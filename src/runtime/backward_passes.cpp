@@ -120,6 +120,7 @@ void BackwardPasses::run_and_reduce(const at::Tensor& loss, BackwardOptions opti
   parts_.reducers.begin_pass();
   as_autograd_sees_it.backward({}, retains(options), options.create_graph);
   parts_.reducers.finish_pass(main);
+  if (!join_.active()) warnings_.look_for_other_weights();  // ranks that have ended do not come
 }
 
 void BackwardPasses::end_window() {

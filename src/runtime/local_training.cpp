@@ -27,6 +27,21 @@ class AloneScope {
   DividedUpdates& updates_;
 };
 
+// Weights that are alike would part in the next steps, had each rank states of its own.
+void take_over_states_of_main(RankContext& context, const TrainingParts& parts) {
+  for (auto& optimizer : parts.alive_optimizers()) {
+    c10::IValue state;
+    try {
+      state = state_of(optimizer, context.rank == 0);
+    } catch (const ConfigError& error) {  // no reason to lose the training that is done
+      if (context.config().on_warning)
+        context.config().on_warning(std::string(error.what()) +
+                                    ". Each rank goes on after local_sgd with its own, and with other weights");
+    }
+    take_over(optimizer, state, context, 0);
+  }
+}
+
 }  // namespace
 
 void train_locally(RankContext& context, TrainingParts& parts, DividedUpdates& updates, const Join& join, int steps,
@@ -51,6 +66,7 @@ void train_locally(RankContext& context, TrainingParts& parts, DividedUpdates& u
         steps, [&context] { return context.window.closes_window(); }, average);
     body(local);
     average();
+    take_over_states_of_main(context, parts);
   }
   updates.end_apart();
 }

@@ -60,7 +60,7 @@ std::shared_ptr<nn::ModelReducer> RankTraining::prepare_module(const std::shared
   if (reducer && !reducer->added_parameter()) return reducer;
   const LaunchConfig& config = context.config();
   nn::check_same_models(*context.group, context.rank, module.get());
-  comm::check_together(*context.group, context.rank, {.operation = "prepare"}, [&] {
+  comm::check_together(*context.group, context.rank, {.operation = "prepare(model)"}, [&] {
     if (config.device_placement) module->to(context.device());
   });
   if (reducer) {

@@ -2,6 +2,11 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/rank_group.h"
+#include "optim/same_optimizers.h"
 
 namespace tandem {
 
@@ -28,6 +33,26 @@ void TrainingWarnings::look_for_raw_forward() {
     return tell(
         "a model is trained in full precision although the launch asks for mixed precision: its forward was called on "
         "the module itself; call what prepare returned, model(x), or do it within autocast()");
+  }
+}
+
+void TrainingWarnings::look_for_other_weights() {
+  if (!is_heard()) return;
+  std::vector<nn::ModelReducer*> anew;
+  for (const auto& reducer : parts_.reducers)
+    if (compared_.insert(reducer.get()).second) anew.push_back(reducer.get());
+  if (anew.empty()) return;
+  // Ranks that have stepped on gradients of their own, as within no_sync, differ rightly.
+  const auto optimizers = parts_.alive_optimizers();
+  const bool updated =
+      std::any_of(optimizers.begin(), optimizers.end(), [](const auto& optimizer) { return optimizer.updates() > 0; });
+  const auto all = context_.group->meet(context_.rank, {.operation = "reduce_gradients"}, updated ? 1 : 0);
+  if (std::any_of(all.begin(), all.end(), [](std::uint64_t one) { return one != 0; })) return;
+  for (nn::ModelReducer* reducer : anew) {
+    const auto found = reducer->weights().difference();
+    if (!found || std::exchange(reducer->weights().told_of_difference, true)) continue;
+    tell(optim::describe_other_weights(optim::name_of(found->parameter, parts_.reducers), found->rank) +
+         ". The ranks train on with different weights");
   }
 }
 

@@ -21,6 +21,10 @@ class TrainingWarnings {
   /// made a scope of autocast(). Looks at what the passes before have reached.
   void look_for_raw_forward();
 
+  /// After the first reduction of a model: of weights that are not those that prepare gave all ranks any more. Later
+  /// ones are found where updates are divided. Collective.
+  void look_for_other_weights();
+
   /// `optimizer` is prepared, perhaps where another one was before.
   void forget(const torch::optim::Optimizer& optimizer) { seen_.erase(&optimizer); }
 
@@ -43,6 +47,7 @@ class TrainingWarnings {
   bool told_of_raw_forward_ = false;
   bool told_of_local_gradients_ = false;
   std::unordered_set<const torch::optim::Optimizer*> seen_;  // updates of these
+  std::unordered_set<const nn::ModelReducer*> compared_;     // their weights
 };
 
 }  // namespace tandem

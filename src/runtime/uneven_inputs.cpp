@@ -98,17 +98,26 @@ void Join::take_over_from_last() {
   for (const auto& reducer : parts_.reducers) reducer->broadcast(last);
   for (auto& scheduler : parts_.alive_schedulers()) scheduler.catch_up(of_last(scheduler.updates()));
   // After the schedulers, so that the learning rates are those of the state.
-  for (auto& optimizer : parts_.alive_optimizers()) {
-    // Copied before the next call, in which the last rank may go on.
-    const optim::SaveOptions known{.its_class = optimizer.its_class(), .has_stepped = optimizer.updates() > 0};
-    const bool is_last = context_.rank == last;
-    const c10::IValue state = of_last(is_last ? optim::state_dict(optimizer.inner(), {}, known) : c10::IValue());
-    if (!is_last) optim::prepare_load(optimizer.inner(), state)();
-    const auto [updates, skipped] = of_last(std::pair(optimizer.updates(), optimizer.step_was_skipped()));
-    optimizer.set_updates(updates, skipped);
-  }
+  for (auto& optimizer : parts_.alive_optimizers())
+    take_over(optimizer, state_of(optimizer, context_.rank == last), context_, last);
   if (parts_.scaler) parts_.scaler->load_state(of_last(parts_.scaler->state()));
   updates_.end_apart();
+}
+
+c10::IValue state_of(const optim::AcceleratedOptimizer& optimizer, bool wanted) {
+  const optim::SaveOptions known{.its_class = optimizer.its_class(), .has_stepped = optimizer.updates() > 0};
+  return wanted ? optim::state_dict(optimizer.inner(), {}, known) : c10::IValue();
+}
+
+void take_over(optim::AcceleratedOptimizer& optimizer, const c10::IValue& state, RankContext& context, int root) {
+  const auto of_root = [&](const auto& mine) {
+    return comm::detail::broadcast_object(*context.group, context.rank, mine, root);
+  };
+  // Copied before the next call, in which the root may go on.
+  const c10::IValue its = of_root(state);
+  if (context.rank != root && !its.isNone()) optim::prepare_load(optimizer.inner(), its)();
+  const auto [updates, skipped] = of_root(std::pair(optimizer.updates(), optimizer.step_was_skipped()));
+  optimizer.set_updates(updates, skipped);
 }
 
 double factor_over_items(RankContext& context, double items) {

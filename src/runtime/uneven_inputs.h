@@ -55,6 +55,12 @@ class Join {
   Turn answered_{};   // what the ranks that had not ended asked for last
 };
 
+/// The state of a prepared optimizer, where it is wanted; None otherwise. Throws ConfigError for what cannot be saved.
+c10::IValue state_of(const optim::AcceleratedOptimizer& optimizer, bool wanted);
+
+/// Gives `optimizer` the `state` that rank `root` has given, unless that is None, and its count of updates. Collective.
+void take_over(optim::AcceleratedOptimizer& optimizer, const c10::IValue& state, RankContext& context, int root);
+
 /// What a sum over items is multiplied by: so that the mean over the ranks becomes the mean over the items of all
 /// ranks. Throws DataError when there are none. Collective.
 double factor_over_items(RankContext& context, double items);

@@ -1,6 +1,8 @@
 // Ranks that train on their own beside models that are averaged by hand.
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/optim/adagrad.h>
+#include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
 #include "nn/gradients.h"
@@ -230,6 +232,85 @@ TEST_CASE("an average leaves frozen parameters alone to the bit, whole numbers a
     CHECK(of_rank.frozen_is_same);
     CHECK(of_rank.count == 10 + (broadcast ? 0 : rank));
     CHECK(of_rank.mean == (broadcast ? 3 : rank));
+  }
+}
+
+TEST_CASE("what lies on a parameter's memory, buffers or another parameter, is averaged once with it") {
+  // With another tensor on all of the weight's memory, two ranks come to the same element at nearly the same time.
+  struct Twice : torch::nn::Module {
+    at::Tensor weight = register_parameter("weight", at::zeros({600, 600}));
+    at::Tensor same = register_parameter("same", weight.detach());
+  };
+  struct OnOneMemory : Twice {
+    at::Tensor part = register_parameter("part", weight.detach().view({-1}).narrow(0, 100, 40000));
+    at::Tensor turned = register_buffer("turned", weight.detach().t());
+    at::Tensor column = register_buffer("column", weight.detach().select(1, 7));
+    at::Tensor early = register_buffer("early", column.detach().narrow(0, 0, 200));
+    at::Tensor late = register_buffer("late", column.detach().narrow(0, 100, 200));
+  };
+  const int ranks = GENERATE(2, 3, 4);
+  const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
+  const bool twice = GENERATE(true, false);
+  CAPTURE(ranks, static_cast<int>(sharding), twice);
+  const auto worst =
+      on_ranks<double>(ranks,
+                       [twice](Accelerator& accelerator) {
+                         const auto net = twice ? std::make_shared<Twice>() : std::make_shared<OnOneMemory>();
+                         torch::optim::SGD sgd({net->weight}, torch::optim::SGDOptions(1.0));
+                         auto [model, optimizer] = accelerator.prepare(net, sgd);
+                         double apart = 0;
+                         for (int i = 1; i <= 10; ++i) {
+                           accelerator.local_sgd(1, [&](nn::LocalSgd&) {
+                             net->weight.mutable_grad() = at::full({600, 600}, -2.0 * accelerator.rank());
+                             optimizer.step();
+                           });
+                           const double expected = i * (accelerator.world_size() - 1);
+                           apart = std::max(apart, (net->weight - expected).abs().max().item<double>());
+                         }
+                         return apart;
+                       },
+                       {.sharding = sharding});
+  for (const double of_rank : worst) CHECK(of_rank < 0.01);
+}
+
+TEST_CASE("after local_sgd ranks train on together, to the bit the same with every sharding") {
+  struct Own : torch::optim::SGD {
+    using SGD::SGD;
+  };
+  using Make = std::function<std::unique_ptr<torch::optim::Optimizer>(Tensors)>;
+  const std::vector<Make> optimizers{
+      [](Tensors all) { return std::make_unique<torch::optim::SGD>(all, torch::optim::SGDOptions(0.1).momentum(0.9)); },
+      [](Tensors all) { return std::make_unique<torch::optim::AdamW>(all, torch::optim::AdamWOptions(0.1)); },
+      [](Tensors all) { return std::make_unique<torch::optim::Adagrad>(all, torch::optim::AdagradOptions(0.1)); },
+      [](Tensors all) { return std::make_unique<Own>(all, torch::optim::SGDOptions(0.1).momentum(0.9)); }};
+  const int ranks = GENERATE(2, 3);
+  for (const Make& make : optimizers) {
+    std::vector<Tensors> seen;
+    for (const Sharding sharding : {Sharding::none, Sharding::optimizer, Sharding::automatic}) {
+      const auto ended = on_ranks<Tensors>(ranks,
+                                           [&](Accelerator& accelerator) {
+                                             torch::manual_seed(1);
+                                             torch::nn::Linear net(4, 3);
+                                             const auto inner = make(net->parameters());
+                                             auto [model, optimizer] = accelerator.prepare(net, *inner);
+                                             torch::manual_seed(2 + accelerator.rank());
+                                             const auto step = [&, &model = model, &optimizer = optimizer] {
+                                               optimizer.zero_grad();
+                                               accelerator.backward(model(at::randn({5, 4})).pow(3).mean());
+                                               optimizer.step();
+                                             };
+                                             step();
+                                             accelerator.local_sgd(2, [&](nn::LocalSgd& local) {
+                                               for (int i = 0; i < 5; ++i, local.step()) step();
+                                             });
+                                             for (int i = 0; i < 3; ++i) step();
+                                             return Tensors{net->weight.detach().clone(), net->bias.detach().clone()};
+                                           },
+                                           {.sharding = sharding});
+      seen.insert(seen.end(), ended.begin(), ended.end());
+    }
+    for (const Tensors& one : seen)
+      for (std::size_t i = 0; i < one.size(); ++i) CHECK(at::equal(one[i], seen[0][i]));
   }
 }
 

@@ -218,10 +218,47 @@ TEST_CASE("ranks whose weights differ, from the beginning or later, go on with w
   std::vector<std::string> warnings;
   run.on_warning = [&](const std::string& warning) { warnings.push_back(warning); };
   const auto ended = train(run);
-  CHECK(same_weights(ended, train(with_sharding(run, Sharding::none))));
-  CHECK_FALSE(at::equal(ended[0].weights[5], ended[1].weights[5]));
   REQUIRE(warnings.size() == 1);
   CHECK_THAT(warnings[0], ContainsSubstring("parameter 4.bias has other values on rank 1 than on rank 0"));
+  warnings.clear();
+  CHECK(same_weights(ended, train(with_sharding(run, Sharding::none))));
+  CHECK(warnings.size() == (since == 0 ? 1 : 0));  // where nothing is divided only the first reduction looks
+  CHECK_FALSE(at::equal(ended[0].weights[5], ended[1].weights[5]));
+}
+
+TEST_CASE("weights that each rank makes anew after prepare are told of once, whoever updates them") {
+  struct Own : torch::optim::SGD {
+    using SGD::SGD;
+  };
+  using Make = std::function<Optimizer(std::vector<at::Tensor>)>;
+  const std::vector<Make> optimizers{
+      [](auto parameters) { return std::make_unique<torch::optim::SGD>(parameters, 0.1); },
+      [](auto parameters) { return std::make_unique<Own>(parameters, torch::optim::SGDOptions(0.1)); }};
+  const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
+  const bool alike = GENERATE(true, false), by_hand = GENERATE(true, false);
+  for (const Make& make : optimizers) {
+    std::vector<std::string> warnings;
+    run_ranks(3,
+              [&](Accelerator& accelerator) {
+                torch::nn::Linear net(6, 2);
+                const Optimizer inner = make(net->parameters());
+                auto [model, optimizer] = accelerator.prepare(net, *inner);
+                torch::manual_seed(alike ? 3 : 3 + accelerator.rank() / 2);
+                net->reset_parameters();
+                for (int step = 0; step < 3; ++step) {
+                  accelerator.backward(model(batch(accelerator.rank(), step)).square().mean());
+                  if (by_hand)
+                    inner->step();
+                  else
+                    optimizer.step();
+                }
+              },
+              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+    CAPTURE(static_cast<int>(sharding), alike, by_hand);
+    REQUIRE(warnings.size() == (alike ? 0 : 1));
+    if (!alike)
+      CHECK_THAT(warnings[0], ContainsSubstring("parameter weight has other values on rank 2 than on rank 0"));
+  }
 }
 
 TEST_CASE("options that differ between ranks: each rank steps by its own, as without division, and that is told once") {

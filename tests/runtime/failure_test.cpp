@@ -112,6 +112,30 @@ TEST_CASE("different collective calls are an error that names both, on every ran
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
+TEST_CASE("ranks that prepare different objects, or one more than the others, are an error that names both") {
+  using Call = std::function<void(Accelerator&)>;
+  const std::vector<std::pair<std::string, Call>> calls{
+      {"prepare(model)", [](Accelerator& a) { a.prepare(torch::nn::Linear(2, 1)); }},
+      {"prepare(optimizer)",
+       [](Accelerator& a) {
+         torch::optim::SGD sgd({torch::ones({1}).requires_grad_()}, 0.1);
+         a.prepare(sgd);
+       }},
+      {"prepare(data loader)",
+       [](Accelerator& a) {
+         a.prepare(data::DataLoader(data::TensorDataset(torch::ones({4, 1}))));
+       }},
+      {"barrier", [](Accelerator& a) { a.wait_for_everyone(); }}};
+  for (const auto& [name, call] : calls)
+    for (const auto& [other_name, other] : calls) {
+      if (name == other_name) continue;
+      const auto error = run_ranks_expecting_error(
+          2, [&, &call = call, &other = other](Accelerator& a) { a.is_main() ? call(a) : other(a); });
+      CHECK_THAT(error.what(), ContainsSubstring(name + " on rank 0") || ContainsSubstring("but " + name));
+      CHECK_THAT(error.what(), ContainsSubstring(other_name + " on rank 1") || ContainsSubstring("but " + other_name));
+    }
+}
+
 TEST_CASE("tensors of different shapes or types in one call are an error") {
   const auto shapes = run_ranks_expecting_error(
       2, [](Accelerator& accelerator) { accelerator.reduce(torch::ones({accelerator.rank() + 2})); });

@@ -78,7 +78,7 @@ class DataLoader {
   auto with_collate(Collate collate) const {
     static_assert(!gives_batches<Dataset>, "the dataset gives batches itself; there is nothing to collate");
     using NewBatch = std::invoke_result_t<Collate&, std::vector<Sample>>;
-    return DataLoader<Dataset, NewBatch>(dataset_, options_, std::move(collate));
+    return DataLoader<Dataset, NewBatch>(dataset_, options_, std::move(collate), one_stream_);
   }
 
   /// A copy of this loader with `slice(batch, begin, end)` in place of data::slice, which divides a batch of all ranks
@@ -130,8 +130,8 @@ class DataLoader {
         return detail::AnyBatch::of(collate(std::any_cast<std::vector<Sample>>(std::move(samples))));
       };
       any.make_windows = [loader = *this](std::int64_t at_once) -> detail::MakeWindow {
-        return [dataset = loader.own_stream(), at_once] {
-          return std::make_unique<detail::SampleWindowOf<Dataset>>(dataset, at_once);
+        return [dataset = loader.own_stream(), one = loader.one_stream_, at_once] {
+          return std::make_unique<detail::SampleWindowOf<Dataset>>(dataset, at_once, one);
         };
       };
     } else {
@@ -152,8 +152,12 @@ class DataLoader {
   using Collate = std::function<Batch(std::vector<Sample>)>;
   using Slice = std::function<Batch(const Batch&, std::int64_t begin, std::int64_t end)>;
 
-  DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate)
-      : dataset_(std::move(dataset)), options_(std::move(options)), collate_(std::move(collate)) {}
+  DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate,
+             std::shared_ptr<detail::OneStream> one_stream = first_of_its_streams())
+      : dataset_(std::move(dataset)),
+        options_(std::move(options)),
+        collate_(std::move(collate)),
+        one_stream_(std::move(one_stream)) {}
 
   static std::int64_t first_of(const std::vector<std::int64_t>& indices) {
     return indices.empty() ? 0 : indices.front();
@@ -166,6 +170,11 @@ class DataLoader {
       return std::make_shared<Dataset>(*dataset_);
     else
       return dataset_;
+  }
+
+  // Otherwise they take turns.
+  static std::shared_ptr<detail::OneStream> first_of_its_streams() {
+    return std::is_copy_constructible_v<Dataset> ? nullptr : std::make_shared<detail::OneStream>();
   }
 
   static Collate default_collation() {
@@ -188,6 +197,7 @@ class DataLoader {
   std::shared_ptr<Dataset> dataset_;
   DataLoaderOptions options_;
   Collate collate_;
+  std::shared_ptr<detail::OneStream> one_stream_;  // null where each loader has a copy
   Slice slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
     return data::slice(batch, begin, end);  // not a function of the batch's own namespace
   };

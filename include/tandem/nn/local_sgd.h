@@ -21,13 +21,13 @@ namespace tandem::nn {
 /// Within it backward passes are not reduced (not by trigger_sync_in_backward either), while windows, clipping,
 /// optimizers and schedulers go on as ever; backward(loss_sum, items) makes the mean over this rank's items, 0 where it
 /// has none. Gradients that no optimizer has used by its end stay with their rank, and are reduced with those of the
-/// next backward. Updates are not divided over the ranks meanwhile; afterwards each part goes on with the optimizer
-/// state of the rank that updates it.
+/// next backward. Updates are not divided over the ranks meanwhile. When it ends all ranks get the states of rank 0's
+/// optimizers, without which the next steps would part their weights again.
 ///
 /// An average of a model's weights over the ranks: parameters that require a gradient, and buffers of floating-point
 /// and complex types, become their mean. The others, as frozen parameters and counts of batches, become rank 0's.
 /// Buffers stay each rank's own when GradientReducerOptions::broadcast_buffers is off. The states of optimizers, as
-/// their momenta, are each rank's own.
+/// their momenta, stay each rank's own until the end.
 class LocalSgd {
  public:
   /// `closes_window` tells whether this micro-batch closes its window, and `average` averages the models; `steps` is 1

@@ -2,6 +2,7 @@
 
 #include <concepts>
 #include <memory>
+#include <ostream>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -85,6 +86,9 @@ class Model {
 
   /// The module's buffers with their names.
   auto named_buffers(bool recurse = true) const { return module_->named_buffers(recurse); }
+
+  /// Writes what LibTorch writes of the module.
+  friend std::ostream& operator<<(std::ostream& to, const Model& model) { return to << *model.module_; }
 
   /// Puts the module into training mode, or out of it. Not collective.
   void train(bool on = true) const { module_->train(on); }

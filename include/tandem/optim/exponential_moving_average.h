@@ -23,7 +23,9 @@ struct ExponentialMovingAverageOptions {
 /// update(): average = decay * average + (1 - decay) * weight for parameters; buffers and integer parameters are
 /// copied, but for sparse buffers, which stay the model's. Source of the warm-up: tf.train.ExponentialMovingAverage,
 /// `num_updates`. The averages have the types of the parameters; with decay near 1 these should be float32 or wider.
-/// Nothing here is collective: ranks with equal weights get equal averages.
+/// Nothing here is collective: ranks with equal weights get equal averages. Within local_sgd and join_uneven_inputs
+/// they have weights, and numbers of updates, of their own, and so averages of their own; checkpoints have rank 0's.
+/// Afterwards `for (auto& [name, its] : average.averages()) accelerator.broadcast(its, root);` gives all ranks one's.
 ///
 ///     tandem::optim::ExponentialMovingAverage average(model);  // what prepare returned
 ///     …
