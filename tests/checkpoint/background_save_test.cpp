@@ -19,21 +19,18 @@ TEST_CASE("a training saves while another one in the same process trains") {
     LaunchConfig config;
     config.seed = seed;
     config.checkpoints.directory = dir / name;
-    run_ranks(
-        2,
-        [&](Accelerator& accelerator) {
-          torch::nn::Linear net(3, 2);
-          torch::optim::AdamW inner(net->parameters(), 0.1);
-          auto [model, optimizer] = accelerator.prepare(net, inner);
-          for (int i = 0; i < 30; ++i) {
-            accelerator.backward(model(at::rand({1, 3})).square().sum());
-            optimizer.step();
-            optimizer.zero_grad();
-            accelerator.save_state({}, {.background = i % 2 == 0});
-          }
-          if (accelerator.is_main()) weights.push_back(net->weight.detach().clone());
-        },
-        config);
+    run_ranks(2, config, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(3, 2);
+      torch::optim::AdamW inner(net->parameters(), 0.1);
+      auto [model, optimizer] = accelerator.prepare(net, inner);
+      for (int i = 0; i < 30; ++i) {
+        accelerator.backward(model(at::rand({1, 3})).square().sum());
+        optimizer.step();
+        optimizer.zero_grad();
+        accelerator.save_state({}, {.background = i % 2 == 0});
+      }
+      if (accelerator.is_main()) weights.push_back(net->weight.detach().clone());
+    });
     return weights;
   };
   const auto alone = run("alone", 1);

@@ -70,13 +70,11 @@ TEST_CASE("what was prepared or registered differently is an error, and nothing 
 
 TEST_CASE("a state cannot be saved in the middle of a window") {
   const TempDir dir;
-  const auto error = run_ranks_expecting_error(2,
-                                               [&](Accelerator& accelerator) {
-                                                 Small small(accelerator);
-                                                 auto window = accelerator.accumulate(small.model);
-                                                 accelerator.save_state(dir / "state");
-                                               },
-                                               {.gradient_accumulation_steps = 2});
+  const auto error = run_ranks_expecting_error(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    auto window = accelerator.accumulate(small.model);
+    accelerator.save_state(dir / "state");
+  });
   CHECK_THAT(error.what(), ContainsSubstring("the accumulation window is open"));
 }
 
@@ -210,35 +208,32 @@ TEST_CASE(
     std::string said;
     std::int64_t updates = 0;
     std::vector<at::Tensor> saved(3);
-    run_ranks(
-        2,
-        [&](Accelerator& accelerator) {
-          Small small(accelerator);
-          const auto train_and_keep = [&] {
-            small.train(accelerator);
-            const auto index = static_cast<std::size_t>(small.optimizer.updates());
-            if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
-          };
-          train_and_keep();
-          accelerator.save_state();
-          train_and_keep();
-          std::optional<FailingCall> armed;
-          if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
-          const std::string mine = error_of<CheckpointError>([&] {
-            accelerator.save_state({}, {.background = background});
-            accelerator.wait_for_saves();
-          });
-          if (accelerator.is_main()) said = mine, came = armed->came();
-          armed.reset();
-          accelerator.wait_for_everyone();
-          accelerator.load_state();
-          if (accelerator.is_main()) updates = small.optimizer.updates();
-          if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
-            throw std::logic_error("the weights are of another step than the optimizer");
-          small.train(accelerator);
-          accelerator.save_state();
-        },
-        config);
+    run_ranks(2, config, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      const auto train_and_keep = [&] {
+        small.train(accelerator);
+        const auto index = static_cast<std::size_t>(small.optimizer.updates());
+        if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
+      };
+      train_and_keep();
+      accelerator.save_state();
+      train_and_keep();
+      std::optional<FailingCall> armed;
+      if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+      const std::string mine = error_of<CheckpointError>([&] {
+        accelerator.save_state({}, {.background = background});
+        accelerator.wait_for_saves();
+      });
+      if (accelerator.is_main()) said = mine, came = armed->came();
+      armed.reset();
+      accelerator.wait_for_everyone();
+      accelerator.load_state();
+      if (accelerator.is_main()) updates = small.optimizer.updates();
+      if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
+        throw std::logic_error("the weights are of another step than the optimizer");
+      small.train(accelerator);
+      accelerator.save_state();
+    });
     CAPTURE(nth, said);
     REQUIRE(io::list_checkpoints(dir.path()).size() >= 1);
     REQUIRE((updates == 1 || updates == 2));

@@ -65,17 +65,16 @@ void use(Accelerator& accelerator, const Loader& loader, std::size_t begun, Run&
 }
 
 Run run_of(const SamplerKind& kind, const Mode& mode, const std::optional<Place>& from = {}) {
-  const auto runs = on_ranks<Run>(mode.ranks,
-                                  [&](Accelerator& accelerator) {
-                                    auto loader = accelerator.prepare(data::DataLoader(
-                                        Indices(static_cast<std::size_t>(kSamples)), options_of(kind, mode)));
-                                    Run run;
-                                    if (from) loader.load_state_dict(from->state);
-                                    run.places.push_back({from ? from->begun : 0, 0, loader.state_dict()});
-                                    use(accelerator, loader, from ? from->begun : 0, run);
-                                    return run;
-                                  },
-                                  {.data_loader = {.dispatch_batches = mode.dispatch}});
+  const auto runs =
+      on_ranks<Run>(mode.ranks, {.data_loader = {.dispatch_batches = mode.dispatch}}, [&](Accelerator& accelerator) {
+        auto loader =
+            accelerator.prepare(data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(kind, mode)));
+        Run run;
+        if (from) loader.load_state_dict(from->state);
+        run.places.push_back({from ? from->begun : 0, 0, loader.state_dict()});
+        use(accelerator, loader, from ? from->begun : 0, run);
+        return run;
+      });
   return runs[0];
 }
 
@@ -200,19 +199,17 @@ TEST_CASE("a sampler that cannot give its order again is an error on every rank,
       const Run whole = run_of(own, {2, dispatch, 0});
       const Place& place = whole.places[in_the_middle ? 1 : 4];
       std::atomic<int> refused{0};
-      run_ranks(2,
-                [&](Accelerator& accelerator) {
-                  auto loader = accelerator.prepare(
-                      data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(own, {.ranks = 2})));
-                  loader.load_state_dict(place.state);
-                  if (dispatch && !accelerator.is_main()) return;
-                  try {
-                    one_epoch(loader);
-                  } catch (const DataError& error) {
-                    refused += std::string(error.what()).find("Unpredictable") != std::string::npos;
-                  }
-                },
-                {.data_loader = {.dispatch_batches = dispatch}});
+      run_ranks(2, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
+        auto loader = accelerator.prepare(
+            data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(own, {.ranks = 2})));
+        loader.load_state_dict(place.state);
+        if (dispatch && !accelerator.is_main()) return;
+        try {
+          one_epoch(loader);
+        } catch (const DataError& error) {
+          refused += std::string(error.what()).find("Unpredictable") != std::string::npos;
+        }
+      });
       CHECK(refused == (dispatch ? 1 : 2));
     }
   // One that saves its engine can, wherever it was seeded from.
@@ -236,8 +233,7 @@ TEST_CASE("what a sampler, a collation and the beginning of an epoch draw leaves
   };
   const auto draw = [](bool with_loader, int workers, bool dispatch) {
     return on_ranks<std::vector<at::Tensor>>(
-        3,
-        [&](Accelerator& accelerator) {
+        3, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
           auto loader = accelerator.prepare(data::DataLoader(
               Reshuffled(24), {.batch_size = 2, .sampler = std::make_shared<DefaultSampler>(), .workers = workers}));
           const auto noise = [](std::vector<std::int64_t> samples) {
@@ -258,8 +254,7 @@ TEST_CASE("what a sampler, a collation and the beginning of an epoch draw leaves
           }
           own.push_back(at::cat(gathered));
           return own;
-        },
-        {.data_loader = {.dispatch_batches = dispatch}});
+        });
   };
   const auto alone = draw(false, 0, false);
   const at::Tensor expected = draw(true, 0, false)[0].back();

@@ -81,8 +81,7 @@ class Experiment {
       reached_.wait(false);
       if (cell_.fault == Fault::is_cancelled) stop_.request_stop();
     });
-    const RankError error = run_ranks_expecting_error(
-        kRanks, [this](Accelerator& a) { train(a); }, config);
+    const RankError error = run_ranks_expecting_error(kRanks, config, [this](Accelerator& a) { train(a); });
     reach();
     return error;
   }
@@ -201,11 +200,8 @@ TEST_CASE("a launch whose caller has already cancelled it ends without training"
   stop.request_stop();
   LaunchConfig config;
   config.cancel = stop.get_token();
-  const auto error = run_ranks_expecting_error(
-      2,
-      [](Accelerator& a) {
-        for (;;) a.wait_for_everyone();
-      },
-      config);
+  const auto error = run_ranks_expecting_error(2, config, [](Accelerator& a) {
+    for (;;) a.wait_for_everyone();
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), Cancelled);
 }

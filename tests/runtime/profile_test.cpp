@@ -113,13 +113,10 @@ TEST_CASE("a trace has a row a rank, in order, with the ranges and operators of 
 TEST_CASE("micro-batches of a window are ranges of one step") {
   TempDir dir;
   Profile profile;
-  run_ranks(2,
-            [&](Accelerator& a) {
-              const Profile mine =
-                  a.profile({.directory = dir.path(), .first_step = 2, .last_step = 3}, train(a, {.steps = 3}));
-              if (a.is_main()) profile = mine;
-            },
-            {.gradient_accumulation_steps = 2});
+  run_ranks(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& a) {
+    const Profile mine = a.profile({.directory = dir.path(), .first_step = 2, .last_step = 3}, train(a, {.steps = 3}));
+    if (a.is_main()) profile = mine;
+  });
   for (const TracedThread& thread : read_trace(profile.trace)) {
     CHECK(names(thread.all("step")) == std::vector<std::string>{"step 2", "step 2", "step 3", "step 3"});
     CHECK(thread.all("optimizer").size() == 2);
