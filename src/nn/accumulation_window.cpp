@@ -33,7 +33,7 @@ void AccumulationWindow::begin_micro_batch(bool close) {
     closes_window_ = true;
   } else {
     count_ += 1;
-    closes_window_ = count_ % num_steps_ == 0;
+    closes_window_ = count_ % micro_batches_ == 0;
   }
   length_ += 1;
   inside_ = true;
@@ -53,8 +53,8 @@ void AccumulationWindow::begin() {
 }
 
 std::optional<double> AccumulationWindow::correction() const {
-  if (!closes_window_ || length_ < 2 || length_ >= num_steps_ || items_) return std::nullopt;
-  return static_cast<double>(num_steps_) / length_;
+  if (!closes_window_ || length_ < 2 || length_ >= micro_batches_ || items_) return std::nullopt;
+  return static_cast<double>(micro_batches_) / length_;
 }
 
 void AccumulationWindow::check_mean() const {

@@ -14,7 +14,8 @@ class Recording;
 class AccumulationWindow : public GradientState {
  public:
   /// `sync_with_dataloader`: the end of a loader closes the window.
-  AccumulationWindow(int num_steps, bool sync_with_dataloader) : GradientState(num_steps, sync_with_dataloader) {}
+  AccumulationWindow(int micro_batches, bool sync_with_dataloader)
+      : GradientState(micro_batches, sync_with_dataloader) {}
 
   // ---- micro-batches
 
@@ -41,7 +42,7 @@ class AccumulationWindow : public GradientState {
   void set_count(std::int64_t count) { count_ = count; }  ///< when a training goes on
 
   /// What the window's gradients are to be multiplied by, because it ends early: the micro-batches before this one were
-  /// divided by num_steps.
+  /// divided by micro_batches().
   std::optional<double> correction() const;
 
   // ---- backward passes
@@ -69,7 +70,7 @@ class AccumulationWindow : public GradientState {
   void forget_mean() { has_mean_ = false; }
 
   /// What a mean loss is divided by, so that the window's gradients add up to their mean.
-  int divisor() const { return inside_ && closes_window_ ? length_ : num_steps_; }
+  int divisor() const { return inside_ && closes_window_ ? length_ : micro_batches_; }
 
   /// Whether a backward pass now is a window of its own: outside of accumulate(), but for those that add up in no_sync.
   bool pass_is_window() const { return !inside_ && syncs(); }

@@ -250,7 +250,7 @@ TEST_CASE("gradients that no optimizer has used by the end are reduced with thos
   const auto seen = on_ranks<Seen>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
     auto model = accelerator.prepare(Scale());
     const auto micro_batch = [&](float x) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(torch::full({1}, x)));
       return model->weight.grad().item<float>();
     };

@@ -60,19 +60,18 @@ TEST_CASE("parameters that no rank's pass has reached are named") {
 
 TEST_CASE("gradients are views of few buckets, or have memory of their own") {
   const bool as_view = GENERATE(true, false);
-  const auto storages =
-      on_ranks<std::size_t>(2, {.gradient_reducer = {.gradient_as_bucket_view = as_view, .share_gradients = false}},
-                            [&](Accelerator& accelerator) {
-                              auto model = accelerator.prepare(std::make_shared<Two>());
-                              for (int step = 0; step < 2; ++step) {
-                                drop_gradients(*model);
-                                accelerator.backward(model(row(accelerator.rank(), step), true));
-                              }
-                              std::set<const void*> storages;
-                              for (const auto& parameter : model->parameters())
-                                if (parameter.grad().defined()) storages.insert(parameter.grad().storage().data());
-                              return storages.size();
-                            });
+  const LaunchConfig config{.gradient_reducer = {.gradient_as_bucket_view = as_view, .share_gradients = false}};
+  const auto storages = on_ranks<std::size_t>(2, config, [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(std::make_shared<Two>());
+    for (int step = 0; step < 2; ++step) {
+      drop_gradients(*model);
+      accelerator.backward(model(row(accelerator.rank(), step), true));
+    }
+    std::set<const void*> storages;
+    for (const auto& parameter : model->parameters())
+      if (parameter.grad().defined()) storages.insert(parameter.grad().storage().data());
+    return storages.size();
+  });
   CHECK(storages[0] == (as_view ? 1u : 4u));
 }
 
@@ -197,7 +196,7 @@ TEST_CASE("trigger_sync_in_backward reduces in the middle of a window, and the w
     initialise(*model);
     Gradients all;
     for (int m = 0; m < 3; ++m) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       const auto loss = model(row(accelerator.rank(), m), true);
       if (m == 1) {
         auto sync = accelerator.trigger_sync_in_backward(model);

@@ -106,7 +106,7 @@ TEST_CASE("a loader whose ranks differ in steps trains in a join") {
     for (int epoch = 0; epoch < 3; ++epoch)
       accelerator.join_uneven_inputs([&] {
         for (auto& batch : loader) {
-          auto step = accelerator.accumulate(model);
+          auto window = accelerator.accumulate(model);
           accelerator.backward(model(batch).pow(2).mean());
           optimizer.step();
           optimizer.zero_grad();

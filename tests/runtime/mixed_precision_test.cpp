@@ -192,7 +192,7 @@ std::vector<Trained> train_scaled(Precision precision, bool items, Clip clip) {
         auto [model, optimizer] = accelerator.prepare(scale, adamw);
         Trained trained;
         for (int m = 0; m < 5; ++m) {
-          auto step = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+          auto window = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
           const auto x =
               torch::tensor({3.0F * static_cast<float>(m + 1), 4.0F + static_cast<float>(accelerator.rank())});
           if (items)
@@ -285,31 +285,31 @@ TEST_CASE("ranks with fewer steps answer the others' steps under a scaler too, a
     std::int64_t updates = 0;
     bool skipped = false;
   };
-  const auto ended = on_ranks<Ended>(3, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}},
-                                     [](Accelerator& accelerator) {
-                                       Scale scale;
-                                       torch::optim::SGD sgd(scale->parameters(), 1.0);
-                                       auto [model, optimizer] = accelerator.prepare(scale, sgd);
-                                       const auto step = [&](float x) {
-                                         auto window = accelerator.accumulate(model);
-                                         accelerator.backward(model(torch::full({2}, x)).sum());
-                                         optimizer.step();
-                                         optimizer.zero_grad();
-                                       };
-                                       accelerator.join_uneven_inputs([&] {
-                                         // Rank 2 makes the most, of which the fourth and the last overflow.
-                                         for (int i = 0; i < 2 + 2 * accelerator.rank(); ++i)
-                                           step(accelerator.rank() == 2 && (i == 3 || i == 5) ? kInfinity : 3.0F);
-                                       });
-                                       Ended now;
-                                       now.skipped = accelerator.optimizer_step_was_skipped();
-                                       now.scales.push_back(scale_now(accelerator));
-                                       step(3.0F);
-                                       now.scales.push_back(scale_now(accelerator));
-                                       now.weights = {model->weight[0].item<float>()};
-                                       now.updates = optimizer.updates();
-                                       return now;
-                                     });
+  const LaunchConfig config{.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}};
+  const auto ended = on_ranks<Ended>(3, config, [](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 1.0);
+    auto [model, optimizer] = accelerator.prepare(scale, sgd);
+    const auto step = [&](float x) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::full({2}, x)).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    accelerator.join_uneven_inputs([&] {
+      // Rank 2 makes the most, of which the fourth and the last overflow.
+      for (int i = 0; i < 2 + 2 * accelerator.rank(); ++i)
+        step(accelerator.rank() == 2 && (i == 3 || i == 5) ? kInfinity : 3.0F);
+    });
+    Ended now;
+    now.skipped = accelerator.optimizer_step_was_skipped();
+    now.scales.push_back(scale_now(accelerator));
+    step(3.0F);
+    now.scales.push_back(scale_now(accelerator));
+    now.weights = {model->weight[0].item<float>()};
+    now.updates = optimizer.updates();
+    return now;
+  });
   for (const auto& rank : ended) {
     CHECK(rank.weights == std::vector<float>{-3 - 3 - 2 - 1 - 3});  // means over three ranks
     CHECK(rank.scales == std::vector<double>{16, 16});

@@ -109,7 +109,7 @@ Trained train_on_ranks(const Setup& setup, int ranks, bool dispatch) {
     Trained trained;
     for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch)
       for (auto& [inputs, targets] : loader) {
-        auto step = accelerator.accumulate(model);
+        auto window = accelerator.accumulate(model);
         auto loss = F::cross_entropy(model(inputs), targets);
         trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
         accelerator.backward(loss);
@@ -204,7 +204,7 @@ TEST_CASE("the two programs of docs/migration.md, in small, read the same batche
         auto [model, optimizer, batches] = accelerator.prepare(net, adamw, loader);
         for (int epoch = 0; epoch < 2; ++epoch)
           for (auto& batch : batches) {
-            auto step = accelerator.accumulate(model);
+            auto window = accelerator.accumulate(model);
             accelerator.backward(F::cross_entropy(model(batch.data), batch.target));
             accelerator.clip_grad_norm_(model, 1.0);
             optimizer.step();

@@ -35,23 +35,24 @@ struct Halving : optim::LRScheduler {
 using Trace = std::vector<int>;
 
 Trace sync_trace(bool sync_with_dataloader) {
-  return on_ranks<Trace>(2, {.gradient_accumulation_steps = 2, .sync_with_dataloader = sync_with_dataloader},
-                         [](Accelerator& accelerator) {
-                           Trace trace;
-                           auto loader = accelerator.prepare(data::DataLoader(Ones(10), {.batch_size = 1}));
-                           for (int epoch = 0; epoch < 2; ++epoch)
-                             for (auto& batch : loader) {
-                               (void)batch;
-                               auto step = accelerator.accumulate();
-                               trace.push_back(accelerator.sync_gradients());
-                             }
-                           return trace;
-                         })[0];
+  const LaunchConfig config{.gradient_accumulation_steps = 2, .sync_with_dataloader = sync_with_dataloader};
+  const auto traces = on_ranks<Trace>(2, config, [](Accelerator& accelerator) {
+    Trace trace;
+    auto loader = accelerator.prepare(data::DataLoader(Ones(10), {.batch_size = 1}));
+    for (int epoch = 0; epoch < 2; ++epoch)
+      for (auto& batch : loader) {
+        (void)batch;
+        auto window = accelerator.accumulate();
+        trace.push_back(accelerator.sync_gradients());
+      }
+    return trace;
+  });
+  return traces[0];
 }
 
 }  // namespace
 
-TEST_CASE("the window closes every num_steps and at the end of the loader") {
+TEST_CASE("the window closes after as many micro-batches as asked for, and at the end of the loader") {
   CHECK(sync_trace(true) == Trace{0, 1, 0, 1, 1, 0, 1, 0, 1, 1});
   CHECK(sync_trace(false) == Trace{0, 1, 0, 1, 0, 1, 0, 1, 0, 1});
 }
@@ -64,7 +65,7 @@ TEST_CASE("gradients are averaged over ranks and micro-batches, and stay local u
         auto model = accelerator.prepare(scale);
         std::vector<float> seen;
         for (int m = 0; m < 2; ++m) {
-          auto step = accelerator.accumulate(model);
+          auto window = accelerator.accumulate(model);
           accelerator.backward(model(torch::full({1}, 10.0f * accelerator.rank() + m)).sum());
           seen.push_back(model->weight.grad().item<float>());
         }
@@ -81,7 +82,7 @@ TEST_CASE("a last, shorter window divides by its own length") {
     auto model = accelerator.prepare(scale);
     auto loader = accelerator.prepare(data::DataLoader(Ones(static_cast<std::size_t>(samples) * 2), {.batch_size = 1}));
     for (auto& batch : loader) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(batch).sum());
     }
     return model->weight.grad().item<float>();
@@ -96,7 +97,7 @@ TEST_CASE("backward with items gives the mean over all items of the window and o
     auto model = accelerator.prepare(scale);
     const int items = accelerator.rank() + 1;
     for (int m = 0; m < 2; ++m) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(torch::full({items}, static_cast<float>(accelerator.rank()))).sum(), items);
     }
     return model->weight.grad().item<float>();
@@ -166,8 +167,8 @@ TEST_CASE("the form of backward is that of the passes, not of the micro-batches"
   CHECK_NOTHROW(run_ranks(1, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
     Scale scale;
     auto model = accelerator.prepare(scale);
-    { auto step = accelerator.accumulate(model); }
-    auto step = accelerator.accumulate(model);
+    { auto window = accelerator.accumulate(model); }
+    auto window = accelerator.accumulate(model);
     accelerator.backward(model(torch::ones({1})).sum(), 1);
   }));
   // A window begins anew.
@@ -178,7 +179,7 @@ TEST_CASE("the form of backward is that of the passes, not of the micro-batches"
       const auto local = accelerator.no_sync(model);
       accelerator.backward(model(torch::ones({1})).sum());
     }
-    auto step = accelerator.accumulate(model);
+    auto window = accelerator.accumulate(model);
     accelerator.backward(model(torch::ones({1})).sum(), 1);
   }));
   // Nor do passes outside of micro-batches mix them.
@@ -226,10 +227,10 @@ TEST_CASE("the two forms of backward do not mix in a window") {
     Scale scale;
     auto model = accelerator.prepare(scale);
     {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(torch::ones({1})).sum());
     }
-    auto step = accelerator.accumulate(model);
+    auto window = accelerator.accumulate(model);
     accelerator.backward(model(torch::ones({1})).sum(), 1);
   });
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
@@ -283,7 +284,7 @@ TEST_CASE("clipping acts on the averaged gradient, after the window has closed, 
     auto model = accelerator.prepare(scale);
     Norms seen;
     for (int m = 0; m < 2; ++m) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(torch::full({1}, accelerator.rank() == 0 ? 2.0f : 6.0f)).sum());
       const auto norm = accelerator.clip_grad_norm_(model, 1.0);
       seen.push_back(norm.defined() ? norm.item<double>() : -1);
@@ -308,7 +309,7 @@ TEST_CASE("optimizer and scheduler act only when the window closes") {
         auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
         std::vector<double> seen;
         for (int m = 0; m < 4; ++m) {
-          auto step = accelerator.accumulate(model);
+          auto window = accelerator.accumulate(model);
           accelerator.backward(model(torch::ones({1})).sum());
           optimizer.step();
           scheduler.step();

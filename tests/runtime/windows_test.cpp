@@ -336,7 +336,7 @@ std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Wi
       std::optional<ReductionScope> scope;
       if (window.no_sync && closes) scope.emplace(current_rank()->window, false);
       if (!closes && (window.triggers >> m & 1)) scope.emplace(current_rank()->window, true);
-      auto step = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+      auto window = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
       if (accelerator.sync_gradients() != closes) throw std::logic_error("another window");
       const auto loss = model(gradient_of(accelerator.rank(), static_cast<int>(w), m));
       if (window.items)
@@ -389,7 +389,7 @@ TEST_CASE("six batches of gradient 1 in windows of four add up to 2, where nothi
         scale, sgd, data::DataLoader(data::TensorDataset(at::ones({6 * accelerator.world_size()})), {.batch_size = 1}));
     int windows = 0;
     for (auto& batch : loader) {
-      auto step = accelerator.accumulate(model);
+      auto window = accelerator.accumulate(model);
       accelerator.backward(model(batch.template item<double>()));
       if (steps_every_second && accelerator.sync_gradients() && ++windows % 2 == 0) optimizer.step();
     }
@@ -406,15 +406,15 @@ TEST_CASE("kept gradients that the program writes to between the passes of a win
       torch::optim::SGD sgd(scale->parameters(), 1.0);
       auto model = accelerator.prepare(scale);
       {
-        auto step = accelerator.accumulate_and_close(model);
+        auto window = accelerator.accumulate_and_close(model);
         accelerator.backward(model(5.0));
       }
       {
-        auto step = accelerator.accumulate(model);
+        auto window = accelerator.accumulate(model);
         accelerator.backward(model(4.0));
       }
       write(scale->weight.grad(), sgd);
-      auto step = accelerator.accumulate_and_close(model);
+      auto window = accelerator.accumulate_and_close(model);
       accelerator.backward(model(4.0));
       gradient = scale->weight.grad().item<double>();
     });
@@ -441,7 +441,7 @@ TEST_CASE("a micro-batch within a micro-batch is an error, after which windows g
         auto [a, b] = accelerator.prepare(first, second);
         std::string text;
         for (int i = 0; i < 2; ++i) {
-          auto step = accelerator.accumulate(a);
+          auto window = accelerator.accumulate(a);
           try {
             auto inner = accelerator.accumulate(b);
           } catch (const ConfigError& error) {
@@ -459,29 +459,29 @@ TEST_CASE("a step on gradients of a bare loss.backward() is told of once, one wi
   const bool bare = GENERATE(true, false);
   for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
     std::vector<std::string> warnings;
-    run_ranks(2, {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }},
-              [&](Accelerator& accelerator) {
-                Scale scale;
-                torch::optim::SGD sgd(scale->parameters(), 0.1);
-                auto [model, optimizer] = accelerator.prepare(scale, sgd);
-                const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {
-                  const auto loss = prepared(1.0 + accelerator.rank());
-                  if (reduces)
-                    accelerator.backward(loss);
-                  else
-                    loss.backward();
-                  stepping.step();
-                  stepping.zero_grad();
-                };
-                step(true);
-                for (int i = 0; i < 3; ++i)
-                  if (bare) {
-                    step(false);
-                  } else {
-                    const auto apart = accelerator.no_sync(model);
-                    step(true);
-                  }
-              });
+    const auto warn = [&](const std::string& text) { warnings.push_back(text); };
+    run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
+      Scale scale;
+      torch::optim::SGD sgd(scale->parameters(), 0.1);
+      auto [model, optimizer] = accelerator.prepare(scale, sgd);
+      const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {
+        const auto loss = prepared(1.0 + accelerator.rank());
+        if (reduces)
+          accelerator.backward(loss);
+        else
+          loss.backward();
+        stepping.step();
+        stepping.zero_grad();
+      };
+      step(true);
+      for (int i = 0; i < 3; ++i)
+        if (bare) {
+          step(false);
+        } else {
+          const auto apart = accelerator.no_sync(model);
+          step(true);
+        }
+    });
     CHECK(warnings.size() == (bare ? 1 : 0));
     if (bare && !warnings.empty()) CHECK_THAT(warnings[0], ContainsSubstring("write accelerator.backward(loss)"));
   }

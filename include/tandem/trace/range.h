@@ -13,7 +13,7 @@ namespace tandem::trace {
 
 /// What a thread does for a while, as profilers show it.
 enum class Event : std::uint8_t {
-  step,             ///< a micro-batch, from accumulate() to its end
+  micro_batch,      ///< from accumulate() to its end
   data_wait,        ///< for the next batch
   forward,          ///< of a prepared model
   backward,         ///< with what of the reduction goes on meanwhile
