@@ -81,11 +81,9 @@ TEST_CASE("hooks add files and get them back; optimizers of other classes keep t
     torch::optim::LBFGS inner(net->parameters());
     auto [model, optimizer] = accelerator.prepare(net, inner);
     auto& mine = got[static_cast<std::size_t>(accelerator.rank())];
-    accelerator.register_state_hooks({.save =
-                                          [] {
-                                            return StateFiles{{"camera.json", "{}"}, {"empty", ""}};
-                                          },
-                                      .load = [&mine](const StateFiles& files) { mine = files; }});
+    const StateFiles files{{"camera.json", "{}"}, {"empty", ""}};
+    accelerator.register_state_hooks(
+        {.save = [files] { return files; }, .load = [&mine](const StateFiles& loaded) { mine = loaded; }});
     if (load)
       accelerator.load_state(dir / "state");
     else

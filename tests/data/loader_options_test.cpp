@@ -310,13 +310,13 @@ TEST_CASE("dispatched slices are views of one batch, and whole batches are hande
   };
   for (const bool split : {false, true}) {
     const Rows rows;
-    const auto shared = on_ranks<int>(2, {.data_loader = {.split_batches = split, .dispatch_batches = true}},
-                                      [&](Accelerator& accelerator) {
-                                        auto loader = accelerator.prepare(data::DataLoader(rows, {.batch_size = 4}));
-                                        int views = 0;
-                                        for (auto& batch : loader) views += batch.is_alias_of(rows.data);
-                                        return views;
-                                      });
+    const LaunchConfig config{.data_loader = {.split_batches = split, .dispatch_batches = true}};
+    const auto shared = on_ranks<int>(2, config, [&](Accelerator& accelerator) {
+      auto loader = accelerator.prepare(data::DataLoader(rows, {.batch_size = 4}));
+      int views = 0;
+      for (auto& batch : loader) views += batch.is_alias_of(rows.data);
+      return views;
+    });
     CHECK(shared == std::vector<int>(2, split ? 4 : 2));
   }
 }
@@ -341,10 +341,11 @@ TEST_CASE("worker_init is called by each worker with its number, before it reads
   std::mutex mutex;
   std::multiset<int> numbers;
   run_ranks(2, [&](Accelerator& accelerator) {
-    auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.workers = 3, .worker_init = [&](int number) {
-                                                                       const std::lock_guard lock(mutex);
-                                                                       numbers.insert(number);
-                                                                     }}));
+    const auto note = [&](int number) {
+      const std::lock_guard lock(mutex);
+      numbers.insert(number);
+    };
+    auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.workers = 3, .worker_init = note}));
     for (bool all = false; !all && !accelerator.cancelled();) {
       const std::lock_guard lock(mutex);
       all = numbers.size() == 3;
