@@ -87,16 +87,16 @@ void Join::take_over_from_last() {
     return comm::detail::broadcast_object(*context_.group, context_.rank, mine, last);
   };
   for (const auto& reducer : parts_.reducers) reducer->broadcast(last);
-  for (auto& scheduler : parts_.alive_schedulers()) scheduler.catch_up(of_last(scheduler.updates()));
+  for (auto& scheduler : parts_.alive_schedulers()) optim::catch_up(scheduler, of_last(scheduler.updates()));
   // After the schedulers, so that the learning rates are those of the state.
   for (auto& optimizer : parts_.alive_optimizers()) {
     // Copied before the next call, in which the last rank may go on.
-    const optim::SaveOptions known{.its_class = optimizer.its_class(), .has_stepped = optimizer.updates() > 0};
+    const optim::SaveOptions known{.its_class = optim::class_of(optimizer), .has_stepped = optimizer.updates() > 0};
     const bool is_last = context_.rank == last;
     const c10::IValue state = of_last(is_last ? optim::state_dict(optimizer.inner(), {}, known) : c10::IValue());
     if (!is_last) optim::prepare_load(optimizer.inner(), state)();
     const auto [updates, skipped] = of_last(std::pair(optimizer.updates(), optimizer.step_was_skipped()));
-    optimizer.set_updates(updates, skipped);
+    optim::set_updates(optimizer, updates, skipped);
   }
   if (parts_.scaler) parts_.scaler->load_state(of_last(parts_.scaler->state()));
   updates_.end_apart();

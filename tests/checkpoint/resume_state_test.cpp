@@ -116,9 +116,9 @@ TEST_CASE("the last of two loads before an epoch is the one that counts") {
     std::vector<at::Tensor> expected, got;
     for (int epoch = 0; epoch < 2; ++epoch)
       for (auto& [points, classes] : loader)
-        if (loader.loader().status().step == 1)
+        if (loader_of(loader).status().step == 1)
           states.push_back(loader.state_dict());
-        else if (loader.loader().status().step == 2)
+        else if (loader_of(loader).status().step == 2)
           expected.push_back(points);
     for (const int which : {0, 1, 0}) {
       loader.load_state_dict(states[1 - static_cast<std::size_t>(which)]);

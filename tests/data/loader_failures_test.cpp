@@ -84,7 +84,7 @@ TEST_CASE("a rank that fails ends reads that wait for long, its own and the othe
         auto loader = accelerator.prepare(data::DataLoader(Blocking(), {.batch_size = 1, .workers = workers}));
         for (auto& batch : loader) {
           (void)batch;
-          if (accelerator.is_last() && loader.loader().status().step == 1) throw std::runtime_error("enough");
+          if (accelerator.is_last() && loader_of(loader).status().step == 1) throw std::runtime_error("enough");
         }
       });
   CHECK_THAT(error.what(), ContainsSubstring("enough"));
@@ -101,8 +101,8 @@ TEST_CASE("a loader's timeout is an error that says so") {
   const auto error = run_ranks_expecting_error(1, [](Accelerator& accelerator) {
     auto loader =
         accelerator.prepare(data::DataLoader(Slow(), {.workers = 1, .timeout = std::chrono::milliseconds(20)}));
-    loader.loader().start();
-    loader.loader().next();
+    loader_of(loader).start();
+    loader_of(loader).next();
   });
   CHECK_THAT(error.what(), ContainsSubstring("timeout of 20 ms"));
 }

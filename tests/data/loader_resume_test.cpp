@@ -58,7 +58,7 @@ TEST_CASE("an epoch goes on on another number of ranks where it was left, with t
     auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.batch_size = 2, .shuffle = true, .seed = 1}));
     for (auto& batch : loader) {
       (void)batch;
-      if (loader.loader().status().step == 1) return loader.state_dict();
+      if (loader_of(loader).status().step == 1) return loader.state_dict();
     }
     throw std::runtime_error("never");
   });

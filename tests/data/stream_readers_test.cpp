@@ -62,13 +62,13 @@ struct MoveOnlyStateful : Stateful {
   MoveOnlyStateful(MoveOnlyStateful&&) = default;
 };
 
-struct Mode {
+struct StreamMode {
   int ranks;
   bool dispatch;
   int workers;
 };
 
-Mode mode() {
+StreamMode stream_mode() {
   const int ranks = GENERATE(1, 2, 4);
   const bool dispatch = GENERATE(false, true);
   const int workers = GENERATE(0, 1, 2);
@@ -77,15 +77,15 @@ Mode mode() {
 
 // What the ranks see of a loader that `make(accelerator)` gives, in two epochs, of 37 samples.
 template <class Make>
-void check_every_sample_comes_once(const Mode& how, const Make& make) {
-  const auto ranks = on_ranks<std::vector<Epoch>>(how.ranks, {.data_loader = {.dispatch_batches = how.dispatch}},
-                                                  [&](Accelerator& accelerator) {
-                                                    auto loader = accelerator.prepare(make(accelerator));
-                                                    std::vector<Epoch> epochs{one_epoch(loader)};
-                                                    accelerator.wait_for_everyone();
-                                                    epochs.push_back(one_epoch(loader));
-                                                    return epochs;
-                                                  });
+void check_every_sample_comes_once(const StreamMode& how, const Make& make) {
+  const LaunchConfig config{.data_loader = {.dispatch_batches = how.dispatch}};
+  const auto ranks = on_ranks<std::vector<Epoch>>(how.ranks, config, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(make(accelerator));
+    std::vector<Epoch> epochs{one_epoch(loader)};
+    accelerator.wait_for_everyone();
+    epochs.push_back(one_epoch(loader));
+    return epochs;
+  });
   const auto expected = epochs_on_ranks(how.ranks, data::DataLoader(Indices(37), {.batch_size = 2}),
                                         {.dispatch_batches = how.dispatch}, 2);
   CHECK(ranks == expected);
@@ -94,7 +94,7 @@ void check_every_sample_comes_once(const Mode& how, const Make& make) {
 }  // namespace
 
 TEST_CASE("a stream that cannot be copied, or whose copies share where they read, is read once for all ranks") {
-  const Mode how = mode();
+  const StreamMode how = stream_mode();
   CAPTURE(how.ranks, how.dispatch, how.workers);
   const data::DataLoaderOptions options{.batch_size = 2, .workers = how.workers};
   const auto source = std::make_shared<Source>(37);
@@ -122,15 +122,15 @@ TEST_CASE("a stream that cannot be copied, or whose copies share where they read
   {  // a file
     std::stringstream file;
     for (int i = 0; i < 37; ++i) file << i << '\n';
-    const data::DataLoader loader(data::IterableDataset([&file](std::int64_t) {
-                                    file.clear();
-                                    file.seekg(0);
-                                    return [&file]() -> std::optional<std::int64_t> {
-                                      std::int64_t number = 0;
-                                      return file >> number ? std::optional(number) : std::nullopt;
-                                    };
-                                  }),
-                                  options);
+    const auto from_the_beginning = [&file](std::int64_t) {
+      file.clear();
+      file.seekg(0);
+      return [&file]() -> std::optional<std::int64_t> {
+        std::int64_t number = 0;
+        return file >> number ? std::optional(number) : std::nullopt;
+      };
+    };
+    const data::DataLoader loader(data::IterableDataset{from_the_beginning}, options);
     check_every_sample_comes_once(how, [&](Accelerator&) { return loader; });
   }
 }
@@ -241,13 +241,13 @@ TEST_CASE("ranks that leave a shared stream at different steps get an error, not
 }
 
 TEST_CASE("what goes wrong in a shared stream is every rank's error, and a rank that fails ends a read that waits") {
-  const data::DataLoader failing(data::IterableDataset([](std::int64_t) {
-                                   return [at = std::int64_t{0}]() mutable -> std::optional<std::int64_t> {
-                                     if (at == 9) throw std::runtime_error("the line went dead");
-                                     return at++;
-                                   };
-                                 }),
-                                 {.batch_size = 2});
+  const auto failing_stream = [](std::int64_t) {
+    return [at = std::int64_t{0}]() mutable -> std::optional<std::int64_t> {
+      if (at == 9) throw std::runtime_error("the line went dead");
+      return at++;
+    };
+  };
+  const data::DataLoader failing(data::IterableDataset{failing_stream}, {.batch_size = 2});
   std::atomic<int> told{0};
   run_ranks(2, {.data_loader = {.dispatch_batches = false}}, [&](Accelerator& accelerator) {
     auto loader = accelerator.prepare(failing);
@@ -263,13 +263,13 @@ TEST_CASE("what goes wrong in a shared stream is every rank's error, and a rank 
   const int failing_rank = GENERATE(0, 1);
   const int workers = GENERATE(0, 2);
   CAPTURE(failing_rank, workers);
-  const data::DataLoader waiting(data::IterableDataset([](std::int64_t) {
-                                   return [at = std::int64_t{0}]() mutable -> std::optional<std::int64_t> {
-                                     while (at > 12 && !work_is_unwanted()) std::this_thread::yield();
-                                     return at++;
-                                   };
-                                 }),
-                                 {.batch_size = 2, .workers = workers});
+  const auto waiting_stream = [](std::int64_t) {
+    return [at = std::int64_t{0}]() mutable -> std::optional<std::int64_t> {
+      while (at > 12 && !work_is_unwanted()) std::this_thread::yield();
+      return at++;
+    };
+  };
+  const data::DataLoader waiting(data::IterableDataset{waiting_stream}, {.batch_size = 2, .workers = workers});
   const auto error =
       run_ranks_expecting_error(2, {.data_loader = {.dispatch_batches = false}}, [&](Accelerator& accelerator) {
         auto loader = accelerator.prepare(waiting);

@@ -16,6 +16,7 @@
 #include <torch/optim/sgd.h>
 #include <torch/serialize/archive.h>
 
+#include "optim/accelerated_handles.h"
 #include "optim/sharded_optimizer.h"
 #include "support/ranks.h"
 
@@ -120,41 +121,40 @@ struct Run {
 };
 
 std::vector<Ended> train(const Run& run) {
-  return on_ranks<Ended>(run.ranks,
-                         {.gradient_accumulation_steps = run.accumulation,
-                          .fused_optimizers = run.fused,
-                          .sharding = run.sharding,
-                          .on_warning = run.on_warning},
-                         [&](Accelerator& accelerator) {
-                           auto net = make_net();
-                           const auto inner = run.make(two_groups(net));
-                           auto [model, optimizer] = accelerator.prepare(net, *inner);
-                           for (int step = 0; step < run.steps; ++step) {
-                             auto window = accelerator.accumulate(model);
-                             const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
-                             run.before_backward(net, accelerator.rank(), step);
-                             accelerator.backward(loss);
-                             accelerator.clip_grad_norm_(model, 0.5);
-                             run.before_step(net, *inner, accelerator.rank(), step);
-                             optimizer.step();
-                             run.after_step(net, accelerator.rank(), step);
-                             optimizer.zero_grad();
-                           }
-                           Ended ended;
-                           for (const auto& parameter : net->parameters()) {
-                             ended.weights.push_back(parameter.detach().clone());
-                             ended.memory.push_back(parameter.const_data_ptr());
-                             const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
-                             const auto* adam = found == inner->state().end()
-                                                    ? nullptr
-                                                    : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
-                             ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
-                           }
-                           accelerator.wait_for_everyone();
-                           ended.state = saved_state(*inner, net->parameters());
-                           ended.divided = optimizer.sharded() && optimizer.sharded()->divided();
-                           return ended;
-                         });
+  const LaunchConfig config{.gradient_accumulation_steps = run.accumulation,
+                            .fused_optimizers = run.fused,
+                            .sharding = run.sharding,
+                            .on_warning = run.on_warning};
+  return on_ranks<Ended>(run.ranks, config, [&](Accelerator& accelerator) {
+    auto net = make_net();
+    const auto inner = run.make(two_groups(net));
+    auto [model, optimizer] = accelerator.prepare(net, *inner);
+    for (int step = 0; step < run.steps; ++step) {
+      auto window = accelerator.accumulate(model);
+      const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
+      run.before_backward(net, accelerator.rank(), step);
+      accelerator.backward(loss);
+      accelerator.clip_grad_norm_(model, 0.5);
+      run.before_step(net, *inner, accelerator.rank(), step);
+      optimizer.step();
+      run.after_step(net, accelerator.rank(), step);
+      optimizer.zero_grad();
+    }
+    Ended ended;
+    for (const auto& parameter : net->parameters()) {
+      ended.weights.push_back(parameter.detach().clone());
+      ended.memory.push_back(parameter.const_data_ptr());
+      const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
+      const auto* adam =
+          found == inner->state().end() ? nullptr : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
+      ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
+    }
+    accelerator.wait_for_everyone();
+    ended.state = saved_state(*inner, net->parameters());
+    const auto* sharded = optim::sharded_of(optimizer);
+    ended.divided = sharded && sharded->divided();
+    return ended;
+  });
 }
 
 bool same_weights(const std::vector<Ended>& a, const std::vector<Ended>& b) {
@@ -374,21 +374,21 @@ TEST_CASE("an optimizer of parameters that no prepared model has is told of") {
   const bool all = GENERATE(true, false);
   for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
     std::vector<std::string> warnings;
-    run_ranks(2, {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }},
-              [&](Accelerator& accelerator) {
-                torch::nn::Linear net(6, 2);
-                at::Tensor temperature = at::ones({1}).requires_grad_();
-                torch::optim::SGD sgd(net->parameters(), 0.1);
-                if (!all) {
-                  sgd.add_param_group(OptimizerParamGroup({temperature}));
-                  accelerator.prepare(net);
-                }
-                auto optimizer = accelerator.prepare(sgd);
-                for (int step = 0; step < 3; ++step) {
-                  accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
-                  optimizer.step();
-                }
-              });
+    const auto warn = [&](const std::string& text) { warnings.push_back(text); };
+    run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(6, 2);
+      at::Tensor temperature = at::ones({1}).requires_grad_();
+      torch::optim::SGD sgd(net->parameters(), 0.1);
+      if (!all) {
+        sgd.add_param_group(OptimizerParamGroup({temperature}));
+        accelerator.prepare(net);
+      }
+      auto optimizer = accelerator.prepare(sgd);
+      for (int step = 0; step < 3; ++step) {
+        accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
+        optimizer.step();
+      }
+    });
     REQUIRE(warnings.size() == 1);
     CHECK_THAT(warnings[0], ContainsSubstring("is of no prepared model") &&
                                 ContainsSubstring(all ? "parameter 0 of an optimizer" : "parameter 2 of an optimizer"));
@@ -463,7 +463,7 @@ TEST_CASE("other classes of optimizers, and parameters of no prepared model, are
       optimizer.step();
       optimizer.zero_grad();
     }
-    return optimizer.sharded()->divided();
+    return optim::sharded_of(optimizer)->divided();
   });
   CHECK(divided == std::vector<bool>{false, false});
 }
