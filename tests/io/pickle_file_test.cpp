@@ -1,5 +1,6 @@
 // Files of torch.save: written for Python, and read from anybody.
 #include "tandem/io/pickle_file.h"
+#include "support/file_bytes.h"
 
 #include <caffe2/serialize/inline_container.h>
 
@@ -33,11 +34,6 @@ void write(const std::string& path, const c10::IValue& value) {
   std::ofstream file(path, std::ios::binary);
   write_pickle([&](const void* data, std::size_t bytes) { file.write(static_cast<const char*>(data), bytes); }, path,
                value);
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 // An archive with this pickle, and a storage "0" of `bytes` bytes.

@@ -14,6 +14,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "support/file_bytes.h"
 #include "tandem/io/file_trackers.h"
 #include "tandem/io/tracker_set.h"
 
@@ -24,11 +25,6 @@ using Json = nlohmann::ordered_json;
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-inline std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 inline std::vector<std::string> lines_of(const std::string& path) {
   std::vector<std::string> lines;

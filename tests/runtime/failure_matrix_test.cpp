@@ -35,7 +35,7 @@ struct Cell {
   Place place;
 };
 
-struct MyError : std::runtime_error {
+struct CellError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
@@ -128,7 +128,7 @@ class Experiment {
 
   // False: the body is to return.
   bool fail(Accelerator& a) {
-    if (cell_.fault == Fault::throws) throw MyError("disk on fire");
+    if (cell_.fault == Fault::throws) throw CellError("disk on fire");
     if (cell_.fault == Fault::returns) return false;
     if (cell_.fault == Fault::calls_another) {
       a.broadcast_object(1.5);
@@ -154,7 +154,7 @@ void check_error(const Cell& cell, const RankError& error) {
   const std::string who = "rank " + std::to_string(cell.rank);
   switch (cell.fault) {
     case Fault::throws:
-      CHECK_THROWS_AS(error.rethrow_cause(), MyError);
+      CHECK_THROWS_AS(error.rethrow_cause(), CellError);
       CHECK(error.rank() == cell.rank);
       if (cell.place == Place::shard_loader || cell.place == Place::dispatch_loader)
         CHECK_THAT(error.what(), ContainsSubstring(who + ": reading sample") && ContainsSubstring(": disk on fire"));

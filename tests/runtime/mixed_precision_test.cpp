@@ -175,7 +175,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
 
 namespace {
 
-struct Trained {
+struct ClippedTraining {
   std::vector<double> norms;  // of each update; -1 in micro-batches without one
   at::Tensor weight;
 };
@@ -183,14 +183,14 @@ struct Trained {
 enum class Clip { no, by_norm, by_value, after_unscaling, twice };
 
 // Five micro-batches in windows of two. Only the scaling tells the precisions apart: the model computes in float32.
-std::vector<Trained> train_scaled(Precision precision, bool items, Clip clip) {
-  return on_ranks<Trained>(
+std::vector<ClippedTraining> train_scaled(Precision precision, bool items, Clip clip) {
+  return on_ranks<ClippedTraining>(
       2, {.mixed_precision = precision, .grad_scaler = {.growth_interval = 1}, .gradient_accumulation_steps = 2},
       [&](Accelerator& accelerator) {
         Scale scale;
         torch::optim::AdamW adamw(scale->parameters(), 0.1);
         auto [model, optimizer] = accelerator.prepare(scale, adamw);
-        Trained trained;
+        ClippedTraining trained;
         for (int m = 0; m < 5; ++m) {
           auto window = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
           const auto x =

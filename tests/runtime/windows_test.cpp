@@ -336,7 +336,7 @@ std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Wi
       std::optional<ReductionScope> scope;
       if (window.no_sync && closes) scope.emplace(current_rank()->window, false);
       if (!closes && (window.triggers >> m & 1)) scope.emplace(current_rank()->window, true);
-      auto window = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+      auto micro_batch = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
       if (accelerator.sync_gradients() != closes) throw std::logic_error("another window");
       const auto loss = model(gradient_of(accelerator.rank(), static_cast<int>(w), m));
       if (window.items)
