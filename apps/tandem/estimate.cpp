@@ -56,7 +56,7 @@ double casts(const Training& training) {
   return training.precision == tandem::Precision::no ? 0 : kLowerPrecision * training.weights;
 }
 
-std::vector<Part> of_gpu(const Training& training) {
+std::vector<MemoryPart> of_gpu(const Training& training) {
   const double state = state_copies(training.update) * training.weights,
                activations = activations_in_training(training);
   return {{"weights", training.weights, training.weights},
@@ -66,7 +66,7 @@ std::vector<Part> of_gpu(const Training& training) {
           {"activations", activations, activations}};
 }
 
-std::vector<Part> parts_of(const Training& training, const Copies& peak, double peak_activations) {
+std::vector<MemoryPart> parts_of(const Training& training, const Copies& peak, double peak_activations) {
   const Copies later = afterwards(training);
   const double ranks = training.ranks, weights = training.weights;
   return {{"process", kProcess + kRank * ranks, kProcess + kRank * ranks},
@@ -82,19 +82,19 @@ std::vector<Part> parts_of(const Training& training, const Copies& peak, double 
 
 }  // namespace
 
-double peak_of(const std::vector<Part>& parts) {
+double peak_of(const std::vector<MemoryPart>& parts) {
   double sum = 0;
-  for (const Part& part : parts) sum += part.peak;
+  for (const MemoryPart& part : parts) sum += part.peak;
   return sum;
 }
 
-double later_of(const std::vector<Part>& parts) {
+double later_of(const std::vector<MemoryPart>& parts) {
   double sum = 0;
-  for (const Part& part : parts) sum += part.later;
+  for (const MemoryPart& part : parts) sum += part.later;
   return sum;
 }
 
-std::vector<Part> estimate(const Training& training) {
+std::vector<MemoryPart> estimate(const Training& training) {
   if (training.gpu) return of_gpu(training);
   const Copies later = afterwards(training);
   const double own = (later.weights + later.gradients + later.state) * training.weights / training.ranks;

@@ -27,16 +27,17 @@ struct Training {
   tandem::Sharding sharding = tandem::Sharding::automatic;
 };
 
-struct Part {
+/// What holds a part of the memory: weights, gradients, activations.
+struct MemoryPart {
   std::string name;
   double peak;   ///< bytes, at the moment when all parts together are the most
   double later;  ///< bytes, after the first two steps
 };
 
 /// Of the process with CPU ranks; of each GPU, whose ranks have all for themselves, with GPU ranks.
-std::vector<Part> estimate(const Training& training);
+std::vector<MemoryPart> estimate(const Training& training);
 
-double peak_of(const std::vector<Part>& parts);
-double later_of(const std::vector<Part>& parts);
+double peak_of(const std::vector<MemoryPart>& parts);
+double later_of(const std::vector<MemoryPart>& parts);
 
 }  // namespace tandem_tool

@@ -72,9 +72,9 @@ Training training_of(const EstimateOptions& options) {
   return training;
 }
 
-nlohmann::ordered_json to_json(const Training& training, const std::vector<Part>& parts) {
+nlohmann::ordered_json to_json(const Training& training, const std::vector<MemoryPart>& parts) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const Part& part : parts)
+  for (const MemoryPart& part : parts)
     list.push_back({{"name", part.name}, {"peak_mb", part.peak / kMega}, {"later_mb", part.later / kMega}});
   return {{"of", training.gpu ? "each GPU" : "the process"},
           {"ranks", training.ranks},
@@ -84,12 +84,12 @@ nlohmann::ordered_json to_json(const Training& training, const std::vector<Part>
           {"later_mb", later_of(parts) / kMega}};
 }
 
-void print(const EstimateOptions& options, const Training& training, const std::vector<Part>& parts) {
+void print(const EstimateOptions& options, const Training& training, const std::vector<MemoryPart>& parts) {
   std::printf("%.4g million parameters, %d %s rank%s; MB (10^6 bytes) of %s\n", training.weights / 4 / kMega,
               training.ranks, training.gpu ? "GPU" : "CPU", training.ranks == 1 ? "" : "s",
               training.gpu ? "each GPU" : "the process");
   std::printf("%-30s %12s %12s\n", "", "at the peak", "later");
-  for (const Part& part : parts)
+  for (const MemoryPart& part : parts)
     if (part.peak > 0 || part.later > 0)
       std::printf("%-30s %12.1f %12.1f\n", part.name.c_str(), part.peak / kMega, part.later / kMega);
   std::printf("%-30s %12.1f %12.1f\n", "together", peak_of(parts) / kMega, later_of(parts) / kMega);

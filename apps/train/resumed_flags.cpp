@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <initializer_list>
 #include <map>
 #include <set>
 #include <variant>
@@ -18,75 +19,37 @@ namespace {
 using tandem::io::Config;
 using tandem::io::ConfigValue;
 
-const std::map<std::string, OnResume>& decisions() {
+std::map<std::string, OnResume> make_decisions() {
   using enum OnResume;
-  static const std::map<std::string, OnResume> all{
-      // Another one would be another training: other parameters, another state, another order of samples.
-      {"model", kept},
-      {"heads", kept},
-      {"optimizer", kept},
-      {"seed", kept},
-      {"exact", kept},
-      {"logical-ranks", kept},
-      // What is trained, and how. Weights of other sizes are refused when they are loaded.
-      {"hidden", inherited},
-      {"block-size", inherited},
-      {"layers", inherited},
-      {"width", inherited},
-      {"dropout", inherited},
-      {"lr", inherited},
-      {"momentum", inherited},
-      {"weight-decay", inherited},
-      {"scheduler", inherited},
-      {"warmup-steps", inherited},
-      {"mixed-precision", inherited},
-      {"gradient-accumulation-steps", inherited},
-      {"clip-grad-norm", inherited},
-      {"normalize", inherited},
-      {"limit-train-samples", inherited},
-      {"no-shuffle", inherited},
-      {"drop-last", inherited},
-      {"no-even-batches", inherited},
-      {"dispatch-batches", inherited},
-      // Where the data is, which may have moved.
-      {"data-dir", told},
-      {"data-file", told},
-      // Another global batch is refused when the loader's place is loaded.
-      {"batch-size", used},
-      {"global-batch-size", used},
-      {"split-batches", used},
-      // How long.
-      {"epochs", used},
-      {"max-steps", used},
-      // On what.
-      {"gpus", used},
-      {"devices", used},
-      {"cpu", used},
-      {"threads-per-rank", used},
-      {"transport", used},
-      {"cuda-graphs", used},
-      {"tf32", used},
-      {"expandable-segments", used},
-      // What is read and written. --init-weights is refused with --resume.
-      {"config", used},
-      {"init-weights", used},
-      {"save-weights", used},
-      {"sample-bytes", used},
-      {"log-json", used},
-      {"checkpoint-dir", used},
-      {"save-every", used},
-      {"total-limit", used},
-      {"resume", used},
-      {"profile", used},
-      {"profile-steps", used},
-      {"nvtx-steps", used},
-      {"log-with", used},
-      {"project-dir", used},
-      {"report", used},
-      {"log-every", used},
-      {"quiet", used},
-      {"no-progress", used},
+  std::map<std::string, OnResume> all;
+  const auto add = [&all](OnResume decision, std::initializer_list<const char*> flags) {
+    for (const char* flag : flags) all.emplace(flag, decision);
   };
+  // Another one would be another training: other parameters, another state, another order of samples.
+  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks"});
+  // What is trained, and how. Weights of other sizes are refused when they are loaded.
+  add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
+  add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "mixed-precision"});
+  add(inherited, {"gradient-accumulation-steps", "clip-grad-norm"});
+  add(inherited, {"normalize", "limit-train-samples", "no-shuffle", "drop-last", "no-even-batches"});
+  add(inherited, {"dispatch-batches"});
+  // Where the data is, which may have moved.
+  add(told, {"data-dir", "data-file"});
+  // Another global batch is refused when the loader's place is loaded.
+  add(used, {"batch-size", "global-batch-size", "split-batches"});
+  // How long.
+  add(used, {"epochs", "max-steps"});
+  // On what.
+  add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "cuda-graphs", "tf32", "expandable-segments"});
+  // What is read and written. --init-weights is refused with --resume.
+  add(used, {"config", "init-weights", "save-weights", "sample-bytes", "log-json", "checkpoint-dir", "save-every"});
+  add(used, {"total-limit", "resume", "profile", "profile-steps", "nvtx-steps", "log-with", "project-dir", "report"});
+  add(used, {"log-every", "quiet", "no-progress"});
+  return all;
+}
+
+const std::map<std::string, OnResume>& decisions() {
+  static const std::map<std::string, OnResume> all = make_decisions();
   return all;
 }
 

@@ -132,7 +132,7 @@ typedef struct tandem_event {
   const char* text;         /**< the directory of a save, or what went wrong; "" otherwise. Valid within the callback */
 } tandem_event;
 
-/** Hears of events. */
+/** Is called with events. */
 typedef void (*tandem_on_event)(const tandem_event* event, void* user);
 
 /** Number format of forward passes; see tandem::Precision. */
@@ -192,8 +192,8 @@ typedef struct tandem_data_loaders {
   int32_t reserved;             /**< 0 */
 } tandem_data_loaders;
 
-/** Hears what is worth knowing and no error. Called on ranks' threads, one call at a time; the text is valid within the
- * call. */
+/** Is called with what is worth knowing but is no error, on ranks' threads, one call at a time. The text is valid
+ * within the call. */
 typedef void (*tandem_on_warning)(const char* text, void* user);
 
 /** A request to end any number of trainings; see LaunchConfig::cancel. */
@@ -205,7 +205,7 @@ tandem_code tandem_cancel_new(tandem_cancel** cancel);
 /** Cancels all trainings that were started with it, and that will be. */
 tandem_code tandem_cancel_request(tandem_cancel* cancel);
 
-/** Trainings that were started with it go on. NULL is none, and fine. */
+/** Frees it. Trainings that were started with it go on. NULL is allowed. */
 void tandem_cancel_free(tandem_cancel* cancel);
 
 /** What to train on, and how; see tandem::LaunchConfig, whose fields these are. What they point to is read by
@@ -248,7 +248,7 @@ typedef struct tandem_config {
 /** Sets the size, and the defaults of tandem::LaunchConfig. To be called before anything else is set. */
 void tandem_config_init(tandem_config* config);
 
-/** What hears of a session, and how; see tandem::SessionOptions. */
+/** Callbacks of a session; see tandem::SessionOptions. */
 typedef struct tandem_session_options {
   size_t size;              /**< of this struct, as tandem_session_options_init sets it */
   tandem_on_event on_event; /**< may be NULL */
@@ -267,7 +267,7 @@ tandem_code tandem_session_new(tandem_on_event on_event, void* user, tandem_sess
 /** Makes a session with options. Free it with tandem_session_free. */
 tandem_code tandem_session_new_with(const tandem_session_options* options, tandem_session** session);
 
-/** Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is no session, and fine. On a
+/** Cancels, and waits until all threads have ended. No callback comes afterwards. NULL is allowed. On a
  * rank's thread nothing is freed (TANDEM_CONFIG_ERROR). */
 tandem_code tandem_session_free(tandem_session* session);
 
@@ -291,7 +291,8 @@ tandem_code tandem_session_cancel(tandem_session* session);
 /** Returns when the training has ended: TANDEM_OK also when it was cancelled, else what went wrong. */
 tandem_code tandem_session_wait(tandem_session* session);
 
-/** The same, but returns TANDEM_NOT_YET when it has not ended within `seconds`, 0 or more. */
+/** Waits as tandem_session_wait does, but returns TANDEM_NOT_YET when the training has not ended within `seconds`, 0 or
+ * more. */
 tandem_code tandem_session_wait_for(tandem_session* session, double seconds);
 
 /** Writes where the training is to `*progress`. Takes no lock. */
@@ -318,8 +319,8 @@ typedef struct tandem_save_options {
 /** Sets the size and the defaults. To be called before anything else is set. */
 void tandem_save_options_init(tandem_save_options* options);
 
-/** Hears how a save has ended: `text` is the directory ("" where it was left out), or with another code than TANDEM_OK
- * what went wrong. Valid within the call. */
+/** Is called when a save has ended: `text` is the directory ("" where it was left out), or with another code than
+ * TANDEM_OK what went wrong. Valid within the call. */
 typedef void (*tandem_on_saved)(tandem_code code, const char* text, void* user);
 
 /** Saves as tandem_session_save does, and returns at once. `directory`, `options` and `on_saved` may be NULL;
@@ -367,7 +368,7 @@ typedef void (*tandem_on_snapshot)(tandem_code code, tandem_snapshot* snapshot, 
  * session is freed before. */
 tandem_code tandem_session_begin_snapshot(tandem_session* session, tandem_on_snapshot on_snapshot, void* user);
 
-/** Frees it; NULL is none, and fine. Tensors that were given as DLManagedTensor stay. */
+/** Frees it; NULL is allowed. Tensors that were given as DLManagedTensor stay. */
 void tandem_snapshot_free(tandem_snapshot* snapshot);
 
 /** The step after which the weights were copied (tandem_progress::step); -1 for NULL. */
@@ -387,8 +388,8 @@ tandem_code tandem_snapshot_tensor(const tandem_snapshot* snapshot, size_t model
 
 struct DLManagedTensor;
 
-/** The same as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter frees
- * it. */
+/** Gives the tensor as a DLManagedTensor (dlpack.h), which shares the memory and may outlive the snapshot: its deleter
+ * frees it. */
 tandem_code tandem_snapshot_dlpack(const tandem_snapshot* snapshot, size_t model, size_t index,
                                    struct DLManagedTensor** tensor);
 

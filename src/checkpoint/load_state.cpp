@@ -192,7 +192,7 @@ void Checkpoints::prepare_scheduler(Steps& steps, optim::AcceleratedScheduler sc
   if (scheduler.updates() > updates)
     throw ConfigError("LibTorch's scheduler has made " + std::to_string(scheduler.updates()) +
                       " updates and cannot go back to " + std::to_string(updates) + "; make a new one");
-  steps.apply.emplace_back([scheduler, updates]() mutable { scheduler.catch_up(updates); });
+  steps.apply.emplace_back([scheduler, updates] { optim::catch_up(scheduler, updates); });
 }
 
 void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedScheduler scheduler, const c10::IValue& file,
@@ -209,7 +209,7 @@ void Checkpoints::prepare_own_scheduler(Steps& steps, optim::AcceleratedSchedule
   if (!keeps) state = inner.with_own_rates(std::move(state));
   // First, because only the schedulers themselves find out whether they can be there.
   steps.apply.insert(steps.apply.begin(), [&inner, state] { inner.load_state(state); });
-  steps.apply.emplace_back([scheduler, last]() mutable { scheduler.set_inner_steps(last); });
+  steps.apply.emplace_back([scheduler, last] { optim::set_inner_steps(scheduler, last); });
   steps.undo.emplace_back([&inner, before = inner.state()] { inner.load_state(before); });
   // The optimizer has its options now, which are right for a schedule that is as it was.
   steps.settle.emplace_back([&inner, state, keeps, alone]() mutable {
@@ -271,13 +271,13 @@ void Checkpoints::load_optimizers(const LoadedState& loaded, const LoadStateOpti
       });
       check_on_all(apply);  // it may be the program's own
     };
-    if (optimizer.sharded())
-      optimizer.sharded()->load(load);
+    if (auto* sharded = optim::sharded_of(optimizer))
+      sharded->load(load);
     else
       load({});
     if (loaded.state) {
       const OptimizerCounts& counts = loaded.state->optimizers[index];
-      optimizer.set_updates(counts.updates, counts.last_step_was_skipped);
+      optim::set_updates(optimizer, counts.updates, counts.last_step_was_skipped);
     }
     index += 1;
   }

@@ -77,7 +77,7 @@ StateFile Checkpoints::describe_state(const std::vector<GeneratorStates>& genera
   for (const auto& optimizer : parts_.alive_optimizers())
     state.optimizers.push_back({optimizer.updates(), optimizer.step_was_skipped()});
   for (const auto& scheduler : parts_.alive_schedulers()) {
-    if (!scheduler.inner() && scheduler.goes_by_metric())
+    if (!scheduler.inner() && optim::goes_by_metric(scheduler))
       throw ConfigError(
           "torch::optim::ReduceLROnPlateauScheduler does not tell its state, so that it cannot be saved; "
           "use tandem::optim::ReduceLROnPlateau");
@@ -104,7 +104,7 @@ optim::GroupValues Checkpoints::group_values(const torch::optim::Optimizer& opti
 optim::SaveOptions Checkpoints::save_options(const optim::AcceleratedOptimizer& optimizer,
                                              const optim::ParameterNames& names) {
   return {.names = names,
-          .its_class = optimizer.its_class(),
+          .its_class = optim::class_of(optimizer),
           .has_stepped = optimizer.updates() > 0,
           .warn = [this](const std::string& what) {
             if (warnings_.insert(what).second && rank_.on_warning) rank_.on_warning(what);

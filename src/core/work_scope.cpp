@@ -1,4 +1,4 @@
-#include "tandem/core/work_scope.h"
+#include "core/work_scope.h"
 
 #include <utility>
 

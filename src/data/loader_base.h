@@ -20,6 +20,12 @@ void check_loader_state(const LoaderState& state, std::int64_t global_batch_size
 /// Throws the DataError of a loop over `loader` that goes on after another one over it has begun.
 [[noreturn]] void throw_overtaken(const std::string& loader);
 
+class PreparedDataLoaderBase;
+class LoaderBase;
+
+/// What is behind a prepared loader, which programs do not see.
+LoaderBase& loader_of(const PreparedDataLoaderBase& loader);
+
 /// What a PreparedDataLoader is the face of: one rank's part of every epoch.
 ///
 /// An epoch begins with `start` and ends when there is no next batch, or early with `leave`; only in the first case the

@@ -41,6 +41,8 @@ void LoaderLoop::fetch() {
 
 PreparedDataLoaderBase::PreparedDataLoaderBase(std::shared_ptr<LoaderBase> loader) : loader_(std::move(loader)) {}
 
+LoaderBase& loader_of(const PreparedDataLoaderBase& loader) { return *loader.loader_; }
+
 std::shared_ptr<LoaderBase> PreparedDataLoaderBase::without_first(std::int64_t steps) const {
   return loader_->skip_first_batches(steps);
 }

@@ -3,8 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "core/work_scope.h"
 #include "tandem/core/error.h"
-#include "tandem/core/work_scope.h"
 
 namespace tandem::data {
 

@@ -4,8 +4,8 @@
 #include <thread>
 #include <utility>
 
+#include "core/work_scope.h"
 #include "tandem/core/error.h"
-#include "tandem/core/work_scope.h"
 
 namespace tandem::data {
 namespace {

@@ -15,7 +15,7 @@
 
 #include "core/cancel_token.h"
 #include "core/thread_team.h"
-#include "tandem/core/work_scope.h"
+#include "core/work_scope.h"
 
 namespace tandem {
 

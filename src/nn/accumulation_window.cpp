@@ -47,7 +47,7 @@ void AccumulationWindow::count_micro_batch(bool close) {
     is_last_ = true;
   } else {
     count_ += 1;
-    is_last_ = count_ % num_steps_ == 0;
+    is_last_ = count_ % micro_batches_ == 0;
   }
   length_ += 1;
   if (length_ == 1) has_mean_ = false;  // of passes before it
@@ -67,8 +67,8 @@ void AccumulationWindow::begin() {
 }
 
 std::optional<double> AccumulationWindow::correction() const {
-  if (!is_last_ || length_ < 2 || length_ >= num_steps_ || items_) return std::nullopt;
-  return static_cast<double>(num_steps_) / length_;
+  if (!is_last_ || length_ < 2 || length_ >= micro_batches_ || items_) return std::nullopt;
+  return static_cast<double>(micro_batches_) / length_;
 }
 
 void AccumulationWindow::check_mean() const {

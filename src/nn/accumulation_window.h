@@ -15,8 +15,8 @@ class AccumulationWindow : public GradientState {
  public:
   /// `sync_with_dataloader`: the end of a loader closes the window. `sub_steps`: into how many a micro-batch is cut,
   /// those of the logical shards that fall to the rank in exact mode, which follow each other.
-  AccumulationWindow(int num_steps, bool sync_with_dataloader, int sub_steps = 1)
-      : GradientState(num_steps, sync_with_dataloader), sub_steps_(sub_steps) {}
+  AccumulationWindow(int micro_batches, bool sync_with_dataloader, int sub_steps = 1)
+      : GradientState(micro_batches, sync_with_dataloader), sub_steps_(sub_steps) {}
 
   // ---- micro-batches
 
@@ -50,7 +50,7 @@ class AccumulationWindow : public GradientState {
   void set_count(std::int64_t count) { count_ = count; }  ///< when a training goes on
 
   /// What the window's gradients are to be multiplied by, because it ends early: the micro-batches before this one were
-  /// divided by num_steps.
+  /// divided by micro_batches().
   std::optional<double> correction() const;
 
   // ---- backward passes
@@ -78,7 +78,7 @@ class AccumulationWindow : public GradientState {
   void forget_mean() { has_mean_ = false; }
 
   /// What a mean loss is divided by, so that the window's gradients add up to their mean.
-  int divisor() const { return inside_ && is_last_ ? length_ : num_steps_; }
+  int divisor() const { return inside_ && is_last_ ? length_ : micro_batches_; }
 
   /// Whether a backward pass now is a window of its own: outside of accumulate(), but for those that add up in no_sync.
   bool pass_is_window() const { return !inside_ && syncs(); }

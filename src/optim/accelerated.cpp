@@ -141,9 +141,9 @@ void AcceleratedOptimizer::zero_grad(bool set_to_none) {
 
 std::int64_t AcceleratedOptimizer::updates() const { return shared_->updates; }
 
-void AcceleratedOptimizer::set_updates(std::int64_t updates, bool last_step_was_skipped) {
-  shared_->updates = updates;
-  shared_->skipped = last_step_was_skipped;
+void set_updates(const AcceleratedOptimizer& optimizer, std::int64_t updates, bool last_step_was_skipped) {
+  Insides::of(optimizer)->updates = updates;
+  Insides::of(optimizer)->skipped = last_step_was_skipped;
 }
 
 torch::optim::Optimizer& AcceleratedOptimizer::inner() const { return shared_->inner; }
@@ -152,9 +152,9 @@ std::vector<torch::optim::OptimizerParamGroup>& AcceleratedOptimizer::param_grou
   return shared_->inner.param_groups();
 }
 
-const OptimizerClass& AcceleratedOptimizer::its_class() const { return shared_->its_class; }
+const OptimizerClass& class_of(const AcceleratedOptimizer& optimizer) { return Insides::of(optimizer)->its_class; }
 
-ShardedOptimizer* AcceleratedOptimizer::sharded() const { return shared_->sharded.get(); }
+ShardedOptimizer* sharded_of(const AcceleratedOptimizer& optimizer) { return Insides::of(optimizer)->sharded.get(); }
 
 // ---- AcceleratedScheduler
 
@@ -177,7 +177,7 @@ void AcceleratedScheduler::step() {
   if (nn::Recording* recording = shared_->state.records())
     return recording->at_each_replay({.after = [same = *this]() mutable { same.step(); }});
   if (!shared_->state.acts() || (shared_->skipped && shared_->skipped())) return;
-  catch_up(updates() + 1);
+  catch_up(*this, updates() + 1);
 }
 
 void AcceleratedScheduler::step(double metric) {
@@ -192,19 +192,23 @@ std::int64_t AcceleratedScheduler::updates() const { return shared_->updates; }
 
 Scheduler* AcceleratedScheduler::inner() const { return shared_->calls.ours; }
 
-void AcceleratedScheduler::set_inner_steps(std::int64_t inner_steps) {
-  shared_->updates = goes_by_metric() ? inner_steps : inner_steps / shared_->steps_per_update;
+void set_inner_steps(const AcceleratedScheduler& scheduler, std::int64_t inner_steps) {
+  AcceleratedScheduler::Shared& shared = *Insides::of(scheduler);
+  shared.updates = goes_by_metric(scheduler) ? inner_steps : inner_steps / shared.steps_per_update;
 }
 
-bool AcceleratedScheduler::goes_by_metric() const { return std::holds_alternative<MetricStep>(shared_->calls.step); }
+bool goes_by_metric(const AcceleratedScheduler& scheduler) {
+  return std::holds_alternative<MetricStep>(Insides::of(scheduler)->calls.step);
+}
 
-void AcceleratedScheduler::catch_up(std::int64_t updates) {
-  if (shared_->updates >= updates) return;
-  const auto& step = require<Step>(*shared_,
+void catch_up(const AcceleratedScheduler& scheduler, std::int64_t updates) {
+  AcceleratedScheduler::Shared& shared = *Insides::of(scheduler);
+  if (shared.updates >= updates) return;
+  const auto& step = require<Step>(shared,
                                    "its ranks have seen different numbers of metrics; give it one after "
                                    "join_uneven_inputs, that all ranks share");
-  for (; shared_->updates < updates; shared_->updates += 1)
-    for (int i = 0; i < shared_->steps_per_update; ++i) step();
+  for (; shared.updates < updates; shared.updates += 1)
+    for (int i = 0; i < shared.steps_per_update; ++i) step();
 }
 
 }  // namespace tandem::optim

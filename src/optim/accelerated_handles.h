@@ -47,12 +47,38 @@ struct AcceleratedScheduler::Shared {
   std::int64_t updates = 0;
 };
 
+/// Leads to what a handle is made of, which programs do not see.
+struct Insides {
+  template <class Handle>
+  static const std::shared_ptr<typename Handle::Shared>& of(const Handle& handle) {
+    return handle.shared_;
+  }
+};
+
+/// How the update of `optimizer` is divided over the ranks; null when it is not.
+ShardedOptimizer* sharded_of(const AcceleratedOptimizer& optimizer);
+
+/// What was known of the optimizer's class when it was prepared.
+const OptimizerClass& class_of(const AcceleratedOptimizer& optimizer);
+
+/// Takes over the number of updates, when the inner optimizer got another one's state.
+void set_updates(const AcceleratedOptimizer& optimizer, std::int64_t updates, bool last_step_was_skipped);
+
+/// Takes over the number of updates, when the inner scheduler got another one's state, which had `inner_steps`.
+void set_inner_steps(const AcceleratedScheduler& scheduler, std::int64_t inner_steps);
+
+/// Whether it goes by a metric.
+bool goes_by_metric(const AcceleratedScheduler& scheduler);
+
+/// Advances the schedule to `updates`. Throws ConfigError when it would need metrics for that.
+void catch_up(const AcceleratedScheduler& scheduler, std::int64_t updates);
+
 /// Refers to a handle for as long as a copy of it lives elsewhere.
 template <class Handle>
 class Observer {
  public:
   /// Refers to what `handle` and its copies share.
-  explicit Observer(const Handle& handle) : shared_(handle.shared()) {}
+  explicit Observer(const Handle& handle) : shared_(Insides::of(handle)) {}
 
   /// A copy of the handle; nothing when no copy is left.
   std::optional<Handle> lock() const {

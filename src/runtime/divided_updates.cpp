@@ -37,7 +37,7 @@ void DividedUpdates::end_apart() {
 
 void DividedUpdates::for_each_divided(void (optim::ShardedOptimizer::*action)()) const {
   for (auto& optimizer : parts_.alive_optimizers())
-    if (optimizer.sharded()) (optimizer.sharded()->*action)();
+    if (auto* sharded = optim::sharded_of(optimizer)) (sharded->*action)();
 }
 
 }  // namespace tandem

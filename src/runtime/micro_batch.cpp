@@ -6,7 +6,7 @@
 namespace tandem {
 
 MicroBatch::MicroBatch(RankTraining& training, bool close)
-    : training_(training), recording_(training.context.window.records()), range_(trace::Event::step) {
+    : training_(training), recording_(training.context.window.records()), range_(trace::Event::micro_batch) {
   if (recording_)
     recording_->at_each_replay({.before = [&training, close] { training.begin_micro_batch(close); },
                                 .after = [&training] { training.end_micro_batch(); }});

@@ -22,12 +22,12 @@ std::optional<std::string> StepRecorder::obstacle() const {
   if (context_.device().is_cpu()) return "CPU ranks have no graphs";
   if (context_.config().exact) return "in exact mode a window is several passes, of one logical shard each";
   if (parts_.scaler) return "under fp16 the host decides whether an update is made";
-  if (window.num_steps() > 1) return "a window of several micro-batches is not recorded";
+  if (window.micro_batches() > 1) return "a window of several micro-batches is not recorded";
   if (window.reduction().no_sync) return "gradients are not reduced within no_sync";
   if (window.trains_alone()) return "ranks train on their own within local_sgd";
   if (join_.active()) return "ranks take different steps within join_uneven_inputs";
   for (const auto& optimizer : parts_.alive_optimizers())
-    if (optimizer.sharded()) return "updates are divided over the ranks";
+    if (optim::sharded_of(optimizer)) return "updates are divided over the ranks";
   if (context_.config().gradient_reducer.check_finite) return "check_finite looks at each reduction's gradients";
   for (const auto& reducer : parts_.reducers)
     if (reducer->has_communication_hook()) return "a model has a communication hook";

@@ -96,7 +96,7 @@ void Join::take_over_from_last() {
   // Of the ranks some may have seen their loaders' last step, which closes a window, and others may not.
   context_.window.set_count(of_last(context_.window.count()));
   for (const auto& reducer : parts_.reducers) reducer->broadcast(last);
-  for (auto& scheduler : parts_.alive_schedulers()) scheduler.catch_up(of_last(scheduler.updates()));
+  for (auto& scheduler : parts_.alive_schedulers()) optim::catch_up(scheduler, of_last(scheduler.updates()));
   // After the schedulers, so that the learning rates are those of the state.
   for (auto& optimizer : parts_.alive_optimizers())
     take_over(optimizer, state_of(optimizer, context_.rank == last), context_, last);
@@ -105,7 +105,7 @@ void Join::take_over_from_last() {
 }
 
 c10::IValue state_of(const optim::AcceleratedOptimizer& optimizer, bool wanted) {
-  const optim::SaveOptions known{.its_class = optimizer.its_class(), .has_stepped = optimizer.updates() > 0};
+  const optim::SaveOptions known{.its_class = optim::class_of(optimizer), .has_stepped = optimizer.updates() > 0};
   return wanted ? optim::state_dict(optimizer.inner(), {}, known) : c10::IValue();
 }
 
@@ -117,7 +117,7 @@ void take_over(optim::AcceleratedOptimizer& optimizer, const c10::IValue& state,
   const c10::IValue its = of_root(state);
   if (context.rank != root && !its.isNone()) optim::prepare_load(optimizer.inner(), its)();
   const auto [updates, skipped] = of_root(std::pair(optimizer.updates(), optimizer.step_was_skipped()));
-  optimizer.set_updates(updates, skipped);
+  optim::set_updates(optimizer, updates, skipped);
 }
 
 double factor_over_items(RankContext& context, double items) {

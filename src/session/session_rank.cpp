@@ -131,8 +131,8 @@ void SessionRank::publish(Clock::time_point now) {
 
   std::int64_t left = progress_.total_steps - progress_.step;
   if (progress_.total_steps < 0)
-    left =
-        progress_.epoch_steps < 0 ? -1 : (progress_.epoch_steps - progress_.epoch_step) / context_.window.num_steps();
+    left = progress_.epoch_steps < 0 ? -1
+                                     : (progress_.epoch_steps - progress_.epoch_step) / context_.window.micro_batches();
   const bool known = left >= 0 && progress_.steps_per_second > 0;
   progress_.seconds_left = known ? static_cast<double>(left) / progress_.steps_per_second : -1;
   publish_(progress_);

@@ -13,7 +13,7 @@ struct EventProperties {
   Kind kind;
 };
 
-inline constexpr std::array<EventProperties, 13> kEvents{{{"step", Kind::other},
+inline constexpr std::array<EventProperties, 13> kEvents{{{"micro-batch", Kind::other},
                                                           {"data-wait", Kind::data_wait},
                                                           {"forward", Kind::forward},
                                                           {"backward", Kind::backward},

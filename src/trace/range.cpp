@@ -22,7 +22,7 @@ thread_local Thread this_thread;
 // As LibTorch's profiler shows it, which has no place for numbers but the name.
 std::string full_name(Event event, const Detail& detail) {
   std::string name = properties_of(event).name;
-  if (event == Event::step) return name + ' ' + std::to_string(this_thread.step);
+  if (event == Event::micro_batch) return name + " of step " + std::to_string(this_thread.step);
   if (detail.bucket >= 0) name += " bucket " + std::to_string(detail.bucket);
   if (detail.bytes >= 0) name += ", " + std::to_string(detail.bytes) + " bytes";
   return name;

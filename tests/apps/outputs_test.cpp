@@ -12,6 +12,7 @@
 
 #include <ATen/Functions.h>
 
+#include "support/file_bytes.h"
 #include "support/train_program.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_directory.h"
@@ -25,11 +26,6 @@ namespace fs = std::filesystem;
 namespace {
 
 const std::string kTrain = std::string(TANDEM_TRAIN) + " --cpu 1 --hidden 4 --limit-train-samples 100 --epochs 1 ";
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 bool is_weights(const std::string& path) {
   try {

@@ -35,8 +35,9 @@ TEST_CASE("train --profile writes a trace of all ranks and says where the time g
   REQUIRE(threads.size() == static_cast<std::size_t>(ranks));
   for (const TracedThread& thread : threads) {
     std::vector<std::string> steps;
-    for (const auto& step : thread.all("step")) steps.push_back(step.name);
-    CHECK(steps == std::vector<std::string>{"step 8", "step 9", "step 10", "step 11"});
+    for (const auto& step : thread.all("micro-batch")) steps.push_back(step.name);
+    CHECK(steps == std::vector<std::string>{"micro-batch of step 8", "micro-batch of step 9", "micro-batch of step 10",
+                                            "micro-batch of step 11"});
     for (const char* name : {"forward", "backward", "optimizer"}) CHECK(thread.all(name).size() == 4);
   }
 }
@@ -207,7 +208,7 @@ TEST_CASE("an NVTX tool sees named threads, ranges with their kind, rank, step a
       CHECK(pushed.rank == pushes.front().rank);
       by_name[pushed.name].push_back(pushed);
     }
-    const auto& steps = by_name["step"];
+    const auto& steps = by_name["micro-batch"];
     REQUIRE(steps.size() == 12);
     for (std::size_t i = 0; i < steps.size(); ++i) CHECK(steps[i].step == static_cast<std::int64_t>(i + 1));
     CHECK(by_name["optimizer"].size() == 12);

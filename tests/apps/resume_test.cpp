@@ -11,22 +11,19 @@
 #include <thread>
 
 #include "support/catch.h"
+#include "support/file_bytes.h"
 #include "support/temp_dir.h"
 #include "support/train_program.h"
 #include "tandem/io/checkpoint_series.h"
 
 using namespace tandem;
+using tandem::test::bytes_of;
 using tandem::test::read_log;
 using tandem::test::TempDir;
 using tandem::test::train;
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 // The log without what depends on time.
 std::vector<nlohmann::json> untimed_log(const std::string& path) {

@@ -33,27 +33,109 @@ struct Run {
   }
 };
 
-struct Setup {
-  bool sgd = false;
-  double momentum = 0.5;
-  double dropout = 0;
-  bool schedule = false;      // in the step
-  std::int64_t samples = 96;  // in batches of 8
-  bool clip = false, keep_gradients = false, window_outside = false;
-  bool short_batch = false;                        // on the last rank, in call 6
-  bool step_outside = false, clear_first = false;  // where the optimizer steps, and the gradients are dropped
-  bool one_cycle = false;
-  std::function<void(Accelerator&)> within{};                                           // the step
-  std::function<void(int, torch::nn::Sequential&, torch::optim::Optimizer&)> before{};  // a call, by its number
+// What one rank trains, as the programs below see it.
+struct Trainee {
+  Accelerator& a;
+  torch::nn::Sequential net;
+  torch::optim::Optimizer& inner;
+  nn::Model<torch::nn::SequentialImpl> model;
+  optim::AcceleratedOptimizer optimizer;
+  optim::AcceleratedScheduler scheduler;     // halves the learning rate
+  std::optional<optim::OneCycleLR> cycle{};  // the one program's that has it
+  int call = 0;                              // the number of the call
+
+  at::Tensor loss(const at::Tensor& in, const at::Tensor& out) const { return (model(in) - out).square().mean(); }
 };
 
+using MakeOptimizer = std::function<std::unique_ptr<torch::optim::Optimizer>(const std::vector<at::Tensor>&)>;
+using Step = std::function<at::Tensor(Trainee&, const at::Tensor& in, const at::Tensor& out)>;
+// The loop's body: calls `step`, which is recorded or not, with the batch.
+using Call = std::function<at::Tensor(Trainee&, at::Tensor in, at::Tensor out,
+                                      const std::function<at::Tensor(const at::Tensor&, const at::Tensor&)>& step)>;
+
 // Learning rates are numbers that float32 has, so that called and replayed steps round alike.
-std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Setup& setup, const torch::nn::Sequential& net) {
-  if (setup.sgd)
-    return std::make_unique<torch::optim::SGD>(net->parameters(),
-                                               torch::optim::SGDOptions(0.125).momentum(setup.momentum));
-  return std::make_unique<torch::optim::AdamW>(net->parameters(), torch::optim::AdamWOptions(1.0 / 64));
+std::unique_ptr<torch::optim::Optimizer> adamw(const std::vector<at::Tensor>& parameters) {
+  return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(1.0 / 64));
 }
+
+MakeOptimizer sgd(double momentum) {
+  return [momentum](const std::vector<at::Tensor>& parameters) {
+    return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(0.125).momentum(momentum));
+  };
+}
+
+at::Tensor step_without_window(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto loss = t.loss(in, out);
+  t.a.backward(loss);
+  t.optimizer.step();
+  t.optimizer.zero_grad();
+  return loss.detach();
+}
+
+at::Tensor plain_step(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  return step_without_window(t, in, out);
+}
+
+// A plain step that does something else first.
+Step step_with(std::function<void(Accelerator&)> something) {
+  return [something](Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+    const auto window = t.a.accumulate(t.model);
+    something(t.a);
+    return step_without_window(t, in, out);
+  };
+}
+
+at::Tensor step_with_schedule(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  const auto loss = step_without_window(t, in, out);
+  t.scheduler.step();
+  return loss;
+}
+
+at::Tensor step_that_clips(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  const auto loss = t.loss(in, out);
+  t.a.backward(loss);
+  t.a.clip_grad_norm_(t.model, 0.5);
+  t.optimizer.step();
+  t.optimizer.zero_grad();
+  return loss.detach();
+}
+
+at::Tensor step_that_sets_gradients_to_zero(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  const auto loss = t.loss(in, out);
+  t.a.backward(loss);
+  t.optimizer.step();
+  t.optimizer.zero_grad(/*set_to_none=*/false);
+  return loss.detach();
+}
+
+at::Tensor step_that_drops_gradients_first(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  const auto loss = t.loss(in, out);
+  t.optimizer.zero_grad();
+  t.a.backward(loss);
+  t.optimizer.step();
+  return loss.detach();
+}
+
+at::Tensor step_without_update(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  const auto window = t.a.accumulate(t.model);
+  const auto loss = t.loss(in, out);
+  t.a.backward(loss);
+  return loss.detach();
+}
+
+struct Program {
+  std::string name = "plain";
+  MakeOptimizer make_optimizer = adamw;
+  double dropout = 0;
+  Step step = plain_step;
+  Call call = [](Trainee&, const at::Tensor& in, const at::Tensor& out, const auto& step) { return step(in, out); };
+  std::int64_t samples = 96;  // in batches of 8
+};
 
 std::int64_t count_of(const torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
   const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
@@ -64,51 +146,27 @@ std::int64_t count_of(const torch::optim::Optimizer& optimizer, const at::Tensor
 }
 
 // Two epochs; what rank 0 has in the end.
-Run train(const LaunchConfig& config, const Setup& setup, bool compile) {
+Run train(const LaunchConfig& config, const Program& program, bool compile) {
   Run run;
   auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
-  const auto inputs = at::randn({setup.samples, 6}, generator), targets = at::randn({setup.samples, 3}, generator);
+  const auto inputs = at::randn({program.samples, 6}, generator), targets = at::randn({program.samples, 3}, generator);
   launch(config, [&](Accelerator& a) {
-    torch::nn::Sequential net(torch::nn::Linear(6, 16), torch::nn::Dropout(setup.dropout), torch::nn::BatchNorm1d(16),
+    torch::nn::Sequential net(torch::nn::Linear(6, 16), torch::nn::Dropout(program.dropout), torch::nn::BatchNorm1d(16),
                               torch::nn::Linear(16, 3));
-    const auto inner = make_optimizer(setup, net);
+    const auto inner = program.make_optimizer(net->parameters());
     optim::ExponentialLR halving(*inner, {.gamma = 0.5});
     auto [model, optimizer, scheduler] = a.prepare(net, *inner, halving);
-    std::optional<optim::OneCycleLR> cycle;
-    if (setup.one_cycle) cycle.emplace(*inner, optim::OneCycleLROptions{.max_lr = {0.125}, .total_steps = 100});
+    Trainee t{a, net, *inner, model, optimizer, scheduler};
     auto loader = a.prepare(data::DataLoader(data::TensorDataset(inputs, targets), {.batch_size = 8}));
-    const auto compute = [&](const at::Tensor& in, const at::Tensor& out) {
-      const auto loss = (model(in) - out).square().mean();
-      if (setup.within) setup.within(a);
-      if (setup.clear_first) optimizer.zero_grad();
-      a.backward(loss);
-      if (setup.clip) a.clip_grad_norm_(model, 0.5);
-      if (setup.step_outside) return loss.detach();
-      optimizer.step();
-      if (setup.schedule) scheduler.step();
-      if (!setup.clear_first) optimizer.zero_grad(!setup.keep_gradients);
-      return loss.detach();
-    };
-    const auto step = [&](const at::Tensor& in, const at::Tensor& out) {
-      if (setup.window_outside) return compute(in, out);
-      const auto window = a.accumulate(model);
-      return compute(in, out);
-    };
+    const auto step = [&](const at::Tensor& in, const at::Tensor& out) { return program.step(t, in, out); };
     auto compiled = a.compile_step(step);
-    int call = 0;
+    const auto chosen = [&](const at::Tensor& in, const at::Tensor& out) {
+      return compile ? at::Tensor(compiled(in, out)) : step(in, out);
+    };
     for (int epoch = 0; epoch < 2; ++epoch)
       for (auto& [in, out] : loader) {
-        if (setup.before) setup.before(call, net, *inner);
-        if (setup.short_batch && call == 6 && a.is_last()) in = in.slice(0, 0, 4), out = out.slice(0, 0, 4);
-        call += 1;
-        std::unique_ptr<MicroBatch> window;
-        if (setup.window_outside) window.reset(new MicroBatch(a.accumulate()));
-        const at::Tensor loss = compile ? compiled(in, out) : step(in, out);
-        if (setup.step_outside) {
-          optimizer.step();
-          optimizer.zero_grad();
-        }
-        if (cycle) cycle->step();
+        const at::Tensor loss = program.call(t, in, out, chosen);
+        t.call += 1;
         const at::Tensor all = a.gather(loss);
         if (a.is_main()) run.losses.push_back(all.mean().item<double>());
       }
@@ -130,22 +188,32 @@ TEST_CASE("a replayed step does what a called one does, to the bit") {
     Transport transport = Transport::automatic;
   };
   const Place where = GENERATE(values<Place>({{{0}}, {{0, 0}}, {{0, 1}}, {{2, 5, 6}, Transport::nccl}}));
-  const Setup setup = GENERATE(values<Setup>({{},
-                                              {.sgd = true},
-                                              {.sgd = true, .momentum = 0},
-                                              {.dropout = 0.3},
-                                              {.schedule = true},
-                                              {.clip = true},
-                                              {.keep_gradients = true},
-                                              {.step_outside = true},
-                                              {.clear_first = true},
-                                              {.window_outside = true}}));
-  CAPTURE(where.devices, setup.sgd, setup.momentum, setup.dropout, setup.schedule, setup.clip, setup.keep_gradients,
-          setup.step_outside, setup.clear_first, setup.window_outside);
+  const Call update_outside = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    const at::Tensor loss = step(in, out);
+    t.optimizer.step();
+    t.optimizer.zero_grad();
+    return loss;
+  };
+  const Call window_outside = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    const auto window = t.a.accumulate();
+    return step(in, out);
+  };
+  const Program program =
+      GENERATE_COPY(values<Program>({{},
+                                     {.name = "SGD with momentum", .make_optimizer = sgd(0.5)},
+                                     {.name = "SGD", .make_optimizer = sgd(0)},
+                                     {.name = "dropout", .dropout = 0.3},
+                                     {.name = "a schedule", .step = step_with_schedule},
+                                     {.name = "clipping", .step = step_that_clips},
+                                     {.name = "gradients of zero", .step = step_that_sets_gradients_to_zero},
+                                     {.name = "gradients dropped first", .step = step_that_drops_gradients_first},
+                                     {.name = "update outside", .step = step_without_update, .call = update_outside},
+                                     {.name = "window outside", .step = step_without_window, .call = window_outside}}));
+  CAPTURE(where.devices, program.name);
   fake::reset();
   const Machine machine;
   const auto config = machine.config(where.devices, where.transport);
-  const Run called = train(config, setup, false), compiled = train(config, setup, true);
+  const Run called = train(config, program, false), compiled = train(config, program, true);
   CHECK(compiled.same_training(called));
   CHECK(compiled.reason == "");
   CHECK(compiled.replays == static_cast<std::int64_t>(compiled.losses.size()) - kRehearsals);
@@ -157,7 +225,7 @@ TEST_CASE("batches of another size are called, and the others go on being replay
   struct Case {
     std::vector<int> devices;
     std::int64_t samples, called;
-    bool short_batch;
+    bool short_batch;  // on the last rank, in call 6
     std::string reason;
   };
   const Case c = GENERATE(values<Case>({{{0}, 100, 2, false, "tensor 0 has sizes [4, 6], and had [8, 6]"},
@@ -166,9 +234,13 @@ TEST_CASE("batches of another size are called, and the others go on being replay
   CAPTURE(c.devices, c.samples);
   fake::reset();
   const Machine machine;
-  const Setup setup{.samples = c.samples, .short_batch = c.short_batch};
-  const Run called = train(machine.config(c.devices), setup, false);
-  const Run compiled = train(machine.config(c.devices), setup, true);
+  const Call with_short_batch = [&c](Trainee& t, at::Tensor in, at::Tensor out, const auto& step) {
+    if (c.short_batch && t.call == 6 && t.a.is_last()) in = in.slice(0, 0, 4), out = out.slice(0, 0, 4);
+    return step(in, out);
+  };
+  const Program program{.call = with_short_batch, .samples = c.samples};
+  const Run called = train(machine.config(c.devices), program, false);
+  const Run compiled = train(machine.config(c.devices), program, true);
   CHECK(compiled.same_training(called));
   CHECK(compiled.replays == static_cast<std::int64_t>(compiled.losses.size()) - kRehearsals - c.called);
   CHECK_THAT(compiled.reason, ContainsSubstring(c.reason));
@@ -180,19 +252,19 @@ TEST_CASE("what a replay cannot know of has the step recorded anew") {
   const Machine machine;
   enum Change { weight_decay, freeze, unfreeze, state, memory, drop_gradients };
   const auto change = GENERATE(weight_decay, freeze, unfreeze, state, memory, drop_gradients);
-  const auto before = [change](int call, torch::nn::Sequential& net, torch::optim::Optimizer& inner) {
-    at::Tensor weight = net->parameters().front();
-    if (change == unfreeze && call == 0) weight.requires_grad_(false);
-    if (call != 10) return;
+  const auto apply_change = [change](Trainee& t) {
+    at::Tensor weight = t.net->parameters().front();
+    if (change == unfreeze && t.call == 0) weight.requires_grad_(false);
+    if (t.call != 10) return;
     const torch::NoGradGuard no_grad;
     switch (change) {
       case weight_decay:
-        static_cast<torch::optim::AdamWOptions&>(inner.param_groups()[0].options()).weight_decay(0.5);
+        static_cast<torch::optim::AdamWOptions&>(t.inner.param_groups()[0].options()).weight_decay(0.5);
         break;
       case freeze: weight.requires_grad_(false); break;
       case unfreeze: weight.requires_grad_(true); break;
       case state:
-        for (auto& [parameter, its] : inner.state()) {
+        for (auto& [parameter, its] : t.inner.state()) {
           auto& adamw = static_cast<torch::optim::AdamWParamState&>(*its);
           adamw.exp_avg_sq(at::zeros_like(adamw.exp_avg_sq()));
         }
@@ -201,9 +273,14 @@ TEST_CASE("what a replay cannot know of has the step recorded anew") {
       case drop_gradients: weight.mutable_grad().reset(); break;
     }
   };
-  const Setup setup{.keep_gradients = change == drop_gradients, .before = before};
+  const Call with_change = [&](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    apply_change(t);
+    return step(in, out);
+  };
+  const Program program{.step = change == drop_gradients ? step_that_sets_gradients_to_zero : plain_step,
+                        .call = with_change};
   CAPTURE(change);
-  const Run called = train(machine.config({0}), setup, false), compiled = train(machine.config({0}), setup, true);
+  const Run called = train(machine.config({0}), program, false), compiled = train(machine.config({0}), program, true);
   CHECK(compiled.same_training(called));
   CHECK(compiled.reason == "");
   // One call more is called, with what has changed.
@@ -214,8 +291,14 @@ TEST_CASE("what a replay cannot know of has the step recorded anew") {
 TEST_CASE("a step that would have to be recorded before each call is called, and says why") {
   fake::reset();
   const Machine machine;
-  const Setup setup{.sgd = true, .one_cycle = true};  // moves the momentum
-  const Run called = train(machine.config({0}), setup, false), compiled = train(machine.config({0}), setup, true);
+  const Call in_one_cycle = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    if (!t.cycle) t.cycle.emplace(t.inner, optim::OneCycleLROptions{.max_lr = {0.125}, .total_steps = 100});
+    const at::Tensor loss = step(in, out);
+    t.cycle->step();  // moves the momentum too
+    return loss;
+  };
+  const Program program{.make_optimizer = sgd(0.5), .call = in_one_cycle};
+  const Run called = train(machine.config({0}), program, false), compiled = train(machine.config({0}), program, true);
   REQUIRE(compiled.losses.size() == called.losses.size());
   for (std::size_t i = 0; i < called.losses.size(); ++i)  // but for the learning rate's rounding
     CHECK(compiled.losses[i] == Approx(called.losses[i]).epsilon(1e-5));
@@ -258,22 +341,24 @@ TEST_CASE("a compiled step within no_sync, or within another one") {
     step(at::ones({2, 4}, a.device()));
     if (!step.reason().empty()) throw Error(step.reason());
   });
-  CHECK_THAT(machine.error_of(machine.config({0}),
-                              [](Accelerator& a) {
-                                auto inner = a.compile_step([] {});
-                                auto outer = a.compile_step([&] { inner(); });
-                                outer();
-                              }),
-             ContainsSubstring("within another one"));
+  const std::string error = machine.error_of(machine.config({0}), [](Accelerator& a) {
+    auto inner = a.compile_step([] {});
+    auto outer = a.compile_step([&] { inner(); });
+    outer();
+  });
+  CHECK_THAT(error, ContainsSubstring("within another one"));
 }
 
 TEST_CASE("a learning rate that changes between calls counts in the next one") {
   fake::reset();
   const Machine machine;
-  const Setup setup{.before = [](int call, torch::nn::Sequential&, torch::optim::Optimizer& inner) {
-    inner.param_groups()[0].options().set_lr(call % 2 == 0 ? 0.25 : 0.03125);
-  }};
-  const Run called = train(machine.config({0, 0}), setup, false), compiled = train(machine.config({0, 0}), setup, true);
+  const Call with_other_rates = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    t.inner.param_groups()[0].options().set_lr(t.call % 2 == 0 ? 0.25 : 0.03125);
+    return step(in, out);
+  };
+  const Program program{.call = with_other_rates};
+  const Run called = train(machine.config({0, 0}), program, false),
+            compiled = train(machine.config({0, 0}), program, true);
   CHECK(compiled.same_training(called));
   CHECK(compiled.replays > 0);
 }
@@ -309,8 +394,8 @@ TEST_CASE("a step that cannot be recorded is called, on all ranks, and says why"
   machine.module->graphs_work = !c.broken;
   LaunchConfig config = machine.config({0, 1});
   if (c.configure) c.configure(config);
-  const Setup setup{.dropout = 0.3, .within = c.within};
-  const Run called = train(config, setup, false), compiled = train(config, setup, true);
+  const Program program{.dropout = 0.3, .step = c.within ? step_with(c.within) : plain_step};
+  const Run called = train(config, program, false), compiled = train(config, program, true);
   CHECK(compiled.replays == 0);
   CHECK_THAT(compiled.reason, ContainsSubstring(c.reason));
   CHECK(compiled.same_training(called));
@@ -329,11 +414,11 @@ TEST_CASE("an exception of the step's own is the call's, recorded or not") {
   const int at_call = GENERATE(0, kRehearsals, kRehearsals + 1);
   std::string error;
   int calls = 0;
-  const Setup setup{.within = [&](Accelerator&) {
-    if (calls++ >= at_call) throw std::runtime_error("disk on fire");
-  }};
+  const Program program{.step = step_with([&](Accelerator&) {
+                          if (calls++ >= at_call) throw std::runtime_error("disk on fire");
+                        })};
   try {
-    train(machine.config({0}), setup, true);
+    train(machine.config({0}), program, true);
   } catch (const Error& failure) {
     error = failure.what();
   }

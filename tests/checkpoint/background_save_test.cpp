@@ -19,21 +19,18 @@ TEST_CASE("a training saves while another one in the same process trains") {
     LaunchConfig config;
     config.seed = seed;
     config.checkpoints.directory = dir / name;
-    run_ranks(
-        2,
-        [&](Accelerator& accelerator) {
-          torch::nn::Linear net(3, 2);
-          torch::optim::AdamW inner(net->parameters(), 0.1);
-          auto [model, optimizer] = accelerator.prepare(net, inner);
-          for (int i = 0; i < 30; ++i) {
-            accelerator.backward(model(at::rand({1, 3})).square().sum());
-            optimizer.step();
-            optimizer.zero_grad();
-            accelerator.save_state({}, {.background = i % 2 == 0});
-          }
-          if (accelerator.is_main()) weights.push_back(net->weight.detach().clone());
-        },
-        config);
+    run_ranks(2, config, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(3, 2);
+      torch::optim::AdamW inner(net->parameters(), 0.1);
+      auto [model, optimizer] = accelerator.prepare(net, inner);
+      for (int i = 0; i < 30; ++i) {
+        accelerator.backward(model(at::rand({1, 3})).square().sum());
+        optimizer.step();
+        optimizer.zero_grad();
+        accelerator.save_state({}, {.background = i % 2 == 0});
+      }
+      if (accelerator.is_main()) weights.push_back(net->weight.detach().clone());
+    });
     return weights;
   };
   const auto alone = run("alone", 1);
@@ -84,11 +81,9 @@ TEST_CASE("hooks add files and get them back; optimizers of other classes keep t
     torch::optim::LBFGS inner(net->parameters());
     auto [model, optimizer] = accelerator.prepare(net, inner);
     auto& mine = got[static_cast<std::size_t>(accelerator.rank())];
-    accelerator.register_state_hooks({.save =
-                                          [] {
-                                            return StateFiles{{"camera.json", "{}"}, {"empty", ""}};
-                                          },
-                                      .load = [&mine](const StateFiles& files) { mine = files; }});
+    const StateFiles files{{"camera.json", "{}"}, {"empty", ""}};
+    accelerator.register_state_hooks(
+        {.save = [files] { return files; }, .load = [&mine](const StateFiles& loaded) { mine = loaded; }});
     if (load)
       accelerator.load_state(dir / "state");
     else

@@ -42,30 +42,26 @@ at::Tensor train_with(const Plan& plan, const Make& make, int first, int last, c
     const std::scoped_lock lock(mutex);
     if (warnings) warnings->push_back(text);
   };
-  return on_ranks<at::Tensor>(
-      plan.ranks,
-      [&](Accelerator& accelerator) {
-        torch::nn::Linear net(3, 2);
-        {
-          const torch::NoGradGuard no_grad;
-          net->weight.copy_(at::arange(6).view({2, 3}).mul(0.1));
-          net->bias.fill_(0.5);
-        }
-        auto inner = make(net->parameters());
-        auto model = accelerator.prepare(net);
-        auto optimizer =
-            plan.as_base ? accelerator.prepare(static_cast<Optimizer&>(*inner)) : accelerator.prepare(*inner);
-        if (!load_from.empty()) accelerator.load_state(load_from);
-        for (int step = first; step < last; ++step) {
-          const at::Tensor input = at::sin(at::arange(3, at::kFloat) + (step + accelerator.rank())).view({1, 3});
-          accelerator.backward(model(input).square().sum());
-          optimizer.step();
-          optimizer.zero_grad();
-        }
-        if (!save_to.empty()) accelerator.save_state(save_to, {.background = plan.background});
-        return at::cat({net->weight.detach().flatten(), net->bias.detach()}).clone();
-      },
-      config)[0];
+  return on_ranks<at::Tensor>(plan.ranks, config, [&](Accelerator& accelerator) {
+    torch::nn::Linear net(3, 2);
+    {
+      const torch::NoGradGuard no_grad;
+      net->weight.copy_(at::arange(6).view({2, 3}).mul(0.1));
+      net->bias.fill_(0.5);
+    }
+    auto inner = make(net->parameters());
+    auto model = accelerator.prepare(net);
+    auto optimizer = plan.as_base ? accelerator.prepare(static_cast<Optimizer&>(*inner)) : accelerator.prepare(*inner);
+    if (!load_from.empty()) accelerator.load_state(load_from);
+    for (int step = first; step < last; ++step) {
+      const at::Tensor input = at::sin(at::arange(3, at::kFloat) + (step + accelerator.rank())).view({1, 3});
+      accelerator.backward(model(input).square().sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    if (!save_to.empty()) accelerator.save_state(save_to, {.background = plan.background});
+    return at::cat({net->weight.detach().flatten(), net->bias.detach()}).clone();
+  })[0];
 }
 
 template <class Make>

@@ -110,31 +110,27 @@ TEST_CASE("a loader that skips steps is where its loader stands") {
 TEST_CASE("the last of two loads before an epoch is the one that counts") {
   LaunchConfig config;
   config.data_loader.use_seedable_sampler = false;
-  const auto first = on_ranks<std::vector<at::Tensor>>(
-      2,
-      [](Accelerator& accelerator) {
-        auto loader = accelerator.prepare(data::DataLoader(Points(40), {.batch_size = 2, .shuffle = true}));
-        std::vector<data::LoaderState> states;
-        std::vector<at::Tensor> expected, got;
-        for (int epoch = 0; epoch < 2; ++epoch)
-          for (auto& [points, classes] : loader)
-            if (loader.loader().status().step == 1)
-              states.push_back(loader.state_dict());
-            else if (loader.loader().status().step == 2)
-              expected.push_back(points);
-        for (const int which : {0, 1, 0}) {
-          loader.load_state_dict(states[1 - static_cast<std::size_t>(which)]);
-          loader.load_state_dict(states[static_cast<std::size_t>(which)]);
-          for (auto& [points, classes] : loader) {
-            got.push_back(points);
-            break;
-          }
-          if (!at::equal(got.back(), expected[static_cast<std::size_t>(which)]))
-            throw std::logic_error("other samples");
-        }
-        return got;
-      },
-      config);
+  const auto first = on_ranks<std::vector<at::Tensor>>(2, config, [](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Points(40), {.batch_size = 2, .shuffle = true}));
+    std::vector<data::LoaderState> states;
+    std::vector<at::Tensor> expected, got;
+    for (int epoch = 0; epoch < 2; ++epoch)
+      for (auto& [points, classes] : loader)
+        if (loader_of(loader).status().step == 1)
+          states.push_back(loader.state_dict());
+        else if (loader_of(loader).status().step == 2)
+          expected.push_back(points);
+    for (const int which : {0, 1, 0}) {
+      loader.load_state_dict(states[1 - static_cast<std::size_t>(which)]);
+      loader.load_state_dict(states[static_cast<std::size_t>(which)]);
+      for (auto& [points, classes] : loader) {
+        got.push_back(points);
+        break;
+      }
+      if (!at::equal(got.back(), expected[static_cast<std::size_t>(which)])) throw std::logic_error("other samples");
+    }
+    return got;
+  });
   CHECK_FALSE(at::equal(first[0][0], first[0][1]));
 }
 
@@ -182,31 +178,25 @@ TEST_CASE("after a load ranks that had shared state train on alone: every rank h
   const auto weights_after = [&](Sharding sharding) {
     LaunchConfig config;
     config.sharding = sharding;
-    run_ranks(
-        2,
-        [&](Accelerator& accelerator) {
-          Small small(accelerator);
-          small.train(accelerator, 3);
-          accelerator.save_state(dir / "state");
-        },
-        config);
-    return on_ranks<at::Tensor>(
-        2,
-        [&](Accelerator& accelerator) {
-          Small small(accelerator);
-          accelerator.load_state(dir / "state");
-          accelerator.local_sgd(2, [&](nn::LocalSgd& local) {
-            for (int i = 0; i < 4; ++i) {
-              auto window = accelerator.accumulate(small.model);
-              accelerator.backward(small.model(at::full({1, 3}, 1.0 + accelerator.rank())).square().sum());
-              small.optimizer.step();
-              small.optimizer.zero_grad();
-              local.step();
-            }
-          });
-          return small.net->weight.detach().clone();
-        },
-        config);
+    run_ranks(2, config, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      small.train(accelerator, 3);
+      accelerator.save_state(dir / "state");
+    });
+    return on_ranks<at::Tensor>(2, config, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      accelerator.load_state(dir / "state");
+      accelerator.local_sgd(2, [&](nn::LocalSgd& local) {
+        for (int i = 0; i < 4; ++i) {
+          auto window = accelerator.accumulate(small.model);
+          accelerator.backward(small.model(at::full({1, 3}, 1.0 + accelerator.rank())).square().sum());
+          small.optimizer.step();
+          small.optimizer.zero_grad();
+          local.step();
+        }
+      });
+      return small.net->weight.detach().clone();
+    });
   };
   const auto divided = weights_after(Sharding::automatic), whole = weights_after(Sharding::none);
   CHECK(at::equal(divided[0], whole[0]));

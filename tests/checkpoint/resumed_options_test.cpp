@@ -155,27 +155,20 @@ TEST_CASE("the factors of the scaler are the checkpoint's, or the program's, and
   LaunchConfig config;
   config.mixed_precision = Precision::fp16;
   config.grad_scaler = {.init_scale = 8, .growth_interval = 2};
-  run_ranks(
-      1,
-      [&](Accelerator& accelerator) {
-        Scheduled training(accelerator, cosine(20));
-        training.train(4);
-        accelerator.save_state(dir / "state");
-      },
-      config);
+  run_ranks(1, config, [&](Accelerator& accelerator) {
+    Scheduled training(accelerator, cosine(20));
+    training.train(4);
+    accelerator.save_state(dir / "state");
+  });
   config.grad_scaler = {.init_scale = 64, .growth_interval = 50};
   for (const SettingsOf whose : {SettingsOf::checkpoint, SettingsOf::program})
-    run_ranks(
-        1,
-        [&](Accelerator& accelerator) {
-          Scheduled training(accelerator, cosine(20));
-          accelerator.load_state(dir / "state", {.optimizer_options = whose});
-          const auto state = accelerator.grad_scaler()->state();
-          if (state.scale <= 8 || state.scale >= 64) throw std::logic_error("another scale");
-          if (state.growth_interval != (whose == SettingsOf::program ? 50 : 2))
-            throw std::logic_error("another interval");
-        },
-        config);
+    run_ranks(1, config, [&](Accelerator& accelerator) {
+      Scheduled training(accelerator, cosine(20));
+      accelerator.load_state(dir / "state", {.optimizer_options = whose});
+      const auto state = accelerator.grad_scaler()->state();
+      if (state.scale <= 8 || state.scale >= 64) throw std::logic_error("another scale");
+      if (state.growth_interval != (whose == SettingsOf::program ? 50 : 2)) throw std::logic_error("another interval");
+    });
 }
 
 TEST_CASE("two schedules of one optimizer go on together, and cannot be told apart over another learning rate") {

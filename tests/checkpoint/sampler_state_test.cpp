@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t kSamples = 24;
 
-struct Run {
+struct SampledRun {
   std::vector<Batch> batches;  // of all ranks together
   std::vector<double> drawn;   // by rank 0's training
 };
@@ -24,10 +24,10 @@ data::DataLoaderOptions options_of(const SamplerKind& kind, int ranks) {
 }
 
 // Three epochs of three steps; after `stop_after` of all steps the state is saved and the run ends.
-Run run_of(const SamplerKind& kind, int ranks, std::int64_t stop_after, const std::string& save_to,
-           const std::string& load_from, bool background = false) {
-  return on_ranks<Run>(ranks, [&](Accelerator& accelerator) {
-    Run run;
+SampledRun run_of(const SamplerKind& kind, int ranks, std::int64_t stop_after, const std::string& save_to,
+                  const std::string& load_from, bool background = false) {
+  return on_ranks<SampledRun>(ranks, [&](Accelerator& accelerator) {
+    SampledRun run;
     auto loader =
         accelerator.prepare(data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(kind, ranks)));
     if (!load_from.empty()) accelerator.load_state(load_from);
@@ -74,9 +74,9 @@ TEST_CASE("a training goes on from a checkpoint with the same samples and number
     for (const std::int64_t stop_after : {1, 3, 5, 6}) {
       INFO(kind.name << " after " << stop_after);
       const TempDir dir;
-      const Run whole = run_of(kind, 4, -1, {}, {});
+      const SampledRun whole = run_of(kind, 4, -1, {}, {});
       run_of(kind, 4, stop_after, dir / "state", {}, stop_after == 5);
-      const Run rest = run_of(kind, 4, -1, {}, dir / "state");
+      const SampledRun rest = run_of(kind, 4, -1, {}, dir / "state");
       CHECK(rest.batches == from(whole.batches, stop_after));
       CHECK(rest.drawn == from(whole.drawn, stop_after));
       if (!kind.batches) CHECK(run_of(kind, 2, -1, {}, dir / "state").batches == from(whole.batches, stop_after));

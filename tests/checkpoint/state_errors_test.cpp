@@ -70,13 +70,11 @@ TEST_CASE("what was prepared or registered differently is an error, and nothing 
 
 TEST_CASE("a state cannot be saved in the middle of a window") {
   const TempDir dir;
-  const auto error = run_ranks_expecting_error(2,
-                                               [&](Accelerator& accelerator) {
-                                                 Small small(accelerator);
-                                                 auto window = accelerator.accumulate(small.model);
-                                                 accelerator.save_state(dir / "state");
-                                               },
-                                               {.gradient_accumulation_steps = 2});
+  const auto error = run_ranks_expecting_error(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& accelerator) {
+    Small small(accelerator);
+    auto window = accelerator.accumulate(small.model);
+    accelerator.save_state(dir / "state");
+  });
   CHECK_THAT(error.what(), ContainsSubstring("the accumulation window is open"));
 }
 
@@ -94,19 +92,18 @@ TEST_CASE(
     if (!c10::isQIntType(static_cast<at::ScalarType>(i))) types.push_back(static_cast<at::ScalarType>(i));
   std::vector<at::Tensor> loaded;
   const auto object = [&](c10::IValue extra) {
-    return StateObject{.save =
-                           [&, extra] {
-                             c10::impl::GenericList all(c10::AnyType::get());
-                             for (const auto type : types) all.push_back(some(type));
-                             all.push_back(at::complex(at::ones({2}), at::ones({2})).conj());
-                             all.push_back(extra);
-                             return c10::IValue(all);
-                           },
-                       .load =
-                           [&](const c10::IValue& state) {
-                             for (const c10::IValue& one : state.toListRef())
-                               if (one.isTensor()) loaded.push_back(one.toTensor());
-                           }};
+    const auto save = [&, extra] {
+      c10::impl::GenericList all(c10::AnyType::get());
+      for (const auto type : types) all.push_back(some(type));
+      all.push_back(at::complex(at::ones({2}), at::ones({2})).conj());
+      all.push_back(extra);
+      return c10::IValue(all);
+    };
+    const auto load = [&](const c10::IValue& state) {
+      for (const c10::IValue& one : state.toListRef())
+        if (one.isTensor()) loaded.push_back(one.toTensor());
+    };
+    return StateObject{.save = save, .load = load};
   };
   run_ranks(1, [&](Accelerator& accelerator) {
     Small small(accelerator);
@@ -124,15 +121,13 @@ TEST_CASE(
   CHECK(at::equal(at::imag(loaded.back()), at::full({2}, -1.0f)));
 
   const auto refused = [&](const c10::IValue& value, const std::string& hook_file) {
-    return run_ranks_expecting_error(
-               2,
-               [&](Accelerator& accelerator) {
-                 Small small(accelerator);
-                 accelerator.register_state_object(object(value));
-                 accelerator.register_state_hooks({.save = [&] { return StateFiles{{hook_file, "x"}}; }, .load = {}});
-                 accelerator.save_state(dir / "new", {.background = background});
-               })
-        .what();
+    const auto error = run_ranks_expecting_error(2, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      accelerator.register_state_object(object(value));
+      accelerator.register_state_hooks({.save = [&] { return StateFiles{{hook_file, "x"}}; }, .load = {}});
+      accelerator.save_state(dir / "new", {.background = background});
+    });
+    return std::string(error.what());
   };
   CHECK_THAT(refused(at::_empty_affine_quantized({2}, at::TensorOptions(at::kQInt8), 0.5, 1), "file"),
              ContainsSubstring("new/custom_checkpoint_0.pkl: cannot be written: value[42] is a quantized tensor"));
@@ -210,35 +205,32 @@ TEST_CASE(
     std::string said;
     std::int64_t updates = 0;
     std::vector<at::Tensor> saved(3);
-    run_ranks(
-        2,
-        [&](Accelerator& accelerator) {
-          Small small(accelerator);
-          const auto train_and_keep = [&] {
-            small.train(accelerator);
-            const auto index = static_cast<std::size_t>(small.optimizer.updates());
-            if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
-          };
-          train_and_keep();
-          accelerator.save_state();
-          train_and_keep();
-          std::optional<FailingCall> armed;
-          if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
-          const std::string mine = error_of<CheckpointError>([&] {
-            accelerator.save_state({}, {.background = background});
-            accelerator.wait_for_saves();
-          });
-          if (accelerator.is_main()) said = mine, came = armed->came();
-          armed.reset();
-          accelerator.wait_for_everyone();
-          accelerator.load_state();
-          if (accelerator.is_main()) updates = small.optimizer.updates();
-          if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
-            throw std::logic_error("the weights are of another step than the optimizer");
-          small.train(accelerator);
-          accelerator.save_state();
-        },
-        config);
+    run_ranks(2, config, [&](Accelerator& accelerator) {
+      Small small(accelerator);
+      const auto train_and_keep = [&] {
+        small.train(accelerator);
+        const auto index = static_cast<std::size_t>(small.optimizer.updates());
+        if (accelerator.is_main()) saved[index] = small.net->weight.detach().clone();
+      };
+      train_and_keep();
+      accelerator.save_state();
+      train_and_keep();
+      std::optional<FailingCall> armed;
+      if (accelerator.is_main()) armed.emplace(failing.call, nth + 1, failing.error);
+      const std::string mine = error_of<CheckpointError>([&] {
+        accelerator.save_state({}, {.background = background});
+        accelerator.wait_for_saves();
+      });
+      if (accelerator.is_main()) said = mine, came = armed->came();
+      armed.reset();
+      accelerator.wait_for_everyone();
+      accelerator.load_state();
+      if (accelerator.is_main()) updates = small.optimizer.updates();
+      if (accelerator.is_main() && !at::equal(small.net->weight, saved[static_cast<std::size_t>(updates)]))
+        throw std::logic_error("the weights are of another step than the optimizer");
+      small.train(accelerator);
+      accelerator.save_state();
+    });
     CAPTURE(nth, said);
     REQUIRE(io::list_checkpoints(dir.path()).size() >= 1);
     REQUIRE((updates == 1 || updates == 2));

@@ -107,8 +107,7 @@ inline Ended train(Accelerator& accelerator, const Run& run) {
 }
 
 inline Ended train_on(int ranks, const Run& run, const LaunchConfig& config = {}) {
-  return on_ranks<Ended>(
-      ranks, [&](Accelerator& accelerator) { return train(accelerator, run); }, config)[0];
+  return on_ranks<Ended>(ranks, config, [&](Accelerator& accelerator) { return train(accelerator, run); })[0];
 }
 
 inline bool same_bits(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {

@@ -89,10 +89,10 @@ TEST_CASE("a read that waits for long keeps no other loader from its threads, wh
     const Late late(6);
     auto waiting = accelerator.prepare(data::DataLoader(late, {.batch_size = 1, .workers = 3}));
     auto other = accelerator.prepare(data::DataLoader(Indices(6), {.batch_size = 1, .workers = 3}));
-    waiting.loader().start();
+    loader_of(waiting).start();
     Epoch epoch = one_epoch(other);
     *late.released = true;
-    while (auto batch = waiting.loader().next()) epoch.push_back(list(batch.as<at::Tensor>()));
+    while (auto batch = loader_of(waiting).next()) epoch.push_back(list(batch.as<at::Tensor>()));
     return epoch;
   })[0];
   CHECK(seen == Epoch{{0}, {1}, {2}, {3}, {4}, {5}, {0}, {1}, {2}, {3}, {4}, {5}});
@@ -227,12 +227,11 @@ TEST_CASE("files are all worked on, once each, in a task of the process's that i
     for (const auto& one : times) CHECK(one == 1);
   }
   std::atomic<int> after{0};
-  CHECK_THROWS_WITH(io::in_threads(1000,
-                                   [&](std::size_t i) {
-                                     if (i == 3) throw std::runtime_error("file 3");
-                                     if (i > 3) after += 1;
-                                     std::this_thread::sleep_for(std::chrono::milliseconds(1));
-                                   }),
-                    "file 3");
+  const auto fail_at_the_fourth = [&](std::size_t i) {
+    if (i == 3) throw std::runtime_error("file 3");
+    if (i > 3) after += 1;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  CHECK_THROWS_WITH(io::in_threads(1000, fail_at_the_fourth), "file 3");
   CHECK(after < 500);
 }

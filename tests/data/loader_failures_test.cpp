@@ -26,13 +26,11 @@ struct Broken : torch::data::datasets::Dataset<Broken, at::Tensor> {
 TEST_CASE("a dataset that throws names sample, epoch, step and rank, and its exception arrives as itself") {
   const bool dispatch = GENERATE(false, true);
   const int workers = GENERATE(0, 2);
-  const auto error = run_ranks_expecting_error(
-      2,
-      [&](Accelerator& accelerator) {
+  const auto error =
+      run_ranks_expecting_error(2, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
         auto loader = accelerator.prepare(data::DataLoader(Broken(), {.batch_size = 10, .workers = workers}));
         for (auto& batch : loader) accelerator.reduce(batch);
-      },
-      {.data_loader = {.dispatch_batches = dispatch}});
+      });
   CHECK_THAT(error.what(),
              ContainsSubstring("sample 4711 (epoch 0, step 235, for rank 1)") && ContainsSubstring("unreadable"));
   CHECK_THROWS_AS(error.rethrow_cause(), Broken::Error);
@@ -54,22 +52,20 @@ TEST_CASE("an iterable that throws names its place in the stream") {
 
 TEST_CASE("loaders with workers may be left, abandoned and destroyed in the middle of an epoch") {
   const bool dispatch = GENERATE(false, true);
-  run_ranks(2,
-            [](Accelerator& accelerator) {
-              for (int round = 0; round < 20; ++round) {
-                auto loader = accelerator.prepare(
-                    data::DataLoader(Augmented(100), {.batch_size = 2, .workers = 2, .prefetch = 3}));
-                for (int epoch = 0; epoch < 3; ++epoch) {
-                  int steps = 0;
-                  for (auto& batch : loader) {
-                    (void)batch;
-                    if (++steps == round % 5) break;
-                  }
-                }
-                auto unused = loader.begin();
-              }
-            },
-            {.data_loader = {.dispatch_batches = dispatch}});
+  run_ranks(2, {.data_loader = {.dispatch_batches = dispatch}}, [](Accelerator& accelerator) {
+    for (int round = 0; round < 20; ++round) {
+      auto loader =
+          accelerator.prepare(data::DataLoader(Augmented(100), {.batch_size = 2, .workers = 2, .prefetch = 3}));
+      for (int epoch = 0; epoch < 3; ++epoch) {
+        int steps = 0;
+        for (auto& batch : loader) {
+          (void)batch;
+          if (++steps == round % 5) break;
+        }
+      }
+      auto unused = loader.begin();
+    }
+  });
 }
 
 TEST_CASE("a rank that fails ends reads that wait for long, its own and the others'") {
@@ -83,16 +79,14 @@ TEST_CASE("a rank that fails ends reads that wait for long, its own and the othe
   const int ranks = GENERATE(1, 2);
   const int workers = ranks == 1 ? 2 : 0;  // with workers and more ranks, those that wait could be all of them
   const bool dispatch = GENERATE(false, true);
-  const auto error = run_ranks_expecting_error(
-      ranks,
-      [&](Accelerator& accelerator) {
+  const auto error =
+      run_ranks_expecting_error(ranks, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
         auto loader = accelerator.prepare(data::DataLoader(Blocking(), {.batch_size = 1, .workers = workers}));
         for (auto& batch : loader) {
           (void)batch;
-          if (accelerator.is_last() && loader.loader().status().step == 1) throw std::runtime_error("enough");
+          if (accelerator.is_last() && loader_of(loader).status().step == 1) throw std::runtime_error("enough");
         }
-      },
-      {.data_loader = {.dispatch_batches = dispatch}});
+      });
   CHECK_THAT(error.what(), ContainsSubstring("enough"));
 }
 
@@ -107,8 +101,8 @@ TEST_CASE("a loader's timeout is an error that says so") {
   const auto error = run_ranks_expecting_error(1, [](Accelerator& accelerator) {
     auto loader =
         accelerator.prepare(data::DataLoader(Slow(), {.workers = 1, .timeout = std::chrono::milliseconds(20)}));
-    loader.loader().start();
-    loader.loader().next();
+    loader_of(loader).start();
+    loader_of(loader).next();
   });
   CHECK_THAT(error.what(), ContainsSubstring("timeout of 20 ms"));
 }

@@ -28,14 +28,12 @@ Mode mode() {
 // Twelve samples, in steps of four of all ranks.
 template <class Body>
 void run(const Mode& how, const Body& body) {
-  run_ranks(how.ranks,
-            [&](Accelerator& accelerator) {
-              const data::DataLoaderOptions options{.batch_size = 4 / how.ranks, .workers = how.workers};
-              Loader loader = how.iterable ? accelerator.prepare(data::DataLoader(counting(12), options))
-                                           : accelerator.prepare(data::DataLoader(Indices(12), options));
-              body(accelerator, loader);
-            },
-            {.data_loader = {.dispatch_batches = how.dispatch}});
+  run_ranks(how.ranks, {.data_loader = {.dispatch_batches = how.dispatch}}, [&](Accelerator& accelerator) {
+    const data::DataLoaderOptions options{.batch_size = 4 / how.ranks, .workers = how.workers};
+    Loader loader = how.iterable ? accelerator.prepare(data::DataLoader(counting(12), options))
+                                 : accelerator.prepare(data::DataLoader(Indices(12), options));
+    body(accelerator, loader);
+  });
 }
 
 void expect(bool holds, const std::string& what) {
@@ -153,15 +151,13 @@ TEST_CASE("two prepared loaders of one DataLoader are independent of each other"
   CAPTURE(how.ranks, how.dispatch, how.workers);
   if (how.iterable) return;
   int pairs = 0;
-  run_ranks(how.ranks,
-            [&](Accelerator& accelerator) {
-              const data::DataLoader both(Indices(12), {.batch_size = 4 / how.ranks, .workers = how.workers});
-              auto outer = accelerator.prepare(both), inner = accelerator.prepare(both);
-              for (auto& a : outer)
-                for (auto& b : inner)
-                  if (accelerator.is_main()) pairs += a.defined() && b.defined();
-            },
-            {.data_loader = {.dispatch_batches = how.dispatch}});
+  run_ranks(how.ranks, {.data_loader = {.dispatch_batches = how.dispatch}}, [&](Accelerator& accelerator) {
+    const data::DataLoader both(Indices(12), {.batch_size = 4 / how.ranks, .workers = how.workers});
+    auto outer = accelerator.prepare(both), inner = accelerator.prepare(both);
+    for (auto& a : outer)
+      for (auto& b : inner)
+        if (accelerator.is_main()) pairs += a.defined() && b.defined();
+  });
   CHECK(pairs == 9);
 }
 

@@ -53,16 +53,14 @@ struct Stream : torch::data::datasets::StreamDataset<Stream, at::Tensor> {
 };
 
 std::vector<at::Tensor> tensors_of_epoch(int ranks, const data::DataLoader<Augmented>& loader, bool dispatch) {
-  const auto parts = on_ranks<at::Tensor>(ranks,
-                                          [&](Accelerator& accelerator) {
-                                            auto prepared = accelerator.prepare(loader);
-                                            std::vector<at::Tensor> gathered;
-                                            for (int epoch = 0; epoch < 2; ++epoch)
-                                              for (auto& batch : prepared)
-                                                gathered.push_back(accelerator.gather_for_metrics(batch));
-                                            return at::cat(gathered);
-                                          },
-                                          {.data_loader = {.dispatch_batches = dispatch}});
+  const auto parts =
+      on_ranks<at::Tensor>(ranks, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
+        auto prepared = accelerator.prepare(loader);
+        std::vector<at::Tensor> gathered;
+        for (int epoch = 0; epoch < 2; ++epoch)
+          for (auto& batch : prepared) gathered.push_back(accelerator.gather_for_metrics(batch));
+        return at::cat(gathered);
+      });
   return parts;
 }
 
@@ -95,19 +93,17 @@ TEST_CASE("by default iterables are dispatched, and ranges, streams and skipping
 
 TEST_CASE("an iterable knows its remainder at the end, and gather_for_metrics gives each sample once") {
   for (const bool dispatch : {false, true}) {
-    const auto gathered = on_ranks<Batch>(3,
-                                          [](Accelerator& accelerator) {
-                                            auto loader =
-                                                accelerator.prepare(data::DataLoader(counting(20), {.batch_size = 2}));
-                                            Batch all;
-                                            for (auto& batch : loader) {
-                                              const Batch part = list(accelerator.gather_for_metrics(batch));
-                                              all.insert(all.end(), part.begin(), part.end());
-                                            }
-                                            all.push_back(loader.remainder());
-                                            return all;
-                                          },
-                                          {.data_loader = {.dispatch_batches = dispatch}});
+    const auto gathered =
+        on_ranks<Batch>(3, {.data_loader = {.dispatch_batches = dispatch}}, [](Accelerator& accelerator) {
+          auto loader = accelerator.prepare(data::DataLoader(counting(20), {.batch_size = 2}));
+          Batch all;
+          for (auto& batch : loader) {
+            const Batch part = list(accelerator.gather_for_metrics(batch));
+            all.insert(all.end(), part.begin(), part.end());
+          }
+          all.push_back(loader.remainder());
+          return all;
+        });
     Batch expected;
     for (int i = 0; i < 20; ++i) expected.push_back(i);
     expected.push_back(2);
@@ -244,16 +240,14 @@ TEST_CASE("whole batches of a batch sampler are dealt round-robin") {
   CHECK(epochs_on_ranks(1, loader) == Ranks{{{{0, 1}, {2}, {3, 4, 5}, {6}, {7}}}});
   // Dispatched: joined and split evenly; the last round is filled up from the epoch's first samples.
   CHECK(epochs_on_ranks(2, loader, {.dispatch_batches = true}) == Ranks{{{{0}, {3, 4}, {7}}}, {{{1}, {5, 6}, {0}}}});
-  const auto lengths = on_ranks<std::vector<std::int64_t>>(
-      2,
-      [&](Accelerator& accelerator) {
+  const auto lengths =
+      on_ranks<std::vector<std::int64_t>>(2, {.data_loader = {.even_batches = false}}, [&](Accelerator& accelerator) {
         const auto prepared = accelerator.prepare(loader);
         return std::vector<std::int64_t>{prepared.len(), prepared.steps_without_batch()};
-      },
-      {.data_loader = {.even_batches = false}});
+      });
   CHECK(lengths == std::vector<std::vector<std::int64_t>>{{3, 0}, {2, 1}});
-  const auto error = run_ranks_expecting_error(2, [&](Accelerator& accelerator) { accelerator.prepare(loader); },
-                                               {.data_loader = {.split_batches = true}});
+  const auto error = run_ranks_expecting_error(2, {.data_loader = {.split_batches = true}},
+                                               [&](Accelerator& accelerator) { accelerator.prepare(loader); });
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
 }
 
@@ -316,14 +310,13 @@ TEST_CASE("dispatched slices are views of one batch, and whole batches are hande
   };
   for (const bool split : {false, true}) {
     const Rows rows;
-    const auto shared = on_ranks<int>(2,
-                                      [&](Accelerator& accelerator) {
-                                        auto loader = accelerator.prepare(data::DataLoader(rows, {.batch_size = 4}));
-                                        int views = 0;
-                                        for (auto& batch : loader) views += batch.is_alias_of(rows.data);
-                                        return views;
-                                      },
-                                      {.data_loader = {.split_batches = split, .dispatch_batches = true}});
+    const LaunchConfig config{.data_loader = {.split_batches = split, .dispatch_batches = true}};
+    const auto shared = on_ranks<int>(2, config, [&](Accelerator& accelerator) {
+      auto loader = accelerator.prepare(data::DataLoader(rows, {.batch_size = 4}));
+      int views = 0;
+      for (auto& batch : loader) views += batch.is_alias_of(rows.data);
+      return views;
+    });
     CHECK(shared == std::vector<int>(2, split ? 4 : 2));
   }
 }
@@ -336,14 +329,11 @@ TEST_CASE("samples of different shapes can be dispatched, a batch a rank") {
     std::optional<std::size_t> size() const override { return 8; }
   };
   const auto widths =
-      on_ranks<std::int64_t>(2,
-                             [](Accelerator& accelerator) {
-                               std::int64_t sum = 0;
-                               for (auto& batch : accelerator.prepare(data::DataLoader(Ragged(), {.batch_size = 2})))
-                                 sum += batch.size(1);
-                               return sum;
-                             },
-                             {.data_loader = {.dispatch_batches = true}});
+      on_ranks<std::int64_t>(2, {.data_loader = {.dispatch_batches = true}}, [](Accelerator& accelerator) {
+        std::int64_t sum = 0;
+        for (auto& batch : accelerator.prepare(data::DataLoader(Ragged(), {.batch_size = 2}))) sum += batch.size(1);
+        return sum;
+      });
   CHECK(widths == std::vector<std::int64_t>{1 + 5, 3 + 7});
 }
 
@@ -351,10 +341,11 @@ TEST_CASE("worker_init is called by each worker with its number, before it reads
   std::mutex mutex;
   std::multiset<int> numbers;
   run_ranks(2, [&](Accelerator& accelerator) {
-    auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.workers = 3, .worker_init = [&](int number) {
-                                                                       const std::lock_guard lock(mutex);
-                                                                       numbers.insert(number);
-                                                                     }}));
+    const auto note = [&](int number) {
+      const std::lock_guard lock(mutex);
+      numbers.insert(number);
+    };
+    auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.workers = 3, .worker_init = note}));
     for (bool all = false; !all && !accelerator.cancelled();) {
       const std::lock_guard lock(mutex);
       all = numbers.size() == 3;
@@ -402,18 +393,16 @@ TEST_CASE("options that do not go together are errors that say what would be rig
 
 TEST_CASE("with rng_types cpu all ranks get rank 0's generator when an epoch begins") {
   const auto draw = [](std::vector<data::RngType> types) {
-    return on_ranks<std::vector<double>>(3,
-                                         [](Accelerator& accelerator) {
-                                           auto loader = accelerator.prepare(data::DataLoader(Indices(6), {}));
-                                           std::vector<double> drawn;
-                                           for (int epoch = 0; epoch < 2; ++epoch) {
-                                             for (int i = 0; i < accelerator.rank(); ++i) at::rand({});
-                                             one_epoch(loader);
-                                             drawn.push_back(at::rand({}).item<double>());
-                                           }
-                                           return drawn;
-                                         },
-                                         {.data_loader = {.rng_types = types}});
+    return on_ranks<std::vector<double>>(3, {.data_loader = {.rng_types = types}}, [](Accelerator& accelerator) {
+      auto loader = accelerator.prepare(data::DataLoader(Indices(6), {}));
+      std::vector<double> drawn;
+      for (int epoch = 0; epoch < 2; ++epoch) {
+        for (int i = 0; i < accelerator.rank(); ++i) at::rand({});
+        one_epoch(loader);
+        drawn.push_back(at::rand({}).item<double>());
+      }
+      return drawn;
+    });
   };
   const auto same = draw({data::RngType::generator, data::RngType::cpu});
   CHECK(same[1] == same[0]);

@@ -20,36 +20,30 @@ TEST_CASE("resuming at any step gives what running through gives, and reads noth
     std::vector<Batch> batches;
     std::vector<data::LoaderState> states;
   };
-  const auto run = on_ranks<Seen>(
-      2,
-      [&](Accelerator& accelerator) {
-        auto loader = accelerator.prepare(data::DataLoader(Indices(19), options));
-        Seen seen;
+  const auto run = on_ranks<Seen>(2, config, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Indices(19), options));
+    Seen seen;
+    seen.states.push_back(loader.state_dict());
+    for (int epoch = 0; epoch < 3; ++epoch)
+      for (auto& batch : loader) {
+        seen.batches.push_back(list(batch));
         seen.states.push_back(loader.state_dict());
-        for (int epoch = 0; epoch < 3; ++epoch)
-          for (auto& batch : loader) {
-            seen.batches.push_back(list(batch));
-            seen.states.push_back(loader.state_dict());
-          }
-        return seen;
-      },
-      config);
+      }
+    return seen;
+  });
   for (std::size_t at = 0; at < run[0].states.size(); ++at) {
     std::vector<Indices> datasets(2, Indices(19));
-    const auto rest = on_ranks<std::vector<Batch>>(
-        2,
-        [&](Accelerator& accelerator) {
-          const auto rank = static_cast<std::size_t>(accelerator.rank());
-          Indices dataset(19);
-          dataset.reads = datasets[rank].reads = std::make_shared<std::atomic<int>>(0);
-          auto loader = accelerator.prepare(data::DataLoader(dataset, options));
-          loader.load_state_dict(run[rank].states[at]);
-          std::vector<Batch> batches;
-          while (loader.epoch() < 3)
-            for (auto& batch : loader) batches.push_back(list(batch));
-          return batches;
-        },
-        config);
+    const auto rest = on_ranks<std::vector<Batch>>(2, config, [&](Accelerator& accelerator) {
+      const auto rank = static_cast<std::size_t>(accelerator.rank());
+      Indices dataset(19);
+      dataset.reads = datasets[rank].reads = std::make_shared<std::atomic<int>>(0);
+      auto loader = accelerator.prepare(data::DataLoader(dataset, options));
+      loader.load_state_dict(run[rank].states[at]);
+      std::vector<Batch> batches;
+      while (loader.epoch() < 3)
+        for (auto& batch : loader) batches.push_back(list(batch));
+      return batches;
+    });
     for (std::size_t rank = 0; rank < 2; ++rank) {
       const auto& all = run[rank].batches;
       CHECK(rest[rank] == std::vector<Batch>(all.begin() + static_cast<std::ptrdiff_t>(at), all.end()));
@@ -64,7 +58,7 @@ TEST_CASE("an epoch goes on on another number of ranks where it was left, with t
     auto loader = accelerator.prepare(data::DataLoader(Indices(40), {.batch_size = 2, .shuffle = true, .seed = 1}));
     for (auto& batch : loader) {
       (void)batch;
-      if (loader.loader().status().step == 1) return loader.state_dict();
+      if (loader_of(loader).status().step == 1) return loader.state_dict();
     }
     throw std::runtime_error("never");
   });

@@ -49,16 +49,14 @@ TEST_CASE("without a seed of its own a loader shuffles by the master seed, alike
 }
 
 TEST_CASE("a seedable sampler gives the same epoch whether it is counted or set") {
-  const auto epochs = on_ranks<std::vector<Epoch>>(
-      2,
-      [](Accelerator& accelerator) {
+  const auto epochs =
+      on_ranks<std::vector<Epoch>>(2, {.data_loader = {.use_seedable_sampler = true}}, [](Accelerator& accelerator) {
         auto loader = accelerator.prepare(data::DataLoader(Indices(10), {.batch_size = 2, .shuffle = true, .seed = 3}));
         std::vector<Epoch> seen{one_epoch(loader), one_epoch(loader), one_epoch(loader)};
         loader.set_epoch(1);
         seen.push_back(one_epoch(loader));
         return seen;
-      },
-      {.data_loader = {.use_seedable_sampler = true}});
+      });
   CHECK(epochs[0][3] == epochs[0][1]);
   CHECK(epochs[0][0] != epochs[0][1]);
   CHECK(epochs[1][3] == epochs[1][1]);
@@ -67,8 +65,7 @@ TEST_CASE("a seedable sampler gives the same epoch whether it is counted or set"
 TEST_CASE("the epoch counter advances at the end of an epoch, not when it is left early") {
   for (const bool dispatch : {false, true}) {
     const auto counts = on_ranks<std::vector<std::int64_t>>(
-        2,
-        [](Accelerator& accelerator) {
+        2, {.data_loader = {.dispatch_batches = dispatch}}, [](Accelerator& accelerator) {
           auto loader = accelerator.prepare(data::DataLoader(Indices(20), {.batch_size = 2}));
           std::vector<std::int64_t> seen{loader.epoch()};
           for (auto& batch : loader) {
@@ -81,8 +78,7 @@ TEST_CASE("the epoch counter advances at the end of an epoch, not when it is lef
           one_epoch(loader.skip_first_batches(3));
           seen.push_back(loader.epoch());
           return seen;
-        },
-        {.data_loader = {.dispatch_batches = dispatch}});
+        });
     CHECK(counts[0] == std::vector<std::int64_t>{0, 0, 1, 2});
     CHECK(counts[1] == counts[0]);
   }
@@ -93,18 +89,17 @@ TEST_CASE("gather_for_metrics gives every sample of the dataset exactly once, in
   const bool dispatch = GENERATE(false, true);
   const int length = GENERATE(1, 2, 5, 16, 29);
   CAPTURE(ranks, dispatch, length);
-  const auto gathered = on_ranks<Batch>(ranks,
-                                        [&](Accelerator& accelerator) {
-                                          auto loader = accelerator.prepare(data::DataLoader(
-                                              Indices(static_cast<std::size_t>(length)), {.batch_size = 3}));
-                                          Batch all;
-                                          for (auto& batch : loader) {
-                                            const Batch part = list(accelerator.gather_for_metrics(batch));
-                                            all.insert(all.end(), part.begin(), part.end());
-                                          }
-                                          return all;
-                                        },
-                                        {.data_loader = {.dispatch_batches = dispatch}});
+  const auto gathered =
+      on_ranks<Batch>(ranks, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
+        auto loader =
+            accelerator.prepare(data::DataLoader(Indices(static_cast<std::size_t>(length)), {.batch_size = 3}));
+        Batch all;
+        for (auto& batch : loader) {
+          const Batch part = list(accelerator.gather_for_metrics(batch));
+          all.insert(all.end(), part.begin(), part.end());
+        }
+        return all;
+      });
   Batch expected;
   for (int i = 0; i < length; ++i) expected.push_back(i);
   for (const auto& rank : gathered) CHECK(rank == expected);
@@ -144,33 +139,28 @@ TEST_CASE("the innermost of nested loaders decides, and the outer one again afte
 }
 
 TEST_CASE("in dispatch mode only rank 0 reads") {
-  const auto reads = on_ranks<int>(3,
-                                   [](Accelerator& accelerator) {
-                                     Indices dataset(30);
-                                     auto loader = accelerator.prepare(data::DataLoader(dataset, {.batch_size = 2}));
-                                     one_epoch(loader);
-                                     return dataset.reads->load();
-                                   },
-                                   {.data_loader = {.dispatch_batches = true}});
+  const auto reads = on_ranks<int>(3, {.data_loader = {.dispatch_batches = true}}, [](Accelerator& accelerator) {
+    Indices dataset(30);
+    auto loader = accelerator.prepare(data::DataLoader(dataset, {.batch_size = 2}));
+    one_epoch(loader);
+    return dataset.reads->load();
+  });
   CHECK(reads[0] > 0);
   CHECK(reads[1] == 0);
   CHECK(reads[2] == 0);
 }
 
 TEST_CASE("all ranks may leave a dispatching epoch at the same step and begin another") {
-  const auto epochs = on_ranks<Epoch>(3,
-                                      [](Accelerator& accelerator) {
-                                        auto loader =
-                                            accelerator.prepare(data::DataLoader(Indices(30), {.batch_size = 2}));
-                                        Epoch seen;
-                                        for (int epoch = 0; epoch < 20; ++epoch)
-                                          for (auto& batch : loader) {
-                                            seen.push_back(list(batch));
-                                            if (static_cast<int>(seen.size()) % 3 == epoch % 3) break;
-                                          }
-                                        return seen;
-                                      },
-                                      {.data_loader = {.dispatch_batches = true}});
+  const auto epochs = on_ranks<Epoch>(3, {.data_loader = {.dispatch_batches = true}}, [](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(Indices(30), {.batch_size = 2}));
+    Epoch seen;
+    for (int epoch = 0; epoch < 20; ++epoch)
+      for (auto& batch : loader) {
+        seen.push_back(list(batch));
+        if (static_cast<int>(seen.size()) % 3 == epoch % 3) break;
+      }
+    return seen;
+  });
   CHECK(epochs[0].size() == epochs[2].size());
   CHECK(epochs[1].front() == Batch{2, 3});
 }
@@ -193,13 +183,11 @@ TEST_CASE("empty data is an empty epoch, unless it is to be shuffled") {
   for (const bool dispatch : {false, true}) {
     CHECK(epochs_on_ranks(2, 0, {.batch_size = 2}, {.dispatch_batches = dispatch}, 1) ==
           std::vector<std::vector<Epoch>>{{{}}, {{}}});
-    const auto error = run_ranks_expecting_error(
-        2,
-        [](Accelerator& accelerator) {
+    const auto error =
+        run_ranks_expecting_error(2, {.data_loader = {.dispatch_batches = dispatch}}, [](Accelerator& accelerator) {
           auto loader = accelerator.prepare(data::DataLoader(Indices(0), {.batch_size = 2, .shuffle = true}));
           one_epoch(loader);
-        },
-        {.data_loader = {.dispatch_batches = dispatch}});
+        });
     CHECK_THROWS_AS(error.rethrow_cause(), DataError);
   }
 }
@@ -225,14 +213,12 @@ TEST_CASE("samples of different shapes are an error that names them") {
 
 TEST_CASE("ranks that begin different epochs of a loader are an error that names both") {
   const bool dispatch = GENERATE(false, true);
-  const auto error = run_ranks_expecting_error(
-      2,
-      [](Accelerator& accelerator) {
+  const auto error =
+      run_ranks_expecting_error(2, {.data_loader = {.dispatch_batches = dispatch}}, [](Accelerator& accelerator) {
         auto loader = accelerator.prepare(data::DataLoader(Indices(8), {.batch_size = 2, .shuffle = true}));
         if (accelerator.rank() == 1) loader.set_epoch(5);
         for (auto& batch : loader) accelerator.reduce(static_cast<double>(list(batch).size()));
-      },
-      {.data_loader = {.dispatch_batches = dispatch}});
+      });
   CHECK_THAT(error.what(), ContainsSubstring("different epochs of a data loader") && ContainsSubstring("5") &&
                                ContainsSubstring("call set_epoch alike"));
 }

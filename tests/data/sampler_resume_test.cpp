@@ -31,13 +31,13 @@ struct Run {
   std::vector<Place> places;
 };
 
-struct Mode {
+struct LoaderMode {
   int ranks = 1;
   bool dispatch = false;
   int workers = 0;
 };
 
-data::DataLoaderOptions options_of(const SamplerKind& kind, const Mode& mode) {
+data::DataLoaderOptions options_of(const SamplerKind& kind, const LoaderMode& mode) {
   data::DataLoaderOptions options = kind.options(kSamples);
   if (!kind.batches) options.batch_size = kGlobalBatch / mode.ranks;
   options.workers = mode.workers;
@@ -45,7 +45,7 @@ data::DataLoaderOptions options_of(const SamplerKind& kind, const Mode& mode) {
 }
 
 // Batches of a batch sampler are of two samples, whatever the ranks: with four ranks they make a step of eight.
-std::vector<Mode> modes_of(const SamplerKind& kind) {
+std::vector<LoaderMode> modes_of(const SamplerKind& kind) {
   if (kind.batches) return {{4, false, 0}, {4, false, 2}, {4, true, 1}};
   return {{1, false, 0}, {2, false, 0}, {4, false, 2}, {1, true, 0}, {2, true, 2}, {4, true, 0}};
 }
@@ -56,7 +56,7 @@ void use(Accelerator& accelerator, const Loader& loader, std::size_t begun, Run&
     std::int64_t step = 0;
     for (auto& batch : loader) {
       run.batches.push_back(list(accelerator.gather(batch)));
-      step = loader.loader().status().step + 1;
+      step = loader_of(loader).status().step + 1;
       if (step == kSteps[begun] && step < 3) break;
       run.places.push_back({begun, step, loader.state_dict()});
     }
@@ -64,18 +64,17 @@ void use(Accelerator& accelerator, const Loader& loader, std::size_t begun, Run&
   }
 }
 
-Run run_of(const SamplerKind& kind, const Mode& mode, const std::optional<Place>& from = {}) {
-  const auto runs = on_ranks<Run>(mode.ranks,
-                                  [&](Accelerator& accelerator) {
-                                    auto loader = accelerator.prepare(data::DataLoader(
-                                        Indices(static_cast<std::size_t>(kSamples)), options_of(kind, mode)));
-                                    Run run;
-                                    if (from) loader.load_state_dict(from->state);
-                                    run.places.push_back({from ? from->begun : 0, 0, loader.state_dict()});
-                                    use(accelerator, loader, from ? from->begun : 0, run);
-                                    return run;
-                                  },
-                                  {.data_loader = {.dispatch_batches = mode.dispatch}});
+Run run_of(const SamplerKind& kind, const LoaderMode& mode, const std::optional<Place>& from = {}) {
+  const auto runs =
+      on_ranks<Run>(mode.ranks, {.data_loader = {.dispatch_batches = mode.dispatch}}, [&](Accelerator& accelerator) {
+        auto loader =
+            accelerator.prepare(data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(kind, mode)));
+        Run run;
+        if (from) loader.load_state_dict(from->state);
+        run.places.push_back({from ? from->begun : 0, 0, loader.state_dict()});
+        use(accelerator, loader, from ? from->begun : 0, run);
+        return run;
+      });
   return runs[0];
 }
 
@@ -93,7 +92,7 @@ TEST_CASE("the order of every kind of sampler is the same in each run, mode and 
     const auto modes = modes_of(kind);
     const Run expected = run_of(kind, modes[0]);
     CHECK(expected.batches.size() == 13);
-    for (const Mode& mode : modes) {
+    for (const LoaderMode& mode : modes) {
       INFO(kind.name << " on " << mode.ranks << " ranks, dispatch " << mode.dispatch << ", workers " << mode.workers);
       CHECK(run_of(kind, mode).batches == expected.batches);
     }
@@ -107,7 +106,7 @@ TEST_CASE("every kind of sampler goes on from every place with the same bits, al
     for (const bool dispatch : {false, true}) {
       const Run whole = run_of(kind, {kind.batches ? 4 : 2, dispatch, 0});
       for (const Place& place : whole.places) {
-        const Mode& mode = modes[next++ % modes.size()];
+        const LoaderMode& mode = modes[next++ % modes.size()];
         INFO(kind.name << " from epoch " << place.begun << " step " << place.step << " on " << mode.ranks
                        << " ranks, dispatch " << mode.dispatch << ", workers " << mode.workers);
         const Run resumed = run_of(kind, mode, place);
@@ -200,19 +199,17 @@ TEST_CASE("a sampler that cannot give its order again is an error on every rank,
       const Run whole = run_of(own, {2, dispatch, 0});
       const Place& place = whole.places[in_the_middle ? 1 : 4];
       std::atomic<int> refused{0};
-      run_ranks(2,
-                [&](Accelerator& accelerator) {
-                  auto loader = accelerator.prepare(
-                      data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(own, {.ranks = 2})));
-                  loader.load_state_dict(place.state);
-                  if (dispatch && !accelerator.is_main()) return;
-                  try {
-                    one_epoch(loader);
-                  } catch (const DataError& error) {
-                    refused += std::string(error.what()).find("Unpredictable") != std::string::npos;
-                  }
-                },
-                {.data_loader = {.dispatch_batches = dispatch}});
+      run_ranks(2, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
+        auto loader = accelerator.prepare(
+            data::DataLoader(Indices(static_cast<std::size_t>(kSamples)), options_of(own, {.ranks = 2})));
+        loader.load_state_dict(place.state);
+        if (dispatch && !accelerator.is_main()) return;
+        try {
+          one_epoch(loader);
+        } catch (const DataError& error) {
+          refused += std::string(error.what()).find("Unpredictable") != std::string::npos;
+        }
+      });
       CHECK(refused == (dispatch ? 1 : 2));
     }
   // One that saves its engine can, wherever it was seeded from.
@@ -236,8 +233,7 @@ TEST_CASE("what a sampler, a collation and the beginning of an epoch draw leaves
   };
   const auto draw = [](bool with_loader, int workers, bool dispatch) {
     return on_ranks<std::vector<at::Tensor>>(
-        3,
-        [&](Accelerator& accelerator) {
+        3, {.data_loader = {.dispatch_batches = dispatch}}, [&](Accelerator& accelerator) {
           auto loader = accelerator.prepare(data::DataLoader(
               Reshuffled(24), {.batch_size = 2, .sampler = std::make_shared<DefaultSampler>(), .workers = workers}));
           const auto noise = [](std::vector<std::int64_t> samples) {
@@ -258,8 +254,7 @@ TEST_CASE("what a sampler, a collation and the beginning of an epoch draw leaves
           }
           own.push_back(at::cat(gathered));
           return own;
-        },
-        {.data_loader = {.dispatch_batches = dispatch}});
+        });
   };
   const auto alone = draw(false, 0, false);
   const at::Tensor expected = draw(true, 0, false)[0].back();

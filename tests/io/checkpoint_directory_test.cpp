@@ -1,5 +1,6 @@
 // Directories that appear whole or not at all.
 #include "tandem/io/checkpoint_directory.h"
+#include "support/file_bytes.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -58,15 +59,6 @@ int load(const std::string& path) {
 
 std::size_t entries_in(const std::string& directory) {
   return static_cast<std::size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void put_bytes(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
 }
 
 // As a stranger would make it: with a crc32 that fits.

@@ -54,23 +54,26 @@ TEST_CASE("names, metadata and info that are no UTF-8 are refused by file and na
   const TempDir dir;
   for (const std::string& odd : kOdd) {
     const std::string path = dir / "new";
-    const std::vector<std::function<void()>> saves{[&] {
-                                                     save_safetensors(path, {{odd, at::ones({1})}});
-                                                   },
-                                                   [&] {
-                                                     save_safetensors(path, {{"w", at::ones({1})}}, {{odd, "value"}});
-                                                   },
-                                                   [&] {
-                                                     save_safetensors(path, {{"w", at::ones({1})}}, {{"key", odd}});
-                                                   },
-                                                   [&] { save_model(Named(odd), path); },
-                                                   [&] { save_model(Named(odd), path, {.max_shard_bytes = 400}); },
-                                                   [&] {
-                                                     CheckpointWriter(path).commit({{"key", odd}});
-                                                   },
-                                                   [&] {
-                                                     CheckpointWriter(path).commit({{odd, "value"}});
-                                                   }};
+    const at::Tensor one = at::ones({1});
+    const std::vector<std::function<void()>> saves{
+        [&] {
+          save_safetensors(path, {{odd, one}});
+        },
+        [&] {
+          save_safetensors(path, {{"w", one}}, {{odd, "value"}});
+        },
+        [&] {
+          save_safetensors(path, {{"w", one}}, {{"key", odd}});
+        },
+        [&] { save_model(Named(odd), path); },
+        [&] { save_model(Named(odd), path, {.max_shard_bytes = 400}); },
+        [&] {
+          CheckpointWriter(path).commit({{"key", odd}});
+        },
+        [&] {
+          CheckpointWriter(path).commit({{odd, "value"}});
+        },
+    };
     for (std::size_t i = 0; i < saves.size(); ++i) {
       const std::string error = error_of<CheckpointError>(saves[i]);
       CAPTURE(i, error);

@@ -7,6 +7,7 @@
 #include "checkpoint/state_file.h"
 #include "data/idx_file.h"
 #include "support/catch.h"
+#include "support/file_bytes.h"
 #include "support/mutated.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
@@ -19,8 +20,6 @@ using namespace tandem::io;
 using namespace tandem::test;
 
 namespace {
-
-void put(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 std::string get(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -50,7 +49,7 @@ TEST_CASE("mutated safetensors") {
   save_safetensors(dir / "file", {{"0.weight", at::arange(12, at::kFloat).view({3, 4})}, {"0.bias", at::ones({3})}},
                    {{"format", "pt"}});
   CHECK(read_mutated(get(dir / "file"), 20'000, [&](const std::string& bytes) {
-          put(dir / "changed", bytes);
+          put_bytes(dir / "changed", bytes);
           load_safetensors(dir / "changed");
         }) > 1000);
 }
@@ -66,7 +65,7 @@ TEST_CASE("mutated files of torch.save") {
                  "file", state);
   }
   CHECK(read_mutated(get(dir / "file"), 10'000, [&](const std::string& bytes) {
-          put(dir / "changed", bytes);
+          put_bytes(dir / "changed", bytes);
           read_pickle(dir / "changed");
         }) > 1000);
 }
@@ -77,7 +76,7 @@ TEST_CASE("mutated manifests") {
   writer.add("a", "some bytes");
   writer.commit({{"kind", "test"}});
   CHECK(read_mutated(get(dir / "state/manifest.json"), 10'000, [&](const std::string& bytes) {
-          put(dir / "state/manifest.json", bytes);
+          put_bytes(dir / "state/manifest.json", bytes);
           const CheckpointReader reader(dir / "state");
           reader.verify();
         }) > 1000);
@@ -106,7 +105,7 @@ TEST_CASE("mutated IDX files") {
   const TempDir dir;
   const std::string header("\0\0\x08\x03\0\0\0\x02\0\0\0\x04\0\0\0\x04", 16);
   CHECK(read_mutated(header + std::string(32, '\x7f'), 20'000, [&](const std::string& bytes) {
-          put(dir / "images", bytes);
+          put_bytes(dir / "images", bytes);
           data::read_idx(dir.path(), "images", 3, std::nullopt);
         }) > 1000);
 }

@@ -26,6 +26,7 @@
 #include "support/child.h"
 #include "support/error_of.h"
 #include "support/failing_calls.h"
+#include "support/file_bytes.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_directory.h"
@@ -39,8 +40,6 @@ namespace fs = std::filesystem;
 namespace {
 
 const std::string kText(300'000, 'x');  // more than a pipe holds
-
-void put(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::trunc) << text; }
 
 void write_to(const std::string& path, const std::string& text = kText) {
   OutputFile(path).write([&](const WriteBytes& write) {
@@ -142,7 +141,7 @@ TEST_CASE("what a killed writer has left goes at the next write; one that lives 
   REQUIRE(::read(ready[0], &said, 1) == 1);
   write_to(path, "mine");
   CHECK(entries_in(dir.path()) == 2);
-  put(dir / ".tandem-writing-other-1-1", "another file's");
+  put_bytes(dir / ".tandem-writing-other-1-1", "another file's");
   ::kill(child, SIGKILL);
   CHECK(end_of(child) == 128 + SIGKILL);
   write_to(path);
@@ -179,7 +178,7 @@ TEST_CASE("links are followed, and stay") {
   fs::create_directory(dir / "there");
   fs::create_directory_symlink("there", dir / "folder");
   const bool dangling = GENERATE(false, true);
-  if (!dangling) put(dir / "there/file", "old");
+  if (!dangling) put_bytes(dir / "there/file", "old");
   const auto link = [&](const std::string& to, const std::string& name) {
     fs::create_symlink(to, dir / name);
     return dir / name;
@@ -203,7 +202,7 @@ TEST_CASE("links are followed, and stay") {
 
 TEST_CASE("what cannot be written is said before and after, and nothing is left behind") {
   const TempDir dir;
-  put(dir / "file", "text");
+  put_bytes(dir / "file", "text");
   fs::create_directory(dir / "folder");
   const int socket = ::socket(AF_UNIX, SOCK_STREAM, 0);
   sockaddr_un address{};
@@ -232,9 +231,9 @@ TEST_CASE("without the right to write a folder, its files are overwritten and no
   fs::permissions(dir.path(), fs::perms(0777));
   for (const char* folder : {"closed", "sticky"}) {
     fs::create_directory(dir / folder);
-    put(dir / folder + "/mine", "old and long");
+    put_bytes(dir / folder + "/mine", "old and long");
     fs::permissions(dir / folder + "/mine", fs::perms(0666));
-    put(dir / folder + "/protected", "text");
+    put_bytes(dir / folder + "/protected", "text");
     fs::permissions(dir / folder + "/protected", fs::perms(0444));
   }
   fs::permissions(dir / "closed", fs::perms(0555));
@@ -405,13 +404,13 @@ TEST_CASE("a full disk leaves the file that is there; a mount point is overwritt
   const TempDir dir;
   const std::string disk = dir / "disk";
   fs::create_directory(disk);
-  put(dir / "other", "its bytes");
+  put_bytes(dir / "other", "its bytes");
   // In a mount namespace of its own, which goes with the process.
   const int result = in_child(false, [&] {
     if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
         ::mount("none", disk.c_str(), "tmpfs", 0, "size=64k") != 0)
       _exit(77);
-    put(disk + "/file", "old");
+    put_bytes(disk + "/file", "old");
     const std::string said = error_of<CheckpointError>([&] { write_to(disk + "/file"); });
     require(said.find("No space left on device") != std::string::npos, "a full disk");
     require(contents(disk + "/file") == "old" && entries_in(disk) == 1, "what was there");

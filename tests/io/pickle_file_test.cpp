@@ -1,5 +1,6 @@
 // Files of torch.save: written for Python, and read from anybody.
 #include "tandem/io/pickle_file.h"
+#include "support/file_bytes.h"
 
 #include <caffe2/serialize/inline_container.h>
 
@@ -35,11 +36,6 @@ void write(const std::string& path, const c10::IValue& value) {
                value);
 }
 
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 // An archive with this pickle, and a storage "0" of `bytes` bytes.
 void write_archive(const std::string& path, const std::string& pickle, std::size_t bytes = 16) {
   std::ofstream file(path, std::ios::binary);
@@ -64,10 +60,16 @@ std::string error_of_pickle(const std::string& pickle) {
 
 // "\x80\x02" and a tensor of floats on storage 0 with these sizes, strides, offset and number of elements.
 std::string tensor_pickle(const std::string& sizes, const std::string& strides, char offset, char elements) {
-  return "\x80\x02"
-         "ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
-         "0X\x03\0\0\0cpuK"s +
-         elements + "tQK" + offset + sizes + strides + "\x89N}tR.";
+  std::string pickle =
+      "\x80\x02"
+      "ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+      "0X\x03\0\0\0cpuK"s;
+  pickle += elements;
+  pickle += "tQK";
+  pickle += offset;
+  pickle += sizes;
+  pickle += strides;
+  return pickle += "\x89N}tR.";
 }
 
 // A state as an optimizer has it.

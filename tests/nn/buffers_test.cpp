@@ -169,8 +169,9 @@ TEST_CASE("passes in any order that LibTorch allows work on several ranks, and b
       for (const bool steps : {true, false})
         for (const int ranks : {2, 3}) {
           CAPTURE(order.name, static_cast<int>(around), steps, ranks);
-          const auto ended = on_ranks<Ended>(ranks, [&](Accelerator& a) { return train(a, order, around, steps); },
-                                             {.gradient_accumulation_steps = around == Around::accumulation ? 2 : 1});
+          const auto ended =
+              on_ranks<Ended>(ranks, {.gradient_accumulation_steps = around == Around::accumulation ? 2 : 1},
+                              [&](Accelerator& a) { return train(a, order, around, steps); });
           for (int rank = 1; rank < ranks; ++rank)
             CHECK(equal(ended[0].buffers, ended[static_cast<std::size_t>(rank)].buffers));
         }
@@ -179,19 +180,17 @@ TEST_CASE("passes in any order that LibTorch allows work on several ranks, and b
 TEST_CASE("a graph that waits for its backward pass gets the gradient of the buffers that it was made with") {
   // The batch norm is frozen in the waiting graph, whose gradient needs the buffers; they are other ones on each rank.
   const auto gradients = [](int ranks, bool broadcast) {
-    return on_ranks<at::Tensor>(ranks,
-                                [](Accelerator& a) {
-                                  torch::nn::BatchNorm1d norm(4);
-                                  torch::nn::Linear other(4, 1);
-                                  auto [model, head] = a.prepare(norm, other);
-                                  norm->forward(noise(a.rank(), 0));  // each rank's own buffers
-                                  norm->eval();
-                                  const auto input = noise(a.rank(), 1).requires_grad_();
-                                  const auto frozen = norm->forward(input);
-                                  a.backward(other->forward(noise(a.rank(), 2)).mean());
-                                  return torch::autograd::grad({frozen.pow(2).sum()}, {input})[0];
-                                },
-                                {.gradient_reducer = {.broadcast_buffers = broadcast}});
+    return on_ranks<at::Tensor>(ranks, {.gradient_reducer = {.broadcast_buffers = broadcast}}, [](Accelerator& a) {
+      torch::nn::BatchNorm1d norm(4);
+      torch::nn::Linear other(4, 1);
+      auto [model, head] = a.prepare(norm, other);
+      norm->forward(noise(a.rank(), 0));  // each rank's own buffers
+      norm->eval();
+      const auto input = noise(a.rank(), 1).requires_grad_();
+      const auto frozen = norm->forward(input);
+      a.backward(other->forward(noise(a.rank(), 2)).mean());
+      return torch::autograd::grad({frozen.pow(2).sum()}, {input})[0];
+    });
   };
   const auto follow = gradients(2, true), apart = gradients(2, false);
   for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(follow[rank], apart[rank]));
@@ -216,25 +215,22 @@ TEST_CASE("a buffer that the program holds follows after the next update") {
 TEST_CASE("embeddings with max_norm, which write to their weights in forward, are rank 0's on all ranks") {
   const bool bag = GENERATE(true, false);
   const auto sharding = GENERATE(Sharding::automatic, Sharding::none, Sharding::optimizer);
-  const auto weights = on_ranks<std::vector<at::Tensor>>(
-      3,
-      [&](Accelerator& a) {
-        torch::nn::Embedding words(torch::nn::EmbeddingOptions(9, 4).max_norm(0.5));
-        torch::nn::EmbeddingBag bags(torch::nn::EmbeddingBagOptions(9, 4).max_norm(0.5));
-        torch::nn::Linear head(4, 1);
-        auto table = bag ? bags->weight : words->weight;
-        torch::optim::SGD sgd({table, head->weight, head->bias}, torch::optim::SGDOptions(0.5).momentum(0.9));
-        auto [m1, m2, m3, optimizer] = a.prepare(words, bags, head, sgd);
-        for (int step = 0; step < 5; ++step) {
-          const auto rows = at::tensor({a.rank(), (a.rank() + step) % 9, (2 * a.rank() + step) % 9}, at::kLong);
-          const auto looked_up = bag ? bags->forward(rows.view({1, 3})) : words->forward(rows);
-          a.backward(head->forward(looked_up).pow(2).mean());
-          optimizer.step();
-          optimizer.zero_grad();
-        }
-        return copies({table, head->weight});
-      },
-      {.sharding = sharding});
+  const auto weights = on_ranks<std::vector<at::Tensor>>(3, {.sharding = sharding}, [&](Accelerator& a) {
+    torch::nn::Embedding words(torch::nn::EmbeddingOptions(9, 4).max_norm(0.5));
+    torch::nn::EmbeddingBag bags(torch::nn::EmbeddingBagOptions(9, 4).max_norm(0.5));
+    torch::nn::Linear head(4, 1);
+    auto table = bag ? bags->weight : words->weight;
+    torch::optim::SGD sgd({table, head->weight, head->bias}, torch::optim::SGDOptions(0.5).momentum(0.9));
+    auto [m1, m2, m3, optimizer] = a.prepare(words, bags, head, sgd);
+    for (int step = 0; step < 5; ++step) {
+      const auto rows = at::tensor({a.rank(), (a.rank() + step) % 9, (2 * a.rank() + step) % 9}, at::kLong);
+      const auto looked_up = bag ? bags->forward(rows.view({1, 3})) : words->forward(rows);
+      a.backward(head->forward(looked_up).pow(2).mean());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    return copies({table, head->weight});
+  });
   CHECK(equal(weights[0], weights[1]));
   CHECK(equal(weights[0], weights[2]));
 }

@@ -28,29 +28,25 @@ using MakeHook = std::function<nn::CommunicationHook(Accelerator&)>;
 // Trains on ranks, with the hook from step `from` on. The ranks' own gradients are those of a copy that no one
 // prepared.
 std::vector<Steps> steps_on_ranks(int ranks, const Trial& trial, const MakeHook& make_hook, int from = 0) {
-  return on_ranks<Steps>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        auto model = accelerator.prepare(trial.make());
-        initialise(*model);
-        Steps seen;
-        for (int step = 0; step < trial.steps; ++step) {
-          if (step == from && make_hook) model.reducer().set_communication_hook(make_hook(accelerator));
-          const auto own = trial.make();
-          {
-            const at::NoGradGuard no_grad;
-            for (std::size_t i = 0; i < own->parameters().size(); ++i)
-              own->parameters()[i].copy_(model->parameters()[i]);
-          }
-          trial.loss(*own, accelerator.rank(), step).backward();
-          drop_gradients(*model);
-          accelerator.backward(trial.loss(*model, accelerator.rank(), step));
-          seen.push_back({gradients_of(*model), accelerator.gather_objects(gradients_of(*own))});
-          descend(*model, 0.05);
-        }
-        return seen;
-      },
-      trial.config);
+  return on_ranks<Steps>(ranks, trial.config, [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(trial.make());
+    initialise(*model);
+    Steps seen;
+    for (int step = 0; step < trial.steps; ++step) {
+      if (step == from && make_hook) model.reducer().set_communication_hook(make_hook(accelerator));
+      const auto own = trial.make();
+      {
+        const at::NoGradGuard no_grad;
+        for (std::size_t i = 0; i < own->parameters().size(); ++i) own->parameters()[i].copy_(model->parameters()[i]);
+      }
+      trial.loss(*own, accelerator.rank(), step).backward();
+      drop_gradients(*model);
+      accelerator.backward(trial.loss(*model, accelerator.rank(), step));
+      seen.push_back({gradients_of(*model), accelerator.gather_objects(gradients_of(*own))});
+      descend(*model, 0.05);
+    }
+    return seen;
+  });
 }
 
 // `function` of the ranks' gradients of parameter `i`, in double, summed; those that a rank has not are 0.
@@ -327,7 +323,7 @@ TEST_CASE("a hook gets only gradients that passes reach, also when it is set lat
     }
     return seen;
   };
-  for (const Seen& rank : on_ranks<Seen>(2, train, config)) {
+  for (const Seen& rank : on_ranks<Seen>(2, config, train)) {
     CHECK(rank.used == (later ? std::vector<float>{1.5, 1.5, 1.5, 3, 3} : std::vector<float>(5, 3)));
     CHECK(rank.kept == std::vector<float>(5, later ? 1.5F : 3));
     if (later) CHECK(rank.parts == 1);

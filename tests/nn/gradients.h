@@ -81,23 +81,20 @@ struct Trial {
 
 inline std::vector<Gradients> gradients_on_ranks(int ranks, const Trial& trial,
                                                  const std::function<void(nn::GradientReducer&)>& set_up = {}) {
-  return on_ranks<Gradients>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        auto model = accelerator.prepare(trial.make());
-        initialise(*model);
-        if (set_up) set_up(model.reducer());
-        Gradients seen;
-        for (int step = 0; step < trial.steps; ++step) {
-          trial.before_step(*model, step);
-          if (!trial.keep_gradients) drop_gradients(*model);
-          accelerator.backward(trial.loss(*model, accelerator.rank(), step));
-          seen.push_back(gradients_of(*model));
-          descend(*model, 0.05);
-        }
-        return seen;
-      },
-      trial.config);
+  return on_ranks<Gradients>(ranks, trial.config, [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(trial.make());
+    initialise(*model);
+    if (set_up) set_up(model.reducer());
+    Gradients seen;
+    for (int step = 0; step < trial.steps; ++step) {
+      trial.before_step(*model, step);
+      if (!trial.keep_gradients) drop_gradients(*model);
+      accelerator.backward(trial.loss(*model, accelerator.rank(), step));
+      seen.push_back(gradients_of(*model));
+      descend(*model, 0.05);
+    }
+    return seen;
+  });
 }
 
 /// The same of one model that sees all ranks' data.

@@ -72,32 +72,29 @@ struct Trained {
 // Steps of which each rank that `holds` keeps the gradients of every second one, until the end.
 std::vector<Trained> train(int ranks, const Case& of, const std::function<bool(int rank)>& holds, Hold hold,
                            bool clips = false) {
-  return on_ranks<Trained>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        const auto net = make_net();
-        torch::optim::SGD sgd(net->parameters(), 0.05);
-        auto [model, optimizer] = accelerator.prepare(net, sgd);
-        if (of.hook) model.reducer().set_communication_hook(mean_hook());
-        std::vector<at::Tensor> held, as_they_were;
-        for (int step = 0; step < 6; ++step) {
-          accelerator.backward(loss_of(*model, accelerator.rank(), step));
-          if (clips) accelerator.clip_grad_norm_(model, 0.01);
-          if (step % 2 == 0 && holds(accelerator.rank()))
-            for (const auto& parameter : net->parameters()) {
-              held.push_back(hold(parameter.grad()));
-              as_they_were.push_back(held.back().clone());
-            }
-          optimizer.step();
-          optimizer.zero_grad();
+  return on_ranks<Trained>(ranks, config_of(of), [&](Accelerator& accelerator) {
+    const auto net = make_net();
+    torch::optim::SGD sgd(net->parameters(), 0.05);
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    if (of.hook) model.reducer().set_communication_hook(mean_hook());
+    std::vector<at::Tensor> held, as_they_were;
+    for (int step = 0; step < 6; ++step) {
+      accelerator.backward(loss_of(*model, accelerator.rank(), step));
+      if (clips) accelerator.clip_grad_norm_(model, 0.01);
+      if (step % 2 == 0 && holds(accelerator.rank()))
+        for (const auto& parameter : net->parameters()) {
+          held.push_back(hold(parameter.grad()));
+          as_they_were.push_back(held.back().clone());
         }
-        Trained trained;
-        for (std::size_t i = 0; i < held.size(); ++i)
-          if (!held[i].equal(as_they_were[i])) trained.wrong += ' ' + std::to_string(i);
-        for (const auto& parameter : net->parameters()) trained.weights.push_back(parameter.detach().clone());
-        return trained;
-      },
-      config_of(of));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    Trained trained;
+    for (std::size_t i = 0; i < held.size(); ++i)
+      if (!held[i].equal(as_they_were[i])) trained.wrong += ' ' + std::to_string(i);
+    for (const auto& parameter : net->parameters()) trained.weights.push_back(parameter.detach().clone());
+    return trained;
+  });
 }
 
 }  // namespace
@@ -132,28 +129,25 @@ TEST_CASE("a gradient that stays the parameter's is one tensor with what the pro
     for (const auto& [way, hold] : ways_to_hold()) {
       if (way == "a part" || way == "a part of a part" || way == "a tensor on its storage") continue;
       CAPTURE(ranks, zeroes, of.name, way);
-      const auto wrong = on_ranks<std::string>(
-          ranks,
-          [&, hold = hold](Accelerator& accelerator) {
-            const auto net = make_net();
-            auto model = accelerator.prepare(net);
-            if (of.hook) model.reducer().set_communication_hook(mean_hook());
-            std::vector<at::Tensor> held;
-            std::string wrong;
-            for (int step = 0; step < 5; ++step) {
-              if (zeroes && step > 1)
-                for (const auto& parameter : net->parameters()) parameter.grad().detach().zero_();
-              accelerator.backward(loss_of(*model, accelerator.rank(), step));
-              const auto parameters = net->parameters();
-              if (step == 1)
-                for (const auto& parameter : parameters) held.push_back(hold(parameter.grad()));
-              for (std::size_t i = 0; i < held.size(); ++i)
-                if (!held[i].flatten().equal(parameters[i].grad().flatten()))
-                  wrong += " step " + std::to_string(step) + " parameter " + std::to_string(i);
-            }
-            return wrong;
-          },
-          config_of(of));
+      const auto wrong = on_ranks<std::string>(ranks, config_of(of), [&, hold = hold](Accelerator& accelerator) {
+        const auto net = make_net();
+        auto model = accelerator.prepare(net);
+        if (of.hook) model.reducer().set_communication_hook(mean_hook());
+        std::vector<at::Tensor> held;
+        std::string wrong;
+        for (int step = 0; step < 5; ++step) {
+          if (zeroes && step > 1)
+            for (const auto& parameter : net->parameters()) parameter.grad().detach().zero_();
+          accelerator.backward(loss_of(*model, accelerator.rank(), step));
+          const auto parameters = net->parameters();
+          if (step == 1)
+            for (const auto& parameter : parameters) held.push_back(hold(parameter.grad()));
+          for (std::size_t i = 0; i < held.size(); ++i)
+            if (!held[i].flatten().equal(parameters[i].grad().flatten()))
+              wrong += " step " + std::to_string(step) + " parameter " + std::to_string(i);
+        }
+        return wrong;
+      });
       for (const auto& of_rank : wrong) CHECK(of_rank == "");
     }
 }

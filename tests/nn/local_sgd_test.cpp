@@ -58,43 +58,41 @@ at::Tensor input(int rank, int window, int micro_batch) {
 
 // Each rank's weights after each window, and at the end.
 std::vector<Gradients> train(const Run& run) {
-  return on_ranks<Gradients>(run.ranks,
-                             [&](Accelerator& accelerator) {
-                               const auto net = std::make_shared<Net>();
-                               torch::optim::SGD sgd(net->parameters(),
-                                                     torch::optim::SGDOptions(0.1).momentum(run.momentum));
-                               auto [model, optimizer] = accelerator.prepare(net, sgd);
-                               Gradients seen;
-                               accelerator.local_sgd(run.steps, [&](nn::LocalSgd& local) {
-                                 for (int window = 0; window < kWindows; ++window) {
-                                   for (int m = 0; m < length_of(run, window); ++m) {
-                                     const auto train_on = [&] {
-                                       const auto losses = model(input(accelerator.rank(), window, m));
-                                       if (run.items)
-                                         accelerator.backward(losses.sum(), static_cast<double>(losses.numel()));
-                                       else
-                                         accelerator.backward(losses.mean());
-                                       optimizer.step();
-                                       optimizer.zero_grad();
-                                       local.step();
-                                     };
-                                     if (run.accumulation == 1) {
-                                       train_on();
-                                     } else if (m == length_of(run, window) - 1) {
-                                       auto micro_batch = accelerator.accumulate_and_close(model);
-                                       train_on();
-                                     } else {
-                                       auto micro_batch = accelerator.accumulate(model);
-                                       train_on();
-                                     }
-                                   }
-                                   seen.push_back(weights_of(*net));
-                                 }
-                               });
-                               seen.push_back(weights_of(*net));
-                               return seen;
-                             },
-                             {.gradient_accumulation_steps = run.accumulation});
+  return on_ranks<Gradients>(
+      run.ranks, {.gradient_accumulation_steps = run.accumulation}, [&](Accelerator& accelerator) {
+        const auto net = std::make_shared<Net>();
+        torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.1).momentum(run.momentum));
+        auto [model, optimizer] = accelerator.prepare(net, sgd);
+        Gradients seen;
+        accelerator.local_sgd(run.steps, [&](nn::LocalSgd& local) {
+          for (int window = 0; window < kWindows; ++window) {
+            for (int m = 0; m < length_of(run, window); ++m) {
+              const auto train_on = [&] {
+                const auto losses = model(input(accelerator.rank(), window, m));
+                if (run.items)
+                  accelerator.backward(losses.sum(), static_cast<double>(losses.numel()));
+                else
+                  accelerator.backward(losses.mean());
+                optimizer.step();
+                optimizer.zero_grad();
+                local.step();
+              };
+              if (run.accumulation == 1) {
+                train_on();
+              } else if (m == length_of(run, window) - 1) {
+                auto micro_batch = accelerator.accumulate_and_close(model);
+                train_on();
+              } else {
+                auto micro_batch = accelerator.accumulate(model);
+                train_on();
+              }
+            }
+            seen.push_back(weights_of(*net));
+          }
+        });
+        seen.push_back(weights_of(*net));
+        return seen;
+      });
 }
 
 // One rank's optimizer step by hand.
@@ -213,20 +211,18 @@ TEST_CASE("an average leaves frozen parameters alone to the bit, whole numbers a
     std::int64_t count;
     double mean;
   };
-  const auto seen = on_ranks<Seen>(7,
-                                   [](Accelerator& accelerator) {
-                                     auto model = accelerator.prepare(std::make_shared<Net>());
-                                     model->second->weight.set_requires_grad(false);
-                                     const at::Tensor before = model->second->weight.clone();
-                                     accelerator.local_sgd(100, [&](nn::LocalSgd&) {
-                                       model->norm->num_batches_tracked.fill_(10 + accelerator.rank());
-                                       model->norm->running_mean.fill_(accelerator.rank());
-                                     });
-                                     return Seen{before.equal(model->second->weight),
-                                                 model->norm->num_batches_tracked.item<std::int64_t>(),
-                                                 model->norm->running_mean[0].item<double>()};
-                                   },
-                                   {.gradient_reducer = {.broadcast_buffers = broadcast}});
+  const auto seen =
+      on_ranks<Seen>(7, {.gradient_reducer = {.broadcast_buffers = broadcast}}, [](Accelerator& accelerator) {
+        auto model = accelerator.prepare(std::make_shared<Net>());
+        model->second->weight.set_requires_grad(false);
+        const at::Tensor before = model->second->weight.clone();
+        accelerator.local_sgd(100, [&](nn::LocalSgd&) {
+          model->norm->num_batches_tracked.fill_(10 + accelerator.rank());
+          model->norm->running_mean.fill_(accelerator.rank());
+        });
+        return Seen{before.equal(model->second->weight), model->norm->num_batches_tracked.item<std::int64_t>(),
+                    model->norm->running_mean[0].item<double>()};
+      });
   for (int rank = 0; rank < 7; ++rank) {
     const Seen& of_rank = seen[static_cast<std::size_t>(rank)];
     CHECK(of_rank.frozen_is_same);
@@ -332,23 +328,21 @@ TEST_CASE("gradients that no optimizer has used by the end are reduced with thos
   struct Seen {
     float inside, outside;
   };
-  const auto seen = on_ranks<Seen>(2,
-                                   [](Accelerator& accelerator) {
-                                     auto model = accelerator.prepare(Scale());
-                                     const auto micro_batch = [&](float x) {
-                                       auto step = accelerator.accumulate(model);
-                                       accelerator.backward(model(torch::full({1}, x)));
-                                       return model->weight.grad().item<float>();
-                                     };
-                                     Seen seen{};
-                                     accelerator.local_sgd(1, [&](nn::LocalSgd& local) {
-                                       seen.inside = micro_batch(10.0F + 10.0F * accelerator.rank());
-                                       local.step();  // counts for nothing: the window is open
-                                     });
-                                     seen.outside = micro_batch(1);
-                                     return seen;
-                                   },
-                                   {.gradient_accumulation_steps = 2});
+  const auto seen = on_ranks<Seen>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    auto model = accelerator.prepare(Scale());
+    const auto micro_batch = [&](float x) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::full({1}, x)));
+      return model->weight.grad().item<float>();
+    };
+    Seen seen{};
+    accelerator.local_sgd(1, [&](nn::LocalSgd& local) {
+      seen.inside = micro_batch(10.0F + 10.0F * accelerator.rank());
+      local.step();  // counts for nothing: the window is open
+    });
+    seen.outside = micro_batch(1);
+    return seen;
+  });
   CHECK(seen[0].inside == 5);
   CHECK(seen[1].inside == 10);
   CHECK(seen[0].outside == 8);  // the mean over the ranks of (10 + 1) / 2 and (20 + 1) / 2

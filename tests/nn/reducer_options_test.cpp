@@ -60,20 +60,18 @@ TEST_CASE("parameters that no rank's pass has reached are named") {
 
 TEST_CASE("gradients are views of few buckets, or have memory of their own") {
   const bool as_view = GENERATE(true, false);
-  const auto storages =
-      on_ranks<std::size_t>(2,
-                            [&](Accelerator& accelerator) {
-                              auto model = accelerator.prepare(std::make_shared<Two>());
-                              for (int step = 0; step < 2; ++step) {
-                                drop_gradients(*model);
-                                accelerator.backward(model(row(accelerator.rank(), step), true));
-                              }
-                              std::set<const void*> storages;
-                              for (const auto& parameter : model->parameters())
-                                if (parameter.grad().defined()) storages.insert(parameter.grad().storage().data());
-                              return storages.size();
-                            },
-                            {.gradient_reducer = {.gradient_as_bucket_view = as_view, .share_gradients = false}});
+  const LaunchConfig config{.gradient_reducer = {.gradient_as_bucket_view = as_view, .share_gradients = false}};
+  const auto storages = on_ranks<std::size_t>(2, config, [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(std::make_shared<Two>());
+    for (int step = 0; step < 2; ++step) {
+      drop_gradients(*model);
+      accelerator.backward(model(row(accelerator.rank(), step), true));
+    }
+    std::set<const void*> storages;
+    for (const auto& parameter : model->parameters())
+      if (parameter.grad().defined()) storages.insert(parameter.grad().storage().data());
+    return storages.size();
+  });
   CHECK(storages[0] == (as_view ? 1u : 4u));
 }
 
@@ -122,13 +120,12 @@ TEST_CASE("a static graph may differ between ranks, and have sparse gradients") 
 
 TEST_CASE("buffers are rank 0's after a reduction, or stay each rank's own") {
   const bool broadcast = GENERATE(true, false);
-  const auto means = on_ranks<float>(2,
-                                     [](Accelerator& accelerator) {
-                                       auto model = accelerator.prepare(torch::nn::BatchNorm1d(4));
-                                       accelerator.backward(model(row(accelerator.rank(), 0)).sum());
-                                       return model->running_mean.sum().item<float>();
-                                     },
-                                     {.gradient_reducer = {.broadcast_buffers = broadcast}});
+  const auto means =
+      on_ranks<float>(2, {.gradient_reducer = {.broadcast_buffers = broadcast}}, [](Accelerator& accelerator) {
+        auto model = accelerator.prepare(torch::nn::BatchNorm1d(4));
+        accelerator.backward(model(row(accelerator.rank(), 0)).sum());
+        return model->running_mean.sum().item<float>();
+      });
   CHECK((means[0] == means[1]) == broadcast);
 }
 
@@ -194,25 +191,23 @@ TEST_CASE("a model whose type changes between steps goes on") {
 
 TEST_CASE("trigger_sync_in_backward reduces in the middle of a window, and the window's gradients stay right") {
   // A window of 3 micro-batches; the second is reduced early.
-  const auto seen = on_ranks<Gradients>(2,
-                                        [](Accelerator& accelerator) {
-                                          auto model = accelerator.prepare(std::make_shared<Two>());
-                                          initialise(*model);
-                                          Gradients all;
-                                          for (int m = 0; m < 3; ++m) {
-                                            auto step = accelerator.accumulate(model);
-                                            const auto loss = model(row(accelerator.rank(), m), true);
-                                            if (m == 1) {
-                                              auto sync = accelerator.trigger_sync_in_backward(model);
-                                              accelerator.backward(loss);
-                                            } else {
-                                              accelerator.backward(loss);
-                                            }
-                                            all.push_back(gradients_of(*model));
-                                          }
-                                          return all;
-                                        },
-                                        {.gradient_accumulation_steps = 3});
+  const auto seen = on_ranks<Gradients>(2, {.gradient_accumulation_steps = 3}, [](Accelerator& accelerator) {
+    auto model = accelerator.prepare(std::make_shared<Two>());
+    initialise(*model);
+    Gradients all;
+    for (int m = 0; m < 3; ++m) {
+      auto window = accelerator.accumulate(model);
+      const auto loss = model(row(accelerator.rank(), m), true);
+      if (m == 1) {
+        auto sync = accelerator.trigger_sync_in_backward(model);
+        accelerator.backward(loss);
+      } else {
+        accelerator.backward(loss);
+      }
+      all.push_back(gradients_of(*model));
+    }
+    return all;
+  });
   Two alone;
   initialise(alone);
   Gradients expected;
@@ -229,32 +224,29 @@ TEST_CASE("trigger_sync_in_backward reduces in the middle of a window, and the w
 
 TEST_CASE("an exception in backward, in a hook or in the model ends all ranks with it, whatever has started") {
   const int where = GENERATE(0, 1, 2, 3);
-  const auto error =
-      run_ranks_expecting_error(3,
-                                [&](Accelerator& accelerator) {
-                                  auto model = accelerator.prepare(std::make_shared<Two>());
-                                  const bool mine = accelerator.rank() == 1;
-                                  const std::function<void()> fail = [] { throw std::runtime_error("on fire"); };
-                                  const std::function<void()> nothing = [] {};
-                                  for (int step = 0; step < 5; ++step) {
-                                    drop_gradients(*model);
-                                    const bool now = mine && step == 3;
-                                    if (now && where == 0) fail();
-                                    auto x = row(accelerator.rank(), step).requires_grad_();
-                                    // b's bucket has started when backward gets here.
-                                    if (where == 1) x = InBackward::apply(model->a(x), now ? &fail : &nothing);
-                                    if (now && where == 2)
-                                      model->a->weight.register_hook([&](const at::Tensor&) { fail(); });
-                                    if (where == 3)
-                                      model.reducer().set_communication_hook(
-                                          [&](nn::GradientBucket&, comm::Communicator&) -> nn::FinishReduction {
-                                            if (now) fail();
-                                            return [] {};
-                                          });
-                                    accelerator.backward(model(x, true));
-                                  }
-                                },
-                                {.gradient_reducer = {.bucket_bytes = 1, .first_bucket_bytes = 1}});
+  const auto error = run_ranks_expecting_error(
+      3, {.gradient_reducer = {.bucket_bytes = 1, .first_bucket_bytes = 1}}, [&](Accelerator& accelerator) {
+        auto model = accelerator.prepare(std::make_shared<Two>());
+        const bool mine = accelerator.rank() == 1;
+        const std::function<void()> fail = [] { throw std::runtime_error("on fire"); };
+        const std::function<void()> nothing = [] {};
+        for (int step = 0; step < 5; ++step) {
+          drop_gradients(*model);
+          const bool now = mine && step == 3;
+          if (now && where == 0) fail();
+          auto x = row(accelerator.rank(), step).requires_grad_();
+          // b's bucket has started when backward gets here.
+          if (where == 1) x = InBackward::apply(model->a(x), now ? &fail : &nothing);
+          if (now && where == 2) model->a->weight.register_hook([&](const at::Tensor&) { fail(); });
+          if (where == 3)
+            model.reducer().set_communication_hook(
+                [&](nn::GradientBucket&, comm::Communicator&) -> nn::FinishReduction {
+                  if (now) fail();
+                  return [] {};
+                });
+          accelerator.backward(model(x, true));
+        }
+      });
   CHECK(error.rank() == 1);
   CHECK_THAT(error.what(), ContainsSubstring("on fire"));
 }
@@ -262,8 +254,7 @@ TEST_CASE("an exception in backward, in a hook or in the model ends all ranks wi
 TEST_CASE("a rank that swallows the error of its backward pass is an error for all, not another gradient") {
   const std::size_t bytes = GENERATE(1, 25 << 20);  // some buckets have started, or none
   const auto error = run_ranks_expecting_error(
-      2,
-      [&](Accelerator& accelerator) {
+      2, {.gradient_reducer = {.bucket_bytes = bytes, .first_bucket_bytes = bytes}}, [&](Accelerator& accelerator) {
         auto model = accelerator.prepare(std::make_shared<Two>());
         const std::function<void()> fail = [] { throw std::runtime_error("swallowed"); };
         const std::function<void()> nothing = [] {};
@@ -276,8 +267,7 @@ TEST_CASE("a rank that swallows the error of its backward pass is an error for a
           } catch (const std::runtime_error&) {
           }
         }
-      },
-      {.gradient_reducer = {.bucket_bytes = bytes, .first_bucket_bytes = bytes}});
+      });
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
@@ -323,10 +313,10 @@ TEST_CASE("check_finite finds infinite and NaN values in dense and sparse gradie
     };
   };
   const LaunchConfig config{.gradient_reducer = {.check_finite = true}};
-  run_ranks(ranks, train_with(1.0), config);
+  run_ranks(ranks, config, train_with(1.0));
   run_ranks(ranks, train_with(std::numeric_limits<double>::quiet_NaN()));  // is off by default
   for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
-    const auto error = run_ranks_expecting_error(ranks, train_with(bad), config);
+    const auto error = run_ranks_expecting_error(ranks, config, train_with(bad));
     CHECK_THAT(error.what(), ContainsSubstring("a gradient of reduction 2 (counted from 1) is infinite or NaN"));
   }
 }

@@ -43,20 +43,18 @@ bool differ_everywhere(const std::vector<const void*>& a, const std::vector<cons
 
 TEST_CASE("all ranks' reduced gradients are one memory, or one a rank") {
   const bool share = GENERATE(true, false);
-  const auto memory =
-      on_ranks<std::vector<const void*>>(3,
-                                         [](Accelerator& accelerator) {
-                                           auto model = accelerator.prepare(make_net());
-                                           for (int step = 0; step < 3; ++step) {
-                                             drop_gradients(*model);
-                                             accelerator.backward(loss_of(*model, accelerator.rank(), step));
-                                           }
-                                           accelerator.wait_for_everyone();
-                                           auto memory = memory_of_gradients(*model);
-                                           accelerator.wait_for_everyone();
-                                           return memory;
-                                         },
-                                         {.gradient_reducer = {.share_gradients = share}});
+  const auto memory = on_ranks<std::vector<const void*>>(
+      3, {.gradient_reducer = {.share_gradients = share}}, [](Accelerator& accelerator) {
+        auto model = accelerator.prepare(make_net());
+        for (int step = 0; step < 3; ++step) {
+          drop_gradients(*model);
+          accelerator.backward(loss_of(*model, accelerator.rank(), step));
+        }
+        accelerator.wait_for_everyone();
+        auto memory = memory_of_gradients(*model);
+        accelerator.wait_for_everyone();
+        return memory;
+      });
   if (share) {
     CHECK(memory[0] == memory[1]);
     CHECK(memory[0] == memory[2]);
@@ -143,7 +141,7 @@ using Step = std::function<void(Accelerator&, const torch::nn::Module&)>;
 // The weights after some steps in which `after_backward` changes gradients, on each rank.
 std::vector<std::vector<at::Tensor>> trained(bool share, const Step& after_backward, bool sets_to_none = true) {
   return on_ranks<std::vector<at::Tensor>>(
-      2,
+      2, {.gradient_accumulation_steps = GENERATE(1, 2), .gradient_reducer = {.share_gradients = share}},
       [&](Accelerator& accelerator) {
         const auto net = make_net();
         torch::optim::AdamW adamw(net->parameters(), 1e-2);
@@ -158,8 +156,7 @@ std::vector<std::vector<at::Tensor>> trained(bool share, const Step& after_backw
         std::vector<at::Tensor> weights;
         for (const auto& parameter : net->parameters()) weights.push_back(parameter.detach().clone());
         return weights;
-      },
-      {.gradient_accumulation_steps = GENERATE(1, 2), .gradient_reducer = {.share_gradients = share}});
+      });
 }
 
 }  // namespace

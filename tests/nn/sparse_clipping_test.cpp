@@ -38,26 +38,23 @@ struct Clipped {
 using Clip = std::function<at::Tensor(Accelerator&, const std::vector<at::Tensor>& parameters)>;
 
 std::vector<Clipped> clip_on(int ranks, bool sparse, bool with_dense, const Clip& clip, LaunchConfig config = {}) {
-  return on_ranks<Clipped>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        auto model = accelerator.prepare(std::make_shared<Words>(sparse, with_dense));
-        initialise(*model);
-        Clipped clipped;
-        for (int step = 0; step < 3; ++step) {
-          drop_gradients(*model);
-          accelerator.backward(model->forward(indices_of(accelerator.rank(), step)));
-          const at::Tensor held = model->words->weight.grad();
-          if (held.is_sparse() != sparse) throw std::logic_error("another layout");
-          const at::Tensor norm = clip(accelerator, model->parameters());
-          clipped.norms.push_back(norm.defined() ? norm.item<double>() : -1);
-          clipped.gradients.push_back(gradients_of(*model));
-          if (!held.to_dense().equal(clipped.gradients.back()[0])) throw std::logic_error("not clipped in place");
-          descend(*model, 0.1);
-        }
-        return clipped;
-      },
-      config);
+  return on_ranks<Clipped>(ranks, config, [&](Accelerator& accelerator) {
+    auto model = accelerator.prepare(std::make_shared<Words>(sparse, with_dense));
+    initialise(*model);
+    Clipped clipped;
+    for (int step = 0; step < 3; ++step) {
+      drop_gradients(*model);
+      accelerator.backward(model->forward(indices_of(accelerator.rank(), step)));
+      const at::Tensor held = model->words->weight.grad();
+      if (held.is_sparse() != sparse) throw std::logic_error("another layout");
+      const at::Tensor norm = clip(accelerator, model->parameters());
+      clipped.norms.push_back(norm.defined() ? norm.item<double>() : -1);
+      clipped.gradients.push_back(gradients_of(*model));
+      if (!held.to_dense().equal(clipped.gradients.back()[0])) throw std::logic_error("not clipped in place");
+      descend(*model, 0.1);
+    }
+    return clipped;
+  });
 }
 
 void check_like_dense(int ranks, bool with_dense, const Clip& clip, const LaunchConfig& config = {}) {
@@ -120,29 +117,24 @@ TEST_CASE("gradients without elements have a norm, of every kind") {
   const int ranks = GENERATE(1, 2);
   const bool fused = GENERATE(true, false), sparse = GENERATE(true, false);
   const double norm_type = GENERATE(2.0, 1.0, kInf, 0.0);
-  const auto norms = on_ranks<std::vector<double>>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        struct Empty : torch::nn::Module {
-          explicit Empty(bool sparse)
-              : none(register_parameter("none", at::zeros({0, 4}))),
-                one(register_parameter("one", at::zeros({1}))),
-                words(
-                    register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(9, 4).sparse(sparse)))) {}
-          at::Tensor none, one;
-          torch::nn::Embedding words;
-        };
-        auto model = accelerator.prepare(std::make_shared<Empty>(sparse));
-        const auto nothing = model->none.sum() + model->words(at::empty({0}, at::kLong)).sum();
-        accelerator.backward(nothing);
-        const double of_nothing =
-            accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>();
-        drop_gradients(*model);
-        accelerator.backward(model->none.sum() + model->words(at::empty({0}, at::kLong)).sum() + model->one.sum() * 3);
-        return std::vector<double>{
-            of_nothing, accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>()};
-      },
-      {.fused_optimizers = fused});
+  const auto norms = on_ranks<std::vector<double>>(ranks, {.fused_optimizers = fused}, [&](Accelerator& accelerator) {
+    struct Empty : torch::nn::Module {
+      explicit Empty(bool sparse)
+          : none(register_parameter("none", at::zeros({0, 4}))),
+            one(register_parameter("one", at::zeros({1}))),
+            words(register_module("words", torch::nn::Embedding(torch::nn::EmbeddingOptions(9, 4).sparse(sparse)))) {}
+      at::Tensor none, one;
+      torch::nn::Embedding words;
+    };
+    auto model = accelerator.prepare(std::make_shared<Empty>(sparse));
+    const auto nothing = model->none.sum() + model->words(at::empty({0}, at::kLong)).sum();
+    accelerator.backward(nothing);
+    const double of_nothing = accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>();
+    drop_gradients(*model);
+    accelerator.backward(model->none.sum() + model->words(at::empty({0}, at::kLong)).sum() + model->one.sum() * 3);
+    return std::vector<double>{
+        of_nothing, accelerator.clip_grad_norm_(model->parameters(), 1.0, norm_type).template item<double>()};
+  });
   for (const auto& seen : norms) {
     if (norm_type != 0) CHECK(seen[0] == 0);
     if (norm_type != 0) CHECK(seen[1] == Approx(3.0));

@@ -269,32 +269,29 @@ TEST_CASE("what the kernels do not do alike is left to LibTorch's step") {
 
 TEST_CASE("prepare's optimizers step fused unless that is turned off") {
   const bool fused = GENERATE(true, false);
-  const auto same = on_ranks<bool>(
-      1,
-      [&](Accelerator& accelerator) {
-        const auto train = [&](auto&& step) {
-          torch::manual_seed(3);
-          rng::manual_seed(3);
-          torch::nn::Linear net(33, 7);
-          AdamW adamw(net->parameters(), AdamWOptions(0.01));
-          auto optimizer = accelerator.prepare(adamw);
-          for (int i = 0; i < 20; ++i) {
-            net(at::randn({4, 33})).square().sum().backward();
-            step(adamw, optimizer);
-            adamw.zero_grad();
-          }
-          return net->weight.detach();
-        };
-        const auto prepared = train([](AdamW&, optim::AcceleratedOptimizer& optimizer) { optimizer.step(); });
-        const auto expected = train([&](AdamW& adamw, optim::AcceleratedOptimizer&) {
-          if (fused)
-            FusedStep(adamw).step();
-          else
-            adamw.step();
-        });
-        return at::equal(prepared, expected);
-      },
-      {.fused_optimizers = fused});
+  const auto same = on_ranks<bool>(1, {.fused_optimizers = fused}, [&](Accelerator& accelerator) {
+    const auto train = [&](auto&& step) {
+      torch::manual_seed(3);
+      rng::manual_seed(3);
+      torch::nn::Linear net(33, 7);
+      AdamW adamw(net->parameters(), AdamWOptions(0.01));
+      auto optimizer = accelerator.prepare(adamw);
+      for (int i = 0; i < 20; ++i) {
+        net(at::randn({4, 33})).square().sum().backward();
+        step(adamw, optimizer);
+        adamw.zero_grad();
+      }
+      return net->weight.detach();
+    };
+    const auto prepared = train([](AdamW&, optim::AcceleratedOptimizer& optimizer) { optimizer.step(); });
+    const auto expected = train([&](AdamW& adamw, optim::AcceleratedOptimizer&) {
+      if (fused)
+        FusedStep(adamw).step();
+      else
+        adamw.step();
+    });
+    return at::equal(prepared, expected);
+  });
   CHECK(same[0]);
 }
 
@@ -303,26 +300,24 @@ TEST_CASE("after a step every rank is refused a graph that has saved weights fro
   const bool fused = GENERATE(true, false);
   const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
   std::vector<int> refused(static_cast<std::size_t>(ranks));
-  run_ranks(ranks,
-            [&](Accelerator& accelerator) {
-              // The second layer's graph saves its weight, for what comes before needs a gradient.
-              torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::Linear(4, 1));
-              std::unique_ptr<torch::optim::Optimizer> inner;
-              if (kind == 0) inner = std::make_unique<SGD>(net->parameters(), SGDOptions(0.1));
-              if (kind == 1) inner = std::make_unique<Adam>(net->parameters());
-              if (kind == 2) inner = std::make_unique<AdamW>(net->parameters());
-              auto [model, optimizer] = accelerator.prepare(net, *inner);
-              const at::Tensor waits = model(at::ones({2, 4})).sum();
-              accelerator.backward(model(at::ones({2, 4})).sum());
-              optimizer.step();
-              try {
-                waits.backward();
-              } catch (const c10::Error& error) {
-                refused[static_cast<std::size_t>(accelerator.rank())] =
-                    std::string(error.what()).find("modified by an inplace operation") != std::string::npos;
-              }
-            },
-            {.fused_optimizers = fused, .sharding = sharding});
+  run_ranks(ranks, {.fused_optimizers = fused, .sharding = sharding}, [&](Accelerator& accelerator) {
+    // The second layer's graph saves its weight, for what comes before needs a gradient.
+    torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::Linear(4, 1));
+    std::unique_ptr<torch::optim::Optimizer> inner;
+    if (kind == 0) inner = std::make_unique<SGD>(net->parameters(), SGDOptions(0.1));
+    if (kind == 1) inner = std::make_unique<Adam>(net->parameters());
+    if (kind == 2) inner = std::make_unique<AdamW>(net->parameters());
+    auto [model, optimizer] = accelerator.prepare(net, *inner);
+    const at::Tensor waits = model(at::ones({2, 4})).sum();
+    accelerator.backward(model(at::ones({2, 4})).sum());
+    optimizer.step();
+    try {
+      waits.backward();
+    } catch (const c10::Error& error) {
+      refused[static_cast<std::size_t>(accelerator.rank())] =
+          std::string(error.what()).find("modified by an inplace operation") != std::string::npos;
+    }
+  });
   CAPTURE(fused, kind, ranks, static_cast<int>(sharding));
   CHECK(refused == std::vector<int>(static_cast<std::size_t>(ranks), 1));
 }

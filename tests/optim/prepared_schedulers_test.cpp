@@ -21,22 +21,19 @@ double rate(const torch::optim::Optimizer& optimizer) { return optimizer.param_g
 
 TEST_CASE("LibTorch's own scheduler and ours advance once an update") {
   const bool ours = GENERATE(true, false);
-  const auto seen = on_ranks<Rates>(2,
-                                    [&](Accelerator& accelerator) {
-                                      auto sgd = make_sgd();
-                                      optim::StepLR step(sgd, {.step_size = 2, .gamma = 0.5});
-                                      torch::optim::StepLR torch_step(sgd, 2, 0.5);
-                                      auto scheduler =
-                                          ours ? accelerator.prepare(step) : accelerator.prepare(torch_step);
-                                      Rates rates;
-                                      for (int m = 0; m < 10; ++m) {
-                                        auto window = accelerator.accumulate();
-                                        scheduler.step();
-                                        rates.push_back(rate(sgd));
-                                      }
-                                      return rates;
-                                    },
-                                    {.gradient_accumulation_steps = 2});
+  const auto seen = on_ranks<Rates>(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& accelerator) {
+    auto sgd = make_sgd();
+    optim::StepLR step(sgd, {.step_size = 2, .gamma = 0.5});
+    torch::optim::StepLR torch_step(sgd, 2, 0.5);
+    auto scheduler = ours ? accelerator.prepare(step) : accelerator.prepare(torch_step);
+    Rates rates;
+    for (int m = 0; m < 10; ++m) {
+      auto window = accelerator.accumulate();
+      scheduler.step();
+      rates.push_back(rate(sgd));
+    }
+    return rates;
+  });
   // LibTorch's counts its calls from 0, ours and PyTorch's from 1.
   if (ours)
     CHECK(seen[1] == Rates{1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25});
@@ -46,42 +43,38 @@ TEST_CASE("LibTorch's own scheduler and ours advance once an update") {
 
 TEST_CASE("reduce on plateau, ours or LibTorch's, takes each metric once, outside of windows even while one is open") {
   const bool ours = GENERATE(true, false);
-  const auto seen =
-      on_ranks<Rates>(2,
-                      [&](Accelerator& accelerator) {
-                        auto sgd = make_sgd();
-                        optim::ReduceLROnPlateau plateau(sgd, {.factor = 0.5, .patience = 0});
-                        torch::optim::ReduceLROnPlateauScheduler torch_plateau(
-                            sgd, torch::optim::ReduceLROnPlateauScheduler::SchedulerMode::min, 0.5, 0, 1e-4,
-                            torch::optim::ReduceLROnPlateauScheduler::ThresholdMode::rel, 0, {}, 1e-8, false);
-                        auto scheduler = ours ? accelerator.prepare(plateau) : accelerator.prepare(torch_plateau);
-                        { auto window = accelerator.accumulate(); }  // not the last of its window
-                        Rates rates;
-                        for (const double metric : {1.0, 1.0, 0.5, 0.5, 0.5}) {
-                          scheduler.step(metric);
-                          rates.push_back(rate(sgd));
-                        }
-                        rates.push_back(static_cast<double>(scheduler.updates()));
-                        return rates;
-                      },
-                      {.gradient_accumulation_steps = 2, .scheduler_steps_per_update = 2});
+  const auto seen = on_ranks<Rates>(
+      2, {.gradient_accumulation_steps = 2, .scheduler_steps_per_update = 2}, [&](Accelerator& accelerator) {
+        auto sgd = make_sgd();
+        optim::ReduceLROnPlateau plateau(sgd, {.factor = 0.5, .patience = 0});
+        torch::optim::ReduceLROnPlateauScheduler torch_plateau(
+            sgd, torch::optim::ReduceLROnPlateauScheduler::SchedulerMode::min, 0.5, 0, 1e-4,
+            torch::optim::ReduceLROnPlateauScheduler::ThresholdMode::rel, 0, {}, 1e-8, false);
+        auto scheduler = ours ? accelerator.prepare(plateau) : accelerator.prepare(torch_plateau);
+        { auto window = accelerator.accumulate(); }  // not the last of its window
+        Rates rates;
+        for (const double metric : {1.0, 1.0, 0.5, 0.5, 0.5}) {
+          scheduler.step(metric);
+          rates.push_back(rate(sgd));
+        }
+        rates.push_back(static_cast<double>(scheduler.updates()));
+        return rates;
+      });
   CHECK(seen[0] == Rates{1, 0.5, 0.5, 0.25, 0.125, 5});
   CHECK(seen[1] == seen[0]);
 }
 
 TEST_CASE("within accumulate, reduce on plateau takes the metric of the micro-batch that closes the window") {
-  const auto seen = on_ranks<std::int64_t>(2,
-                                           [](Accelerator& accelerator) {
-                                             auto sgd = make_sgd();
-                                             optim::ReduceLROnPlateau plateau(sgd);
-                                             auto scheduler = accelerator.prepare(plateau);
-                                             for (int m = 0; m < 6; ++m) {
-                                               auto window = accelerator.accumulate();
-                                               scheduler.step(1.0);
-                                             }
-                                             return plateau.last_epoch();
-                                           },
-                                           {.gradient_accumulation_steps = 3});
+  const auto seen = on_ranks<std::int64_t>(2, {.gradient_accumulation_steps = 3}, [](Accelerator& accelerator) {
+    auto sgd = make_sgd();
+    optim::ReduceLROnPlateau plateau(sgd);
+    auto scheduler = accelerator.prepare(plateau);
+    for (int m = 0; m < 6; ++m) {
+      auto window = accelerator.accumulate();
+      scheduler.step(1.0);
+    }
+    return plateau.last_epoch();
+  });
   CHECK(seen[0] == 2);
 }
 

@@ -18,7 +18,7 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Of two parameter groups, at rate 2.
-torch::optim::SGD make_sgd() {
+torch::optim::SGD sgd_of_two_groups() {
   std::vector<torch::optim::OptimizerParamGroup> groups;
   for (int i = 0; i < 2; ++i) groups.emplace_back(std::vector<at::Tensor>{at::zeros({1})});
   return torch::optim::SGD(groups, torch::optim::SGDOptions(2.0));
@@ -27,7 +27,7 @@ torch::optim::SGD make_sgd() {
 // What making a scheduler throws, which has to be a ConfigError.
 template <class Scheduler>
 std::string error_of(typename Scheduler::Options options) {
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   try {
     Scheduler scheduler(sgd, options);
   } catch (const ConfigError& error) {
@@ -105,14 +105,14 @@ TEST_CASE("one-cycle moves the momentum of all optimizers that have one, and nam
 
 TEST_CASE("one-cycle ends at its total steps, whatever its phases") {
   const double pct_start = GENERATE(0.0, 0.1, 0.5, 1.0);  // 0.1 and 1 have a phase of no length
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   OneCycleLR scheduler(sgd, {.max_lr = {1}, .total_steps = 10, .pct_start = pct_start});
   for (const double rate : rates(scheduler, 10)) CHECK((rate > 0 && rate <= 1));
   CHECK_THROWS_AS(scheduler.step(), ConfigError);
 }
 
 TEST_CASE("warm-up grows linearly to the base rate, and the schedule begins after it") {
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   SequentialLR scheduler(sgd, with_warmup(4, stage<CosineAnnealingLR>({.T_max = 4, .eta_min = 0.2})));
   const std::vector<double> cosine{2, 1.1 + 0.9 * std::sqrt(0.5), 1.1, 1.1 - 0.9 * std::sqrt(0.5), 0.2};
   std::vector<double> expected{0.5, 1, 1.5, 2};
@@ -123,7 +123,7 @@ TEST_CASE("warm-up grows linearly to the base rate, and the schedule begins afte
 
 TEST_CASE("a warm-up may have one step or none") {
   for (const std::int64_t steps : {0, 1}) {
-    auto sgd = make_sgd();
+    auto sgd = sgd_of_two_groups();
     SequentialLR scheduler(sgd, with_warmup(steps, stage<StepLR>({.step_size = 2, .gamma = 0.5})));
     const auto seen = rates(scheduler, 4);
     CHECK(seen == (steps == 0 ? std::vector<double>{2, 2, 1, 1} : std::vector<double>{2, 2, 2, 1}));
@@ -136,12 +136,12 @@ TEST_CASE("a sequence may be part of a sequence, and its state goes on") {
       .milestones = {2}};
   const SequentialLROptions options{.schedulers = {stage<ConstantLR>({.factor = 1.0}), stage<SequentialLR>(inner)},
                                     .milestones = {1}};
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   SequentialLR scheduler(sgd, options);
   const std::vector<double> expected{2, 1, 1, 2, 1, 0.5};
   for (std::size_t stop = 0; stop < expected.size(); ++stop, scheduler.step()) {
     CHECK(scheduler.last_lr()[1] == expected[stop]);
-    auto other = make_sgd();
+    auto other = sgd_of_two_groups();
     SequentialLR resumed(other, options);
     resumed.load_state(scheduler.state());
     const auto rest = rates(resumed, static_cast<int>(expected.size() - stop));
@@ -150,7 +150,7 @@ TEST_CASE("a sequence may be part of a sequence, and its state goes on") {
 }
 
 TEST_CASE("a state that does not fit is an error that says why") {
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   torch::optim::SGD one_group({at::zeros({1})}, 1.0);
   CosineAnnealingLR cosine(sgd, {.T_max = 3});
   CosineAnnealingLR smaller(one_group, {.T_max = 3});
@@ -174,7 +174,7 @@ TEST_CASE("a state that does not fit is an error that says why") {
 }
 
 TEST_CASE("parameter groups added after the scheduler was made are an error") {
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   StepLR scheduler(sgd, {.step_size = 3});
   sgd.add_param_group(torch::optim::OptimizerParamGroup({at::zeros({1})}));
   CHECK_THROWS_AS(scheduler.step(), ConfigError);
@@ -182,7 +182,7 @@ TEST_CASE("parameter groups added after the scheduler was made are an error") {
 
 TEST_CASE("options in PyTorch's order are those with names, of every scheduler that has an order") {
   const auto same = [](const auto& make, const auto& make_with_names) {
-    auto sgd = make_sgd(), other = make_sgd();
+    auto sgd = sgd_of_two_groups(), other = sgd_of_two_groups();
     auto scheduler = make(sgd), named = make_with_names(other);
     CHECK(rates(*scheduler, 12) == rates(*named, 12));
   };
@@ -232,7 +232,7 @@ TEST_CASE("options in PyTorch's order are those with names, of every scheduler t
 }
 
 TEST_CASE("lines that users write for schedulers compile, and mean the same with braces") {
-  auto sgd = make_sgd();
+  auto sgd = sgd_of_two_groups();
   const StepLR step(sgd, 1, 0.5), named(sgd, {.step_size = 1});
   const LambdaLR lambda(sgd, [](auto) { return 1.0; }), list(sgd, {.lr_lambda = {[](auto) { return 1.0; }}});
   const MultiStepLR milestones(sgd, {2, 5}, 0.5);

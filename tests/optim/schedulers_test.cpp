@@ -16,8 +16,6 @@ using Json = nlohmann::json;
 
 namespace {
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
 const Json& recording() {
   static const Json json = [] {
     std::ifstream file(std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/tests/optim/data/schedulers.json");
@@ -28,7 +26,7 @@ const Json& recording() {
 
 double metric(std::size_t step) {
   const Json& value = recording()["metrics"][step];
-  return value.is_null() ? kNan : value.get<double>();
+  return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
 template <class T>

@@ -16,6 +16,7 @@
 #include <torch/optim/sgd.h>
 #include <torch/serialize/archive.h>
 
+#include "optim/accelerated_handles.h"
 #include "optim/sharded_optimizer.h"
 #include "support/ranks.h"
 
@@ -120,41 +121,40 @@ struct Run {
 };
 
 std::vector<Ended> train(const Run& run) {
-  return on_ranks<Ended>(run.ranks,
-                         [&](Accelerator& accelerator) {
-                           auto net = make_net();
-                           const auto inner = run.make(two_groups(net));
-                           auto [model, optimizer] = accelerator.prepare(net, *inner);
-                           for (int step = 0; step < run.steps; ++step) {
-                             auto window = accelerator.accumulate(model);
-                             const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
-                             run.before_backward(net, accelerator.rank(), step);
-                             accelerator.backward(loss);
-                             accelerator.clip_grad_norm_(model, 0.5);
-                             run.before_step(net, *inner, accelerator.rank(), step);
-                             optimizer.step();
-                             run.after_step(net, accelerator.rank(), step);
-                             optimizer.zero_grad();
-                           }
-                           Ended ended;
-                           for (const auto& parameter : net->parameters()) {
-                             ended.weights.push_back(parameter.detach().clone());
-                             ended.memory.push_back(parameter.const_data_ptr());
-                             const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
-                             const auto* adam = found == inner->state().end()
-                                                    ? nullptr
-                                                    : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
-                             ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
-                           }
-                           accelerator.wait_for_everyone();
-                           ended.state = saved_state(*inner, net->parameters());
-                           ended.divided = optimizer.sharded() && optimizer.sharded()->divided();
-                           return ended;
-                         },
-                         {.gradient_accumulation_steps = run.accumulation,
-                          .fused_optimizers = run.fused,
-                          .sharding = run.sharding,
-                          .on_warning = run.on_warning});
+  const LaunchConfig config{.gradient_accumulation_steps = run.accumulation,
+                            .fused_optimizers = run.fused,
+                            .sharding = run.sharding,
+                            .on_warning = run.on_warning};
+  return on_ranks<Ended>(run.ranks, config, [&](Accelerator& accelerator) {
+    auto net = make_net();
+    const auto inner = run.make(two_groups(net));
+    auto [model, optimizer] = accelerator.prepare(net, *inner);
+    for (int step = 0; step < run.steps; ++step) {
+      auto window = accelerator.accumulate(model);
+      const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
+      run.before_backward(net, accelerator.rank(), step);
+      accelerator.backward(loss);
+      accelerator.clip_grad_norm_(model, 0.5);
+      run.before_step(net, *inner, accelerator.rank(), step);
+      optimizer.step();
+      run.after_step(net, accelerator.rank(), step);
+      optimizer.zero_grad();
+    }
+    Ended ended;
+    for (const auto& parameter : net->parameters()) {
+      ended.weights.push_back(parameter.detach().clone());
+      ended.memory.push_back(parameter.const_data_ptr());
+      const auto found = inner->state().find(parameter.unsafeGetTensorImpl());
+      const auto* adam =
+          found == inner->state().end() ? nullptr : dynamic_cast<torch::optim::AdamWParamState*>(found->second.get());
+      ended.state_memory.push_back(adam ? adam->exp_avg().const_data_ptr() : nullptr);
+    }
+    accelerator.wait_for_everyone();
+    ended.state = saved_state(*inner, net->parameters());
+    const auto* sharded = optim::sharded_of(optimizer);
+    ended.divided = sharded && sharded->divided();
+    return ended;
+  });
 }
 
 bool same_weights(const std::vector<Ended>& a, const std::vector<Ended>& b) {
@@ -332,30 +332,27 @@ TEST_CASE("gradients that the program writes before a step count for the rank th
 TEST_CASE("optimizers that differ between ranks are an error on all of them that names both, now or later") {
   const auto error_of = [](int ranks, Sharding sharding, bool later,
                            const std::function<Groups(const std::vector<at::Tensor>&, int rank)>& groups_of) {
-    return on_ranks<std::string>(
-        ranks,
-        [&](Accelerator& accelerator) -> std::string {
-          auto net = make_net();
-          auto model = accelerator.prepare(net);
-          const auto all = net->parameters();
-          torch::optim::AdamW adamw(later ? Groups{OptimizerParamGroup({all[4]})} : groups_of(all, accelerator.rank()),
-                                    0.01);
-          std::string text = "none";
-          try {
-            auto optimizer = accelerator.prepare(adamw);
-            accelerator.backward(model->forward(batch(accelerator.rank(), 0)).pow(2).mean());
-            optimizer.step();
-            if (later)
-              for (const auto& group : groups_of({all.begin(), all.begin() + 4}, accelerator.rank()))
-                adamw.add_param_group(group);
-            optimizer.step();
-          } catch (const ConfigError& error) {
-            text = error.what();
-          }
-          accelerator.wait_for_everyone();  // a body that catches it goes on
-          return text;
-        },
-        {.sharding = sharding});
+    return on_ranks<std::string>(ranks, {.sharding = sharding}, [&](Accelerator& accelerator) -> std::string {
+      auto net = make_net();
+      auto model = accelerator.prepare(net);
+      const auto all = net->parameters();
+      torch::optim::AdamW adamw(later ? Groups{OptimizerParamGroup({all[4]})} : groups_of(all, accelerator.rank()),
+                                0.01);
+      std::string text = "none";
+      try {
+        auto optimizer = accelerator.prepare(adamw);
+        accelerator.backward(model->forward(batch(accelerator.rank(), 0)).pow(2).mean());
+        optimizer.step();
+        if (later)
+          for (const auto& group : groups_of({all.begin(), all.begin() + 4}, accelerator.rank()))
+            adamw.add_param_group(group);
+        optimizer.step();
+      } catch (const ConfigError& error) {
+        text = error.what();
+      }
+      accelerator.wait_for_everyone();  // a body that catches it goes on
+      return text;
+    });
   };
   using Parameters = std::vector<at::Tensor>;
   const std::vector<std::function<Groups(Parameters, int)>> ways{
@@ -414,22 +411,21 @@ TEST_CASE("an optimizer of parameters that no prepared model has is told of") {
   const bool all = GENERATE(true, false);
   for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
     std::vector<std::string> warnings;
-    run_ranks(2,
-              [&](Accelerator& accelerator) {
-                torch::nn::Linear net(6, 2);
-                at::Tensor temperature = at::ones({1}).requires_grad_();
-                torch::optim::SGD sgd(net->parameters(), 0.1);
-                if (!all) {
-                  sgd.add_param_group(OptimizerParamGroup({temperature}));
-                  accelerator.prepare(net);
-                }
-                auto optimizer = accelerator.prepare(sgd);
-                for (int step = 0; step < 3; ++step) {
-                  accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
-                  optimizer.step();
-                }
-              },
-              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+    const auto warn = [&](const std::string& text) { warnings.push_back(text); };
+    run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
+      torch::nn::Linear net(6, 2);
+      at::Tensor temperature = at::ones({1}).requires_grad_();
+      torch::optim::SGD sgd(net->parameters(), 0.1);
+      if (!all) {
+        sgd.add_param_group(OptimizerParamGroup({temperature}));
+        accelerator.prepare(net);
+      }
+      auto optimizer = accelerator.prepare(sgd);
+      for (int step = 0; step < 3; ++step) {
+        accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
+        optimizer.step();
+      }
+    });
     REQUIRE(warnings.size() == 1);
     CHECK_THAT(warnings[0], ContainsSubstring("is of no prepared model") &&
                                 ContainsSubstring(all ? "parameter 0 of an optimizer" : "parameter 2 of an optimizer"));
@@ -458,23 +454,20 @@ TEST_CASE("which step an optimizer takes does not depend on how its parameters a
   // AdamW's eps is 0 in float16: its weights would be NaN.
   const auto& kind = kKinds[type == at::kHalf ? 0 : GENERATE(0, 2)];
   const auto weights = [&](Sharding sharding) {
-    return on_ranks<std::vector<at::Tensor>>(
-        ranks,
-        [&](Accelerator& accelerator) {
-          torch::manual_seed(3);
-          Mixed net(type);
-          const auto inner = kind.make({OptimizerParamGroup(net->parameters())});
-          auto [model, optimizer] = accelerator.prepare(net, *inner);
-          for (int step = 0; step < 5; ++step) {
-            accelerator.backward(model(batch(accelerator.rank(), step)).pow(2).mean());
-            optimizer.step();
-            optimizer.zero_grad();
-          }
-          std::vector<at::Tensor> copies;
-          for (const auto& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
-          return copies;
-        },
-        {.sharding = sharding});
+    return on_ranks<std::vector<at::Tensor>>(ranks, {.sharding = sharding}, [&](Accelerator& accelerator) {
+      torch::manual_seed(3);
+      Mixed net(type);
+      const auto inner = kind.make({OptimizerParamGroup(net->parameters())});
+      auto [model, optimizer] = accelerator.prepare(net, *inner);
+      for (int step = 0; step < 5; ++step) {
+        accelerator.backward(model(batch(accelerator.rank(), step)).pow(2).mean());
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+      std::vector<at::Tensor> copies;
+      for (const auto& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
+      return copies;
+    });
   };
   const auto whole = weights(Sharding::none), shared = weights(Sharding::automatic);
   for (std::size_t i = 0; i < whole[0].size(); ++i) {
@@ -507,7 +500,7 @@ TEST_CASE("other classes of optimizers, and parameters of no prepared model, are
       optimizer.step();
       optimizer.zero_grad();
     }
-    return optimizer.sharded()->divided();
+    return optim::sharded_of(optimizer)->divided();
   });
   CHECK(divided == std::vector<bool>{false, false});
 }
@@ -515,29 +508,26 @@ TEST_CASE("other classes of optimizers, and parameters of no prepared model, are
 TEST_CASE("several optimizers of one model, one of which cannot be divided, and one that comes later") {
   const bool all_can = GENERATE(true, false);
   const auto weights = [&](Sharding sharding) {
-    return on_ranks<std::vector<at::Tensor>>(
-        3,
-        [&](Accelerator& accelerator) {
-          auto net = make_net();
-          const auto groups = two_groups(net);
-          torch::optim::AdamW first(groups[0].params(), 0.01);
-          torch::optim::SGD plain(groups[1].params(), 0.1);
-          OwnSgd own(groups[1].params(), 0.1);
-          auto model = accelerator.prepare(net);
-          auto a = accelerator.prepare(first);
-          auto b = all_can ? accelerator.prepare(plain) : accelerator.prepare(own);
-          for (int step = 0; step < 8; ++step) {
-            accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
-            a.step();
-            if (step > 3) b.step();
-            a.zero_grad();
-            b.zero_grad();
-          }
-          std::vector<at::Tensor> copies;
-          for (const auto& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
-          return copies;
-        },
-        {.sharding = sharding});
+    return on_ranks<std::vector<at::Tensor>>(3, {.sharding = sharding}, [&](Accelerator& accelerator) {
+      auto net = make_net();
+      const auto groups = two_groups(net);
+      torch::optim::AdamW first(groups[0].params(), 0.01);
+      torch::optim::SGD plain(groups[1].params(), 0.1);
+      OwnSgd own(groups[1].params(), 0.1);
+      auto model = accelerator.prepare(net);
+      auto a = accelerator.prepare(first);
+      auto b = all_can ? accelerator.prepare(plain) : accelerator.prepare(own);
+      for (int step = 0; step < 8; ++step) {
+        accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
+        a.step();
+        if (step > 3) b.step();
+        a.zero_grad();
+        b.zero_grad();
+      }
+      std::vector<at::Tensor> copies;
+      for (const auto& parameter : net->parameters()) copies.push_back(parameter.detach().clone());
+      return copies;
+    });
   };
   const auto whole = weights(Sharding::none), shared = weights(Sharding::automatic);
   for (std::size_t rank = 0; rank < 3; ++rank)
@@ -546,29 +536,26 @@ TEST_CASE("several optimizers of one model, one of which cannot be divided, and 
 
 TEST_CASE("averages are swapped in on one rank while the others train with the shared weights") {
   const auto weights = [](Sharding sharding) {
-    return on_ranks<at::Tensor>(
-        2,
-        [](Accelerator& accelerator) {
-          auto net = make_net();
-          torch::optim::AdamW adamw(net->parameters(), 0.01);
-          auto [model, optimizer] = accelerator.prepare(net, adamw);
-          optim::ExponentialMovingAverage average(model, {.decay = 0.5});
-          at::Tensor outputs = at::zeros({});
-          for (int step = 0; step < 6; ++step) {
-            accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
-            optimizer.step();
-            optimizer.zero_grad();
-            average.update();
-            if (accelerator.is_main()) {
-              const at::NoGradGuard no_grad;
-              const auto swapped = average.swap_in();
-              outputs = outputs + model->forward(batch(0, 100)).sum();
-            }
-          }
-          return at::cat({net->parameters()[0].detach().flatten(), average.averages()[0].second.flatten(),
-                          accelerator.is_main() ? outputs.view({1}) : at::zeros({1})});
-        },
-        {.sharding = sharding});
+    return on_ranks<at::Tensor>(2, {.sharding = sharding}, [](Accelerator& accelerator) {
+      auto net = make_net();
+      torch::optim::AdamW adamw(net->parameters(), 0.01);
+      auto [model, optimizer] = accelerator.prepare(net, adamw);
+      optim::ExponentialMovingAverage average(model, {.decay = 0.5});
+      at::Tensor outputs = at::zeros({});
+      for (int step = 0; step < 6; ++step) {
+        accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
+        optimizer.step();
+        optimizer.zero_grad();
+        average.update();
+        if (accelerator.is_main()) {
+          const at::NoGradGuard no_grad;
+          const auto swapped = average.swap_in();
+          outputs = outputs + model->forward(batch(0, 100)).sum();
+        }
+      }
+      return at::cat({net->parameters()[0].detach().flatten(), average.averages()[0].second.flatten(),
+                      accelerator.is_main() ? outputs.view({1}) : at::zeros({1})});
+    });
   };
   const auto whole = weights(Sharding::none), shared = weights(Sharding::automatic);
   for (std::size_t rank = 0; rank < 2; ++rank) CHECK(at::equal(whole[rank], shared[rank]));
@@ -576,22 +563,19 @@ TEST_CASE("averages are swapped in on one rank while the others train with the s
 
 TEST_CASE("a parameter of no model that is added later is each rank's own") {
   for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
-    const auto values = on_ranks<double>(
-        2,
-        [](Accelerator& accelerator) {
-          torch::nn::Linear net(6, 2);
-          torch::optim::SGD sgd(net->parameters(), 0.1);
-          auto [model, optimizer] = accelerator.prepare(net, sgd);
-          at::Tensor temperature = at::ones({1}).requires_grad_();
-          for (int step = 0; step < 6; ++step) {
-            if (step == 3) sgd.add_param_group(OptimizerParamGroup({temperature}));
-            accelerator.backward((model(batch(accelerator.rank(), step)) * temperature).square().mean());
-            optimizer.step();
-            optimizer.zero_grad();
-          }
-          return temperature.item<double>();
-        },
-        {.sharding = sharding});
+    const auto values = on_ranks<double>(2, {.sharding = sharding}, [](Accelerator& accelerator) {
+      torch::nn::Linear net(6, 2);
+      torch::optim::SGD sgd(net->parameters(), 0.1);
+      auto [model, optimizer] = accelerator.prepare(net, sgd);
+      at::Tensor temperature = at::ones({1}).requires_grad_();
+      for (int step = 0; step < 6; ++step) {
+        if (step == 3) sgd.add_param_group(OptimizerParamGroup({temperature}));
+        accelerator.backward((model(batch(accelerator.rank(), step)) * temperature).square().mean());
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+      return temperature.item<double>();
+    });
     CHECK(values[0] != 1);
     CHECK(values[1] != 1);
     CHECK(values[0] != values[1]);  // its gradient is that of the rank's own batches

@@ -177,7 +177,7 @@ TEST_CASE("whatever writes to weights, whenever, on one rank or all: the ranks t
         const Case now{&way, when, who, /*adamw=*/(static_cast<int>(when) + who) % 2 == 0};
         CAPTURE(way.name, static_cast<int>(when), who, now.adamw);
         const auto run = [&](Sharding sharding) {
-          return on_ranks<Ended>(2, [&](Accelerator& a) { return train(a, now); }, {.sharding = sharding});
+          return on_ranks<Ended>(2, {.sharding = sharding}, [&](Accelerator& a) { return train(a, now); });
         };
         const auto whole = run(Sharding::none);
         for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
@@ -266,23 +266,20 @@ TEST_CASE("parameters on one storage, beside each other or the same memory, are 
     at::Tensor first, second, alone;
   };
   const auto run = [&](Sharding sharding) {
-    return on_ranks<std::vector<at::Tensor>>(
-        3,
-        [&](Accelerator& a) {
-          const auto net = std::make_shared<Flat>(overlap);
-          torch::optim::AdamW adamw(net->parameters(), 0.05);
-          auto [model, optimizer] = a.prepare(net, adamw);
-          for (int step = 0; step < 5; ++step) {
-            const auto out = batch(a.rank(), step).mm(net->second).mm(net->alone).mm(net->first);
-            a.backward(out.pow(2).mean());
-            optimizer.step();
-            optimizer.zero_grad();
-          }
-          std::vector<at::Tensor> weights;
-          for (const auto& parameter : net->parameters()) weights.push_back(parameter.detach().clone());
-          return weights;
-        },
-        {.sharding = sharding});
+    return on_ranks<std::vector<at::Tensor>>(3, {.sharding = sharding}, [&](Accelerator& a) {
+      const auto net = std::make_shared<Flat>(overlap);
+      torch::optim::AdamW adamw(net->parameters(), 0.05);
+      auto [model, optimizer] = a.prepare(net, adamw);
+      for (int step = 0; step < 5; ++step) {
+        const auto out = batch(a.rank(), step).mm(net->second).mm(net->alone).mm(net->first);
+        a.backward(out.pow(2).mean());
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+      std::vector<at::Tensor> weights;
+      for (const auto& parameter : net->parameters()) weights.push_back(parameter.detach().clone());
+      return weights;
+    });
   };
   const auto whole = run(Sharding::none);
   for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {
@@ -393,32 +390,28 @@ TEST_CASE("common layers train with one copy of the weights: no pass, step, aver
   const auto precision = GENERATE(Precision::no, Precision::bf16);
   for (const Layer& layer : common_layers()) {
     CAPTURE(layer.name, static_cast<int>(precision));
-    const auto memory =
-        on_ranks<std::vector<const void*>>(2,
-                                           [&](Accelerator& a) {
-                                             const auto net = layer.make();
-                                             torch::optim::AdamW adamw(net->parameters(), 0.01);
-                                             auto [model, optimizer] = a.prepare(net, adamw);
-                                             optim::ExponentialMovingAverage average(model, {.decay = 0.5});
-                                             for (int step = 0; step < 4; ++step) {
-                                               net->train(step < 3);
-                                               const auto out = [&] {
-                                                 const auto scope = a.autocast();
-                                                 return layer.forward(*net);
-                                               }();
-                                               a.backward(out.to(at::kFloat).pow(2).mean());
-                                               a.clip_grad_norm_(net->parameters(), 1.0);
-                                               optimizer.step();
-                                               optimizer.zero_grad();
-                                               average.update();
-                                               const auto swapped = average.swap_in();
-                                             }
-                                             std::vector<const void*> found;
-                                             for (const auto& parameter : net->parameters())
-                                               found.push_back(parameter.const_data_ptr());
-                                             return found;
-                                           },
-                                           {.mixed_precision = precision});
+    const auto memory = on_ranks<std::vector<const void*>>(2, {.mixed_precision = precision}, [&](Accelerator& a) {
+      const auto net = layer.make();
+      torch::optim::AdamW adamw(net->parameters(), 0.01);
+      auto [model, optimizer] = a.prepare(net, adamw);
+      optim::ExponentialMovingAverage average(model, {.decay = 0.5});
+      for (int step = 0; step < 4; ++step) {
+        net->train(step < 3);
+        const auto out = [&] {
+          const auto scope = a.autocast();
+          return layer.forward(*net);
+        }();
+        a.backward(out.to(at::kFloat).pow(2).mean());
+        a.clip_grad_norm_(net->parameters(), 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        average.update();
+        const auto swapped = average.swap_in();
+      }
+      std::vector<const void*> found;
+      for (const auto& parameter : net->parameters()) found.push_back(parameter.const_data_ptr());
+      return found;
+    });
     if (!layer.asks_to_write) CHECK(memory[0] == memory[1]);
   }
 }

@@ -65,7 +65,7 @@ TEST_CASE("rank 0 draws what plain LibTorch draws after torch::manual_seed, in u
   torch::manual_seed(123);
   const auto expected = draw_everything();
   const auto drawn =
-      on_ranks<std::vector<at::Tensor>>(1, [](Accelerator&) { return draw_everything(); }, {.seed = 123});
+      on_ranks<std::vector<at::Tensor>>(1, {.seed = 123}, [](Accelerator&) { return draw_everything(); });
   CHECK(same(drawn[0], expected));
 }
 

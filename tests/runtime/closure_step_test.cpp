@@ -125,46 +125,43 @@ std::pair<std::int64_t, std::int64_t> rows_of(int rank, int ranks, Form form) {
 }
 
 std::vector<Trained> train_on(int ranks, const Make& make, Form form, const LaunchConfig& config = {}) {
-  return on_ranks<Trained>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        const Data data;
-        auto net = make_net();
-        const auto inner = make(net);
-        auto [model, optimizer] = accelerator.prepare(net, *inner);
-        const auto [begin, end] = rows_of(accelerator.rank(), ranks, form);
-        const at::Tensor inputs = data.inputs.slice(0, begin, end), targets = data.targets.slice(0, begin, end);
-        const auto closure = [&, &model = model, &optimizer = optimizer]() -> at::Tensor {
-          optimizer.zero_grad();
-          if (form == Form::items) {
-            auto sum = (model(inputs) - targets).pow(2).sum();
-            accelerator.backward(sum, static_cast<double>(inputs.size(0)));
-            return sum;
-          }
-          if (form != Form::batches) {
-            auto loss = F::mse_loss(model(inputs), targets);
-            accelerator.backward(loss);
-            return loss;
-          }
-          at::Tensor total = at::zeros({}, at::kDouble);
-          for (int half = 0; half < 2; ++half) {
-            auto loss = F::mse_loss(model(inputs.chunk(2)[half]), targets.chunk(2)[half]) / 2;
-            accelerator.backward(loss);
-            total = total + loss.detach();
-          }
-          return total;
-        };
-        Trained trained;
-        for (int step = 0; step < 4; ++step) {
-          std::unique_ptr<MicroBatch> window;
-          if (form != Form::outside) window.reset(new MicroBatch(accelerator.accumulate_and_close()));
-          trained.losses.push_back(optimizer.step(closure).template item<double>());
-        }
-        trained.weights = copies(net->parameters());
-        trained.updates = optimizer.updates();
-        return trained;
-      },
-      config);
+  return on_ranks<Trained>(ranks, config, [&](Accelerator& accelerator) {
+    const Data data;
+    auto net = make_net();
+    const auto inner = make(net);
+    auto [model, optimizer] = accelerator.prepare(net, *inner);
+    const auto [begin, end] = rows_of(accelerator.rank(), ranks, form);
+    const at::Tensor inputs = data.inputs.slice(0, begin, end), targets = data.targets.slice(0, begin, end);
+    const auto closure = [&, &model = model, &optimizer = optimizer]() -> at::Tensor {
+      optimizer.zero_grad();
+      if (form == Form::items) {
+        auto sum = (model(inputs) - targets).pow(2).sum();
+        accelerator.backward(sum, static_cast<double>(inputs.size(0)));
+        return sum;
+      }
+      if (form != Form::batches) {
+        auto loss = F::mse_loss(model(inputs), targets);
+        accelerator.backward(loss);
+        return loss;
+      }
+      at::Tensor total = at::zeros({}, at::kDouble);
+      for (int half = 0; half < 2; ++half) {
+        auto loss = F::mse_loss(model(inputs.chunk(2)[half]), targets.chunk(2)[half]) / 2;
+        accelerator.backward(loss);
+        total = total + loss.detach();
+      }
+      return total;
+    };
+    Trained trained;
+    for (int step = 0; step < 4; ++step) {
+      std::unique_ptr<MicroBatch> window;
+      if (form != Form::outside) window.reset(new MicroBatch(accelerator.accumulate_and_close()));
+      trained.losses.push_back(optimizer.step(closure).template item<double>());
+    }
+    trained.weights = copies(net->parameters());
+    trained.updates = optimizer.updates();
+    return trained;
+  });
 }
 
 }  // namespace
@@ -263,15 +260,12 @@ TEST_CASE("what cannot be done with a closure is said, the same on all ranks") {
        }}};
   for (const Wrong& wrong : all) {
     CAPTURE(ranks, wrong.says);
-    const auto error = run_ranks_expecting_error(
-        ranks,
-        [&](Accelerator& accelerator) {
-          auto net = make_net();
-          torch::optim::LBFGS lbfgs(net->parameters());
-          auto [model, optimizer] = accelerator.prepare(net, lbfgs);
-          wrong.body(accelerator, net, optimizer);
-        },
-        wrong.config);
+    const auto error = run_ranks_expecting_error(ranks, wrong.config, [&](Accelerator& accelerator) {
+      auto net = make_net();
+      torch::optim::LBFGS lbfgs(net->parameters());
+      auto [model, optimizer] = accelerator.prepare(net, lbfgs);
+      wrong.body(accelerator, net, optimizer);
+    });
     CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
     CHECK_THAT(error.what(), ContainsSubstring(wrong.says));
   }

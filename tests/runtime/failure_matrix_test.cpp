@@ -35,7 +35,7 @@ struct Cell {
   Place place;
 };
 
-struct MyError : std::runtime_error {
+struct CellError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
@@ -81,8 +81,7 @@ class Experiment {
       reached_.wait(false);
       if (cell_.fault == Fault::is_cancelled) stop_.request_stop();
     });
-    const RankError error = run_ranks_expecting_error(
-        kRanks, [this](Accelerator& a) { train(a); }, config);
+    const RankError error = run_ranks_expecting_error(kRanks, config, [this](Accelerator& a) { train(a); });
     reach();
     return error;
   }
@@ -129,7 +128,7 @@ class Experiment {
 
   // False: the body is to return.
   bool fail(Accelerator& a) {
-    if (cell_.fault == Fault::throws) throw MyError("disk on fire");
+    if (cell_.fault == Fault::throws) throw CellError("disk on fire");
     if (cell_.fault == Fault::returns) return false;
     if (cell_.fault == Fault::calls_another) {
       a.broadcast_object(1.5);
@@ -155,7 +154,7 @@ void check_error(const Cell& cell, const RankError& error) {
   const std::string who = "rank " + std::to_string(cell.rank);
   switch (cell.fault) {
     case Fault::throws:
-      CHECK_THROWS_AS(error.rethrow_cause(), MyError);
+      CHECK_THROWS_AS(error.rethrow_cause(), CellError);
       CHECK(error.rank() == cell.rank);
       if (cell.place == Place::shard_loader || cell.place == Place::dispatch_loader)
         CHECK_THAT(error.what(), ContainsSubstring(who + ": reading sample") && ContainsSubstring(": disk on fire"));
@@ -201,11 +200,8 @@ TEST_CASE("a launch whose caller has already cancelled it ends without training"
   stop.request_stop();
   LaunchConfig config;
   config.cancel = stop.get_token();
-  const auto error = run_ranks_expecting_error(
-      2,
-      [](Accelerator& a) {
-        for (;;) a.wait_for_everyone();
-      },
-      config);
+  const auto error = run_ranks_expecting_error(2, config, [](Accelerator& a) {
+    for (;;) a.wait_for_everyone();
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), Cancelled);
 }

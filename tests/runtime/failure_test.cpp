@@ -88,13 +88,10 @@ TEST_CASE("a dataset that throws on one rank ends the others, in shard and in di
   if (dispatch && bad != 0) return;  // only rank 0 reads then
   LaunchConfig config;
   config.data_loader.dispatch_batches = dispatch;
-  const auto error = run_ranks_expecting_error(
-      3,
-      [&](Accelerator& accelerator) {
-        auto loader = accelerator.prepare(data::DataLoader(NoDataset(accelerator.rank(), bad), {.batch_size = 2}));
-        for (auto& batch : loader) accelerator.reduce(batch);
-      },
-      config);
+  const auto error = run_ranks_expecting_error(3, config, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(NoDataset(accelerator.rank(), bad), {.batch_size = 2}));
+    for (auto& batch : loader) accelerator.reduce(batch);
+  });
   CHECK(error.rank() == bad);
   CHECK_THROWS_AS(error.rethrow_cause(), MyError);
 }
@@ -182,16 +179,13 @@ TEST_CASE("a rank that returns early while others wait for it is an error that n
 TEST_CASE("a rank that leaves a dispatching loader early is an error for those who stay") {
   LaunchConfig config;
   config.data_loader.dispatch_batches = true;
-  const auto error = run_ranks_expecting_error(
-      2,
-      [&](Accelerator& accelerator) {
-        auto loader = accelerator.prepare(data::DataLoader(NoDataset(0, 9), {.batch_size = 2}));
-        for (auto& batch : loader) {
-          (void)batch;
-          if (accelerator.is_main()) break;
-        }
-      },
-      config);
+  const auto error = run_ranks_expecting_error(2, config, [&](Accelerator& accelerator) {
+    auto loader = accelerator.prepare(data::DataLoader(NoDataset(0, 9), {.batch_size = 2}));
+    for (auto& batch : loader) {
+      (void)batch;
+      if (accelerator.is_main()) break;
+    }
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
@@ -199,17 +193,14 @@ TEST_CASE("a wait over the time limit is an error that says what each rank was d
   const int late = GENERATE(0, 1, 2);
   LaunchConfig config;
   config.timeout = std::chrono::milliseconds(200);
-  const auto error = run_ranks_expecting_error(
-      3,
-      [&](Accelerator& accelerator) {
-        accelerator.wait_for_everyone();
-        if (accelerator.rank() == late) {
-          while (!accelerator.cancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-          return;
-        }
-        accelerator.reduce(torch::ones({4}));
-      },
-      config);
+  const auto error = run_ranks_expecting_error(3, config, [&](Accelerator& accelerator) {
+    accelerator.wait_for_everyone();
+    if (accelerator.rank() == late) {
+      while (!accelerator.cancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      return;
+    }
+    accelerator.reduce(torch::ones({4}));
+  });
   CHECK(error.rank() == late);
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
   for (int rank = 0; rank < 3; ++rank) {

@@ -95,15 +95,11 @@ TEST_CASE("a size that fits trains as if it had been the first") {
   LaunchConfig config;
   config.data_loader.dispatch_batches = dispatch;
   const auto weights = [&](std::int64_t start) {
-    return on_ranks<at::Tensor>(
-        2,
-        [&](Accelerator& accelerator) {
-          at::Tensor weight;
-          accelerator.find_executable_batch_size(start,
-                                                 [&](std::int64_t size) { weight = train(accelerator, size, 6); });
-          return weight;
-        },
-        config);
+    return on_ranks<at::Tensor>(2, config, [&](Accelerator& accelerator) {
+      at::Tensor weight;
+      accelerator.find_executable_batch_size(start, [&](std::int64_t size) { weight = train(accelerator, size, 6); });
+      return weight;
+    });
   };
   const auto searched = weights(24), direct = weights(6);
   CHECK(at::equal(searched[0], direct[0]));

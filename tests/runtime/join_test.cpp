@@ -76,9 +76,8 @@ TEST_CASE("a rank may have no step at all, and all may have as many") {
 }
 
 TEST_CASE("the mean divides by the world size, whoever has ended, and an unfinished window takes part") {
-  const auto gradients = on_ranks<std::vector<double>>(
-      2,
-      [](Accelerator& accelerator) {
+  const auto gradients =
+      on_ranks<std::vector<double>>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
         torch::nn::Linear net(torch::nn::LinearOptions(1, 1).bias(false));
         auto model = accelerator.prepare(net);
         std::vector<double> seen;
@@ -93,33 +92,28 @@ TEST_CASE("the mean divides by the world size, whoever has ended, and an unfinis
           }
         });
         return seen;
-      },
-      {.gradient_accumulation_steps = 2});
+      });
   // (10/2 + (1 + 1)/2) / 2, then (0 + (1 + 1)/2) / 2.
   CHECK(gradients[1] == std::vector<double>{3, 0.5});
 }
 
 TEST_CASE("a loader whose ranks differ in steps trains in a join") {
-  const auto weights = on_ranks<at::Tensor>(
-      3,
-      [](Accelerator& accelerator) {
-        torch::nn::Linear net(2, 1);
-        torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.01).momentum(0.9));
-        auto [model, optimizer, loader] = accelerator.prepare(
-            net, sgd,
-            data::DataLoader(data::TensorDataset(at::arange(26, at::kFloat).view({13, 2})), {.batch_size = 2}));
-        for (int epoch = 0; epoch < 3; ++epoch)
-          accelerator.join_uneven_inputs([&] {
-            for (auto& batch : loader) {
-              auto step = accelerator.accumulate(model);
-              accelerator.backward(model(batch).pow(2).mean());
-              optimizer.step();
-              optimizer.zero_grad();
-            }
-          });
-        return net->weight.detach().clone();
-      },
-      {.data_loader = {.even_batches = false}});
+  const auto weights = on_ranks<at::Tensor>(3, {.data_loader = {.even_batches = false}}, [](Accelerator& accelerator) {
+    torch::nn::Linear net(2, 1);
+    torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.01).momentum(0.9));
+    auto [model, optimizer, loader] = accelerator.prepare(
+        net, sgd, data::DataLoader(data::TensorDataset(at::arange(26, at::kFloat).view({13, 2})), {.batch_size = 2}));
+    for (int epoch = 0; epoch < 3; ++epoch)
+      accelerator.join_uneven_inputs([&] {
+        for (auto& batch : loader) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(model(batch).pow(2).mean());
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+      });
+    return net->weight.detach().clone();
+  });
   CHECK(at::equal(weights[0], weights[1]));
   CHECK(at::equal(weights[0], weights[2]));
 }
@@ -145,8 +139,7 @@ enum class Zeroes { first, last, never };
 std::vector<std::vector<double>> join_on(int ranks, const std::function<int(int)>& steps, Zeroes zeroes, bool hook,
                                          bool items, int accumulation) {
   return on_ranks<std::vector<double>>(
-      ranks,
-      [&](Accelerator& accelerator) {
+      ranks, {.gradient_accumulation_steps = accumulation}, [&](Accelerator& accelerator) {
         auto first = std::make_shared<TwoKinds>(), second = std::make_shared<TwoKinds>();
         torch::optim::SGD sgd(first->parameters(), 1.0), other(second->parameters(), 1.0);
         auto [model, model_2, optimizer, optimizer_2] = accelerator.prepare(first, second, sgd, other);
@@ -187,8 +180,7 @@ std::vector<std::vector<double>> join_on(int ranks, const std::function<int(int)
           weights.push_back(net->rows->weight[1].item<double>());
         }
         return weights;
-      },
-      {.gradient_accumulation_steps = accumulation});
+      });
 }
 
 // The same in plain numbers: a rank that has ended counts as zero.
@@ -227,51 +219,46 @@ TEST_CASE("a rank that has ended answers with zeros, whenever gradients are drop
 
 TEST_CASE("loaders of different lengths: zero_grad may come first") {
   // 4 ranks, 5 samples of 1, one a batch: rank 0 alone has a second step.
-  const auto weights =
-      on_ranks<double>(4,
-                       [](Accelerator& accelerator) {
-                         auto net = std::make_shared<TwoKinds>();
-                         torch::optim::SGD sgd(net->parameters(), 1.0);
-                         auto [model, optimizer, loader] = accelerator.prepare(
-                             net, sgd, data::DataLoader(data::TensorDataset(at::ones({5})), {.batch_size = 1}));
-                         accelerator.join_uneven_inputs([&] {
-                           for (auto& batch : loader) {
-                             optimizer.zero_grad();
-                             accelerator.backward(model->forward(batch.template item<double>()));
-                             optimizer.step();
-                           }
-                         });
-                         return net->weight.item<double>();
-                       },
-                       {.data_loader = {.even_batches = false}});
+  const auto weights = on_ranks<double>(4, {.data_loader = {.even_batches = false}}, [](Accelerator& accelerator) {
+    auto net = std::make_shared<TwoKinds>();
+    torch::optim::SGD sgd(net->parameters(), 1.0);
+    auto [model, optimizer, loader] =
+        accelerator.prepare(net, sgd, data::DataLoader(data::TensorDataset(at::ones({5})), {.batch_size = 1}));
+    accelerator.join_uneven_inputs([&] {
+      for (auto& batch : loader) {
+        optimizer.zero_grad();
+        accelerator.backward(model->forward(batch.template item<double>()));
+        optimizer.step();
+      }
+    });
+    return net->weight.item<double>();
+  });
   for (const double weight : weights) CHECK(weight == Approx(-1.25));
 }
 
 TEST_CASE("what an unfinished window has added goes in without what was kept before it") {
   const bool items = GENERATE(false, true);
-  const auto gradients = on_ranks<std::vector<double>>(2,
-                                                       [&](Accelerator& accelerator) {
-                                                         auto net = std::make_shared<TwoKinds>();
-                                                         auto model = accelerator.prepare(net);
-                                                         std::vector<double> seen;
-                                                         accelerator.join_uneven_inputs([&] {
-                                                           // Rank 0: a window and a half. Rank 1: three windows.
-                                                           // Nothing is dropped on rank 0.
-                                                           for (int i = 0; i < (accelerator.is_main() ? 3 : 6); ++i) {
-                                                             auto window = accelerator.accumulate(model);
-                                                             if (!accelerator.is_main() && i % 2 == 0) net->zero_grad();
-                                                             const double x = accelerator.is_main() ? 10 : 1;
-                                                             if (items)
-                                                               accelerator.backward(model->forward(x), 1);
-                                                             else
-                                                               accelerator.backward(model->forward(x));
-                                                             if (accelerator.sync_gradients())
-                                                               seen.push_back(net->weight.grad().item<double>());
-                                                           }
-                                                         });
-                                                         return seen;
-                                                       },
-                                                       {.gradient_accumulation_steps = 2});
+  const auto gradients =
+      on_ranks<std::vector<double>>(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& accelerator) {
+        auto net = std::make_shared<TwoKinds>();
+        auto model = accelerator.prepare(net);
+        std::vector<double> seen;
+        accelerator.join_uneven_inputs([&] {
+          // Rank 0: a window and a half. Rank 1: three windows.
+          // Nothing is dropped on rank 0.
+          for (int i = 0; i < (accelerator.is_main() ? 3 : 6); ++i) {
+            auto window = accelerator.accumulate(model);
+            if (!accelerator.is_main() && i % 2 == 0) net->zero_grad();
+            const double x = accelerator.is_main() ? 10 : 1;
+            if (items)
+              accelerator.backward(model->forward(x), 1);
+            else
+              accelerator.backward(model->forward(x));
+            if (accelerator.sync_gradients()) seen.push_back(net->weight.grad().item<double>());
+          }
+        });
+        return seen;
+      });
   // Means: (10 + 1) / 2, then (10/2 + 1) / 2, then (0 + 1) / 2. Items: 22 of 4, 12 of 3, 2 of 2.
   const std::vector<double> expected = items ? std::vector<double>{5.5, 4, 1} : std::vector<double>{5.5, 3, 0.5};
   REQUIRE(gradients[1].size() == 3);

@@ -124,7 +124,7 @@ TEST_CASE("memory is not kept when it is not wanted, and never for other threads
     return resident_mb() - before;
   };
   const auto with = on_ranks<double>(1, [&](Accelerator&) { return kept_mb(); });
-  const auto without = on_ranks<double>(1, [&](Accelerator&) { return kept_mb(); }, {.keep_tensor_memory = false});
+  const auto without = on_ranks<double>(1, {.keep_tensor_memory = false}, [&](Accelerator&) { return kept_mb(); });
   double other = 0;
   run_ranks(1, [&](Accelerator&) { std::thread([&] { other = kept_mb(); }).join(); });
   CHECK(with[0] > 150);

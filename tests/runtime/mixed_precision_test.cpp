@@ -46,29 +46,26 @@ TEST_CASE("training in bf16 and fp16 reaches a loss near float32's") {
     double first = 0, last = 0;
   };
   const auto train = [](Precision precision) {
-    return on_ranks<Losses>(
-        2,
-        [](Accelerator& accelerator) {
-          rng::manual_seed(5);
-          const auto x = torch::randn({64, 8});
-          const auto target = x.pow(2).sum(1).gt(8).to(at::kLong);
-          torch::nn::Sequential net(torch::nn::Linear(8, 32), torch::nn::Tanh(), torch::nn::Linear(32, 2));
-          torch::optim::AdamW adamw(net->parameters(), 0.02);
-          auto [model, optimizer] = accelerator.prepare(net, adamw);
-          const auto mine = accelerator.split_between_ranks(x), labels = accelerator.split_between_ranks(target);
-          Losses losses;
-          for (int i = 0; i < 80; ++i) {
-            const auto loss = torch::cross_entropy_loss(model(mine), labels);
-            accelerator.backward(loss);
-            accelerator.clip_grad_norm_(model, 1.0);
-            optimizer.step();
-            optimizer.zero_grad();
-            losses.last = accelerator.reduce(loss, comm::ReduceOp::mean).item<double>();
-            if (i == 0) losses.first = losses.last;
-          }
-          return losses;
-        },
-        {.mixed_precision = precision})[0];
+    return on_ranks<Losses>(2, {.mixed_precision = precision}, [](Accelerator& accelerator) {
+      rng::manual_seed(5);
+      const auto x = torch::randn({64, 8});
+      const auto target = x.pow(2).sum(1).gt(8).to(at::kLong);
+      torch::nn::Sequential net(torch::nn::Linear(8, 32), torch::nn::Tanh(), torch::nn::Linear(32, 2));
+      torch::optim::AdamW adamw(net->parameters(), 0.02);
+      auto [model, optimizer] = accelerator.prepare(net, adamw);
+      const auto mine = accelerator.split_between_ranks(x), labels = accelerator.split_between_ranks(target);
+      Losses losses;
+      for (int i = 0; i < 80; ++i) {
+        const auto loss = torch::cross_entropy_loss(model(mine), labels);
+        accelerator.backward(loss);
+        accelerator.clip_grad_norm_(model, 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+        losses.last = accelerator.reduce(loss, comm::ReduceOp::mean).item<double>();
+        if (i == 0) losses.first = losses.last;
+      }
+      return losses;
+    })[0];
   };
   const auto plain = train(Precision::no), bf16 = train(Precision::bf16), fp16 = train(Precision::fp16);
   CHECK(plain.last < plain.first / 2);
@@ -91,7 +88,7 @@ TEST_CASE("an infinity on one rank only makes all ranks skip the same step, and 
     std::int64_t updates = 0, scheduler_updates = 0;
   };
   const auto all = on_ranks<Seen>(
-      ranks,
+      ranks, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64, .growth_interval = 2}},
       [&](Accelerator& accelerator) {
         Scale scale;
         torch::optim::SGD sgd(scale->parameters(), 1.0);
@@ -117,8 +114,7 @@ TEST_CASE("an infinity on one rank only makes all ranks skip the same step, and 
         seen.updates = optimizer.updates();
         seen.scheduler_updates = scheduler.updates();
         return seen;
-      },
-      {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64, .growth_interval = 2}});
+      });
   for (const auto& seen : all) {
     CHECK(seen.skipped == std::vector<int>{0, 0, 1, 0, 0});
     CHECK(seen.accelerator_says == seen.skipped);
@@ -143,7 +139,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
     std::vector<std::int64_t> updates;
   };
   const auto all = on_ranks<Seen>(
-      2,
+      2, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 8, .growth_interval = 2}},
       [&](Accelerator& accelerator) {
         Scale a, b;
         torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
@@ -168,8 +164,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
         seen.rates = {rate(sgd_a), rate(sgd_b)};
         seen.updates = {first.updates(), second.updates()};
         return seen;
-      },
-      {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 8, .growth_interval = 2}});
+      });
   for (const auto& seen : all) {
     CHECK(seen.scales == std::vector<double>{8, 16, 16, 32, 16});
     CHECK(seen.skipped == std::vector<int>{0, 1, 1});
@@ -180,7 +175,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
 
 namespace {
 
-struct Trained {
+struct ClippedTraining {
   std::vector<double> norms;  // of each update; -1 in micro-batches without one
   at::Tensor weight;
 };
@@ -188,16 +183,16 @@ struct Trained {
 enum class Clip { no, by_norm, by_value, after_unscaling, twice };
 
 // Five micro-batches in windows of two. Only the scaling tells the precisions apart: the model computes in float32.
-std::vector<Trained> train_scaled(Precision precision, bool items, Clip clip) {
-  return on_ranks<Trained>(
-      2,
+std::vector<ClippedTraining> train_scaled(Precision precision, bool items, Clip clip) {
+  return on_ranks<ClippedTraining>(
+      2, {.mixed_precision = precision, .grad_scaler = {.growth_interval = 1}, .gradient_accumulation_steps = 2},
       [&](Accelerator& accelerator) {
         Scale scale;
         torch::optim::AdamW adamw(scale->parameters(), 0.1);
         auto [model, optimizer] = accelerator.prepare(scale, adamw);
-        Trained trained;
+        ClippedTraining trained;
         for (int m = 0; m < 5; ++m) {
-          auto step = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+          auto window = m == 4 ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
           const auto x =
               torch::tensor({3.0F * static_cast<float>(m + 1), 4.0F + static_cast<float>(accelerator.rank())});
           if (items)
@@ -215,8 +210,7 @@ std::vector<Trained> train_scaled(Precision precision, bool items, Clip clip) {
         }
         trained.weight = model->weight.detach().clone();
         return trained;
-      },
-      {.mixed_precision = precision, .grad_scaler = {.growth_interval = 1}, .gradient_accumulation_steps = 2});
+      });
 }
 
 }  // namespace
@@ -240,53 +234,46 @@ TEST_CASE("accumulation and clipping under a scale give the numbers of float32, 
 
 TEST_CASE("optimizers that take turns in one window are unscaled one by one") {
   const auto gradients =
-      on_ranks<std::vector<float>>(2,
-                                   [](Accelerator& accelerator) {
-                                     Scale a, b;
-                                     torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
-                                     auto [model_a, model_b, first, second] = accelerator.prepare(a, b, sgd_a, sgd_b);
-                                     const auto window = accelerator.accumulate(model_a, model_b);
-                                     accelerator.backward(model_a(torch::full({2}, 3.0F)).sum());
-                                     accelerator.unscale_gradients(first);
-                                     std::vector<float> seen{model_a->weight.grad()[0].item<float>()};
-                                     first.step();
-                                     accelerator.backward(model_b(torch::full({2}, 5.0F)).sum());
-                                     accelerator.unscale_gradients(second);
-                                     seen.push_back(model_b->weight.grad()[0].item<float>());
-                                     second.step();
-                                     for (const auto& model : {model_a, model_b})
-                                       seen.push_back(model->weight[0].item<float>());
-                                     return seen;
-                                   },
-                                   {.mixed_precision = Precision::fp16});
+      on_ranks<std::vector<float>>(2, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
+        Scale a, b;
+        torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
+        auto [model_a, model_b, first, second] = accelerator.prepare(a, b, sgd_a, sgd_b);
+        const auto window = accelerator.accumulate(model_a, model_b);
+        accelerator.backward(model_a(torch::full({2}, 3.0F)).sum());
+        accelerator.unscale_gradients(first);
+        std::vector<float> seen{model_a->weight.grad()[0].item<float>()};
+        first.step();
+        accelerator.backward(model_b(torch::full({2}, 5.0F)).sum());
+        accelerator.unscale_gradients(second);
+        seen.push_back(model_b->weight.grad()[0].item<float>());
+        second.step();
+        for (const auto& model : {model_a, model_b}) seen.push_back(model->weight[0].item<float>());
+        return seen;
+      });
   for (const auto& seen : gradients) CHECK(seen == std::vector<float>{3, 5, -3, -5});
 }
 
 TEST_CASE("gradients that are dropped after clipping, without a step, do not spoil the next ones") {
-  run_ranks(1,
-            [](Accelerator& accelerator) {
-              Scale scale;
-              torch::optim::SGD sgd(scale->parameters(), 1.0);
-              auto [model, optimizer] = accelerator.prepare(scale, sgd);
-              for (int i = 0; i < 3; ++i) {
-                accelerator.backward(model(torch::tensor({3.0F, 4.0F})).sum());
-                CHECK(accelerator.clip_grad_norm_(model, 100).item<double>() == 5);
-                optimizer.zero_grad();
-              }
-              CHECK(optimizer.updates() == 0);
-            },
-            {.mixed_precision = Precision::fp16});
+  run_ranks(1, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 1.0);
+    auto [model, optimizer] = accelerator.prepare(scale, sgd);
+    for (int i = 0; i < 3; ++i) {
+      accelerator.backward(model(torch::tensor({3.0F, 4.0F})).sum());
+      CHECK(accelerator.clip_grad_norm_(model, 100).item<double>() == 5);
+      optimizer.zero_grad();
+    }
+    CHECK(optimizer.updates() == 0);
+  });
 }
 
 TEST_CASE("clipping scaled gradients that no prepared optimizer will unscale is an error") {
-  const auto error = run_ranks_expecting_error(1,
-                                               [](Accelerator& accelerator) {
-                                                 Scale scale;
-                                                 auto model = accelerator.prepare(scale);
-                                                 accelerator.backward(model(torch::ones({2})).sum());
-                                                 accelerator.clip_grad_norm_(model, 1.0);
-                                               },
-                                               {.mixed_precision = Precision::fp16});
+  const auto error = run_ranks_expecting_error(1, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    accelerator.backward(model(torch::ones({2})).sum());
+    accelerator.clip_grad_norm_(model, 1.0);
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
   CHECK_THAT(error.what(), ContainsSubstring("prepare the optimizer that updates these parameters"));
 }
@@ -298,32 +285,31 @@ TEST_CASE("ranks with fewer steps answer the others' steps under a scaler too, a
     std::int64_t updates = 0;
     bool skipped = false;
   };
-  const auto ended = on_ranks<Ended>(3,
-                                     [](Accelerator& accelerator) {
-                                       Scale scale;
-                                       torch::optim::SGD sgd(scale->parameters(), 1.0);
-                                       auto [model, optimizer] = accelerator.prepare(scale, sgd);
-                                       const auto step = [&](float x) {
-                                         auto window = accelerator.accumulate(model);
-                                         accelerator.backward(model(torch::full({2}, x)).sum());
-                                         optimizer.step();
-                                         optimizer.zero_grad();
-                                       };
-                                       accelerator.join_uneven_inputs([&] {
-                                         // Rank 2 makes the most, of which the fourth and the last overflow.
-                                         for (int i = 0; i < 2 + 2 * accelerator.rank(); ++i)
-                                           step(accelerator.rank() == 2 && (i == 3 || i == 5) ? kInfinity : 3.0F);
-                                       });
-                                       Ended now;
-                                       now.skipped = accelerator.optimizer_step_was_skipped();
-                                       now.scales.push_back(scale_now(accelerator));
-                                       step(3.0F);
-                                       now.scales.push_back(scale_now(accelerator));
-                                       now.weights = {model->weight[0].item<float>()};
-                                       now.updates = optimizer.updates();
-                                       return now;
-                                     },
-                                     {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}});
+  const LaunchConfig config{.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}};
+  const auto ended = on_ranks<Ended>(3, config, [](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 1.0);
+    auto [model, optimizer] = accelerator.prepare(scale, sgd);
+    const auto step = [&](float x) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::full({2}, x)).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    };
+    accelerator.join_uneven_inputs([&] {
+      // Rank 2 makes the most, of which the fourth and the last overflow.
+      for (int i = 0; i < 2 + 2 * accelerator.rank(); ++i)
+        step(accelerator.rank() == 2 && (i == 3 || i == 5) ? kInfinity : 3.0F);
+    });
+    Ended now;
+    now.skipped = accelerator.optimizer_step_was_skipped();
+    now.scales.push_back(scale_now(accelerator));
+    step(3.0F);
+    now.scales.push_back(scale_now(accelerator));
+    now.weights = {model->weight[0].item<float>()};
+    now.updates = optimizer.updates();
+    return now;
+  });
   for (const auto& rank : ended) {
     CHECK(rank.weights == std::vector<float>{-3 - 3 - 2 - 1 - 3});  // means over three ranks
     CHECK(rank.scales == std::vector<double>{16, 16});
@@ -333,23 +319,21 @@ TEST_CASE("ranks with fewer steps answer the others' steps under a scaler too, a
 }
 
 TEST_CASE("a batch size that did not fit leaves the scale as it was") {
-  const auto scales =
-      on_ranks<std::vector<double>>(2,
-                                    [](Accelerator& accelerator) {
-                                      std::vector<double> seen;
-                                      accelerator.find_executable_batch_size(2, [&](std::int64_t size) {
-                                        Scale scale;
-                                        torch::optim::SGD sgd(scale->parameters(), 1.0);
-                                        auto [model, optimizer] = accelerator.prepare(scale, sgd);
-                                        seen.push_back(scale_now(accelerator));
-                                        accelerator.backward(model(torch::full({2}, kInfinity)).sum());
-                                        optimizer.step();
-                                        seen.push_back(scale_now(accelerator));
-                                        if (size > 1) throw std::bad_alloc();
-                                      });
-                                      return seen;
-                                    },
-                                    {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}});
+  const auto scales = on_ranks<std::vector<double>>(
+      2, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}}, [](Accelerator& accelerator) {
+        std::vector<double> seen;
+        accelerator.find_executable_batch_size(2, [&](std::int64_t size) {
+          Scale scale;
+          torch::optim::SGD sgd(scale->parameters(), 1.0);
+          auto [model, optimizer] = accelerator.prepare(scale, sgd);
+          seen.push_back(scale_now(accelerator));
+          accelerator.backward(model(torch::full({2}, kInfinity)).sum());
+          optimizer.step();
+          seen.push_back(scale_now(accelerator));
+          if (size > 1) throw std::bad_alloc();
+        });
+        return seen;
+      });
   for (const auto& seen : scales) CHECK(seen == std::vector<double>{64, 32, 64, 32});
 }
 
@@ -407,6 +391,9 @@ TEST_CASE("gradients that are kept over updates of fp16's scale count as they do
   const auto train = [&](Precision precision) {
     return on_ranks<std::vector<double>>(
         ranks,
+        {.mixed_precision = precision,
+         .grad_scaler = {.init_scale = 1024, .growth_interval = 1},
+         .gradient_accumulation_steps = accumulation},
         [&](Accelerator& accelerator) {
           auto every = std::make_shared<Scale>(), second = std::make_shared<Scale>();
           torch::optim::SGD sgd(every->parameters(), 0.1), other(second->parameters(), 0.1);
@@ -434,10 +421,7 @@ TEST_CASE("gradients that are kept over updates of fp16's scale count as they do
             }
           }
           return seen;
-        },
-        {.mixed_precision = precision,
-         .grad_scaler = {.init_scale = 1024, .growth_interval = 1},
-         .gradient_accumulation_steps = accumulation});
+        });
   };
   const auto plain = train(Precision::no), scaled = train(Precision::fp16);
   for (std::size_t rank = 0; rank < plain.size(); ++rank)

@@ -101,29 +101,26 @@ Trained train_on_ranks(const Setup& setup, int ranks, bool dispatch) {
   LaunchConfig config{.seed = 42, .gradient_accumulation_steps = setup.accumulation, .fused_optimizers = setup.fused};
   config.data_loader.dispatch_batches = dispatch;
   const Data data = make_data();
-  auto results = on_ranks<Trained>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        auto net = make_net();
-        auto inner = make_optimizer(setup, net);
-        auto [model, optimizer, loader] = accelerator.prepare(
-            net, *inner, data::DataLoader(PairDataset(data), {.batch_size = kGlobalBatch / accelerator.world_size()}));
-        Trained trained;
-        for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch)
-          for (auto& [inputs, targets] : loader) {
-            auto step = accelerator.accumulate(model);
-            auto loss = F::cross_entropy(model(inputs), targets);
-            trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
-            accelerator.backward(loss);
-            if (setup.clip > 0 && !setup.clips_values) accelerator.clip_grad_norm_(model, setup.clip, setup.norm_type);
-            if (setup.clip > 0 && setup.clips_values) accelerator.clip_grad_value_(model, setup.clip);
-            optimizer.step();
-            optimizer.zero_grad();
-          }
-        trained.weights = copies(net->parameters());
-        return trained;
-      },
-      config);
+  auto results = on_ranks<Trained>(ranks, config, [&](Accelerator& accelerator) {
+    auto net = make_net();
+    auto inner = make_optimizer(setup, net);
+    auto [model, optimizer, loader] = accelerator.prepare(
+        net, *inner, data::DataLoader(PairDataset(data), {.batch_size = kGlobalBatch / accelerator.world_size()}));
+    Trained trained;
+    for (std::int64_t epoch = 0; epoch < kEpochs; ++epoch)
+      for (auto& [inputs, targets] : loader) {
+        auto window = accelerator.accumulate(model);
+        auto loss = F::cross_entropy(model(inputs), targets);
+        trained.losses.push_back(accelerator.reduce(loss.detach(), comm::ReduceOp::mean).template item<double>());
+        accelerator.backward(loss);
+        if (setup.clip > 0 && !setup.clips_values) accelerator.clip_grad_norm_(model, setup.clip, setup.norm_type);
+        if (setup.clip > 0 && setup.clips_values) accelerator.clip_grad_value_(model, setup.clip);
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+    trained.weights = copies(net->parameters());
+    return trained;
+  });
   for (const Trained& other : results)
     for (std::size_t i = 0; i < other.weights.size(); ++i)
       if (!at::equal(other.weights[i], results[0].weights[i]))
@@ -197,9 +194,8 @@ TEST_CASE("the two programs of docs/migration.md, in small, read the same batche
       plain_adamw.step();
     }
 
-  const auto weights = on_ranks<std::vector<at::Tensor>>(
-      ranks,
-      [&](Accelerator& accelerator) {
+  const auto weights =
+      on_ranks<std::vector<at::Tensor>>(ranks, {.seed = 42, .fused_optimizers = false}, [&](Accelerator& accelerator) {
         auto net = make_net();
         torch::optim::AdamW adamw(net->parameters(), 2e-3);
         data::DataLoader loader(
@@ -208,15 +204,14 @@ TEST_CASE("the two programs of docs/migration.md, in small, read the same batche
         auto [model, optimizer, batches] = accelerator.prepare(net, adamw, loader);
         for (int epoch = 0; epoch < 2; ++epoch)
           for (auto& batch : batches) {
-            auto step = accelerator.accumulate(model);
+            auto window = accelerator.accumulate(model);
             accelerator.backward(F::cross_entropy(model(batch.data), batch.target));
             accelerator.clip_grad_norm_(model, 1.0);
             optimizer.step();
             optimizer.zero_grad();
           }
         return copies(net->parameters());
-      },
-      {.seed = 42, .fused_optimizers = false});
+      });
   const auto expected = plain->parameters();
   for (std::size_t i = 0; i < expected.size(); ++i) {
     if (ranks == 1) CHECK(weights[0][i].equal(expected[i]));

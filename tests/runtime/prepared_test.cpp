@@ -158,22 +158,21 @@ std::vector<std::string> told_about(
     Precision precision = Precision::bf16) {
   std::mutex mutex;
   std::vector<std::string> told;
-  run_ranks(2,
-            [&](Accelerator& a) {
-              torch::nn::Linear net(2, 1);
-              torch::optim::SGD sgd(net->parameters(), 0.1);
-              auto [model, optimizer] = a.prepare(net, sgd);
-              for (int step = 0; step < 4; ++step) {
-                auto window = a.accumulate(model);
-                a.backward(forward(a, net, model));
-                optimizer.step();
-                optimizer.zero_grad();
-              }
-            },
-            {.mixed_precision = precision, .on_warning = [&](const std::string& text) {
-               const std::lock_guard lock(mutex);
-               told.push_back(text);
-             }});
+  const auto warn = [&](const std::string& text) {
+    const std::lock_guard lock(mutex);
+    told.push_back(text);
+  };
+  run_ranks(2, {.mixed_precision = precision, .on_warning = warn}, [&](Accelerator& a) {
+    torch::nn::Linear net(2, 1);
+    torch::optim::SGD sgd(net->parameters(), 0.1);
+    auto [model, optimizer] = a.prepare(net, sgd);
+    for (int step = 0; step < 4; ++step) {
+      auto window = a.accumulate(model);
+      a.backward(forward(a, net, model));
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+  });
   return told;
 }
 
@@ -194,14 +193,13 @@ TEST_CASE("a forward on the module itself under mixed precision is told of, once
 
 TEST_CASE("a model that is a part of another one is not told of") {
   std::vector<std::string> told;
-  run_ranks(1,
-            [](Accelerator& a) {
-              torch::nn::Linear part(2, 2);
-              torch::nn::Sequential whole(part, torch::nn::Linear(2, 1));
-              auto [first, model] = a.prepare(part, whole);
-              for (int step = 0; step < 3; ++step) a.backward(model(torch::ones({1, 2})).sum());
-              static_cast<void>(first);
-            },
-            {.mixed_precision = Precision::bf16, .on_warning = [&](const std::string& text) { told.push_back(text); }});
+  const auto warn = [&](const std::string& text) { told.push_back(text); };
+  run_ranks(1, {.mixed_precision = Precision::bf16, .on_warning = warn}, [](Accelerator& a) {
+    torch::nn::Linear part(2, 2);
+    torch::nn::Sequential whole(part, torch::nn::Linear(2, 1));
+    auto [first, model] = a.prepare(part, whole);
+    for (int step = 0; step < 3; ++step) a.backward(model(torch::ones({1, 2})).sum());
+    static_cast<void>(first);
+  });
   CHECK(told.empty());
 }

@@ -29,7 +29,7 @@ std::function<void()> train(Accelerator& accelerator, const Training& training =
   return [&accelerator, training] {
     torch::nn::Linear net(8, 4);
     torch::optim::SGD sgd(net->parameters(), 0.1);
-    const int samples = training.steps * accelerator.world_size() * accelerator.gradient_state().num_steps();
+    const int samples = training.steps * accelerator.world_size() * accelerator.gradient_state().micro_batches();
     auto [model, optimizer, loader] =
         accelerator.prepare(net, sgd, data::DataLoader(data::TensorDataset(at::ones({samples, 8})), {.batch_size = 1}));
     int step = 0;
@@ -64,7 +64,7 @@ TEST_CASE("time in nested ranges counts once, for the innermost") {
   {
     const trace::Recorder recorder;
     {
-      const trace::Range outer(trace::Event::step);
+      const trace::Range outer(trace::Event::micro_batch);
       const trace::Range middle(trace::Event::backward);
       for (int i = 0; i < 2; ++i) {
         const trace::Range inner(trace::Event::forward);
@@ -90,8 +90,9 @@ TEST_CASE("a trace has a row a rank, in order, with the ranges and operators of 
     CAPTURE(rank, names(thread.ranges));
     CHECK(thread.name == "rank " + std::to_string(rank));
     CHECK_FALSE(thread.operators.empty());
-    const auto steps = thread.all("step");
-    CHECK(names(steps) == std::vector<std::string>{"step 2", "step 3", "step 4"});
+    const auto steps = thread.all("micro-batch");
+    CHECK(names(steps) ==
+          std::vector<std::string>{"micro-batch of step 2", "micro-batch of step 3", "micro-batch of step 4"});
     const auto waits = thread.all("data-wait");
     REQUIRE(waits.size() == 3);
     for (std::size_t i = 0; i < 3; ++i) CHECK(waits[i].end <= steps[i].begin);
@@ -113,15 +114,14 @@ TEST_CASE("a trace has a row a rank, in order, with the ranges and operators of 
 TEST_CASE("micro-batches of a window are ranges of one step") {
   TempDir dir;
   Profile profile;
-  run_ranks(2,
-            [&](Accelerator& a) {
-              const Profile mine =
-                  a.profile({.directory = dir.path(), .first_step = 2, .last_step = 3}, train(a, {.steps = 3}));
-              if (a.is_main()) profile = mine;
-            },
-            {.gradient_accumulation_steps = 2});
+  run_ranks(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& a) {
+    const Profile mine = a.profile({.directory = dir.path(), .first_step = 2, .last_step = 3}, train(a, {.steps = 3}));
+    if (a.is_main()) profile = mine;
+  });
   for (const TracedThread& thread : read_trace(profile.trace)) {
-    CHECK(names(thread.all("step")) == std::vector<std::string>{"step 2", "step 2", "step 3", "step 3"});
+    CHECK(names(thread.all("micro-batch")) == std::vector<std::string>{"micro-batch of step 2", "micro-batch of step 2",
+                                                                       "micro-batch of step 3",
+                                                                       "micro-batch of step 3"});
     CHECK(thread.all("optimizer").size() == 2);
   }
   for (const RankProfile& rank : profile.ranks) CHECK(rank.steps == 2);
@@ -177,13 +177,13 @@ TEST_CASE("a rank that leaves before others have come ends nothing for them") {
     a.profile({.directory = dir.path(), .first_step = 2, .last_step = 2}, [&] {
       for (int i = 0; i < 3; ++i) {
         if (a.rank() == 1 && i == 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        auto step = a.accumulate();
+        auto window = a.accumulate();
         at::ones({2}).add_(1);
       }
     });
   });
   for (const TracedThread& thread : read_trace(dir / "trace.json"))
-    CHECK(names(thread.all("step")) == std::vector<std::string>{"step 2"});
+    CHECK(names(thread.all("micro-batch")) == std::vector<std::string>{"micro-batch of step 2"});
 }
 
 TEST_CASE("a body without steps is recorded as a whole") {
@@ -228,7 +228,8 @@ TEST_CASE("profiles of one launch have a trace each, however late a rank leaves 
     for (const auto& name : names) a.profile({.directory = dir / name}, train(a, {.steps = 2}));
   });
   for (const auto& name : names)
-    for (const TracedThread& thread : read_trace(dir / name + "/trace.json")) CHECK(thread.all("step").size() == 2);
+    for (const TracedThread& thread : read_trace(dir / name + "/trace.json"))
+      CHECK(thread.all("micro-batch").size() == 2);
 }
 
 TEST_CASE("a range and a folder whose names are no UTF-8 leave a trace that can be read") {

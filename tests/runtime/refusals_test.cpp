@@ -20,25 +20,26 @@ struct Outcome {
   bool goes_on = false;
 };
 
-std::vector<Outcome> outcomes(int ranks, const std::function<void(Accelerator&)>& call, LaunchConfig config = {}) {
-  return on_ranks<Outcome>(
-      ranks,
-      [&](Accelerator& a) {
-        Outcome outcome;
-        try {
-          call(a);
-        } catch (const Cancelled&) {
-          throw;
-        } catch (const std::exception& error) {
-          outcome.text = error.what();
-        }
-        torch::nn::Linear net(2, 1);
-        auto model = a.prepare(net);
-        a.backward(model(torch::ones({1, 2})).sum());
-        outcome.goes_on = a.reduce(a.rank() + 1) == a.world_size() * (a.world_size() + 1) / 2;
-        return outcome;
-      },
-      std::move(config));
+std::vector<Outcome> outcomes(int ranks, const LaunchConfig& config, const std::function<void(Accelerator&)>& call) {
+  return on_ranks<Outcome>(ranks, config, [&](Accelerator& a) {
+    Outcome outcome;
+    try {
+      call(a);
+    } catch (const Cancelled&) {
+      throw;
+    } catch (const std::exception& error) {
+      outcome.text = error.what();
+    }
+    torch::nn::Linear net(2, 1);
+    auto model = a.prepare(net);
+    a.backward(model(torch::ones({1, 2})).sum());
+    outcome.goes_on = a.reduce(a.rank() + 1) == a.world_size() * (a.world_size() + 1) / 2;
+    return outcome;
+  });
+}
+
+std::vector<Outcome> outcomes(int ranks, const std::function<void(Accelerator&)>& call) {
+  return outcomes(ranks, {}, call);
 }
 
 void check_same(const std::vector<Outcome>& outcomes, const std::string& text) {
@@ -108,8 +109,7 @@ std::vector<LoaderCase> loader_cases() {
 TEST_CASE("an error in prepare of a loader is the same on all ranks, whichever has it, and can be caught") {
   for (const LoaderCase& one : loader_cases())
     for (const int odd : {-1, 0, 1, 2})
-      check_same(outcomes(
-                     3, [&](Accelerator& a) { one.prepare(a, odd < 0 || a.rank() == odd); }, one.config),
+      check_same(outcomes(3, one.config, [&](Accelerator& a) { one.prepare(a, odd < 0 || a.rank() == odd); }),
                  one.text);
 }
 
@@ -220,22 +220,20 @@ TEST_CASE("files that cannot be written or read are the same error on all ranks"
        }}};
   for (std::size_t i = 0; i < calls.size(); ++i) {
     CAPTURE(i);
-    const auto got = on_ranks<Outcome>(2,
-                                       [&](Accelerator& a) {
-                                         torch::nn::Linear net(2, 1);
-                                         auto model = a.prepare(net);
-                                         Outcome outcome;
-                                         try {
-                                           calls[i].second(a, model);
-                                         } catch (const Cancelled&) {
-                                           throw;
-                                         } catch (const Error& error) {
-                                           outcome.text = error.what();
-                                         }
-                                         outcome.goes_on = a.reduce(1) == 2;
-                                         return outcome;
-                                       },
-                                       {.gradient_accumulation_steps = 2});
+    const auto got = on_ranks<Outcome>(2, {.gradient_accumulation_steps = 2}, [&](Accelerator& a) {
+      torch::nn::Linear net(2, 1);
+      auto model = a.prepare(net);
+      Outcome outcome;
+      try {
+        calls[i].second(a, model);
+      } catch (const Cancelled&) {
+        throw;
+      } catch (const Error& error) {
+        outcome.text = error.what();
+      }
+      outcome.goes_on = a.reduce(1) == 2;
+      return outcome;
+    });
     check_same(got, calls[i].first);
   }
 }

@@ -35,81 +35,73 @@ struct Halving : optim::LRScheduler {
 using Trace = std::vector<int>;
 
 Trace sync_trace(bool sync_with_dataloader) {
-  return on_ranks<Trace>(2,
-                         [](Accelerator& accelerator) {
-                           Trace trace;
-                           auto loader = accelerator.prepare(data::DataLoader(Ones(10), {.batch_size = 1}));
-                           for (int epoch = 0; epoch < 2; ++epoch)
-                             for (auto& batch : loader) {
-                               (void)batch;
-                               auto step = accelerator.accumulate();
-                               trace.push_back(accelerator.sync_gradients());
-                             }
-                           return trace;
-                         },
-                         {.gradient_accumulation_steps = 2, .sync_with_dataloader = sync_with_dataloader})[0];
+  const LaunchConfig config{.gradient_accumulation_steps = 2, .sync_with_dataloader = sync_with_dataloader};
+  const auto traces = on_ranks<Trace>(2, config, [](Accelerator& accelerator) {
+    Trace trace;
+    auto loader = accelerator.prepare(data::DataLoader(Ones(10), {.batch_size = 1}));
+    for (int epoch = 0; epoch < 2; ++epoch)
+      for (auto& batch : loader) {
+        (void)batch;
+        auto window = accelerator.accumulate();
+        trace.push_back(accelerator.sync_gradients());
+      }
+    return trace;
+  });
+  return traces[0];
 }
 
 }  // namespace
 
-TEST_CASE("the window closes every num_steps and at the end of the loader") {
+TEST_CASE("the window closes after as many micro-batches as asked for, and at the end of the loader") {
   CHECK(sync_trace(true) == Trace{0, 1, 0, 1, 1, 0, 1, 0, 1, 1});
   CHECK(sync_trace(false) == Trace{0, 1, 0, 1, 0, 1, 0, 1, 0, 1});
 }
 
 TEST_CASE("gradients are averaged over ranks and micro-batches, and stay local until the window closes") {
   // Micro-batch m of rank r has gradient 10 r + m.
-  const auto gradients = on_ranks<std::vector<float>>(
-      3,
-      [](Accelerator& accelerator) {
+  const auto gradients =
+      on_ranks<std::vector<float>>(3, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
         Scale scale;
         auto model = accelerator.prepare(scale);
         std::vector<float> seen;
         for (int m = 0; m < 2; ++m) {
-          auto step = accelerator.accumulate(model);
+          auto window = accelerator.accumulate(model);
           accelerator.backward(model(torch::full({1}, 10.0f * accelerator.rank() + m)).sum());
           seen.push_back(model->weight.grad().item<float>());
         }
         return seen;
-      },
-      {.gradient_accumulation_steps = 2});
+      });
   for (int rank = 0; rank < 3; ++rank)
     CHECK(gradients[static_cast<std::size_t>(rank)] == std::vector<float>{10.0f * rank / 2, 10.5f});
 }
 
 TEST_CASE("a last, shorter window divides by its own length") {
   const int samples = GENERATE(1, 2, 3);  // of a window of 4
-  const auto gradient = on_ranks<float>(2,
-                                        [&](Accelerator& accelerator) {
-                                          Scale scale;
-                                          auto model = accelerator.prepare(scale);
-                                          auto loader = accelerator.prepare(data::DataLoader(
-                                              Ones(static_cast<std::size_t>(samples) * 2), {.batch_size = 1}));
-                                          for (auto& batch : loader) {
-                                            auto step = accelerator.accumulate(model);
-                                            accelerator.backward(model(batch).sum());
-                                          }
-                                          return model->weight.grad().item<float>();
-                                        },
-                                        {.gradient_accumulation_steps = 4});
+  const auto gradient = on_ranks<float>(2, {.gradient_accumulation_steps = 4}, [&](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    auto loader = accelerator.prepare(data::DataLoader(Ones(static_cast<std::size_t>(samples) * 2), {.batch_size = 1}));
+    for (auto& batch : loader) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(batch).sum());
+    }
+    return model->weight.grad().item<float>();
+  });
   CHECK(gradient[0] == Approx(1.0f));
 }
 
 TEST_CASE("backward with items gives the mean over all items of the window and of all ranks") {
   // Rank r has r + 1 items of value r in each of two micro-batches: mean = sum r (r + 1) / sum (r + 1).
-  const auto gradient = on_ranks<float>(
-      3,
-      [](Accelerator& accelerator) {
-        Scale scale;
-        auto model = accelerator.prepare(scale);
-        const int items = accelerator.rank() + 1;
-        for (int m = 0; m < 2; ++m) {
-          auto step = accelerator.accumulate(model);
-          accelerator.backward(model(torch::full({items}, static_cast<float>(accelerator.rank()))).sum(), items);
-        }
-        return model->weight.grad().item<float>();
-      },
-      {.gradient_accumulation_steps = 2});
+  const auto gradient = on_ranks<float>(3, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    const int items = accelerator.rank() + 1;
+    for (int m = 0; m < 2; ++m) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::full({items}, static_cast<float>(accelerator.rank()))).sum(), items);
+    }
+    return model->weight.grad().item<float>();
+  });
   CHECK(gradient[0] == Approx((0.0 + 2.0 + 6.0) / 6.0));
   CHECK(gradient[0] == gradient[2]);
 }
@@ -172,15 +164,13 @@ TEST_CASE("a tied weight is clipped once") {
 
 TEST_CASE("the form of backward is that of the passes, not of the micro-batches") {
   // A micro-batch without a backward is of neither form.
-  CHECK_NOTHROW(run_ranks(1,
-                          [](Accelerator& accelerator) {
-                            Scale scale;
-                            auto model = accelerator.prepare(scale);
-                            { auto step = accelerator.accumulate(model); }
-                            auto step = accelerator.accumulate(model);
-                            accelerator.backward(model(torch::ones({1})).sum(), 1);
-                          },
-                          {.gradient_accumulation_steps = 2}));
+  CHECK_NOTHROW(run_ranks(1, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    { auto window = accelerator.accumulate(model); }
+    auto window = accelerator.accumulate(model);
+    accelerator.backward(model(torch::ones({1})).sum(), 1);
+  }));
   // A window begins anew.
   CHECK_NOTHROW(run_ranks(1, [](Accelerator& accelerator) {
     Scale scale;
@@ -189,7 +179,7 @@ TEST_CASE("the form of backward is that of the passes, not of the micro-batches"
       const auto local = accelerator.no_sync(model);
       accelerator.backward(model(torch::ones({1})).sum());
     }
-    auto step = accelerator.accumulate(model);
+    auto window = accelerator.accumulate(model);
     accelerator.backward(model(torch::ones({1})).sum(), 1);
   }));
   // Nor do passes outside of micro-batches mix them.
@@ -206,9 +196,8 @@ TEST_CASE("the form of backward is that of the passes, not of the micro-batches"
 }
 
 TEST_CASE("what was reduced within a window is scaled with it on all ranks") {
-  const auto gradients = on_ranks<std::vector<at::Tensor>>(
-      2,
-      [](Accelerator& accelerator) {
+  const auto gradients =
+      on_ranks<std::vector<at::Tensor>>(2, {.gradient_accumulation_steps = 3}, [](Accelerator& accelerator) {
         torch::nn::ModuleList heads(torch::nn::Linear(2, 1), torch::nn::Linear(2, 1), torch::nn::Linear(2, 1));
         struct Heads : torch::nn::Module {
           explicit Heads(const torch::nn::ModuleList& all) : list(register_module("list", all)) {}
@@ -229,24 +218,21 @@ TEST_CASE("what was reduced within a window is scaled with it on all ranks") {
         std::vector<at::Tensor> seen;
         for (const at::Tensor& parameter : model->parameters()) seen.push_back(parameter.grad().clone());
         return seen;
-      },
-      {.gradient_accumulation_steps = 3});
+      });
   for (std::size_t i = 0; i < gradients[0].size(); ++i) CHECK(at::equal(gradients[0][i], gradients[1][i]));
 }
 
 TEST_CASE("the two forms of backward do not mix in a window") {
-  const auto error = run_ranks_expecting_error(1,
-                                               [](Accelerator& accelerator) {
-                                                 Scale scale;
-                                                 auto model = accelerator.prepare(scale);
-                                                 {
-                                                   auto step = accelerator.accumulate(model);
-                                                   accelerator.backward(model(torch::ones({1})).sum());
-                                                 }
-                                                 auto step = accelerator.accumulate(model);
-                                                 accelerator.backward(model(torch::ones({1})).sum(), 1);
-                                               },
-                                               {.gradient_accumulation_steps = 2});
+  const auto error = run_ranks_expecting_error(1, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::ones({1})).sum());
+    }
+    auto window = accelerator.accumulate(model);
+    accelerator.backward(model(torch::ones({1})).sum(), 1);
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), ConfigError);
 }
 
@@ -293,22 +279,19 @@ TEST_CASE("a parameter that some ranks do not use counts as zero there, one that
 
 TEST_CASE("clipping acts on the averaged gradient, after the window has closed, with one norm for all ranks") {
   using Norms = std::vector<double>;
-  const auto norms =
-      on_ranks<Norms>(2,
-                      [](Accelerator& accelerator) {
-                        Scale scale;
-                        auto model = accelerator.prepare(scale);
-                        Norms seen;
-                        for (int m = 0; m < 2; ++m) {
-                          auto step = accelerator.accumulate(model);
-                          accelerator.backward(model(torch::full({1}, accelerator.rank() == 0 ? 2.0f : 6.0f)).sum());
-                          const auto norm = accelerator.clip_grad_norm_(model, 1.0);
-                          seen.push_back(norm.defined() ? norm.item<double>() : -1);
-                        }
-                        seen.push_back(model->weight.grad().item<float>());
-                        return seen;
-                      },
-                      {.gradient_accumulation_steps = 2});
+  const auto norms = on_ranks<Norms>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    Scale scale;
+    auto model = accelerator.prepare(scale);
+    Norms seen;
+    for (int m = 0; m < 2; ++m) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(torch::full({1}, accelerator.rank() == 0 ? 2.0f : 6.0f)).sum());
+      const auto norm = accelerator.clip_grad_norm_(model, 1.0);
+      seen.push_back(norm.defined() ? norm.item<double>() : -1);
+    }
+    seen.push_back(model->weight.grad().item<float>());
+    return seen;
+  });
   for (const auto& seen : norms) {
     CHECK(seen[0] == -1);
     CHECK(seen[1] == Approx(4.0));
@@ -318,26 +301,24 @@ TEST_CASE("clipping acts on the averaged gradient, after the window has closed, 
 
 TEST_CASE("optimizer and scheduler act only when the window closes") {
   const int per_update = GENERATE(1, 2);
-  const auto rates =
-      on_ranks<std::vector<double>>(2,
-                                    [](Accelerator& accelerator) {
-                                      Scale scale;
-                                      torch::optim::SGD sgd(scale->parameters(), 1.0);
-                                      Halving halving(sgd);
-                                      auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
-                                      std::vector<double> seen;
-                                      for (int m = 0; m < 4; ++m) {
-                                        auto step = accelerator.accumulate(model);
-                                        accelerator.backward(model(torch::ones({1})).sum());
-                                        optimizer.step();
-                                        scheduler.step();
-                                        optimizer.zero_grad();
-                                        seen.push_back(sgd.param_groups()[0].options().get_lr());
-                                        seen.push_back(model->weight.item<float>());
-                                      }
-                                      return seen;
-                                    },
-                                    {.gradient_accumulation_steps = 2, .scheduler_steps_per_update = per_update});
+  const auto rates = on_ranks<std::vector<double>>(
+      2, {.gradient_accumulation_steps = 2, .scheduler_steps_per_update = per_update}, [](Accelerator& accelerator) {
+        Scale scale;
+        torch::optim::SGD sgd(scale->parameters(), 1.0);
+        Halving halving(sgd);
+        auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
+        std::vector<double> seen;
+        for (int m = 0; m < 4; ++m) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(model(torch::ones({1})).sum());
+          optimizer.step();
+          scheduler.step();
+          optimizer.zero_grad();
+          seen.push_back(sgd.param_groups()[0].options().get_lr());
+          seen.push_back(model->weight.item<float>());
+        }
+        return seen;
+      });
   if (per_update == 1)
     CHECK(rates[0] == std::vector<double>{1, 0, 0.5, -1, 0.5, -1, 0.25, -1.5});
   else

@@ -38,37 +38,34 @@ TEST_CASE("a step within no_sync is on each rank's own gradients, and later ones
   CAPTURE(sharding, before, in_window, no_sync_inside, fused);
   LaunchConfig config{.fused_optimizers = fused};
   config.sharding = sharding;
-  const auto weights = on_ranks<std::vector<double>>(
-      2,
-      [&](Accelerator& accelerator) {
-        Scale scale;
-        torch::optim::SGD sgd(scale->parameters(), 0.1);
-        auto [model, optimizer] = accelerator.prepare(scale, sgd);
-        const auto step = [&] {
-          optimizer.zero_grad();
-          accelerator.backward(model(accelerator.rank() + 1.0));
-          optimizer.step();
-        };
-        const auto step_in_window = [&] {
-          if (!in_window) return step();
-          auto window = accelerator.accumulate(model);
-          step();
-        };
-        for (int i = 0; i < before; ++i) step_in_window();
-        if (in_window && no_sync_inside) {
-          auto window = accelerator.accumulate(model);
-          auto local = accelerator.no_sync(model);
-          step();
-        } else {
-          auto local = accelerator.no_sync(model);
-          step_in_window();
-        }
-        std::vector<double> seen = weights_of(accelerator, scale);
-        step_in_window();
-        seen.push_back(scale->weight.item<double>());
-        return seen;
-      },
-      config);
+  const auto weights = on_ranks<std::vector<double>>(2, config, [&](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 0.1);
+    auto [model, optimizer] = accelerator.prepare(scale, sgd);
+    const auto step = [&] {
+      optimizer.zero_grad();
+      accelerator.backward(model(accelerator.rank() + 1.0));
+      optimizer.step();
+    };
+    const auto step_in_window = [&] {
+      if (!in_window) return step();
+      auto window = accelerator.accumulate(model);
+      step();
+    };
+    for (int i = 0; i < before; ++i) step_in_window();
+    if (in_window && no_sync_inside) {
+      auto window = accelerator.accumulate(model);
+      auto local = accelerator.no_sync(model);
+      step();
+    } else {
+      auto local = accelerator.no_sync(model);
+      step_in_window();
+    }
+    std::vector<double> seen = weights_of(accelerator, scale);
+    step_in_window();
+    seen.push_back(scale->weight.item<double>());
+    return seen;
+  });
   for (int rank = 0; rank < 2; ++rank) {
     const double alone = 1 - 0.15 * before - 0.1 * (rank + 1);
     const auto& seen = weights[static_cast<std::size_t>(rank)];
@@ -108,31 +105,29 @@ TEST_CASE("no_sync suspends the reduction of micro-batches that are opened in it
     std::vector<double> closes, gradients, weights, norms, rates;
     bool operator==(const Seen&) const = default;
   };
-  const auto seen = on_ranks<Seen>(2,
-                                   [](Accelerator& accelerator) {
-                                     Scale scale;
-                                     torch::optim::SGD sgd(scale->parameters(), 0.1);
-                                     optim::StepLR halving(sgd, {.step_size = 1, .gamma = 0.5});
-                                     auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
-                                     Seen seen;
-                                     auto local = accelerator.no_sync(model);
-                                     for (int m = 0; m < 4; ++m) {
-                                       auto window = accelerator.accumulate(model);
-                                       seen.closes.push_back(accelerator.sync_gradients());
-                                       accelerator.backward(model(4.0 * (accelerator.rank() + 1)));
-                                       const auto norm = accelerator.clip_grad_norm_(model, 1e9);
-                                       seen.norms.push_back(norm.defined() ? norm.item<double>() : -1);
-                                       seen.gradients.push_back(scale->weight.grad().item<double>());
-                                       optimizer.step();
-                                       scheduler.step();
-                                       optimizer.zero_grad();
-                                       seen.gradients.push_back(scale->weight.grad().defined());
-                                       seen.weights.push_back(scale->weight.item<double>());
-                                       seen.rates.push_back(sgd.param_groups()[0].options().get_lr());
-                                     }
-                                     return seen;
-                                   },
-                                   {.gradient_accumulation_steps = 2});
+  const auto seen = on_ranks<Seen>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 0.1);
+    optim::StepLR halving(sgd, {.step_size = 1, .gamma = 0.5});
+    auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
+    Seen seen;
+    auto local = accelerator.no_sync(model);
+    for (int m = 0; m < 4; ++m) {
+      auto window = accelerator.accumulate(model);
+      seen.closes.push_back(accelerator.sync_gradients());
+      accelerator.backward(model(4.0 * (accelerator.rank() + 1)));
+      const auto norm = accelerator.clip_grad_norm_(model, 1e9);
+      seen.norms.push_back(norm.defined() ? norm.item<double>() : -1);
+      seen.gradients.push_back(scale->weight.grad().item<double>());
+      optimizer.step();
+      scheduler.step();
+      optimizer.zero_grad();
+      seen.gradients.push_back(scale->weight.grad().defined());
+      seen.weights.push_back(scale->weight.item<double>());
+      seen.rates.push_back(sgd.param_groups()[0].options().get_lr());
+    }
+    return seen;
+  });
   for (int rank = 0; rank < 2; ++rank) {
     const double g = 4.0 * (rank + 1);
     const Seen& mine = seen[static_cast<std::size_t>(rank)];
@@ -178,21 +173,20 @@ TEST_CASE("of no_sync and trigger_sync_in_backward the innermost counts") {
 }
 
 TEST_CASE("sums over items within no_sync are the mean over the rank's own where the window closes") {
-  const auto gradients = on_ranks<std::vector<double>>(2,
-                                                       [](Accelerator& accelerator) {
-                                                         Scale scale;
-                                                         auto model = accelerator.prepare(scale);
-                                                         std::vector<double> seen;
-                                                         const double items = accelerator.rank() + 1;
-                                                         auto local = accelerator.no_sync(model);
-                                                         for (int m = 0; m < 2; ++m) {
-                                                           auto window = accelerator.accumulate(model);
-                                                           accelerator.backward(model(6.0), items);
-                                                           seen.push_back(scale->weight.grad().item<double>());
-                                                         }
-                                                         return seen;
-                                                       },
-                                                       {.gradient_accumulation_steps = 2});
+  const auto gradients =
+      on_ranks<std::vector<double>>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
+        Scale scale;
+        auto model = accelerator.prepare(scale);
+        std::vector<double> seen;
+        const double items = accelerator.rank() + 1;
+        auto local = accelerator.no_sync(model);
+        for (int m = 0; m < 2; ++m) {
+          auto window = accelerator.accumulate(model);
+          accelerator.backward(model(6.0), items);
+          seen.push_back(scale->weight.grad().item<double>());
+        }
+        return seen;
+      });
   CHECK(gradients[0] == std::vector<double>{6, 6});
   CHECK(gradients[1] == std::vector<double>{6, 3});
 }
@@ -215,18 +209,15 @@ TEST_CASE("no_sync on one rank alone is an error, not a hang") {
   LaunchConfig config;
   config.sharding = sharding;
   config.timeout = std::chrono::seconds(30);
-  const auto error = run_ranks_expecting_error(
-      2,
-      [](Accelerator& accelerator) {
-        Scale scale;
-        torch::optim::SGD sgd(scale->parameters(), 0.1);
-        auto [model, optimizer] = accelerator.prepare(scale, sgd);
-        std::optional<ReductionScope> local;
-        if (accelerator.is_main()) local.emplace(current_rank()->window, false);
-        accelerator.backward(model(1.0));
-        optimizer.step();
-      },
-      config);
+  const auto error = run_ranks_expecting_error(2, config, [](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 0.1);
+    auto [model, optimizer] = accelerator.prepare(scale, sgd);
+    std::optional<ReductionScope> local;
+    if (accelerator.is_main()) local.emplace(current_rank()->window, false);
+    accelerator.backward(model(1.0));
+    optimizer.step();
+  });
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
@@ -345,7 +336,7 @@ std::vector<double> train_windows(Accelerator& accelerator, const std::vector<Wi
       std::optional<ReductionScope> scope;
       if (window.no_sync && closes) scope.emplace(current_rank()->window, false);
       if (!closes && (window.triggers >> m & 1)) scope.emplace(current_rank()->window, true);
-      auto step = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
+      auto micro_batch = closes ? accelerator.accumulate_and_close(model) : accelerator.accumulate(model);
       if (accelerator.sync_gradients() != closes) throw std::logic_error("another window");
       const auto loss = model(gradient_of(accelerator.rank(), static_cast<int>(w), m));
       if (window.items)
@@ -378,8 +369,8 @@ TEST_CASE("a window's factor is for what the window added, whatever gradients ar
       if (window.no_sync) window.triggers = 0;
     const auto expected = expected_gradients(windows, ranks);
     const auto seen = on_ranks<std::vector<double>>(
-        ranks, [&](Accelerator& accelerator) { return train_windows(accelerator, windows, seed % 2 == 0); },
-        {.gradient_accumulation_steps = 5, .gradient_reducer = {.share_gradients = share}});
+        ranks, {.gradient_accumulation_steps = 5, .gradient_reducer = {.share_gradients = share}},
+        [&](Accelerator& accelerator) { return train_windows(accelerator, windows, seed % 2 == 0); });
     for (std::size_t rank = 0; rank < seen.size(); ++rank)
       for (std::size_t w = 0; w < windows.size(); ++w) {
         CAPTURE(seed, rank, w, windows[w].length, windows[w].items, windows[w].no_sync, windows[w].triggers);
@@ -391,48 +382,42 @@ TEST_CASE("a window's factor is for what the window added, whatever gradients ar
 TEST_CASE("six batches of gradient 1 in windows of four add up to 2, where nothing drops gradients") {
   const int ranks = GENERATE(1, 2);
   const bool steps_every_second = GENERATE(false, true);
-  const auto gradients = on_ranks<double>(
-      ranks,
-      [&](Accelerator& accelerator) {
-        Scale scale;
-        torch::optim::SGD sgd(scale->parameters(), 1.0);
-        auto [model, optimizer, loader] = accelerator.prepare(
-            scale, sgd,
-            data::DataLoader(data::TensorDataset(at::ones({6 * accelerator.world_size()})), {.batch_size = 1}));
-        int windows = 0;
-        for (auto& batch : loader) {
-          auto step = accelerator.accumulate(model);
-          accelerator.backward(model(batch.template item<double>()));
-          if (steps_every_second && accelerator.sync_gradients() && ++windows % 2 == 0) optimizer.step();
-        }
-        return steps_every_second ? 1 - scale->weight.item<double>() : scale->weight.grad().item<double>();
-      },
-      {.gradient_accumulation_steps = 4});
+  const auto gradients = on_ranks<double>(ranks, {.gradient_accumulation_steps = 4}, [&](Accelerator& accelerator) {
+    Scale scale;
+    torch::optim::SGD sgd(scale->parameters(), 1.0);
+    auto [model, optimizer, loader] = accelerator.prepare(
+        scale, sgd, data::DataLoader(data::TensorDataset(at::ones({6 * accelerator.world_size()})), {.batch_size = 1}));
+    int windows = 0;
+    for (auto& batch : loader) {
+      auto window = accelerator.accumulate(model);
+      accelerator.backward(model(batch.template item<double>()));
+      if (steps_every_second && accelerator.sync_gradients() && ++windows % 2 == 0) optimizer.step();
+    }
+    return steps_every_second ? 1 - scale->weight.item<double>() : scale->weight.grad().item<double>();
+  });
   for (const double gradient : gradients) CHECK(gradient == Approx(2.0));
 }
 
 TEST_CASE("kept gradients that the program writes to between the passes of a window are scaled right, or refused") {
   const auto kept_and = [](const std::function<void(const at::Tensor&, torch::optim::Optimizer&)>& write) {
     double gradient = 0;
-    run_ranks(1,
-              [&](Accelerator& accelerator) {
-                Scale scale;
-                torch::optim::SGD sgd(scale->parameters(), 1.0);
-                auto model = accelerator.prepare(scale);
-                {
-                  auto step = accelerator.accumulate_and_close(model);
-                  accelerator.backward(model(5.0));
-                }
-                {
-                  auto step = accelerator.accumulate(model);
-                  accelerator.backward(model(4.0));
-                }
-                write(scale->weight.grad(), sgd);
-                auto step = accelerator.accumulate_and_close(model);
-                accelerator.backward(model(4.0));
-                gradient = scale->weight.grad().item<double>();
-              },
-              {.gradient_accumulation_steps = 4});
+    run_ranks(1, {.gradient_accumulation_steps = 4}, [&](Accelerator& accelerator) {
+      Scale scale;
+      torch::optim::SGD sgd(scale->parameters(), 1.0);
+      auto model = accelerator.prepare(scale);
+      {
+        auto window = accelerator.accumulate_and_close(model);
+        accelerator.backward(model(5.0));
+      }
+      {
+        auto window = accelerator.accumulate(model);
+        accelerator.backward(model(4.0));
+      }
+      write(scale->weight.grad(), sgd);
+      auto window = accelerator.accumulate_and_close(model);
+      accelerator.backward(model(4.0));
+      gradient = scale->weight.grad().item<double>();
+    });
     return gradient;
   };
   CHECK(kept_and([](const at::Tensor&, auto&) {}) == Approx(9.0));
@@ -450,23 +435,22 @@ TEST_CASE("kept gradients that the program writes to between the passes of a win
 }
 
 TEST_CASE("a micro-batch within a micro-batch is an error, after which windows go on") {
-  const auto texts = on_ranks<std::string>(2,
-                                           [](Accelerator& accelerator) -> std::string {
-                                             Scale first, second;
-                                             auto [a, b] = accelerator.prepare(first, second);
-                                             std::string text;
-                                             for (int i = 0; i < 2; ++i) {
-                                               auto step = accelerator.accumulate(a);
-                                               try {
-                                                 auto inner = accelerator.accumulate(b);
-                                               } catch (const ConfigError& error) {
-                                                 text = error.what();
-                                               }
-                                               text += accelerator.sync_gradients() ? " closes" : " open";
-                                             }
-                                             return text;
-                                           },
-                                           {.gradient_accumulation_steps = 2});
+  const auto texts =
+      on_ranks<std::string>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) -> std::string {
+        Scale first, second;
+        auto [a, b] = accelerator.prepare(first, second);
+        std::string text;
+        for (int i = 0; i < 2; ++i) {
+          auto window = accelerator.accumulate(a);
+          try {
+            auto inner = accelerator.accumulate(b);
+          } catch (const ConfigError& error) {
+            text = error.what();
+          }
+          text += accelerator.sync_gradients() ? " closes" : " open";
+        }
+        return text;
+      });
   for (const auto& text : texts)
     CHECK_THAT(text, ContainsSubstring("accumulate() within accumulate()") && ContainsSubstring("closes"));
 }
@@ -475,30 +459,29 @@ TEST_CASE("a step on gradients of a bare loss.backward() is told of once, one wi
   const bool bare = GENERATE(true, false);
   for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
     std::vector<std::string> warnings;
-    run_ranks(2,
-              [&](Accelerator& accelerator) {
-                Scale scale;
-                torch::optim::SGD sgd(scale->parameters(), 0.1);
-                auto [model, optimizer] = accelerator.prepare(scale, sgd);
-                const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {
-                  const auto loss = prepared(1.0 + accelerator.rank());
-                  if (reduces)
-                    accelerator.backward(loss);
-                  else
-                    loss.backward();
-                  stepping.step();
-                  stepping.zero_grad();
-                };
-                step(true);
-                for (int i = 0; i < 3; ++i)
-                  if (bare) {
-                    step(false);
-                  } else {
-                    const auto apart = accelerator.no_sync(model);
-                    step(true);
-                  }
-              },
-              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+    const auto warn = [&](const std::string& text) { warnings.push_back(text); };
+    run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
+      Scale scale;
+      torch::optim::SGD sgd(scale->parameters(), 0.1);
+      auto [model, optimizer] = accelerator.prepare(scale, sgd);
+      const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {
+        const auto loss = prepared(1.0 + accelerator.rank());
+        if (reduces)
+          accelerator.backward(loss);
+        else
+          loss.backward();
+        stepping.step();
+        stepping.zero_grad();
+      };
+      step(true);
+      for (int i = 0; i < 3; ++i)
+        if (bare) {
+          step(false);
+        } else {
+          const auto apart = accelerator.no_sync(model);
+          step(true);
+        }
+    });
     CHECK(warnings.size() == (bare ? 1 : 0));
     if (bare && !warnings.empty()) CHECK_THAT(warnings[0], ContainsSubstring("write accelerator.backward(loss)"));
   }

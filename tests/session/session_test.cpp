@@ -135,7 +135,7 @@ TEST_CASE("what has no meaning at the moment has no effect, and starting twice i
 TEST_CASE("a body that only opens micro-batches is cancelled") {
   Session session;
   session.start(ranks(1), [](Accelerator& accelerator) {
-    for (;;) auto step = accelerator.accumulate();
+    for (;;) auto window = accelerator.accumulate();
   });
   REQUIRE(reaches(session, SessionState::running));
   session.cancel();

@@ -43,16 +43,13 @@ template <class Loader>
 std::vector<std::vector<Epoch>> epochs_on_ranks(int ranks, const Loader& loader,
                                                 data::DataLoaderConfiguration configuration = {}, int epochs = 1,
                                                 std::int64_t skip = 0) {
-  return on_ranks<std::vector<Epoch>>(ranks,
-                                      [&](Accelerator& accelerator) {
-                                        auto prepared = accelerator.prepare(loader);
-                                        if (skip > 0) prepared = prepared.skip_first_batches(skip);
-                                        std::vector<Epoch> result;
-                                        for (int epoch = 0; epoch < epochs; ++epoch)
-                                          result.push_back(one_epoch(prepared));
-                                        return result;
-                                      },
-                                      {.data_loader = configuration});
+  return on_ranks<std::vector<Epoch>>(ranks, {.data_loader = configuration}, [&](Accelerator& accelerator) {
+    auto prepared = accelerator.prepare(loader);
+    if (skip > 0) prepared = prepared.skip_first_batches(skip);
+    std::vector<Epoch> result;
+    for (int epoch = 0; epoch < epochs; ++epoch) result.push_back(one_epoch(prepared));
+    return result;
+  });
 }
 
 /// Sample i is i and a random number; every seventh takes longer than the others.

@@ -10,16 +10,18 @@
 namespace tandem::test {
 
 /// Runs `body` on `ranks` CPU ranks.
-inline void run_ranks(int ranks, const std::function<void(Accelerator&)>& body, LaunchConfig config = {}) {
+inline void run_ranks(int ranks, LaunchConfig config, const std::function<void(Accelerator&)>& body) {
   config.cpu = ranks;
   launch(config, body);
 }
 
-/// The same for a body that must fail: returns the RankError.
-inline RankError run_ranks_expecting_error(int ranks, const std::function<void(Accelerator&)>& body,
-                                           LaunchConfig config = {}) {
+inline void run_ranks(int ranks, const std::function<void(Accelerator&)>& body) { run_ranks(ranks, {}, body); }
+
+/// Runs a `body` that must fail on `ranks` CPU ranks, and returns the launch's error.
+inline RankError run_ranks_expecting_error(int ranks, const LaunchConfig& config,
+                                           const std::function<void(Accelerator&)>& body) {
   try {
-    run_ranks(ranks, body, config);
+    run_ranks(ranks, config, body);
   } catch (const RankError& error) {
     return error;
   }
@@ -27,16 +29,24 @@ inline RankError run_ranks_expecting_error(int ranks, const std::function<void(A
   throw;  // never reached
 }
 
-/// Runs `body(accelerator)` and returns what each rank's call returned, by rank. (Catch2's assertions are not
+inline RankError run_ranks_expecting_error(int ranks, const std::function<void(Accelerator&)>& body) {
+  return run_ranks_expecting_error(ranks, {}, body);
+}
+
+/// Runs `body` on `ranks` CPU ranks and returns what each rank's call returned, by rank. (Catch2's assertions are not
 /// thread-safe everywhere: bodies compute, the test checks.)
 template <class Result>
-std::vector<Result> on_ranks(int ranks, const std::function<Result(Accelerator&)>& body, LaunchConfig config = {}) {
+std::vector<Result> on_ranks(int ranks, const LaunchConfig& config, const std::function<Result(Accelerator&)>& body) {
   std::vector<std::optional<Result>> results(static_cast<std::size_t>(ranks));
-  run_ranks(
-      ranks, [&](Accelerator& a) { results[static_cast<std::size_t>(a.rank())].emplace(body(a)); }, config);
+  run_ranks(ranks, config, [&](Accelerator& a) { results[static_cast<std::size_t>(a.rank())].emplace(body(a)); });
   std::vector<Result> values;
   for (auto& result : results) values.push_back(std::move(*result));
   return values;
+}
+
+template <class Result>
+std::vector<Result> on_ranks(int ranks, const std::function<Result(Accelerator&)>& body) {
+  return on_ranks<Result>(ranks, {}, body);
 }
 
 }  // namespace tandem::test

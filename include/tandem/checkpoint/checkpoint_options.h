@@ -21,9 +21,9 @@ struct CheckpointOptions {
   std::string directory{};                    ///< holds `checkpoint_0` and so on; see io/checkpoint_series.h
   std::optional<std::int64_t> total_limit{};  ///< of checkpoints there: the oldest go; at least 1
 
-  /// The right to write there, which one has at a time. Empty: the first save_state takes it, until the end of the
-  /// launch, and throws CheckpointError where another process or launch has it. A program that has begun the series
-  /// itself hears of that before it trains.
+  /// The right to write there, which only one process or launch has at a time. Empty: the first save_state takes it,
+  /// until the end of the launch, and throws CheckpointError where another process or launch has it. A program that has
+  /// begun the series itself hears of that before it trains.
   std::shared_ptr<io::CheckpointSeries> series{};
 };
 
@@ -68,7 +68,7 @@ struct LoadStateOptions {
   SettingsOf optimizer_options = SettingsOf::checkpoint;
 };
 
-/// Hears how a save in the background has ended, on the thread that has written it.
+/// Is called when a save in the background has ended, on the thread that wrote it.
 using SaveWritten = std::function<void(const std::string& directory, const std::exception_ptr& error)>;
 
 /// An object of the program's that is part of the state. See Accelerator::register_for_checkpointing.

@@ -52,7 +52,8 @@ class Communicator {
   /// the current stream of a GPU). 0 is done at once.
   void wait(std::uint64_t started) { do_wait(started); }
 
-  /// Waits if it need not wait for anybody; returns whether it has. To be called any number of times, by any rank.
+  /// Finishes the reduction if no other rank has to be waited for, and returns whether it is finished. Any rank may
+  /// call it any number of times.
   bool try_wait(std::uint64_t started) { return do_try_wait(started); }
 
   /// Forgets reductions that were started and never waited for. Ranks do so together, between two meetings.
@@ -80,7 +81,7 @@ class Communicator {
   /// Whether ranks can read and write each other's tensors from their own threads.
   bool shares_memory() noexcept { return shared_memory() != nullptr; }
 
-  /// What ranks that share memory can do besides; null where they do not. Tandem's own.
+  /// Operations that need ranks with one memory; null where ranks do not share memory. For Tandem's own use.
   SharedMemory* shared_memory() noexcept { return do_shared_memory(); }
 
  protected:

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "tandem/core/error.h"
-#include "tandem/core/work_scope.h"
+#include "tandem/core/unwanted_work.h"
 #include "tandem/data/batch.h"
 #include "tandem/data/detail/any_dataset.h"
 #include "tandem/data/detail/dataset_access.h"

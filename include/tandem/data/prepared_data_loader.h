@@ -25,8 +25,8 @@ class LoaderLoop {
   LoaderLoop& operator=(LoaderLoop&&) = delete;
   ~LoaderLoop();
 
-  AnyBatch& batch() { return batch_; }              ///< that was taken last; none at the end of the epoch
-  const AnyBatch& batch() const { return batch_; }  ///< the same
+  AnyBatch& batch() { return batch_; }              ///< the batch taken last; empty at the end of the epoch
+  const AnyBatch& batch() const { return batch_; }  ///< the batch taken last; empty at the end of the epoch
 
   /// Takes the next batch: see PreparedDataLoader::Iterator.
   void advance();
@@ -42,7 +42,7 @@ class LoaderLoop {
 
 }  // namespace detail
 
-/// What of a prepared loader does not depend on its batches: where it stands, and how long it is.
+/// The part of a prepared loader that does not depend on the type of its batches: where it stands, how long it is.
 class PreparedDataLoaderBase {
  public:
   /// Steps of an epoch for this rank, as Accelerate counts them. Throws DataError for an iterable dataset.
@@ -70,9 +70,6 @@ class PreparedDataLoaderBase {
   /// ConfigError when the global batch size is another one.
   void load_state_dict(const LoaderState& state);
 
-  /// What is behind it; a type of Tandem's own.
-  LoaderBase& loader() const { return *loader_; }
-
  protected:
   /// Shares `loader`, which is not null.
   explicit PreparedDataLoaderBase(std::shared_ptr<LoaderBase> loader);
@@ -81,6 +78,9 @@ class PreparedDataLoaderBase {
   std::shared_ptr<LoaderBase> without_first(std::int64_t steps) const;
 
   std::shared_ptr<LoaderBase> loader_;  ///< shared by copies
+
+ private:
+  friend LoaderBase& loader_of(const PreparedDataLoaderBase& loader);
 };
 
 /// What `prepare` returns for a DataLoader: one rank's part of every epoch, as a range of batches. Copies share where

@@ -139,7 +139,7 @@ class TorchSampler final : public Sampler {
   /// Has the sampler `load` it.
   void set_state(const at::Tensor& state) override;
 
-  /// Of LibTorch's own samplers only: others' `save` need not tell all that they remember.
+  /// True for LibTorch's own samplers only: `save` of another one need not write all that it remembers.
   bool tells_state() const override;
 
  private:
@@ -164,7 +164,7 @@ class TorchSampler final : public Sampler {
 /// for all ranks, from default generators of the loader's own, and drawn again when a saved state goes on.
 class BatchSampler {
  public:
-  using Batches = std::vector<std::vector<std::int64_t>>;  ///< dataset indices, a list a batch
+  using Batches = std::vector<std::vector<std::int64_t>>;  ///< dataset indices, one list for each batch
 
   virtual ~BatchSampler() = default;
 

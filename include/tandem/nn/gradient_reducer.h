@@ -11,6 +11,9 @@ class RankGroup;
 
 namespace tandem::nn {
 
+template <class Impl>
+class Model;
+
 /// What a program may ask of the reduction of one model's gradients: Model::reducer. Stays valid for as long as the
 /// model, also when its launch has ended.
 class GradientReducer {
@@ -31,11 +34,15 @@ class GradientReducer {
   /// collective.
   virtual std::vector<std::string> unused_parameters() const = 0;
 
-  /// Model tells with this that it was called, in mixed precision where the launch asks for it. Programs need not.
-  virtual void note_call() = 0;
-
  protected:
   GradientReducer() = default;
+
+ private:
+  template <class Impl>
+  friend class Model;
+
+  // The model was called, in mixed precision where the launch asks for it.
+  virtual void note_call() = 0;
 };
 
 }  // namespace tandem::nn

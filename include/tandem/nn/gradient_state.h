@@ -16,7 +16,7 @@ namespace tandem {
 class GradientState {
  public:
   /// Micro-batches of a full window: LaunchConfig::gradient_accumulation_steps.
-  int num_steps() const { return num_steps_; }
+  int micro_batches() const { return micro_batches_; }
 
   /// Whether this micro-batch closes its window; outside of accumulate(), whether a backward pass is a window.
   bool closes_window() const { return closes_window_; }
@@ -38,13 +38,13 @@ class GradientState {
 
  protected:
   /// \cond internals
-  GradientState(int num_steps, bool sync_with_dataloader)
-      : num_steps_(num_steps), sync_with_dataloader_(sync_with_dataloader) {}
+  GradientState(int micro_batches, bool sync_with_dataloader)
+      : micro_batches_(micro_batches), sync_with_dataloader_(sync_with_dataloader) {}
 
   // By itself, or because of trigger_sync_in_backward().
   bool syncs() const { return trigger_sync_ || (closes_window_ && !no_sync_); }
 
-  int num_steps_;
+  int micro_batches_;            // of a full window
   bool sync_with_dataloader_;    // the end of a loader closes the window
   bool closes_window_ = true;    // true before the first micro-batch
   bool trigger_sync_ = false;    // within trigger_sync_in_backward()

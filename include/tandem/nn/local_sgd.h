@@ -5,8 +5,8 @@
 
 namespace tandem::nn {
 
-/// Averages the models of ranks that train on their own, each `steps`-th time (Stich, "Local SGD Converges Fast and
-/// Communicates Little", ICLR 2019). Accelerator::local_sgd makes one, of all prepared models.
+/// Averages the models of ranks that train on their own after every `steps` windows (Stich, "Local SGD Converges Fast
+/// and Communicates Little", ICLR 2019). Accelerator::local_sgd makes one, of all prepared models.
 ///
 ///     accelerator.local_sgd(8, [&](nn::LocalSgd& local) {
 ///       for (auto& [images, labels] : batches) {
@@ -36,8 +36,8 @@ class LocalSgd {
   LocalSgd(const LocalSgd&) = delete;
   LocalSgd& operator=(const LocalSgd&) = delete;
 
-  /// To be called after the optimizer's step, in each micro-batch. One that does not close its window counts for
-  /// nothing; each `steps`-th that does is followed by an average. Collective then.
+  /// Is to be called in each micro-batch, after the optimizer's step. Micro-batches that do not close their window do
+  /// not count; the models are averaged after every `steps` that do. Collective then.
   void step();
 
  private:

@@ -13,8 +13,9 @@ namespace tandem {
 /// Number format of forward passes. Weights, gradients and optimizer states stay as the model has them, float32.
 enum class Precision : std::uint8_t {
   no,    ///< as the model has it
-  bf16,  ///< bfloat16 in the operators that LibTorch's autocast knows to bear it
-  fp16   ///< float16 likewise; losses are scaled, and an update that overflows is skipped, by optim::GradScaler
+  bf16,  ///< bfloat16 in those operators that LibTorch's autocast runs in it
+  fp16   ///< float16 in those operators; losses are scaled, and an update that overflows is skipped, by
+         ///< optim::GradScaler
 };
 
 }  // namespace tandem

@@ -18,8 +18,7 @@ class OutputArchive;
 namespace tandem::optim {
 
 class Scheduler;
-class ShardedOptimizer;
-struct OptimizerClass;
+struct Insides;
 
 /// Computes a loss and its gradients, and returns the loss. For optimizers that need them several times a step.
 using Closure = std::function<at::Tensor()>;
@@ -68,9 +67,6 @@ class AcceleratedOptimizer {
   /// Updates made so far, without the skipped ones.
   std::int64_t updates() const;
 
-  /// Takes over the number of updates, when the inner optimizer got another one's state.
-  void set_updates(std::int64_t updates, bool last_step_was_skipped = false);
-
   /// The optimizer that was prepared, for functions that take a torch::optim::Optimizer, as those that set options or
   /// make a scheduler. Its own step() and zero_grad() know of no window, scaler or other rank: call those of this
   /// class.
@@ -79,16 +75,8 @@ class AcceleratedOptimizer {
   /// The inner optimizer's parameter groups, whose options may be changed between steps, the same on all ranks.
   std::vector<torch::optim::OptimizerParamGroup>& param_groups() const;
 
-  /// What was known of its class when it was prepared.
-  const OptimizerClass& its_class() const;
-
-  /// How the update is divided over the ranks; null when it is not.
-  ShardedOptimizer* sharded() const;
-
-  /// What copies share, to be observed.
-  const std::shared_ptr<Shared>& shared() const { return shared_; }
-
  private:
+  friend struct Insides;
   std::shared_ptr<Shared> shared_;
 };
 
@@ -110,8 +98,9 @@ torch::serialize::InputArchive& operator>>(torch::serialize::InputArchive& archi
   return archive;
 }
 
-/// What `prepare` returns for a scheduler: one by the number of updates advances once an optimizer update, one by a
-/// metric with each metric. The inner scheduler and the accelerator outlive it. Copies share the count.
+/// What `prepare` returns for a scheduler. A scheduler by the number of updates advances with every optimizer update,
+/// one by a metric with every metric that it is given. The inner scheduler and the accelerator outlive it. Copies share
+/// the count.
 class AcceleratedScheduler {
  public:
   struct Shared;  ///< what copies share
@@ -134,19 +123,8 @@ class AcceleratedScheduler {
   /// The inner scheduler; null when it is LibTorch's, whose state cannot be had.
   Scheduler* inner() const;
 
-  /// Takes over the number of updates, when the inner scheduler got another one's state, which had `inner_steps`.
-  void set_inner_steps(std::int64_t inner_steps);
-
-  /// Whether it goes by a metric.
-  bool goes_by_metric() const;
-
-  /// Advances the schedule to `updates`. Throws ConfigError when it would need metrics for that.
-  void catch_up(std::int64_t updates);
-
-  /// What copies share, to be observed.
-  const std::shared_ptr<Shared>& shared() const { return shared_; }
-
  private:
+  friend struct Insides;
   std::shared_ptr<Shared> shared_;
 };
 

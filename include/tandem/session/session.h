@@ -21,10 +21,10 @@ namespace tandem {
 enum class SessionState {
   idle,       ///< nothing was started yet
   starting,   ///< the machine is examined, ranks are made
-  running,    ///< ranks train, or do what else the body does
+  running,    ///< ranks run the body
   pausing,    ///< pause was called; ranks are on their way to the next micro-batch or batch
   paused,     ///< all ranks stand still
-  stopping,   ///< request_stop was called; ranks finish their step, and the body what it does after training
+  stopping,   ///< request_stop was called; ranks finish their step, and then the rest of the body
   ended,      ///< the body has ended on all ranks
   cancelled,  ///< cancel was called, or a stop requested of LaunchConfig::cancel
   failed      ///< a rank or a callback threw; wait throws it
@@ -73,14 +73,14 @@ struct SessionEvent {
 ///     }
 using Executor = std::function<void(std::function<void()>)>;
 
-/// What hears of a session, and how.
+/// Callbacks of a session, and where they run.
 struct SessionOptions {
-  /// Where callbacks are called; nothing: on a thread of the session's.
+  /// Where callbacks are called; empty: on a thread of the session.
   Executor executor{};
-  /// Hears of everything. One call at a time. What it throws ends the session as failed. A slow one slows nothing
-  /// down.
+  /// Is called with every event, one call at a time. An exception from it ends the session as failed. A slow callback
+  /// slows nothing down.
   std::function<void(const SessionEvent&)> on_event{};
-  /// Between two events of steps.
+  /// The least time between two events of the kind `step`.
   std::chrono::milliseconds step_interval = std::chrono::milliseconds(16);
   /// Each epoch has its event, as it begins, and a slow callback gets them all. Otherwise of epochs that follow each
   /// other within 16 ms, or while a callback runs, the last one has.

@@ -13,7 +13,7 @@ namespace tandem::trace {
 
 /// What a thread does for a while, as profilers show it.
 enum class Event : std::uint8_t {
-  step,             ///< a micro-batch, from accumulate() to its end
+  micro_batch,      ///< from accumulate() to its end
   data_wait,        ///< for the next batch
   forward,          ///< of a prepared model
   backward,         ///< with what of the reduction goes on meanwhile
@@ -41,8 +41,9 @@ struct Detail {
   std::int64_t bytes = -1;   ///< that are communicated
 };
 
-/// Adds up the time of the calling thread's ranges by kind, while alive: of a range without those inside it, so that
-/// nothing counts twice. One a thread; ranges that were open before do not count.
+/// While alive, adds up by kind the time that the calling thread spends in ranges. A range's time is without that of
+/// the ranges inside it, so that nothing counts twice. Ranges that were open before do not count. A thread has one
+/// Recorder at a time.
 class Recorder {
  public:
   Recorder();
@@ -50,7 +51,7 @@ class Recorder {
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
 
-  /// Of ranges of this kind so far, those that have ended.
+  /// The time spent in ranges of this kind that have ended so far.
   std::chrono::nanoseconds time(Kind kind) const { return times_[static_cast<std::size_t>(kind)]; }
 
  private:
@@ -84,14 +85,14 @@ class [[nodiscard]] Range {
   std::chrono::nanoseconds inside_{};  // of the ranges within
 };
 
-/// Optimizer updates, from 1; both are meant. By default none.
+/// A range of optimizer updates, which are counted from 1. Both ends belong to it; the default is empty.
 struct Steps {
   std::int64_t first = 0;  ///< the first one
-  std::int64_t last = 0;   ///< the last one; it is included
+  std::int64_t last = 0;   ///< the last one
 };
 
-/// Makes the calling thread that of `rank` for the ranges to come, at its first step. Rank 0 then opens the
-/// process-wide NVTX range `profile` around the steps of `capture`.
+/// Says that the calling thread's ranges are those of `rank` from now on, beginning with its first step. Rank 0 then
+/// opens the process-wide NVTX range `profile` around the steps of `capture`.
 void name_thread(int rank, Steps capture);
 
 /// The calling thread's ranges belong to the next optimizer update from now on.

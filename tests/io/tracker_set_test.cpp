@@ -1,4 +1,4 @@
-// What trackers write, read back, and what happens when one cannot.
+// What holds for trackers of each format, and what happens when one cannot write.
 #include <fcntl.h>
 #include <locale.h>
 #include <signal.h>
@@ -7,109 +7,24 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <limits>
 #include <locale>
 #include <thread>
 
 #include <ATen/Functions.h>
-#include <nlohmann/json.hpp>
 
-#include "data/image_decoder.h"
-#include "io/tf_record.h"
+#include "io/tracker_files.h"
 #include "support/catch.h"
 #include "support/error_of.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
-#include "tandem/io/file_trackers.h"
-#include "tandem/io/tracker_set.h"
 
 using namespace tandem;
 using namespace tandem::io;
 using namespace tandem::test;
-namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-std::vector<std::string> lines_of(const std::string& path) {
-  std::vector<std::string> lines;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) lines.push_back(line);
-  return lines;
-}
-
-std::vector<Json> json_lines_of(const std::string& path) {
-  std::vector<Json> objects;
-  for (const std::string& line : lines_of(path)) objects.push_back(Json::parse(line));
-  return objects;
-}
-
-std::string event_file_in(const std::string& directory) {
-  for (const auto& entry : fs::directory_iterator(directory))
-    if (entry.path().filename().string().starts_with("events.out.tfevents.")) return entry.path();
-  return "";
-}
-
-// The definition, bit by bit.
-std::uint32_t reference_crc32c(std::string_view bytes) {
-  std::uint32_t crc = 0xFFFFFFFFu;
-  for (const char c : bytes) {
-    crc ^= static_cast<unsigned char>(c);
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ ((crc & 1) != 0 ? 0x82F63B78u : 0);
-  }
-  return ~crc;
-}
-
-// Data of the records of a file's bytes; throws where they are not whole ones.
-std::vector<std::string> records_in(const std::string& file) {
-  std::size_t at = 0;
-  const auto take = [&](std::size_t size) {
-    if (file.size() - at < size) throw std::runtime_error("a record is cut off");
-    at += size;
-    return file.substr(at - size, size);
-  };
-  const auto check = [](const std::string& bytes, const std::string& stored) {
-    const std::uint32_t masked = std::rotr(reference_crc32c(bytes), 15) + 0xA282EAD8u;
-    if (std::memcmp(&masked, stored.data(), 4) != 0) throw std::runtime_error("a crc is wrong");
-  };
-  std::vector<std::string> records;
-  while (at < file.size()) {
-    const std::string length = take(8);
-    check(length, take(4));
-    std::uint64_t size = 0;
-    std::memcpy(&size, length.data(), 8);
-    records.push_back(take(size));
-    check(records.back(), take(4));
-  }
-  return records;
-}
-
-std::vector<std::string> records_of(const std::string& path) { return records_in(bytes_of(path)); }
-
-// The records at the beginning of a file that are there as a whole, by their lengths.
-std::string without_cut_record(const std::string& file) {
-  std::size_t at = 0;
-  while (file.size() - at >= 8) {
-    std::uint64_t size = 0;
-    std::memcpy(&size, file.data() + at, 8);
-    if (file.size() - at < 16 + size) break;
-    at += 16 + size;
-  }
-  return file.substr(0, at);
-}
 
 // Fails from the `nth` log on.
 class FailingTracker : public Tracker {
@@ -125,140 +40,7 @@ class FailingTracker : public Tracker {
   int& calls_;
 };
 
-void add_all(TrackerSet& trackers, const std::string& directory) {
-  trackers.add(json_lines_tracker(directory));
-  trackers.add(csv_tracker(directory));
-  trackers.add(tensorboard_tracker(directory));
-}
-
 }  // namespace
-
-TEST_CASE("JSON Lines have everything that was recorded") {
-  const TempDir dir;
-  const std::string path = dir / "runs/first";
-  TrackerSet trackers(true);
-  trackers.add(json_lines_tracker(path));
-  trackers.begin(
-      {.name = "a run", .config = {{"lr", 1e-3}, {"batch_size", 64}, {"model", "mlp"}, {"shuffle", true}}, .ranks = 2});
-  trackers.log({{"train/loss", 0.1}, {"train/epoch", 3}}, 12);
-  trackers.log_text("sample", "two\nlines \"quoted\"", 13);
-  trackers.log_histogram("weights", at::tensor({1.0, 2.0, 2.0, 5.0}), 14);
-  trackers.log_images("eval/worst", at::tensor({0, 255, 128, 7}).to(at::kByte).view({1, 1, 2, 2}), 15, {"a seven"});
-  trackers.log_matrix("eval/confusion", {{"cat", "dog"}, {{3, 1}, {0, 4}}}, 16);
-  trackers.log_event("checkpoint", "checkpoints/checkpoint_3", 17);
-  trackers.finish(RunStatus::interrupted, {{"test/accuracy", 0.97}});
-
-  auto lines = json_lines_of(path + "/log.jsonl");
-  REQUIRE(lines.size() == 8);
-  for (Json& line : lines) {
-    CHECK(line["time"].get<double>() > 1.7e9);
-    line.erase("time");
-  }
-  CHECK(lines[0]["versions"]["libtorch"].get<std::string>().starts_with("2."));
-  CHECK(lines[0]["versions"].contains("tandem"));
-  lines[0].erase("versions");
-  CHECK(lines[0] == Json::parse(R"({"type":"run","name":"a run","config":{"lr":0.001,"batch_size":64,"model":"mlp",
-                                    "shuffle":true},"ranks":2,"device":"cpu"})"));
-  CHECK(lines[0]["config"]["batch_size"].is_number_integer());
-  CHECK(lines[1] == Json::parse(R"({"type":"scalars","step":12,"values":{"train/loss":0.1,"train/epoch":3.0}})"));
-  CHECK(lines[2] == Json::parse(R"({"type":"text","step":13,"name":"sample","text":"two\nlines \"quoted\""})"));
-  CHECK(lines[3]["edges"].size() == 65);
-  lines[3].erase("edges");
-  std::int64_t counted = 0;
-  for (const auto& count : lines[3]["counts"]) counted += count.get<std::int64_t>();
-  CHECK(counted == 4);
-  CHECK(lines[3]["counts"].front() == 1);
-  CHECK(lines[3]["counts"].back() == 1);
-  lines[3].erase("counts");
-  CHECK(lines[3] == Json::parse(R"({"type":"histogram","step":14,"name":"weights","min":1.0,"max":5.0,"sum":10.0,
-                                    "sum_squares":34.0,"count":4})"));
-  CHECK(lines[4] == Json::parse(R"({"type":"images","step":15,"name":"eval/worst",
-                                    "files":["images/eval_worst-000015-0.png"],"captions":["a seven"]})"));
-  CHECK(lines[5] == Json::parse(R"({"type":"matrix","step":16,"name":"eval/confusion","labels":["cat","dog"],
-                                    "values":[[3.0,1.0],[0.0,4.0]]})"));
-  CHECK(lines[6] == Json::parse(R"({"type":"event","step":17,"name":"checkpoint",
-                                    "detail":"checkpoints/checkpoint_3"})"));
-  CHECK(lines[7] == Json::parse(R"({"type":"end","status":"interrupted","values":{"test/accuracy":0.97}})"));
-}
-
-TEST_CASE("pictures are PNG files of the given pixels, and names that look alike have files of their own") {
-  const TempDir dir;
-  const int channels = GENERATE(1, 3);
-  const at::Tensor images = at::randint(0, 256, {3, channels, 5, 4}).to(at::kByte);
-  TrackerSet trackers(true);
-  trackers.add(json_lines_tracker(dir.path()));
-  trackers.begin({.name = "r"});
-  trackers.log_images("a/b", images, 1);
-  trackers.log_images("a_b", images.to(at::kFloat) / 255, 1);
-  trackers.log_images("../../ä", images.slice(0, 0, 1), 1);
-  trackers.finish(RunStatus::finished);
-  const auto lines = json_lines_of(dir / "log.jsonl");
-  REQUIRE(lines.size() == 5);
-  CHECK(lines[3]["files"][0] == "images/.._..___-000001-0.png");
-  for (const auto& line : {lines[1], lines[2]})
-    for (std::size_t i = 0; i < 3; ++i) {
-      const std::string path = dir / line["files"][i].get<std::string>();
-      const std::string png = bytes_of(path);
-      const auto decoded = data::decode_image(path, {png.begin(), png.end()}, {.channels = channels});
-      CHECK(at::equal(decoded.pixels.permute({2, 0, 1}), images[static_cast<std::int64_t>(i)]));
-    }
-  CHECK(lines[1]["files"] != lines[2]["files"]);
-}
-
-TEST_CASE("CSV has a line a number, in full, with odd names quoted") {
-  const TempDir dir;
-  TrackerSet trackers(true);
-  trackers.add(csv_tracker(dir.path()));
-  trackers.begin({.name = "r"});
-  trackers.log({{"loss", 0.1}, {"a, \"b\"", -1e-300}, {"none", kNan}, {"much", kInfinity}, {"little", -kInfinity}}, 7);
-  trackers.log_text("t", "left out", 7);
-  trackers.finish(RunStatus::finished);
-  auto lines = lines_of(dir / "scalars.csv");
-  REQUIRE(lines.size() == 6);
-  CHECK(lines[0] == "step,time,name,value");
-  const auto without_time = [](const std::string& line) {
-    const std::size_t first = line.find(','), second = line.find(',', first + 1);
-    CHECK(std::stod(line.substr(first + 1)) > 1.7e9);
-    return line.substr(0, first) + line.substr(second);
-  };
-  CHECK(without_time(lines[1]) == "7,loss,0.1");
-  CHECK(without_time(lines[2]) == "7,\"a, \"\"b\"\"\",-1e-300");
-  CHECK(without_time(lines[3]) == "7,none,nan");
-  CHECK(without_time(lines[4]) == "7,much,inf");
-  CHECK(without_time(lines[5]) == "7,little,-inf");
-}
-
-TEST_CASE("TensorBoard's files are whole records with right checksums") {
-  CHECK(crc32c("123456789") == 0xE3069283u);
-  CHECK(crc32c(std::string(32, '\0')) == 0x8A9136AAu);  // RFC 3720, B.4
-  const TempDir dir;
-  TrackerSet trackers(true);
-  trackers.add(tensorboard_tracker(dir.path()));
-  trackers.begin({.name = "r", .config = {{"lr", 1e-3}}});
-  for (int step = 0; step < 100; ++step) trackers.log({{"loss", 1.0 / step}, {"lr", 1e-3}}, step);
-  trackers.finish(RunStatus::finished);
-  const auto records = records_of(event_file_in(dir.path()));
-  REQUIRE(records.size() == 104);
-  CHECK_THAT(records[0], ContainsSubstring("brain.Event:2"));
-  CHECK_THAT(records[2], ContainsSubstring("_hparams_/session_start_info"));
-  CHECK_THAT(records[50], ContainsSubstring("loss") && ContainsSubstring("lr"));
-  CHECK_THAT(records[103], ContainsSubstring("_hparams_/session_end_info"));
-}
-
-TEST_CASE("infinite and NaN values are null in JSON Lines") {
-  const TempDir dir;
-  TrackerSet trackers(true);
-  trackers.add(json_lines_tracker(dir.path()));
-  trackers.begin({.name = "r"});
-  trackers.log({{"a", kNan}, {"b", kInfinity}, {"c", -kInfinity}}, 1);
-  trackers.log_histogram("none", at::tensor({kNan}), 1);
-  trackers.finish(RunStatus::finished, {{"accuracy", kNan}});
-  const auto lines = json_lines_of(dir / "log.jsonl");
-  for (const char* name : {"a", "b", "c"}) CHECK(lines[1]["values"].at(name).is_null());
-  CHECK(lines[2]["min"].is_null());
-  CHECK(lines[2]["count"] == 0);
-  CHECK(lines[3]["values"].at("accuracy").is_null());
-}
 
 TEST_CASE("names and texts of any bytes are recorded") {
   const TempDir dir;
@@ -414,19 +196,6 @@ TEST_CASE("a full disk, a directory that cannot be made and files that vanish ar
     for (int step = 4; step <= 6; ++step) trackers.log({{"loss", 1}}, step);
     check("run/" + c.file + ": has been deleted");
   }
-}
-
-TEST_CASE("a failed TensorBoard file leaves the other trackers, and silence is possible") {
-  const TempDir dir;
-  TrackerSet trackers(true);
-  add_all(trackers, dir.path());
-  trackers.begin({.name = "r"});
-  fs::remove(event_file_in(dir.path()));
-  for (int step = 1; step <= 3; ++step) trackers.log({{"loss", 1}}, step);
-  trackers.finish(RunStatus::finished);
-  CHECK(lines_of(dir / "log.jsonl").size() == 5);
-  CHECK(lines_of(dir / "scalars.csv").size() == 4);
-  CHECK(event_file_in(dir.path()).empty());
 }
 
 TEST_CASE("a second run goes on with the files, without the line that a killed one has cut") {

@@ -2,13 +2,11 @@
 
 #include <atomic>
 
+#include "tandem/core/unwanted_work.h"
+
 namespace tandem {
 
 class CancelToken;
-
-/// True when nobody wants what the calling thread is making for a consumer any more: the launch is ending, or the
-/// consumer has gone. Work that may wait for long looks at it and gives up: threads cannot be stopped from outside.
-bool work_is_unwanted() noexcept;
 
 /// While alive, the calling thread works for a consumer that is gone when `token` or `gone` (may be null) says so.
 class WorkScope {
