@@ -159,8 +159,8 @@ void plan_a_billion(bool shuffle) {
   double during = 0, seconds = 0;
   tandem::launch({.cpu = 4, .threads_per_rank = 1}, [&](Accelerator& accelerator) {
     auto loader = accelerator.prepare(data::DataLoader(Numbers(1'000'000'000), {.batch_size = 64, .shuffle = shuffle}));
-    const double mine = seconds_of([&] { loader.loader().start(); });
-    loader.loader().next();
+    const double mine = seconds_of([&] { data::loader_of(loader).start(); });
+    data::loader_of(loader).next();
     accelerator.wait_for_everyone();
     if (accelerator.is_main()) {
       during = pss_mb();

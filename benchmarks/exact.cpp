@@ -10,9 +10,9 @@
 #include <memory>
 #include <string>
 
-#include <CLI/CLI.hpp>
 #include <torch/nn/functional/loss.h>
 #include <torch/optim/adamw.h>
+#include <CLI/CLI.hpp>
 
 #include "measure/statistics.h"
 #include "tandem/tandem.h"
@@ -130,7 +130,8 @@ int main(int argc, char** argv) {
   if (!peak.empty()) {
     const Setup large{"mlp", 8, 3, 4096};
     std::int64_t bytes = 0;
-    for (const at::Tensor& parameter : make_net(large)->parameters()) bytes += static_cast<std::int64_t>(parameter.nbytes());
+    for (const at::Tensor& parameter : make_net(large)->parameters())
+      bytes += static_cast<std::int64_t>(parameter.nbytes());
     run(large, peak == "exact" ? Mode::exact : Mode::accumulated, 1);
     std::printf("%s: %.0f MB at most, of gradients of %.0f MB\n", peak.c_str(), peak_mb(),
                 static_cast<double>(bytes) / (1 << 20));

@@ -21,7 +21,7 @@ mkdir -p "$build/logs"
 exec 8>"$build/logs/lock"
 flock 8
 
-options=()
+options=(-DTANDEM_UNITY_BUILD=ON)
 [[ -n ${TANDEM_LIBTORCH:-} ]] && options+=("-DTANDEM_LIBTORCH=$TANDEM_LIBTORCH")
 [[ -n ${TANDEM_CUDA_ROOT:-} ]] && options+=("-DTANDEM_CUDA_ROOT=$TANDEM_CUDA_ROOT")
 [[ -n ${CI:-} ]] && options+=("-DTANDEM_WERROR=ON")

@@ -11,7 +11,7 @@ struct Losses {
   at::Tensor sum;            ///< undefined: of no batch
   std::int64_t batches = 0;  ///< that had samples
   // In exact mode, of whole windows and already those of all ranks:
-  double sum_of_means = 0;   ///< over the batches of each
+  double sum_of_means = 0;  ///< over the batches of each
   std::int64_t windows = 0;
 
   void add(const Losses& more);

@@ -118,7 +118,8 @@ void Checkpoints::check_exact(const LoadedState& loaded) const {
   const std::size_t shards = rank_.shards->of_shards().size() * static_cast<std::size_t>(rank_.group.world_size());
   const auto& state = loaded.state;
   if (!state || !state->exact)
-    throw CheckpointError(loaded.directory + ": was not made in exact mode, which cannot go on from it with the bits "
+    throw CheckpointError(loaded.directory +
+                          ": was not made in exact mode, which cannot go on from it with the bits "
                           "that it would have; load its weights with load_model");
   if (state->generators.size() != shards)
     throw CheckpointError(loaded.directory + ": is of " + std::to_string(state->generators.size()) +

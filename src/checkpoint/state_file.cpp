@@ -191,8 +191,7 @@ std::string to_text(const StateFile& state, const std::string& shown) {
   json["loaders"] = Json::array();
   for (const data::LoaderState& one : state.loaders) json["loaders"].push_back(to_json(one));
   json["generators"] = Json::array();
-  for (const GeneratorStates& one : state.generators)
-    json["generators"].push_back(to_json(one));
+  for (const GeneratorStates& one : state.generators) json["generators"].push_back(to_json(one));
   if (state.exact)
     json["exact"] = {{"threads_per_rank", state.exact->threads_per_rank}, {"outside", to_json(state.exact->outside)}};
   json["hook_files"] = Json::array();

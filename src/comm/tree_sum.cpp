@@ -144,8 +144,8 @@ Row row_of(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>
     row.sums[i] = at::empty_like(like[i], like[i].options().requires_grad(false), at::MemoryFormat::Preserve);
     if (!term.defined()) continue;
     if (term.is_sparse()) term = term.to_dense();
-    const bool lies_alike = term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() &&
-                            term.strides() == row.sums[i].strides();
+    const bool lies_alike =
+        term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() && term.strides() == row.sums[i].strides();
     if (!lies_alike) term = at::empty_like(row.sums[i]).copy_(term);
   }
   return row;
@@ -184,14 +184,13 @@ at::Tensor tree_sum(std::vector<at::Tensor> leaves) {
 }
 
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
-                                            const std::vector<at::Tensor>& tensors,
-                                            const std::vector<at::Tensor>& like, double factor) {
+                                            const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like,
+                                            double factor) {
   const at::NoGradGuard no_grad;
   Kinds mine;
   for (const at::Tensor& tensor : tensors) mine.push_back(kind_of(tensor));
   const bool alone = communicator.world_size() == 1;
-  const auto of_ranks =
-      alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
+  const auto of_ranks = alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
   const Kinds kinds = kinds_of_all(of_ranks);
   const Row row = row_of(tensors, like, kinds);
   if (alone) return times(row, factor);

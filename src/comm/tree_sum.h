@@ -24,7 +24,7 @@ at::Tensor tree_sum(std::vector<at::Tensor> leaves);
 /// LibTorch's, so that what a rank adds up by the functions above has the bits of what more ranks would give here.
 /// Collective.
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
-                                            const std::vector<at::Tensor>& tensors,
-                                            const std::vector<at::Tensor>& like, double factor);
+                                            const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like,
+                                            double factor);
 
 }  // namespace tandem::comm

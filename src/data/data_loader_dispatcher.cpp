@@ -79,9 +79,10 @@ void DataLoaderDispatcher::hand_out(Step& step, int sub_step) {
   const int ranks = parts_.shared->ranks;
   const std::int64_t rows = step.rows * ranks;
   const StepInfo info = info_of_sub_step(step.info, sub_step, context().shards, sub_step * rows, rows);
-  const auto batch_of = [&](int rank) { return std::move(step.batches[static_cast<std::size_t>(sub_step * ranks + rank)]); };
-  for (int rank = 1; rank < ranks; ++rank)
-    (*end_)->ring(rank).push({epoch_number(), epoch_, info, batch_of(rank)});
+  const auto batch_of = [&](int rank) {
+    return std::move(step.batches[static_cast<std::size_t>(sub_step * ranks + rank)]);
+  };
+  for (int rank = 1; rank < ranks; ++rank) (*end_)->ring(rank).push({epoch_number(), epoch_, info, batch_of(rank)});
   own_.push_back({info, batch_of(0)});
 }
 

@@ -119,9 +119,10 @@ void LoaderBase::leave() {
 LoaderState LoaderBase::state() const {
   if (counter_->running && counter_->running != this) return counter_->running->state();
   if (running_ && !status_.ends_step())
-    throw ConfigError("the state of " + context_.name +
-                      " within a global batch, of which other logical shards are to come; in exact mode ask for it when "
-                      "the window has closed");
+    throw ConfigError(
+        "the state of " + context_.name +
+        " within a global batch, of which other logical shards are to come; in exact mode ask for it when "
+        "the window has closed");
   const SamplerPosition here = running_              ? position_
                                : planner_ && reads() ? planner_->position_before(counter_->begun + 1)
                                                      : SamplerPosition();

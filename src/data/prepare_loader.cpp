@@ -67,8 +67,8 @@ std::shared_ptr<StreamReader> make_stream_reader(const detail::AnyDataset& datas
   return std::make_shared<StreamReader>(plan, seed, dataset.make_windows(EpochPlan(plan).global_batch_size()), token);
 }
 
-std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared,
-                                        RankShards shards, std::uint64_t seed) {
+std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared, RankShards shards,
+                                        std::uint64_t seed) {
   const bool same_kind = dataset.iterable() == !shared.planner;
   if (!same_kind || (shared.stream && *dataset.sample_type != *shared.sample_type))
     throw DataError(

@@ -27,8 +27,8 @@ void check_options(const DataLoaderOptions& options, bool iterable);
 EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
                               std::int64_t length, bool iterable, int ranks);
 
-/// What the `ranks` of a launch that have a loader share. Made once, by rank 0. Throws ConfigError for options that do not go together,
-/// DataError when there is nothing to shuffle.
+/// What the `ranks` of a launch that have a loader share. Made once, by rank 0. Throws ConfigError for options that do
+/// not go together, DataError when there is nothing to shuffle.
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
                                                      const detail::AnyDataset& dataset,
                                                      const DataLoaderConfiguration& configuration, std::uint64_t seed,

@@ -9,7 +9,8 @@
 
 namespace tandem::data {
 
-/// A step with its batches: one for each part of the plan where rank 0 reads for all, otherwise the reading rank's only.
+/// A step with its batches: one for each part of the plan where rank 0 reads for all, otherwise the reading rank's
+/// only.
 struct Step {
   StepInfo info;                          ///< which step, or sub-step of the reading rank, it is
   std::vector<detail::AnyBatch> batches;  ///< by part, or the only one

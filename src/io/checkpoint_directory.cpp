@@ -18,6 +18,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io/checkpoint_error.h"
 #include "io/file_writer.h"
 #include "io/in_threads.h"
 #include "io/json_text.h"
@@ -37,10 +38,6 @@ constexpr int kVersion = 1;
 constexpr const char* kNoExchange =
     "cannot be replaced on this file system, which exchanges no directories; save under another name";
 constexpr std::uint64_t kMostManifestBytes = 16 << 20;
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw CheckpointError(path + ": " + problem);
-}
 
 bool is_name(const std::string& name) {
   const auto allowed = [](unsigned char c) { return (c < 128 && std::isalnum(c)) || c == '.' || c == '_' || c == '-'; };
@@ -66,11 +63,13 @@ Json parse_manifest(const std::string& path, const std::string& shown) {
   const std::string text = read_text(path, shown, kMostManifestBytes);
   const Json manifest = parse_json(text);
   if (!manifest.is_object() || !manifest.contains("format") || manifest["format"] != kFormat)
-    fail(shown, "is no manifest of a checkpoint of Tandem's, or damaged");
+    throw_checkpoint_error(shown, "is no manifest of a checkpoint of Tandem's, or damaged");
   const auto version = manifest.find("version");
-  if (version == manifest.end() || !version->is_number_integer()) fail(shown, "has no whole number as version");
+  if (version == manifest.end() || !version->is_number_integer())
+    throw_checkpoint_error(shown, "has no whole number as version");
   if (*version != kVersion)
-    fail(shown, "is of version " + version->dump() + ", and this Tandem reads version " + std::to_string(kVersion));
+    throw_checkpoint_error(
+        shown, "is of version " + version->dump() + ", and this Tandem reads version " + std::to_string(kVersion));
   const auto damaged = [&] {
     try {
       return text_of(manifest) != text;
@@ -78,9 +77,10 @@ Json parse_manifest(const std::string& path, const std::string& shown) {
       return true;
     }
   };
-  if (damaged()) fail(shown, "is damaged: its crc32 is not that of its text");
+  if (damaged()) throw_checkpoint_error(shown, "is damaged: its crc32 is not that of its text");
   for (const char* field : {"info", "files"})
-    if (!manifest.contains(field) || !manifest[field].is_object()) fail(shown, std::string(field) + " is no object");
+    if (!manifest.contains(field) || !manifest[field].is_object())
+      throw_checkpoint_error(shown, std::string(field) + " is no object");
   return manifest;
 }
 
@@ -100,19 +100,23 @@ void check_can_be_replaced(const std::string& path, Existing existing) {
   std::error_code error;
   const auto status = fs::symlink_status(path, error);
   if (!fs::exists(status)) return;
-  if (!fs::is_directory(status)) fail(path, "cannot be a checkpoint: it is there already, and no directory");
+  if (!fs::is_directory(status))
+    throw_checkpoint_error(path, "cannot be a checkpoint: it is there already, and no directory");
   if (is_mount_point(path))
-    fail(path, "is a mount point, which nothing can take the place of; name a directory in it, such as " + path +
-                   (path.back() == '/' ? "" : "/") + "model");
+    throw_checkpoint_error(
+        path, "is a mount point, which nothing can take the place of; name a directory in it, such as " + path +
+                  (path.back() == '/' ? "" : "/") + "model");
   if (fs::is_empty(path, error)) return;
-  if (existing == Existing::keep) fail(path, "is there already, and stays");
+  if (existing == Existing::keep) throw_checkpoint_error(path, "is there already, and stays");
   const std::string manifest = path + "/" + kManifest;
-  if (!fs::exists(manifest, error)) fail(path, "is a directory of other files; a checkpoint would replace them");
+  if (!fs::exists(manifest, error))
+    throw_checkpoint_error(path, "is a directory of other files; a checkpoint would replace them");
   const Json known = parse_manifest(manifest, manifest)["files"];
   for (auto entry = fs::directory_iterator(path, error); !error && entry != fs::directory_iterator();
        entry.increment(error))
     if (const std::string name = entry->path().filename().string(); name != kManifest && !known.contains(name))
-      fail(path, "has the file '" + name + "', which is not the checkpoint's and would be gone with it; move it away");
+      throw_checkpoint_error(
+          path, "has the file '" + name + "', which is not the checkpoint's and would be gone with it; move it away");
 }
 
 // Of the writers of this directory.
@@ -164,18 +168,19 @@ bool can_exchange(const std::string& directory) {
 
 CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
     : path_(follow_links(without_slashes(std::move(path)))), parent_(parent_of(path_)), existing_(existing) {
-  if (path_.empty()) fail("''", "cannot be written: the name is empty");
+  if (path_.empty()) throw_checkpoint_error("''", "cannot be written: the name is empty");
   check_renames_in(parent_, path_);
   check_can_be_replaced(path_, existing_);
   const std::string prefix = temporary_prefix(path_);
   remove_left_over(parent_, prefix);
   constexpr int kTries = 10;
   for (int tries = 0; temporary_.empty(); ++tries) {
-    if (tries == kTries) fail(path_, "cannot be written: the temporary directory beside it does not stay");
+    if (tries == kTries)
+      throw_checkpoint_error(path_, "cannot be written: the temporary directory beside it does not stay");
     const std::string made = parent_ + "/" + prefix + six_letters();
     if (::mkdir(made.c_str(), 0777) != 0) {
       if (errno == EEXIST) continue;
-      fail(path_, "cannot be written: " + parent_ + ": " + system_error());
+      throw_checkpoint_error(path_, "cannot be written: " + parent_ + ": " + system_error());
     }
     lock_ = ::open(made.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const bool taken = lock_ >= 0 && ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
@@ -191,7 +196,7 @@ CheckpointWriter::CheckpointWriter(std::string path, Existing existing)
   if (fs::exists(path_ + "/" + kManifest, error) && !can_exchange(temporary_)) {
     ::rmdir(temporary_.c_str());
     ::close(lock_);
-    fail(path_, kNoExchange);
+    throw_checkpoint_error(path_, kNoExchange);
   }
 }
 
@@ -206,8 +211,8 @@ void CheckpointWriter::add(const std::vector<NewFile>& files) {
   auto known = files_;
   for (const NewFile& file : files) {
     if (!is_name(file.name) || file.name == kManifest)
-      fail(path_, "a checkpoint's file cannot be named '" + file.name + "'");
-    if (!known.try_emplace(file.name).second) fail(path_, "the file '" + file.name + "' comes twice");
+      throw_checkpoint_error(path_, "a checkpoint's file cannot be named '" + file.name + "'");
+    if (!known.try_emplace(file.name).second) throw_checkpoint_error(path_, "the file '" + file.name + "' comes twice");
   }
   std::vector<CheckpointFile> written(files.size());
   in_threads(files.size(), [&](std::size_t i) {
@@ -235,22 +240,22 @@ void CheckpointWriter::write_manifest(const std::map<std::string, std::string>& 
 }
 
 void CheckpointWriter::check_not_committed() const {
-  if (committed_) fail(path_, "this checkpoint has been committed already");
+  if (committed_) throw_checkpoint_error(path_, "this checkpoint has been committed already");
 }
 
 // Nobody has removed any of them.
 void CheckpointWriter::check_complete() const {
   for (const auto& [name, file] : files_)
     if (const std::string path = temporary_ + "/" + name; ReadFile(path, path).bytes() != file.bytes)
-      fail(path, "has changed since it was written");
+      throw_checkpoint_error(path, "has changed since it was written");
 }
 
 void CheckpointWriter::put_into_place() {
   if (existing_ == Existing::keep) {  // which a rename does, on every file system: an empty one alone is replaced
     if (::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
     const bool taken = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR;
-    fail(path_,
-         taken ? "has been written meanwhile by another program, and stays" : "cannot be written: " + system_error());
+    throw_checkpoint_error(path_, taken ? "has been written meanwhile by another program, and stays"
+                                        : "cannot be written: " + system_error());
   }
   const auto rename_with = [&](unsigned flags) {
     return ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0;
@@ -258,11 +263,12 @@ void CheckpointWriter::put_into_place() {
   if (rename_with(RENAME_NOREPLACE)) return temporary_.clear();
   const bool no_flags = knows_no_flags(errno);
   if (no_flags && ::rename(temporary_.c_str(), path_.c_str()) == 0) return temporary_.clear();
-  if (errno != EEXIST && errno != ENOTEMPTY) fail(path_, "cannot be written: " + system_error());
-  if (no_flags) fail(path_, kNoExchange);
+  if (errno != EEXIST && errno != ENOTEMPTY) throw_checkpoint_error(path_, "cannot be written: " + system_error());
+  if (no_flags) throw_checkpoint_error(path_, kNoExchange);
   check_can_be_replaced(path_, existing_);
   // Both are there at each moment; the old one is then removed as what is temporary.
-  if (!rename_with(RENAME_EXCHANGE)) fail(path_, "cannot be replaced: " + system_error() + "; save under another name");
+  if (!rename_with(RENAME_EXCHANGE))
+    throw_checkpoint_error(path_, "cannot be replaced: " + system_error() + "; save under another name");
 }
 
 void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {
@@ -275,7 +281,7 @@ void CheckpointWriter::commit(const std::map<std::string, std::string>& info) {
   try {
     sync_directory(parent_);
   } catch (const CheckpointError& error) {
-    fail(path_, std::string("was written, but may be gone after a power cut: ") + error.what());
+    throw_checkpoint_error(path_, std::string("was written, but may be gone after a power cut: ") + error.what());
   }
 }
 
@@ -288,7 +294,7 @@ std::uint32_t parse_crc32(const std::string& shown, const std::string& name, con
   const std::string text = value.is_string() ? value.get<std::string>() : "";
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, 16);
   if (text.size() != 8 || error != std::errc() || end != text.data() + text.size())
-    fail(shown, "the crc32 of '" + name + "' is not eight hexadecimal digits");
+    throw_checkpoint_error(shown, "the crc32 of '" + name + "' is not eight hexadecimal digits");
   return number;
 }
 
@@ -299,19 +305,19 @@ CheckpointReader::CheckpointReader(std::string path)
   const std::string shown = path_ + "/" + kManifest;
   const Json manifest = parse_manifest(*directory_ / kManifest, shown);
   for (const auto& [key, value] : manifest["info"].items()) {
-    if (!value.is_string()) fail(shown, "info '" + key + "' is no text");
+    if (!value.is_string()) throw_checkpoint_error(shown, "info '" + key + "' is no text");
     info_[key] = value.get<std::string>();
   }
   for (const auto& [name, value] : manifest["files"].items()) {
-    if (!is_name(name)) fail(shown, "'" + name + "' is no name of a checkpoint's file");
+    if (!is_name(name)) throw_checkpoint_error(shown, "'" + name + "' is no name of a checkpoint's file");
     if (!value.is_object() || !value.contains("bytes") || !value["bytes"].is_number_unsigned() ||
         !value.contains("crc32"))
-      fail(shown, "'" + name + "' lacks bytes or crc32");
+      throw_checkpoint_error(shown, "'" + name + "' lacks bytes or crc32");
     const CheckpointFile file{value["bytes"].get<std::uint64_t>(), parse_crc32(shown, name, value["crc32"])};
     const std::uint64_t there = ReadFile(*directory_ / name, path_ + "/" + name).bytes();
     if (there != file.bytes)
-      fail(path_ + "/" + name,
-           "is cut off or too long: it has " + std::to_string(there) + " bytes of " + std::to_string(file.bytes));
+      throw_checkpoint_error(path_ + "/" + name, "is cut off or too long: it has " + std::to_string(there) +
+                                                     " bytes of " + std::to_string(file.bytes));
     files_[name] = file;
   }
 }
@@ -329,7 +335,7 @@ std::vector<std::string> CheckpointReader::names() const {
 
 const CheckpointFile& CheckpointReader::find(const std::string& name) const {
   const auto found = files_.find(name);
-  if (found == files_.end()) fail(path_, "the checkpoint has no file '" + name + "'");
+  if (found == files_.end()) throw_checkpoint_error(path_, "the checkpoint has no file '" + name + "'");
   return found->second;
 }
 
@@ -341,11 +347,12 @@ void CheckpointReader::read_checked(const std::string& name, char* to) const {
   const std::string shown = path_ + "/" + name;
   const ReadFile source(*directory_ / name, shown);
   if (source.bytes() != file.bytes)
-    fail(shown, "is damaged: it has " + std::to_string(source.bytes()) + " bytes, and had " +
-                    std::to_string(file.bytes) + " when it was written");
+    throw_checkpoint_error(shown, "is damaged: it has " + std::to_string(source.bytes()) + " bytes, and had " +
+                                      std::to_string(file.bytes) + " when it was written");
   const std::uint32_t crc = source.read_whole(to);
   if (crc != file.crc32)
-    fail(shown, "is damaged: its crc32 is " + hex(crc) + ", and was " + hex(file.crc32) + " when it was written");
+    throw_checkpoint_error(
+        shown, "is damaged: its crc32 is " + hex(crc) + ", and was " + hex(file.crc32) + " when it was written");
 }
 
 void CheckpointReader::read_to(const std::string& name, char* to) const { read_checked(name, to); }

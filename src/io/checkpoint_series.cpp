@@ -18,6 +18,7 @@
 #include <thread>
 #include <utility>
 
+#include "io/checkpoint_error.h"
 #include "io/file_writer.h"
 #include "io/output_file.h"
 #include "tandem/core/error.h"
@@ -31,10 +32,6 @@ constexpr std::string_view kPrefix = "checkpoint_";
 constexpr const char* kLatest = "latest";
 constexpr const char* kLock = ".tandem-lock";
 constexpr const char* kRemoving = ".tandem-removing-";
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw CheckpointError(path + ": " + problem);
-}
 
 // The number in the name of a checkpoint.
 std::optional<std::int64_t> number_of(std::string_view name) {
@@ -69,7 +66,7 @@ std::string name_of(const std::string& checkpoint) { return fs::path(checkpoint)
 void make_directory(const std::string& directory) {
   std::error_code error;
   fs::create_directories(follow_links(directory), error);
-  if (error) fail(directory, "cannot be made: " + error.message());
+  if (error) throw_checkpoint_error(directory, "cannot be made: " + error.message());
 }
 
 void point_latest(const std::string& directory, const std::string& name) {
@@ -88,7 +85,7 @@ void point_latest(const std::string& directory, const std::string& name) {
   }
   const std::string problem = system_error();
   ::unlink(temporary.c_str());
-  fail(link, "cannot be made a link to " + name + ", which was written: " + problem);
+  throw_checkpoint_error(link, "cannot be made a link to " + name + ", which was written: " + problem);
 }
 
 // A kill in the middle leaves no half of a checkpoint under its name. Somebody else may have removed it.
@@ -98,10 +95,10 @@ void remove(const std::string& directory, const std::string& checkpoint) {
   fs::remove_all(going, error);
   if (::rename(checkpoint.c_str(), going.c_str()) != 0) {
     if (errno == ENOENT) return;
-    fail(checkpoint, "cannot be removed: " + system_error());
+    throw_checkpoint_error(checkpoint, "cannot be removed: " + system_error());
   }
   fs::remove_all(going, error);
-  if (error && fs::exists(going, ignored)) fail(going, "cannot be removed: " + error.message());
+  if (error && fs::exists(going, ignored)) throw_checkpoint_error(going, "cannot be removed: " + error.message());
 }
 
 void remove_left_over(const std::string& directory) {
@@ -186,7 +183,7 @@ void CheckpointSeries::refuse(int lock) const {
   other = other.substr(0, other.find('\n'));
   if (other.empty()) other = "another process";
   if (other.starts_with(this_process() + ",")) other += " (this process itself)";
-  fail(directory_, other + " writes checkpoints there; wait for its end, or name another directory");
+  throw_checkpoint_error(directory_, other + " writes checkpoints there; wait for its end, or name another directory");
 }
 
 std::string CheckpointSeries::next() {
@@ -198,7 +195,7 @@ std::string CheckpointSeries::next() {
     if (is_locked()) return path;
     // Without a lock who makes its directory has the number.
     if (::mkdir(path.c_str(), 0777) == 0) return path;
-    if (errno != EEXIST) fail(path, "cannot be made: " + system_error());
+    if (errno != EEXIST) throw_checkpoint_error(path, "cannot be made: " + system_error());
   }
 }
 

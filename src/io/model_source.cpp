@@ -4,22 +4,17 @@
 
 #include <nlohmann/json.hpp>
 
+#include "io/checkpoint_error.h"
 #include "io/read_file.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
-namespace {
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw CheckpointError(path + ": " + problem);
-}
-
-}  // namespace
+namespace {}  // namespace
 
 ModelSource::ModelSource(const CheckpointSource& source, const std::string& stem) : source_(source) {
   if (find(stem + ".safetensors")) return;
   of_torch_save_ = find("pytorch_" + stem + ".bin");
-  if (!of_torch_save_) fail(source_.shown(stem + ".safetensors"), "does not exist");
+  if (!of_torch_save_) throw_checkpoint_error(source_.shown(stem + ".safetensors"), "does not exist");
 }
 
 bool ModelSource::find(const std::string& single) {
@@ -38,11 +33,11 @@ void ModelSource::read_index() {
   const std::string shown = source_.shown(index_);
   const auto index = parse_json(read_text(source_.path_of(index_), shown, kMostBytes));
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-    fail(shown, "has no weight_map");
+    throw_checkpoint_error(shown, "has no weight_map");
   std::set<std::string> files;
   for (const auto& [name, value] : index["weight_map"].items()) {
     if (!value.is_string() || value.get<std::string>().find('/') != std::string::npos)
-      fail(shown, "weight_map has no file's name for '" + name + "'");
+      throw_checkpoint_error(shown, "weight_map has no file's name for '" + name + "'");
     places_[name] = value.get<std::string>();
     files.insert(places_[name]);
   }
@@ -51,7 +46,8 @@ void ModelSource::read_index() {
 
 void ModelSource::check_places(const std::function<std::string(const std::string&)>& file_of) const {
   for (const auto& [name, file] : places_)
-    if (file_of(name) != source_.shown(file)) fail(source_.shown(index_), "tensor '" + name + "' is not in " + file);
+    if (file_of(name) != source_.shown(file))
+      throw_checkpoint_error(source_.shown(index_), "tensor '" + name + "' is not in " + file);
 }
 
 }  // namespace tandem::io

@@ -11,6 +11,7 @@
 #include <ATen/core/grad_mode.h>
 #include <nlohmann/json.hpp>
 
+#include "io/checkpoint_error.h"
 #include "io/file_bytes.h"
 #include "io/json_text.h"
 #include "io/model_source.h"
@@ -22,10 +23,6 @@ namespace tandem::io {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw CheckpointError(path + ": " + problem);
-}
 
 // With every name; tied weights have several.
 NamedTensors all_tensors(const torch::nn::Module& module) {
@@ -90,7 +87,8 @@ std::vector<NewFile> weight_files(const std::string& stem, const NamedTensors& w
   if (max_shard_bytes == 0) throw ConfigError("max_shard_bytes is 0; use the size that a file may have");
   for (const auto& [name, tensor] : weights)
     if (tensor.layout() != at::kStrided)
-      fail(directory, "tensor '" + name + "' is sparse, which files of weights cannot have; keep it beside the module");
+      throw_checkpoint_error(
+          directory, "tensor '" + name + "' is sparse, which files of weights cannot have; keep it beside the module");
   const auto shards = split(weights, max_shard_bytes);
   std::vector<NewFile> files;
   Json weight_map = Json::object();
@@ -122,7 +120,7 @@ namespace {
 void add_to(StoredWeights& stored, const std::string& file, NamedTensors tensors) {
   for (auto& [name, tensor] : tensors) {
     if (!stored.tensors.emplace(name, std::move(tensor)).second)
-      fail(file, "tensor '" + name + "' is in another file too");
+      throw_checkpoint_error(file, "tensor '" + name + "' is in another file too");
     stored.files[name] = file;
   }
 }
@@ -150,8 +148,8 @@ std::optional<at::Tensor> agreed(const at::Tensor& a, const at::Tensor& b, at::S
 // Types are converted where numbers stay numbers: LibTorch makes none of bits and float4, and drops imaginary parts.
 void check_converts(const std::string& file, const std::string& name, at::ScalarType from, at::ScalarType to) {
   if (from == to || (is_number(from) && is_number(to) && (at::isComplexType(to) || !at::isComplexType(from)))) return;
-  fail(file, "tensor '" + name + "' has type " + at::toString(from) + ", which is not converted to " +
-                 at::toString(to) + ", as the model has it");
+  throw_checkpoint_error(file, "tensor '" + name + "' has type " + at::toString(from) + ", which is not converted to " +
+                                   at::toString(to) + ", as the model has it");
 }
 
 // What is stored of a tensor, under any of its names; with several they must agree.
@@ -162,8 +160,9 @@ at::Tensor find(const StoredWeights& stored, const Named& wanted) {
     const auto found = stored.tensors.find(name);
     if (found == stored.tensors.end()) continue;
     if (found->second.sizes() != wanted.tensor.sizes())
-      fail(stored.files.at(name), "tensor '" + name + "' has sizes " + c10::str(found->second.sizes()) +
-                                      ", the model needs " + c10::str(wanted.tensor.sizes()));
+      throw_checkpoint_error(stored.files.at(name), "tensor '" + name + "' has sizes " +
+                                                        c10::str(found->second.sizes()) + ", the model needs " +
+                                                        c10::str(wanted.tensor.sizes()));
     check_converts(stored.files.at(name), name, found->second.scalar_type(), wanted.tensor.scalar_type());
     if (!tensor.defined()) {
       tensor = found->second;
@@ -172,12 +171,14 @@ at::Tensor find(const StoredWeights& stored, const Named& wanted) {
     }
     const auto both = agreed(tensor, found->second, wanted.tensor.scalar_type());
     if (!both)
-      fail(stored.files.at(name), "tensor '" + name + "' (" + at::toString(found->second.scalar_type()) +
-                                      ") is not equal to '" + before + "' (" + at::toString(tensor.scalar_type()) +
-                                      "), which it is tied to in the model");
+      throw_checkpoint_error(stored.files.at(name),
+                             "tensor '" + name + "' (" + at::toString(found->second.scalar_type()) +
+                                 ") is not equal to '" + before + "' (" + at::toString(tensor.scalar_type()) +
+                                 "), which it is tied to in the model");
     tensor = *both;
   }
-  if (!tensor.defined()) fail(stored.directory, "has no tensor '" + wanted.names.front() + "', which the model needs");
+  if (!tensor.defined())
+    throw_checkpoint_error(stored.directory, "has no tensor '" + wanted.names.front() + "', which the model needs");
   return tensor;
 }
 
@@ -185,7 +186,7 @@ void check_no_others(const StoredWeights& stored, const NamedTensors& wanted) {
   std::set<std::string> names;
   for (const auto& named : wanted) names.insert(named.first);
   for (const auto& [name, file] : stored.files)
-    if (!names.contains(name)) fail(file, "tensor '" + name + "' is none of the model's");
+    if (!names.contains(name)) throw_checkpoint_error(file, "tensor '" + name + "' is none of the model's");
 }
 
 }  // namespace
@@ -214,7 +215,8 @@ std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Modul
     const at::Tensor found = find(stored, named);
     const at::Tensor once = nn::without_repetitions(found, named.tensor);
     if (once.numel() != found.numel() && !same_numbers(once.expand_as(found), found))
-      fail(stored.directory, "tensor '" + named.names.front() + "' has other numbers where the model's is expanded");
+      throw_checkpoint_error(stored.directory,
+                             "tensor '" + named.names.front() + "' has other numbers where the model's is expanded");
     if (!wanted_here || wanted_here(named.tensor))
       copies.emplace_back(nn::without_repetitions(named.tensor, named.tensor), once);
   }

@@ -13,6 +13,7 @@
 #include <c10/util/Exception.h>
 #include <caffe2/serialize/inline_container.h>
 
+#include "io/checkpoint_error.h"
 #include "io/file_bytes.h"
 #include "io/old_pickle_file.h"
 #include "io/pickle_archive.h"
@@ -21,10 +22,6 @@
 
 namespace tandem::io {
 namespace {
-
-[[noreturn]] void fail(const std::string& shown, const std::string& problem) {
-  throw CheckpointError(shown + ": " + problem);
-}
 
 std::string text_of(const std::exception& error) {
   const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
@@ -56,7 +53,7 @@ void write_archive(const WriteBytes& write, const std::string& shown, const Pick
   } catch (const CheckpointError&) {
     throw;
   } catch (const std::exception& error) {
-    fail(shown, "cannot be written: " + text_of(error));
+    throw_checkpoint_error(shown, "cannot be written: " + text_of(error));
   }
 }
 
@@ -163,25 +160,26 @@ c10::IValue pickle_in(const at::Tensor& file, const std::string& shown) {
   try {
     if (is_of_old_format({static_cast<const char*>(file.const_data_ptr()), file.nbytes()})) return old_pickle_in(file);
     Archive archive(file);
-    if (archive.is_big_endian()) fail(shown, "is of a machine with another order of bytes");
+    if (archive.is_big_endian()) throw_checkpoint_error(shown, "is of a machine with another order of bytes");
     const std::string text = archive.text("data.pkl", kMostPickleBytes);
     return Unpickled(text).value(
         [&](const std::string& key, std::uint64_t bytes) { return archive.storage(key, bytes); });
   } catch (const CheckpointError&) {
     throw;
   } catch (const UnpickleError& error) {
-    fail(shown, error.what());
+    throw_checkpoint_error(shown, error.what());
   } catch (const std::exception& error) {
-    fail(shown, "is no file of torch.save, or damaged: " + text_of(error));
+    throw_checkpoint_error(shown, "is no file of torch.save, or damaged: " + text_of(error));
   }
 }
 
 NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown) {
   const c10::IValue value = pickle_in(file, shown);
-  if (!value.isGenericDict()) fail(shown, "is no dict of tensors");
+  if (!value.isGenericDict()) throw_checkpoint_error(shown, "is no dict of tensors");
   NamedTensors tensors;
   for (const auto& item : value.toGenericDict()) {
-    if (!item.key().isString() || !item.value().isTensor()) fail(shown, "is no dict of tensors by name");
+    if (!item.key().isString() || !item.value().isTensor())
+      throw_checkpoint_error(shown, "is no dict of tensors by name");
     tensors.emplace_back(item.key().toStringRef(), item.value().toTensor());
   }
   return tensors;

@@ -12,31 +12,26 @@
 #include <libdeflate.h>
 #include <zlib.h>
 
+#include "io/checkpoint_error.h"
 #include "io/file_writer.h"
 #include "io/in_threads.h"
 #include "tandem/core/error.h"
 
 namespace tandem::io {
-namespace {
-
-[[noreturn]] void fail(const std::string& shown, const std::string& problem) {
-  throw CheckpointError(shown + ": " + problem);
-}
-
-}  // namespace
+namespace {}  // namespace
 
 ReadFile::ReadFile(const std::string& path, std::string shown, Links links) : shown_(std::move(shown)) {
   const int follow = links == Links::refuse ? O_NOFOLLOW : 0;
   // A pipe would block.
   fd_ = again([&] { return ::open(path.c_str(), O_RDONLY | follow | O_NONBLOCK | O_CLOEXEC); });
   if (fd_ < 0) {
-    if (errno == ENOENT) fail(shown_, "does not exist");
-    fail(shown_, errno == ELOOP ? "is a link" : "cannot be opened: " + system_error());
+    if (errno == ENOENT) throw_checkpoint_error(shown_, "does not exist");
+    throw_checkpoint_error(shown_, errno == ELOOP ? "is a link" : "cannot be opened: " + system_error());
   }
   struct stat status {};
   if (::fstat(fd_, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(fd_);
-    fail(shown_, "is no file");
+    throw_checkpoint_error(shown_, "is no file");
   }
   bytes_ = static_cast<std::uint64_t>(status.st_size);
 }
@@ -49,7 +44,7 @@ std::size_t ReadFile::read_all(char* to, std::size_t most, const ReadSome& read_
   std::size_t all = 0;
   while (all < most) {
     const ssize_t done = again([&] { return read_some(to + all, most - all); });
-    if (done < 0) fail(shown_, "cannot be read: " + system_error());
+    if (done < 0) throw_checkpoint_error(shown_, "cannot be read: " + system_error());
     if (done == 0) break;
     all += static_cast<std::size_t>(done);
   }
@@ -74,7 +69,7 @@ std::uint32_t ReadFile::read_piece(std::uint64_t begin, std::uint64_t end, char*
   for (std::uint64_t at = begin; at < end; at += kPart) {
     const auto bytes = static_cast<std::size_t>(std::min(kPart, end - at));
     char* const part = to ? to + (at - begin) : unwanted.data();
-    if (read_at(at, part, bytes) != bytes) fail(shown_, "has become shorter while it was read");
+    if (read_at(at, part, bytes) != bytes) throw_checkpoint_error(shown_, "has become shorter while it was read");
     crc = ::libdeflate_crc32(crc, part, bytes);
   }
   return crc;
@@ -99,8 +94,8 @@ OpenDirectory::OpenDirectory(const std::string& path) {
     if (::access(path_.c_str(), F_OK) != 0) path_ = path;
     return;
   }
-  if (errno == ENOENT) fail(path, "does not exist");
-  fail(path, errno == ENOTDIR ? "is no directory" : "cannot be opened: " + system_error());
+  if (errno == ENOENT) throw_checkpoint_error(path, "does not exist");
+  throw_checkpoint_error(path, errno == ENOTDIR ? "is no directory" : "cannot be opened: " + system_error());
 }
 
 OpenDirectory::~OpenDirectory() { ::close(fd_); }
@@ -109,7 +104,7 @@ std::string OpenDirectory::operator/(const std::string& name) const { return pat
 
 std::string read_text(const std::string& path, const std::string& shown, std::uint64_t most) {
   const ReadFile file(path, shown);
-  if (file.bytes() > most) fail(shown, "is too long: " + std::to_string(file.bytes()) + " bytes");
+  if (file.bytes() > most) throw_checkpoint_error(shown, "is too long: " + std::to_string(file.bytes()) + " bytes");
   std::string text(static_cast<std::size_t>(file.bytes()), '\0');
   text.resize(file.read(text.data(), text.size()));
   return text;

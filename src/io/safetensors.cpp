@@ -11,6 +11,7 @@
 #include <ATen/Functions.h>
 #include <nlohmann/json.hpp>
 
+#include "io/checkpoint_error.h"
 #include "io/file_bytes.h"
 #include "io/json_text.h"
 #include "io/output_file.h"
@@ -57,23 +58,21 @@ const std::array kTypeNames{TypeName{"F64", 64, at::kDouble},
                             TypeName{"F6_E2M3", 6, std::nullopt},
                             TypeName{"F6_E3M2", 6, std::nullopt}};
 
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw CheckpointError(path + ": " + problem);
-}
-
 const char* name_of(const std::string& path, const std::string& tensor, at::ScalarType type) {
   const auto* found = std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return t.type == type; });
   if (found == kTypeNames.end())
-    fail(path, "tensor '" + tensor + "' has type " + c10::toString(type) +
-                   ", which safetensors does not have; keep it in an object that is registered for checkpointing, or "
-                   "as another type");
+    throw_checkpoint_error(
+        path, "tensor '" + tensor + "' has type " + c10::toString(type) +
+                  ", which safetensors does not have; keep it in an object that is registered for checkpointing, or "
+                  "as another type");
   return found->name;
 }
 
 std::vector<std::int64_t> shape_of(const std::string& path, const std::string& name, const at::Tensor& tensor) {
   std::vector<std::int64_t> shape = tensor.sizes().vec();
   if (tensor.scalar_type() != at::kFloat4_e2m1fn_x2) return shape;
-  if (shape.empty()) fail(path, "tensor '" + name + "' is a single pair of float4, which safetensors does not have");
+  if (shape.empty())
+    throw_checkpoint_error(path, "tensor '" + name + "' is a single pair of float4, which safetensors does not have");
   shape.back() *= 2;
   return shape;
 }
@@ -85,8 +84,10 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
   std::uint64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     check_is_utf8(name, path, "the name of tensor");
-    if (name == "__metadata__" || header.contains(name)) fail(path, "the name '" + name + "' is used twice");
-    if (!tensor.defined() || tensor.layout() != at::kStrided) fail(path, "tensor '" + name + "' is not dense");
+    if (name == "__metadata__" || header.contains(name))
+      throw_checkpoint_error(path, "the name '" + name + "' is used twice");
+    if (!tensor.defined() || tensor.layout() != at::kStrided)
+      throw_checkpoint_error(path, "tensor '" + name + "' is not dense");
     const std::uint64_t bytes = tensor.nbytes();
     header[name] = {{"dtype", name_of(path, name, tensor.scalar_type())},
                     {"shape", shape_of(path, name, tensor)},
@@ -94,28 +95,29 @@ std::string make_header(const std::string& path, const NamedTensors& tensors,
     offset += bytes;
   }
   std::string text = exact_json(header, path);
-  if (text.size() > kMostHeaderBytes - 64) fail(path, "would have a header of more bytes than the format allows");
+  if (text.size() > kMostHeaderBytes - 64)
+    throw_checkpoint_error(path, "would have a header of more bytes than the format allows");
   constexpr std::size_t kAlignment = 64;  // the format wants 8
   text.resize((8 + text.size() + kAlignment - 1) / kAlignment * kAlignment - 8, ' ');
   return text;
 }
 
 std::uint64_t unsigned_number(const std::string& path, const std::string& field, const ParsedJson& value) {
-  if (!value.is_number_unsigned()) fail(path, field + " is no whole number of 0 or more");
+  if (!value.is_number_unsigned()) throw_checkpoint_error(path, field + " is no whole number of 0 or more");
   return value.get<std::uint64_t>();
 }
 
 StoredTensor parse_entry(const std::string& path, const std::string& name, const ParsedJson& value) {
   const std::string where = "tensor '" + name + "'";
   if (!value.is_object() || !value.contains("dtype") || !value.contains("shape") || !value.contains("data_offsets"))
-    fail(path, where + " lacks dtype, shape or data_offsets");
+    throw_checkpoint_error(path, where + " lacks dtype, shape or data_offsets");
   if (!value["dtype"].is_string() || !value["shape"].is_array() || !value["data_offsets"].is_array() ||
       value["data_offsets"].size() != 2)
-    fail(path, where + " has a dtype, shape or data_offsets of the wrong kind");
+    throw_checkpoint_error(path, where + " has a dtype, shape or data_offsets of the wrong kind");
   const auto type_name = value["dtype"].get<std::string>();
   const auto* type =
       std::find_if(kTypeNames.begin(), kTypeNames.end(), [&](const auto& t) { return type_name == t.name; });
-  if (type == kTypeNames.end()) fail(path, where + " has the unknown dtype '" + type_name + "'");
+  if (type == kTypeNames.end()) throw_checkpoint_error(path, where + " has the unknown dtype '" + type_name + "'");
   StoredTensor entry{.name = name, .dtype = type_name, .type = type->type, .shape = {}, .begin = 0, .end = 0};
   std::uint64_t bits = type->bits;
   bool empty = false;
@@ -124,15 +126,17 @@ StoredTensor parse_entry(const std::string& path, const std::string& name, const
     entry.shape.push_back(static_cast<std::int64_t>(size));
     empty = empty || size == 0;
     if (size > (std::uint64_t{1} << 48) || (size > 0 && bits > (std::uint64_t{1} << 62) / size))
-      fail(path, where + " has an impossible shape");
+      throw_checkpoint_error(path, where + " has an impossible shape");
     if (size > 0) bits *= size;
   }
-  if (!empty && bits % 8 != 0) fail(path, where + " of the type " + type_name + " does not fill whole bytes");
+  if (!empty && bits % 8 != 0)
+    throw_checkpoint_error(path, where + " of the type " + type_name + " does not fill whole bytes");
   const std::uint64_t bytes = empty ? 0 : bits / 8;
   entry.begin = unsigned_number(path, where + " data_offsets", value["data_offsets"][0]);
   entry.end = unsigned_number(path, where + " data_offsets", value["data_offsets"][1]);
   if (entry.end < entry.begin || entry.end - entry.begin != bytes)
-    fail(path, where + " has data_offsets that do not fit its shape: " + std::to_string(bytes) + " bytes are needed");
+    throw_checkpoint_error(
+        path, where + " has data_offsets that do not fit its shape: " + std::to_string(bytes) + " bytes are needed");
   return entry;
 }
 
@@ -152,11 +156,11 @@ ParsedJson parse_header(const std::string& path, const std::string& text) {
   try {
     header = ParsedJson::parse(text, watch_names);
   } catch (const ParsedJson::exception& error) {
-    fail(path, "has a header that is no JSON: " + as_utf8(error.what()));
+    throw_checkpoint_error(path, "has a header that is no JSON: " + as_utf8(error.what()));
   }
-  if (too_deep) fail(path, "has a header that is nested too deeply");
-  if (!header.is_object()) fail(path, "has a header that is no JSON object");
-  if (!repeated.empty()) fail(path, "has the tensor '" + repeated + "' twice");
+  if (too_deep) throw_checkpoint_error(path, "has a header that is nested too deeply");
+  if (!header.is_object()) throw_checkpoint_error(path, "has a header that is no JSON object");
+  if (!repeated.empty()) throw_checkpoint_error(path, "has the tensor '" + repeated + "' twice");
   return header;
 }
 
@@ -169,12 +173,13 @@ void sort_by_place(std::vector<StoredTensor>& entries) {
 void check_no_gaps(const std::string& path, const std::vector<StoredTensor>& entries, std::uint64_t data_bytes) {
   std::uint64_t at = 0;
   for (const StoredTensor& entry : entries) {
-    if (entry.begin != at) fail(path, "tensor '" + entry.name + "' overlaps another, or there is a gap before it");
+    if (entry.begin != at)
+      throw_checkpoint_error(path, "tensor '" + entry.name + "' overlaps another, or there is a gap before it");
     at = entry.end;
   }
   if (at != data_bytes)
-    fail(path, "is cut off or too long: " + std::to_string(data_bytes) + " bytes of data, the header names " +
-                   std::to_string(at));
+    throw_checkpoint_error(path, "is cut off or too long: " + std::to_string(data_bytes) +
+                                     " bytes of data, the header names " + std::to_string(at));
 }
 
 }  // namespace
@@ -206,10 +211,11 @@ namespace {
 // Bytes of the header's text, in a file that begins with `first_bytes`.
 std::uint64_t header_bytes_of(const std::string& path, const char* first_bytes, std::uint64_t file_bytes) {
   std::uint64_t header_bytes = 0;
-  if (file_bytes < sizeof header_bytes) fail(path, "is too short for safetensors");
+  if (file_bytes < sizeof header_bytes) throw_checkpoint_error(path, "is too short for safetensors");
   std::memcpy(&header_bytes, first_bytes, sizeof header_bytes);
   if (header_bytes > kMostHeaderBytes || header_bytes > file_bytes - 8)
-    fail(path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
+    throw_checkpoint_error(
+        path, "is no safetensors file, or cut off: it names a header of " + std::to_string(header_bytes) + " bytes");
   return header_bytes;
 }
 
@@ -238,7 +244,8 @@ SafetensorsHeader read_safetensors_header(const std::string& location, const std
   char first[8] = {};
   file.read(first, sizeof first);
   std::string text(header_bytes_of(path, first, file.bytes()), '\0');
-  if (file.read(text.data(), text.size()) != text.size()) fail(path, "has become shorter while it was read");
+  if (file.read(text.data(), text.size()) != text.size())
+    throw_checkpoint_error(path, "has become shorter while it was read");
   return header_of(path, text, file.bytes());
 }
 
@@ -247,11 +254,13 @@ std::string safetensors_type(at::ScalarType type) { return name_of("safetensors"
 bool StoredTensor::is_floating() const { return dtype.starts_with('F') || dtype.starts_with("BF"); }
 
 std::vector<std::int64_t> StoredTensor::sizes(const std::string& shown) const {
-  if (!type) fail(shown, "tensor '" + name + "' has the type " + dtype + ", which LibTorch does not have");
+  if (!type)
+    throw_checkpoint_error(shown, "tensor '" + name + "' has the type " + dtype + ", which LibTorch does not have");
   std::vector<std::int64_t> sizes = shape;
   if (type != at::kFloat4_e2m1fn_x2) return sizes;
   if (sizes.empty() || sizes.back() % 2 != 0)
-    fail(shown, "tensor '" + name + "' has an odd number of float4 in a row, which LibTorch has in pairs");
+    throw_checkpoint_error(shown,
+                           "tensor '" + name + "' has an odd number of float4 in a row, which LibTorch has in pairs");
   sizes.back() /= 2;
   return sizes;
 }

@@ -53,8 +53,7 @@ bool ExactGradients::Slot::is_dropped() const {
   return shown.defined() && (!gradient.defined() || (!is_as_shown() && is_zero(gradient)));
 }
 
-ExactGradients::ExactGradients(ReducerGroup& models, comm::Communicator& communicator, comm::RankGroup& group,
-                               int each)
+ExactGradients::ExactGradients(ReducerGroup& models, comm::Communicator& communicator, comm::RankGroup& group, int each)
     : models_(models), communicator_(communicator), group_(group), each_(each) {
   models_.tell_arrivals([this](const at::Tensor& parameter) { arrived(parameter); });
 }
@@ -198,8 +197,8 @@ at::Tensor ExactGradients::add_leaf(std::vector<at::Tensor>& nodes, int shard, a
 // Over the shards of this rank, of which those from `first` on are in no node yet: `gradient` is that of the first.
 at::Tensor ExactGradients::sum_of_rank(const Slot& slot, int first, const at::Tensor& gradient) const {
   std::vector<at::Tensor> nodes = slot.nodes;
-  at::Tensor sum = slot.in_tree ? slot.sum
-                                : add_leaf(nodes, first, gradient.defined() ? gradient.detach() : gradient, true);
+  at::Tensor sum =
+      slot.in_tree ? slot.sum : add_leaf(nodes, first, gradient.defined() ? gradient.detach() : gradient, true);
   for (int shard = first + 1; shard < each_; ++shard)
     sum = add_leaf(nodes, shard, slot.of_shards[static_cast<std::size_t>(shard)], true);
   return sum;
@@ -221,8 +220,8 @@ std::vector<at::Tensor> ExactGradients::sum_over_ranks(const std::vector<at::Ten
 void ExactGradients::reduce(double factor) {
   const at::NoGradGuard no_grad;
   if (skipped_ > 0)
-    throw ConfigError("logical shard " + std::to_string(skipped_) + " of the " + std::to_string(each_) +
-                      " that rank " + std::to_string(communicator_.rank()) +
+    throw ConfigError("logical shard " + std::to_string(skipped_) + " of the " + std::to_string(each_) + " that rank " +
+                      std::to_string(communicator_.rank()) +
                       " computes of a global batch has made no backward pass; let each make one, of a loss of 0 where "
                       "there is nothing to learn");
   std::vector<at::Tensor> terms;

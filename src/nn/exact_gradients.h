@@ -89,12 +89,12 @@ class ExactGradients {
   comm::Communicator& communicator_;
   comm::RankGroup& group_;
   const int each_;
-  std::vector<Slot> slots_;  // each parameter once
+  std::vector<Slot> slots_;                              // each parameter once
   std::unordered_map<const void*, std::size_t> places_;  // of a parameter in them
-  int sub_step_ = -1;        // -1: no shard has computed in this window
-  bool whole_ = false;       // its gradient is, after this micro-batch
-  bool has_passed_ = false;  // it has, in this micro-batch
-  int skipped_ = 0;          // the last shard that made none when it should have, from 1
+  int sub_step_ = -1;                                    // -1: no shard has computed in this window
+  bool whole_ = false;                                   // its gradient is, after this micro-batch
+  bool has_passed_ = false;                              // it has, in this micro-batch
+  int skipped_ = 0;                                      // the last shard that made none when it should have, from 1
 };
 
 }  // namespace tandem::nn

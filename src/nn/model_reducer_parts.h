@@ -20,9 +20,9 @@ namespace tandem::nn {
 
 // The backward pass that all models of a rank share. ReducerGroup has it; the models' hooks write to it.
 struct RankPass {
-  bool keeps_apart = false;               // see ReducerGroup::keep_apart
-  std::uint64_t arrivals = 0;             // gradients that have come in this pass, of all models
-  std::function<void()> bucket_complete;  // starts those buckets whose turn it is
+  bool keeps_apart = false;                                  // see ReducerGroup::keep_apart
+  std::uint64_t arrivals = 0;                                // gradients that have come in this pass, of all models
+  std::function<void()> bucket_complete;                     // starts those buckets whose turn it is
   std::function<void(const at::Tensor& parameter)> arrived;  // in exact mode: hears of each gradient; may take it
 };
 

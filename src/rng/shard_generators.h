@@ -17,8 +17,7 @@ class ShardGenerators {
  public:
   /// For shards `rank`, `rank` + `ranks`, … of `each`. `current`, the rank's defaults, outlives it, and is given the
   /// generators for outside.
-  ShardGenerators(std::uint64_t seed, int rank, int ranks, int each, c10::Device device,
-                  RankGenerators& current);
+  ShardGenerators(std::uint64_t seed, int rank, int ranks, int each, c10::Device device, RankGenerators& current);
 
   /// The thread draws from those of shard `sub_step` of the rank from here on; kOutside: from those for outside.
   void use(int sub_step);

@@ -56,9 +56,10 @@ Determinism::Determinism(const LaunchConfig& config) : exact_(config.exact.has_v
   Launches& launches = Launches::of_process();
   const std::lock_guard lock(launches.mutex);
   if ((exact_ ? launches.others : launches.exact) > 0)
-    throw ConfigError(std::string("a launch ") + (exact_ ? "in exact mode while one runs that is not" :
-                                                           "that is not exact while one in exact mode runs") +
-                      ": LibTorch's deterministic algorithms are the whole process's; let that one end first");
+    throw ConfigError(
+        std::string("a launch ") +
+        (exact_ ? "in exact mode while one runs that is not" : "that is not exact while one in exact mode runs") +
+        ": LibTorch's deterministic algorithms are the whole process's; let that one end first");
   if (exact_ && launches.exact == 0) {
     launches.before = Settings::now();
     kExact.set();

@@ -38,8 +38,9 @@ void ExactTraining::begin_micro_batch() {
     finish_step();
     if (window.length() == 1) {
       if (window.awaits_reduction())
-        throw ConfigError("the window before has closed without the gradients of its last logical shard, which made no "
-                          "backward pass; let each shard make one, of a loss of 0 where there is nothing to learn");
+        throw ConfigError(
+            "the window before has closed without the gradients of its last logical shard, which made no "
+            "backward pass; let each shard make one, of a loss of 0 where there is nothing to learn");
       gradients_.begin_window();
     }
   }
@@ -76,17 +77,20 @@ void ExactTraining::end_micro_batch() noexcept {
 void ExactTraining::before_pass() {
   const nn::AccumulationWindow& window = context_.window;
   if (!window.in_micro_batch())
-    throw ConfigError("exact mode needs to know where a micro-batch begins: open accumulate() around forward, "
-                      "backward and step");
+    throw ConfigError(
+        "exact mode needs to know where a micro-batch begins: open accumulate() around forward, "
+        "backward and step");
   if (window.in_closure() || window.trains_alone() || window.reduction().no_sync || window.reduction().trigger)
-    throw ConfigError("exact mode has neither no_sync, trigger_sync_in_backward, local_sgd nor step(closure), after "
-                      "which logical shards would have weights or gradients of their own");
+    throw ConfigError(
+        "exact mode has neither no_sync, trigger_sync_in_backward, local_sgd nor step(closure), after "
+        "which logical shards would have weights or gradients of their own");
   for (const auto& model : parts_.reducers)
     if (model->has_communication_hook())
       throw ConfigError("a model has a communication hook, which depends on the number of ranks; exact mode has none");
   if (window.is_updated())
-    throw ConfigError("a backward pass after optimizer.step() or zero_grad() in one micro-batch: in exact mode a step "
-                      "is made when all logical shards have made their passes, so make them before it");
+    throw ConfigError(
+        "a backward pass after optimizer.step() or zero_grad() in one micro-batch: in exact mode a step "
+        "is made when all logical shards have made their passes, so make them before it");
   gradients_.before_pass();
 }
 
@@ -96,9 +100,7 @@ void ExactTraining::after_pass() {
   buffers_.after_pass(context_.window.sub_step());
 }
 
-void ExactTraining::use_items(double items) {
-  items_[static_cast<std::size_t>(context_.window.sub_step())] += items;
-}
+void ExactTraining::use_items(double items) { items_[static_cast<std::size_t>(context_.window.sub_step())] += items; }
 
 // What the sum over the shards is multiplied by. Collective with `items`.
 double ExactTraining::factor(bool items) {

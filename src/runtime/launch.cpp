@@ -152,7 +152,7 @@ void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSess
                                  state.logical_ranks() / state.world_size()}};
   if (state.config.exact)
     context.shards = std::make_unique<rng::ShardGenerators>(state.config.seed, rank, state.world_size(),
-                                                       context.shards_each(), device, context.generators);
+                                                            context.shards_each(), device, context.generators);
   const RankScope scope(context);
   context.communicator = session.make_communicator(rank);
   const auto cancel_if_thrown = [&](const std::function<void()>& work) {

@@ -33,9 +33,9 @@ std::vector<c10::Device> gpu_devices(const Backend& backend, const std::vector<i
 bool is_power_of_two(int number) { return number > 0 && std::has_single_bit(static_cast<unsigned>(number)); }
 
 void check_logical_ranks(int ranks) {
-  require(is_power_of_two(ranks) && ranks <= kMostRanks,
-          "exact.logical_ranks " + std::to_string(ranks) + " is no power of two from 1 to " +
-              std::to_string(kMostRanks) + "; use 8, for example");
+  require(is_power_of_two(ranks) && ranks <= kMostRanks, "exact.logical_ranks " + std::to_string(ranks) +
+                                                             " is no power of two from 1 to " +
+                                                             std::to_string(kMostRanks) + "; use 8, for example");
 }
 
 // The most ranks that exact mode can have of so many.

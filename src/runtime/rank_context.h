@@ -27,7 +27,7 @@ struct RankContext {
   StepObserver* observer = nullptr;                  ///< of its steps; may be null
   bool trigger = false;                              ///< Rank::set_trigger
 
-  std::unique_ptr<rng::ShardGenerators> shards = {};      ///< in exact mode; otherwise null
+  std::unique_ptr<rng::ShardGenerators> shards = {};  ///< in exact mode; otherwise null
 
   /// Parts of a global batch: in exact mode its logical shards, otherwise one a rank.
   int logical_ranks() const { return state->logical_ranks(); }

@@ -46,7 +46,7 @@ class RankTraining {
   Clipping clipping;
   WindowMeans means;
   std::optional<ExactTraining> exact;  ///< in exact mode
-  RankProfiler* profiler = nullptr;  ///< within Accelerator::profile
+  RankProfiler* profiler = nullptr;    ///< within Accelerator::profile
 
   // ---- preparing
 

@@ -136,22 +136,20 @@ TEST_CASE("a stream that cannot be copied, or whose copies share where they read
 }
 
 TEST_CASE("loaders of one dataset that cannot be copied take turns, and one that is interrupted ends with an error") {
-  const Mode how = mode();
+  const StreamMode how = stream_mode();
   CAPTURE(how.ranks, how.dispatch, how.workers);
   const auto source = std::make_shared<Source>(97);
   const data::DataLoaderOptions options{.batch_size = 2, .workers = how.workers};
   const auto check = [&](const auto& loader) {
-    run_ranks(how.ranks,
-              [&](Accelerator& accelerator) {
-                auto first = accelerator.prepare(loader), second = accelerator.prepare(loader);
-                const Epoch whole = one_epoch(first);
-                if (!(one_epoch(second) == whole)) throw Error("the second loader gave other samples");
-                for (auto& batch : first) {
-                  (void)batch;
-                  if (!(one_epoch(second) == whole)) throw Error("an inner loop gave other samples");
-                }
-              },
-              {.data_loader = {.dispatch_batches = how.dispatch}});
+    run_ranks(how.ranks, {.data_loader = {.dispatch_batches = how.dispatch}}, [&](Accelerator& accelerator) {
+      auto first = accelerator.prepare(loader), second = accelerator.prepare(loader);
+      const Epoch whole = one_epoch(first);
+      if (!(one_epoch(second) == whole)) throw Error("the second loader gave other samples");
+      for (auto& batch : first) {
+        (void)batch;
+        if (!(one_epoch(second) == whole)) throw Error("an inner loop gave other samples");
+      }
+    });
   };
   const auto is_said = ContainsSubstring("cannot be copied is read by another loop now");
   CHECK_THROWS_WITH(check(data::DataLoader(MoveOnly{std::make_unique<std::shared_ptr<Source>>(source)}, options)),

@@ -259,7 +259,7 @@ TEST_CASE("without the right to write a folder, its files are overwritten and no
 
 TEST_CASE("what is append-only is told before, and folders that are get files and nothing that is renamed") {
   const TempDir dir;
-  put(dir / "file", "text");
+  put_bytes(dir / "file", "text");
   fs::create_directory(dir / "folder");
   const std::string both = " '" + (dir / "file") + "' '" + (dir / "folder") + "'";
   if (std::system(("chattr +a" + both + " 2>/dev/null").c_str()) != 0) {
@@ -287,7 +287,7 @@ TEST_CASE("what is append-only is told before, and folders that are get files an
 
 TEST_CASE("other names of a file that is replaced keep what it was") {
   const TempDir dir;
-  put(dir / "file", "old");
+  put_bytes(dir / "file", "old");
   fs::create_hard_link(dir / "file", dir / "other");
   write_to(dir / "file", "new");
   CHECK(contents(dir / "file") == "new");

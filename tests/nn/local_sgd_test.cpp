@@ -248,24 +248,21 @@ TEST_CASE("what lies on a parameter's memory, buffers or another parameter, is a
   const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
   const bool twice = GENERATE(true, false);
   CAPTURE(ranks, static_cast<int>(sharding), twice);
-  const auto worst =
-      on_ranks<double>(ranks,
-                       [twice](Accelerator& accelerator) {
-                         const auto net = twice ? std::make_shared<Twice>() : std::make_shared<OnOneMemory>();
-                         torch::optim::SGD sgd({net->weight}, torch::optim::SGDOptions(1.0));
-                         auto [model, optimizer] = accelerator.prepare(net, sgd);
-                         double apart = 0;
-                         for (int i = 1; i <= 10; ++i) {
-                           accelerator.local_sgd(1, [&](nn::LocalSgd&) {
-                             net->weight.mutable_grad() = at::full({600, 600}, -2.0 * accelerator.rank());
-                             optimizer.step();
-                           });
-                           const double expected = i * (accelerator.world_size() - 1);
-                           apart = std::max(apart, (net->weight - expected).abs().max().item<double>());
-                         }
-                         return apart;
-                       },
-                       {.sharding = sharding});
+  const auto worst = on_ranks<double>(ranks, {.sharding = sharding}, [twice](Accelerator& accelerator) {
+    const auto net = twice ? std::make_shared<Twice>() : std::make_shared<OnOneMemory>();
+    torch::optim::SGD sgd({net->weight}, torch::optim::SGDOptions(1.0));
+    auto [model, optimizer] = accelerator.prepare(net, sgd);
+    double apart = 0;
+    for (int i = 1; i <= 10; ++i) {
+      accelerator.local_sgd(1, [&](nn::LocalSgd&) {
+        net->weight.mutable_grad() = at::full({600, 600}, -2.0 * accelerator.rank());
+        optimizer.step();
+      });
+      const double expected = i * (accelerator.world_size() - 1);
+      apart = std::max(apart, (net->weight - expected).abs().max().item<double>());
+    }
+    return apart;
+  });
   for (const double of_rank : worst) CHECK(of_rank < 0.01);
 }
 
@@ -283,26 +280,24 @@ TEST_CASE("after local_sgd ranks train on together, to the bit the same with eve
   for (const Make& make : optimizers) {
     std::vector<Tensors> seen;
     for (const Sharding sharding : {Sharding::none, Sharding::optimizer, Sharding::automatic}) {
-      const auto ended = on_ranks<Tensors>(ranks,
-                                           [&](Accelerator& accelerator) {
-                                             torch::manual_seed(1);
-                                             torch::nn::Linear net(4, 3);
-                                             const auto inner = make(net->parameters());
-                                             auto [model, optimizer] = accelerator.prepare(net, *inner);
-                                             torch::manual_seed(2 + accelerator.rank());
-                                             const auto step = [&, &model = model, &optimizer = optimizer] {
-                                               optimizer.zero_grad();
-                                               accelerator.backward(model(at::randn({5, 4})).pow(3).mean());
-                                               optimizer.step();
-                                             };
-                                             step();
-                                             accelerator.local_sgd(2, [&](nn::LocalSgd& local) {
-                                               for (int i = 0; i < 5; ++i, local.step()) step();
-                                             });
-                                             for (int i = 0; i < 3; ++i) step();
-                                             return Tensors{net->weight.detach().clone(), net->bias.detach().clone()};
-                                           },
-                                           {.sharding = sharding});
+      const auto ended = on_ranks<Tensors>(ranks, {.sharding = sharding}, [&](Accelerator& accelerator) {
+        torch::manual_seed(1);
+        torch::nn::Linear net(4, 3);
+        const auto inner = make(net->parameters());
+        auto [model, optimizer] = accelerator.prepare(net, *inner);
+        torch::manual_seed(2 + accelerator.rank());
+        const auto step = [&, &model = model, &optimizer = optimizer] {
+          optimizer.zero_grad();
+          accelerator.backward(model(at::randn({5, 4})).pow(3).mean());
+          optimizer.step();
+        };
+        step();
+        accelerator.local_sgd(2, [&](nn::LocalSgd& local) {
+          for (int i = 0; i < 5; ++i, local.step()) step();
+        });
+        for (int i = 0; i < 3; ++i) step();
+        return Tensors{net->weight.detach().clone(), net->bias.detach().clone()};
+      });
       seen.insert(seen.end(), ended.begin(), ended.end());
     }
     for (const Tensors& one : seen)

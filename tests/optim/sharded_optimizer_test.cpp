@@ -238,7 +238,7 @@ TEST_CASE("weights that each rank makes anew after prepare are told of once, who
   const bool alike = GENERATE(true, false), by_hand = GENERATE(true, false);
   for (const Make& make : optimizers) {
     std::vector<std::string> warnings;
-    run_ranks(3,
+    run_ranks(3, {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }},
               [&](Accelerator& accelerator) {
                 torch::nn::Linear net(6, 2);
                 const Optimizer inner = make(net->parameters());
@@ -252,8 +252,7 @@ TEST_CASE("weights that each rank makes anew after prepare are told of once, who
                   else
                     optimizer.step();
                 }
-              },
-              {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }});
+              });
     CAPTURE(static_cast<int>(sharding), alike, by_hand);
     REQUIRE(warnings.size() == (alike ? 0 : 1));
     if (!alike)

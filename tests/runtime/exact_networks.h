@@ -148,8 +148,8 @@ struct ExactRun {
   int workers = 0;
   Precision precision = Precision::no;
   int logical_ranks = 8;
-  int stop_after = -1;                   // updates; -1: never
-  std::string save_to{}, load_from{};    // at the stop; before the start
+  int stop_after = -1;                 // updates; -1: never
+  std::string save_to{}, load_from{};  // at the stop; before the start
 
   LaunchConfig config(int ranks) const {
     LaunchConfig config{.cpu = ranks,
@@ -179,16 +179,16 @@ class ExactTrainer {
         scheduler_(accelerator.prepare(schedule_)) {}
 
   std::string train() {
-    const data::DataLoaderOptions options{.batch_size = run_.split ? run_.batch_size * run_.logical_ranks
-                                                                   : run_.batch_size,
-                                          .shuffle = run_.shuffle && !run_.iterable,
-                                          .drop_last = run_.drop_last,
-                                          .workers = run_.workers};
+    const data::DataLoaderOptions options{
+        .batch_size = run_.split ? run_.batch_size * run_.logical_ranks : run_.batch_size,
+        .shuffle = run_.shuffle && !run_.iterable,
+        .drop_last = run_.drop_last,
+        .workers = run_.workers};
     if (run_.iterable)
       train_on(accelerator_.prepare(data::DataLoader(stream_of_sentences(run_.samples), options)));
     else
-      train_on(accelerator_.prepare(data::DataLoader(Sentences(run_.samples).map(torch::data::transforms::Stack<>()),
-                                                     options)));
+      train_on(accelerator_.prepare(
+          data::DataLoader(Sentences(run_.samples).map(torch::data::transforms::Stack<>()), options)));
     for (const auto& item : net_->named_parameters()) bits_.add(item.value());
     for (const auto& item : net_->named_buffers()) bits_.add(item.value());
     return bits_.bytes();
@@ -207,7 +207,8 @@ class ExactTrainer {
     while (loader.epoch() < run_.epochs && !stopped_) {
       run_.joins ? accelerator_.join_uneven_inputs(steps) : steps();
       if (!stopped_ && !run_.even && !run_.joins)
-        for (auto i = loader.steps_without_batch(); i > 0; --i) step(at::empty({0, 8}, at::kLong), at::empty({0}, at::kLong));
+        for (auto i = loader.steps_without_batch(); i > 0; --i)
+          step(at::empty({0, 8}, at::kLong), at::empty({0}, at::kLong));
       if (!stopped_) judge();
     }
   }

@@ -41,8 +41,8 @@ TEST_CASE("a training is the same bits on 1, 2, 4 and 8 ranks, whatever its laye
 }
 
 TEST_CASE("it is with every optimizer") {
-  const auto stepper = GENERATE(Stepper::sgd, Stepper::adam, Stepper::adagrad, Stepper::rmsprop,
-                                Stepper::adamw_not_fused);
+  const auto stepper =
+      GENERATE(Stepper::sgd, Stepper::adam, Stepper::adagrad, Stepper::rmsprop, Stepper::adamw_not_fused);
   CAPTURE(static_cast<int>(stepper));
   check_same_bits({.stepper = stepper, .clip = true});
 }
@@ -73,8 +73,10 @@ TEST_CASE("it is where ranks take different numbers of steps in join_uneven_inpu
   CAPTURE(samples);
   for (const auto layers : {Layers::linear, Layers::memory}) {
     check_same_bits({.layers = layers, .samples = samples, .even = false, .joins = true});
-    check_same_bits({.layers = layers, .samples = samples, .accumulation = 2, .even = false, .sums = true, .joins = true});
-    check_same_bits({.layers = layers, .samples = samples, .accumulation = 3, .even = false, .clip = true, .joins = true});
+    check_same_bits(
+        {.layers = layers, .samples = samples, .accumulation = 2, .even = false, .sums = true, .joins = true});
+    check_same_bits(
+        {.layers = layers, .samples = samples, .accumulation = 3, .even = false, .clip = true, .joins = true});
   }
 }
 
@@ -215,38 +217,51 @@ TEST_CASE("in exact mode a shard's passes add up, and gradients are dropped with
     line.optimizer.zero_grad();  // last
   });
   // Momentum is 0.9: 0.25, then 0.25 + 0.225.
-  check_weight(1 - 0.25 - 0.475, [](Accelerator& a, Line& line, int shard) {
-    const auto micro_batch = a.accumulate(line.model);
-    a.backward(loss_of(line, shard));
-    line.optimizer.step();
-    line.net->zero_grad();  // not the prepared optimizer's
-  }, 2);
-  check_weight(1 - 0.25 - 0.475, [](Accelerator& a, Line& line, int shard) {
-    line.net->zero_grad();
-    const auto micro_batch = a.accumulate(line.model);
-    a.backward(loss_of(line, shard));
-    line.optimizer.step();
-  }, 2);
+  check_weight(
+      1 - 0.25 - 0.475,
+      [](Accelerator& a, Line& line, int shard) {
+        const auto micro_batch = a.accumulate(line.model);
+        a.backward(loss_of(line, shard));
+        line.optimizer.step();
+        line.net->zero_grad();  // not the prepared optimizer's
+      },
+      2);
+  check_weight(
+      1 - 0.25 - 0.475,
+      [](Accelerator& a, Line& line, int shard) {
+        line.net->zero_grad();
+        const auto micro_batch = a.accumulate(line.model);
+        a.backward(loss_of(line, shard));
+        line.optimizer.step();
+      },
+      2);
 }
 
 TEST_CASE("in exact mode gradients that are not dropped stay, and what the window adds comes to them once") {
   // 2.5, then 5: 0.25, then 0.5 + 0.225.
-  check_weight(1 - 0.25 - 0.725, [](Accelerator& a, Line& line, int shard) {
-    const auto micro_batch = a.accumulate(line.model);
-    a.backward(loss_of(line, shard));
-    line.optimizer.step();
-  }, 2);
+  check_weight(
+      1 - 0.25 - 0.725,
+      [](Accelerator& a, Line& line, int shard) {
+        const auto micro_batch = a.accumulate(line.model);
+        a.backward(loss_of(line, shard));
+        line.optimizer.step();
+      },
+      2);
 }
 
 TEST_CASE("in exact mode a window that ends early divides by its own length") {
-  check_weight(0.75, [](Accelerator& a, Line& line, int shard) {
-    const auto micro_batch = a.accumulate_and_close(line.model);
-    a.backward(loss_of(line, shard));
-    line.optimizer.step();
-  }, 1, {.gradient_accumulation_steps = 3});
+  check_weight(0.75,
+               [](Accelerator& a, Line& line, int shard) {
+                 const auto micro_batch = a.accumulate_and_close(line.model);
+                 a.backward(loss_of(line, shard));
+                 line.optimizer.step();
+               },
+               1, {.gradient_accumulation_steps = 3});
 }
 
-TEST_CASE("in exact mode what ranks draw outside of any shard's work is the same on all, and shards have streams of their own") {
+TEST_CASE(
+    "in exact mode what ranks draw outside of any shard's work is the same on all, and shards have streams of their "
+    "own") {
   for (const int ranks : {1, 2, 4}) {
     std::vector<double> outside(static_cast<std::size_t>(ranks));
     std::vector<double> of_shards(4);
@@ -286,23 +301,28 @@ TEST_CASE("exact mode refuses what depends on the number of ranks") {
          a.backward(loss_of(line, shard));
        }),
        "no_sync");
-  says(refusal([](Accelerator& a, Line& line, int) { a.local_sgd(2, [&](nn::LocalSgd&) { (void)line; }); }), "local_sgd");
-  says(refusal([](Accelerator& a, Line& line, int shard) {
-         const auto micro_batch = a.accumulate(line.model);
-         line.optimizer.step([&] {
-           const at::Tensor loss = loss_of(line, shard);
-           a.backward(loss);
-           return loss;
-         });
-       }, 4),
+  says(refusal([](Accelerator& a, Line& line, int) { a.local_sgd(2, [&](nn::LocalSgd&) { (void)line; }); }),
+       "local_sgd");
+  says(refusal(
+           [](Accelerator& a, Line& line, int shard) {
+             const auto micro_batch = a.accumulate(line.model);
+             line.optimizer.step([&] {
+               const at::Tensor loss = loss_of(line, shard);
+               a.backward(loss);
+               return loss;
+             });
+           },
+           4),
        "step(closure)");
   for (const int ranks : {1, 4})
-    says(refusal([](Accelerator& a, Line& line, int shard) {
-           const auto micro_batch = a.accumulate(line.model);
-           a.backward(loss_of(line, shard));
-           line.optimizer.step();
-           a.backward(loss_of(line, shard));
-         }, ranks),
+    says(refusal(
+             [](Accelerator& a, Line& line, int shard) {
+               const auto micro_batch = a.accumulate(line.model);
+               a.backward(loss_of(line, shard));
+               line.optimizer.step();
+               a.backward(loss_of(line, shard));
+             },
+             ranks),
          "a backward pass after optimizer.step()");
   says(refusal([](Accelerator& a, Line& line, int shard) {
          const auto micro_batch = a.accumulate(line.model);
@@ -349,21 +369,23 @@ TEST_CASE("exact mode refuses two micro-batches of one batch, and a loop that le
 
 TEST_CASE("exact mode needs a power of two, and ranks that divide it") {
   const auto refusal = [](int ranks, int logical) {
-    return error_of<ConfigError>([&] { launch({.cpu = ranks, .exact = ExactOptions{.logical_ranks = logical}}, [](Accelerator&) {}); });
+    return error_of<ConfigError>(
+        [&] { launch({.cpu = ranks, .exact = ExactOptions{.logical_ranks = logical}}, [](Accelerator&) {}); });
   };
   CHECK(refusal(2, 6).find("exact.logical_ranks 6 is no power of two") != std::string::npos);
   CHECK(refusal(2, 0).find("no power of two") != std::string::npos);
-  CHECK(refusal(3, 8).find("3 ranks do not divide the 8 logical ranks of exact mode; use 2 ranks") != std::string::npos);
+  CHECK(refusal(3, 8).find("3 ranks do not divide the 8 logical ranks of exact mode; use 2 ranks") !=
+        std::string::npos);
   CHECK(refusal(8, 4).find("use 4 ranks") != std::string::npos);
   CHECK(refusal(4, 4).empty());
 }
 
-TEST_CASE("exact mode takes LibTorch's deterministic algorithms, names an operator that has none, and sets back what was") {
+TEST_CASE(
+    "exact mode takes LibTorch's deterministic algorithms, names an operator that has none, and sets back what was") {
   at::globalContext().setDeterministicAlgorithms(false, false);
   const std::string text = error_of<RankError>([] {
-    launch({.cpu = 2, .exact = ExactOptions{}}, [](Accelerator&) {
-      at::zeros({4}).put_(at::zeros({2}, at::kLong), at::ones({2}), /*accumulate=*/false);
-    });
+    launch({.cpu = 2, .exact = ExactOptions{}},
+           [](Accelerator&) { at::zeros({4}).put_(at::zeros({2}, at::kLong), at::ones({2}), /*accumulate=*/false); });
   });
   INFO(text);
   CHECK(text.find("put_") != std::string::npos);
@@ -371,8 +393,9 @@ TEST_CASE("exact mode takes LibTorch's deterministic algorithms, names an operat
   // Beside a launch that wants it otherwise.
   launch({.cpu = 1}, [](Accelerator&) {
     std::thread([] {
-      CHECK(error_of<ConfigError>([] { launch({.cpu = 1, .exact = ExactOptions{}}, [](Accelerator&) {}); })
-                .find("in exact mode while one runs that is not") != std::string::npos);
+      CHECK(error_of<ConfigError>([] {
+              launch({.cpu = 1, .exact = ExactOptions{}}, [](Accelerator&) {});
+            }).find("in exact mode while one runs that is not") != std::string::npos);
       CHECK(error_of<ConfigError>([] { launch({.cpu = 1}, [](Accelerator&) {}); }).empty());
     }).join();
   });

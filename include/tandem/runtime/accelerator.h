@@ -143,8 +143,8 @@ class Accelerator : public Rank {
   /// The mean of `value` over all micro-batches of the accumulation window and all ranks, weighted; nothing until the
   /// window closes. For what is logged of a window: in exact mode it is the same bits on any number of ranks, and with
   /// other collectives within a window nothing is. Each call in a micro-batch is about a value of its own, so make the
-  /// same calls, in the same order, in each. Weights are 0 or more (ConfigError otherwise); a value of weight 0 does not
-  /// count, and the mean of nothing is NaN. Waits for the device of a tensor. Collective where
+  /// same calls, in the same order, in each. Weights are 0 or more (ConfigError otherwise); a value of weight 0 does
+  /// not count, and the mean of nothing is NaN. Waits for the device of a tensor. Collective where
   /// gradient_state().closes_window(), and not to be called within join_uneven_inputs.
   ///
   ///     if (const auto mean = accelerator.window_mean(loss)) std::cout << *mean << '\n';

@@ -38,8 +38,8 @@ class Rank {
 
   // ---- who and where
 
-  int rank() const { return rank_; }                         ///< from 0
-  int world_size() const { return world_size_; }             ///< how many ranks there are
+  int rank() const { return rank_; }              ///< from 0
+  int world_size() const { return world_size_; }  ///< how many ranks there are
   /// Parts of a global batch: in exact mode its logical shards, otherwise the world size.
   int logical_ranks() const;
   bool is_main() const { return rank_ == 0; }                ///< whether it is rank 0
