@@ -1,5 +1,6 @@
-// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: that of iterable
-// datasets, and of dispatch_batches. The other is data_loader_shard.h.
+// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: rank 0
+// reads for all, which is the default of iterable datasets. The other is data_loader_shard.h, and a batch's whole way
+// is at the top of loader_base.h.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: that of map-style
-// datasets. The other is data_loader_dispatcher.h.
+// One of the two kinds of prepared loaders, which make_loader (prepare_loader.cpp) chooses from: each rank reads, which
+// is the default of map-style datasets. The other is data_loader_dispatcher.h. What reads is in map_steps.cpp; a
+// batch's whole way is at the top of loader_base.h.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace tandem::data {
 
-/// Each rank reads its own batches of the plan from its own dataset object.
+/// Each rank reads its own batches of the plan, from its own dataset object; of an iterable all ranks share one reader.
 class DataLoaderShard final : public LoaderBase {
  public:
   /// Of the parts that `prepare` made for this rank.

@@ -1,3 +1,6 @@
+// A batch's way to its rank: LoaderBase::next (before_batch, take, to the device) → DataLoaderShard or
+// DataLoaderDispatcher::take → ReadAhead, with workers or without → MapSteps or StreamSteps, which read the dataset by
+// the plan (EpochPlan) and, in dispatch mode, for all ranks at once.
 #pragma once
 
 #include <cstdint>

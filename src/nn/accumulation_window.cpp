@@ -1,3 +1,4 @@
+// Moved on by RankTraining::begin_micro_batch and end_micro_batch, which also do what else belongs to a window's end.
 #include "nn/accumulation_window.h"
 
 #include <cmath>

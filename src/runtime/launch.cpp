@@ -1,3 +1,5 @@
+// A launch from its ranks' threads to its end. What a rank's body throws fires the launch's token (run_rank), which
+// ends all waits; the launching thread then joins (join) and throws it on as a RankError (throw_rank_error).
 #include "tandem/runtime/launch.h"
 
 #include <algorithm>

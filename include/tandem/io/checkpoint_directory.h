@@ -16,6 +16,9 @@
 ///
 ///     {"format": "tandem checkpoint", "version": 1, "info": {…}, "files": {"model.safetensors": {"bytes": …,
 ///      "crc32": "89abcdef"}, …}, "crc32": "01234567"}
+///
+/// Which files the checkpoint of a training has is in docs/checkpoints.md, and beside the code that writes them in
+/// src/checkpoint/checkpoints.h.
 namespace tandem::io {
 
 class OpenDirectory;

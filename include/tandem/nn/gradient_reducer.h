@@ -14,7 +14,8 @@ namespace tandem::nn {
 template <class Impl>
 class Model;
 
-/// What a program may ask of the reduction of one model's gradients: Model::reducer. Stays valid for as long as the
+/// What a program may ask of the reduction of one model's gradients, which src/nn/model_reducer_*.cpp make:
+/// Model::reducer. Stays valid for as long as the
 /// model, also when its launch has ended.
 class GradientReducer {
  public:
