@@ -73,7 +73,7 @@ Json to_json(const RunDifference& difference) {
   json["compared"] = {{"number", difference.compared}, {"of", difference.unit}};
   json["differences"] = Json::array();
   for (const Parting& parting : difference.partings.all()) json["differences"].push_back(to_json(parting));
-  json["left_out"] = difference.partings.left_out();
+  json["not_listed"] = difference.partings.left_out();
   json["notes"] = difference.notes;
   return json;
 }

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "checkpoint_diff.h"
 #include "io/read_file.h"
 #include "report/log_lines.h"
 #include "run_diff.h"
@@ -88,7 +89,7 @@ class Log {
     if (!again_ || !key.has_step()) return;
     again_ = false;
     const bool kept = key.type == "event" && name == "resumed";
-    lines_.erase(lines_.lower_bound(Key{.step = key.step + (kept ? 1 : 0)}), lines_.end());
+    lines_.erase(lines_.lower_bound(Key{key.step + (kept ? 1 : 0), {}, {}}), lines_.end());
   }
 
   static void strip(Json& object, const std::string& within, bool of_run) {
@@ -120,16 +121,16 @@ std::string label(const Key& key) {
 
 // Lines that one log has and the other has not, those of a kind together.
 void add_missing(Partings& partings, const Log& log, const Log& other, Parting::Kind kind) {
-  std::map<std::pair<bool, std::string>, std::vector<std::int64_t>> kinds;  // their steps
+  std::map<std::pair<bool, std::string>, std::vector<std::int64_t>> kinds;  // their steps; those with steps first
   for (const auto& [key, line] : log.lines())
-    if (!other.lines().contains(key)) kinds[{key.has_step(), label(key)}].push_back(key.step);
+    if (!other.lines().contains(key)) kinds[{!key.has_step(), label(key)}].push_back(key.step);
   for (const auto& [one, steps] : kinds) {
-    const auto& [has_step, its_label] = one;
+    const auto& [is_outside, its_label] = one;
     std::string name = its_label;
     if (steps.size() > 1)
       name += (name.empty() ? "" : ", ") + std::string("this and ") + std::to_string(steps.size() - 1) +
               " later, up to step " + std::to_string(steps.back());
-    partings.step = has_step ? std::optional(steps.front()) : std::nullopt;
+    partings.step = is_outside ? std::nullopt : std::optional(steps.front());
     partings.add({.kind = kind, .name = name});
   }
 }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,12 +20,9 @@ struct RunDifference {
 
 /// Compares the bits of two checkpoints, series of checkpoints, files or directories of weights, files of torch.save,
 /// files of JSON, logs or directories of tracked runs. Without `everything`, what differs between machines and numbers
-/// of ranks by its nature is left out: times, rates and memory, events, manifests, and flags that say where a run ran
+/// of ranks by its nature is left out: times, rates and memory, events, and flags that say where a run ran
 /// and what it wrote. Throws tandem::Error when one is none of these, is damaged, or they are of different kinds.
 RunDifference compare_runs(const std::string& first, const std::string& second, bool everything);
-
-/// Whether `flag` says where a run runs, reads and writes, not what it computes.
-bool names_the_machine(const std::string& flag);
 
 /// compare_runs of two logs: files with a JSON object a line.
 RunDifference compare_logs(const std::string& first, const std::string& second, bool everything);
