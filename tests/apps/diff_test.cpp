@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include <ATen/Functions.h>
+#include <c10/util/StringUtil.h>
 #include <c10/util/bit_cast.h>
 
 #include "support/train_program.h"
@@ -213,7 +214,7 @@ TEST_CASE("diff measures in the last place of each type") {
       const auto size = static_cast<std::size_t>(tensor.element_size());
       const Bits bits = is_first ? cases[i].first : cases[i].second;
       std::memcpy(static_cast<char*>(tensor.mutable_data_ptr()) + 4 * size, &bits, size);
-      (is_first ? first : second).emplace_back("w" + std::to_string(i), tensor);
+      (is_first ? first : second).emplace_back(c10::str("w", i), tensor);
     }
   save_pickle(dir / "a", dict_of(first));
   save_pickle(dir / "b", dict_of(second));
@@ -224,7 +225,7 @@ TEST_CASE("diff measures in the last place of each type") {
     const Case& one = cases[i];
     const Json& found = differences[i];
     CAPTURE(c10::toString(one.type), one.shown, one.other, found.dump());
-    CHECK(found["name"] == "w" + std::to_string(i));
+    CHECK(found["name"] == c10::str("w", i));
     CHECK(found["index"] == "[1, 1]");
     CHECK(found["first"] == one.shown);
     CHECK(found["second"] == one.other);
