@@ -82,6 +82,45 @@ void plant(const std::string& checkpoint, const std::string& name, std::int64_t 
   REQUIRE(fs::file_size(path) == bytes);
 }
 
+// Two numbers of each type, and how far they are apart.
+using Bits = std::uint64_t;
+struct Case {
+  at::ScalarType type;
+  Bits first, second;
+  const char *shown, *other;
+  std::optional<Bits> apart;
+};
+
+std::vector<Case> neighbours() {
+  const auto nothing = std::optional<Bits>();
+  return {
+      {at::kDouble, 0x3ff0000000000000, 0x3ff0000000000001, "1", "1.0000000000000002", 1},
+      {at::kDouble, 0x0000000000000001, 0x8000000000000001, "5e-324", "-5e-324", 2},
+      {at::kFloat, 0x3f800000, 0x3f7ffffd, "1", "0.9999998", 3},
+      {at::kFloat, 0x00000000, 0x80000000, "0", "-0", 0},
+      {at::kFloat, 0x7f7fffff, 0x7f800000, "3.4028235e+38", "inf", 1},
+      {at::kFloat, 0x7fc00000, 0x7fc00001, "nan (0x7fc00000)", "nan (0x7fc00001)", nothing},
+      {at::kFloat, 0x7fc00000, 0x3f800000, "nan (0x7fc00000)", "1", nothing},
+      {at::kHalf, 0x3c00, 0x3c02, "1", "1.0019531", 2},
+      {at::kBFloat16, 0x3f80, 0xbf80, "1", "-1", 2 * 0x3f80},
+      {at::kFloat8_e4m3fn, 0x38, 0x7f, "1", "nan (0x7f)", nothing},
+      {at::kFloat8_e5m2, 0x3c, 0x3d, "1", "1.25", 1},
+      {at::kFloat8_e4m3fnuz, 0x40, 0x80, "1", "nan (0x80)", nothing},
+      {at::kFloat8_e5m2fnuz, 0x40, 0x42, "1", "1.5", 2},
+      {at::kFloat8_e8m0fnu, 0x7f, 0x80, "1", "2", 1},
+      {at::kLong, 0x8000000000000000, 0x7fffffffffffffff, "-9223372036854775808", "9223372036854775807",
+       std::numeric_limits<Bits>::max()},
+      {at::kInt, 0xffffffff, 2, "-1", "2", 3},
+      {at::kShort, 0xfffe, 0xffff, "-2", "-1", 1},
+      {at::kChar, 0x80, 0x7f, "-128", "127", 255},
+      {at::kByte, 200, 100, "200", "100", 100},
+      {at::kUInt16, 65535, 0, "65535", "0", 65535},
+      {at::kUInt32, 1, 4294967295, "1", "4294967295", 4294967294},
+      {at::kUInt64, 0, std::numeric_limits<Bits>::max(), "0", "18446744073709551615", std::numeric_limits<Bits>::max()},
+      {at::kBool, 0, 1, "false", "true", nothing},
+  };
+}
+
 }  // namespace
 
 TEST_CASE("diff finds exact runs on one rank and on two equal in checkpoints, weights and logs") {
@@ -172,40 +211,7 @@ TEST_CASE("diff compares logs by step, and leaves out times, rates and memory") 
 
 TEST_CASE("diff measures in the last place of each type") {
   const TempDir dir;
-  using Bits = std::uint64_t;
-  struct Case {
-    at::ScalarType type;
-    Bits first, second;
-    const char *shown, *other;
-    std::optional<Bits> apart;
-  };
-  const auto nothing = std::optional<Bits>();
-  const std::vector<Case> cases{
-      {at::kDouble, 0x3ff0000000000000, 0x3ff0000000000001, "1", "1.0000000000000002", 1},
-      {at::kDouble, 0x0000000000000001, 0x8000000000000001, "5e-324", "-5e-324", 2},
-      {at::kFloat, 0x3f800000, 0x3f7ffffd, "1", "0.9999998", 3},
-      {at::kFloat, 0x00000000, 0x80000000, "0", "-0", 0},
-      {at::kFloat, 0x7f7fffff, 0x7f800000, "3.4028235e+38", "inf", 1},
-      {at::kFloat, 0x7fc00000, 0x7fc00001, "nan (0x7fc00000)", "nan (0x7fc00001)", nothing},
-      {at::kFloat, 0x7fc00000, 0x3f800000, "nan (0x7fc00000)", "1", nothing},
-      {at::kHalf, 0x3c00, 0x3c02, "1", "1.0019531", 2},
-      {at::kBFloat16, 0x3f80, 0xbf80, "1", "-1", 2 * 0x3f80},
-      {at::kFloat8_e4m3fn, 0x38, 0x7f, "1", "nan (0x7f)", nothing},
-      {at::kFloat8_e5m2, 0x3c, 0x3d, "1", "1.25", 1},
-      {at::kFloat8_e4m3fnuz, 0x40, 0x80, "1", "nan (0x80)", nothing},
-      {at::kFloat8_e5m2fnuz, 0x40, 0x42, "1", "1.5", 2},
-      {at::kFloat8_e8m0fnu, 0x7f, 0x80, "1", "2", 1},
-      {at::kLong, 0x8000000000000000, 0x7fffffffffffffff, "-9223372036854775808", "9223372036854775807",
-       std::numeric_limits<Bits>::max()},
-      {at::kInt, 0xffffffff, 2, "-1", "2", 3},
-      {at::kShort, 0xfffe, 0xffff, "-2", "-1", 1},
-      {at::kChar, 0x80, 0x7f, "-128", "127", 255},
-      {at::kByte, 200, 100, "200", "100", 100},
-      {at::kUInt16, 65535, 0, "65535", "0", 65535},
-      {at::kUInt32, 1, 4294967295, "1", "4294967295", 4294967294},
-      {at::kUInt64, 0, std::numeric_limits<Bits>::max(), "0", "18446744073709551615", std::numeric_limits<Bits>::max()},
-      {at::kBool, 0, 1, "false", "true", nothing},
-  };
+  const std::vector<Case> cases = neighbours();
   // Files of torch.save, which have them all.
   std::vector<std::pair<c10::IValue, c10::IValue>> first, second;
   for (std::size_t i = 0; i < cases.size(); ++i)
