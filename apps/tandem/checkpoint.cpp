@@ -163,7 +163,7 @@ void add_path_command(CLI::App& checkpoint, Commands& commands, const char* name
   commands.push_back({command, [options, run] { return run(*options); }});
 }
 
-void add_diff(CLI::App& checkpoint, Commands& commands) {
+void add_weights_diff(CLI::App& checkpoint, Commands& commands) {
   const auto options = std::make_shared<DiffOptions>();
   auto* command = checkpoint.add_subcommand("diff", "Compares the tensors of two; exit code 1 when they differ.");
   command->add_option("first", options->first, "a directory or file of weights")->type_name("FILE")->required();
@@ -244,7 +244,7 @@ void add_checkpoint(CLI::App& tandem, Commands& commands) {
   add_path_command(*checkpoint, commands, "verify",
                    "Reads everything and names the first file that is damaged; exit code 1 then.", verify,
                    "Examples:\n  tandem checkpoint verify out");
-  add_diff(*checkpoint, commands);
+  add_weights_diff(*checkpoint, commands);
   add_convert(*checkpoint, commands);
   add_merge(*checkpoint, commands);
 }

@@ -24,6 +24,7 @@ void add_bench(CLI::App& tandem, Commands& commands);
 void add_checkpoint(CLI::App& tandem, Commands& commands);
 void add_completion(CLI::App& tandem, Commands& commands);
 void add_config(CLI::App& tandem, Commands& commands);
+void add_diff(CLI::App& tandem, Commands& commands);
 void add_env(CLI::App& tandem, Commands& commands);
 void add_estimate(CLI::App& tandem, Commands& commands);
 void add_man(CLI::App& tandem, Commands& commands);

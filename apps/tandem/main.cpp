@@ -17,7 +17,7 @@ namespace {
 
 using namespace tandem_tool;
 
-constexpr auto kSubcommands = {add_env,   add_test,   add_estimate, add_checkpoint, add_plan,
+constexpr auto kSubcommands = {add_env,   add_test,   add_estimate, add_checkpoint, add_diff, add_plan,
                                add_bench, add_report, add_config,   add_completion, add_man};
 
 // The innermost subcommand that was named.

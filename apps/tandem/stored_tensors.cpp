@@ -11,6 +11,7 @@
 #include "io/model_source.h"
 #include "io/scalar_types.h"
 #include "tandem/core/error.h"
+#include "value_diff.h"
 
 namespace tandem_tool {
 
@@ -34,14 +35,14 @@ std::string type_name(at::ScalarType type) {
 
 }  // namespace
 
-StoredTensors::StoredTensors(const std::string& path) : path_(path) {
+StoredTensors::StoredTensors(const std::string& path, const std::string& stem) : path_(path) {
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) {
     io::is_pickle_file(path, path) ? add_pickled(path, path, "") : add_safetensors(path, path, "");
     return;
   }
   source_.emplace(path);
-  const io::ModelSource model(*source_);
+  const io::ModelSource model(*source_, stem);
   for (const std::string& file : model.files()) {
     const std::string location = source_->path_of(file), shown = source_->shown(file);
     model.of_torch_save() ? add_pickled(location, shown, file) : add_safetensors(location, shown, file);
@@ -101,10 +102,7 @@ at::Tensor StoredTensors::read(const Entry& entry) const {
 }
 
 at::Tensor StoredTensors::read_bytes(const Entry& entry) const {
-  if (entry.mapped.defined()) {
-    const at::Tensor elements = io::as_plain(entry.mapped).contiguous();
-    return elements.view(-1).view(at::kByte);
-  }
+  if (entry.mapped.defined()) return element_bytes(entry.mapped);
   at::Tensor bytes = at::empty(static_cast<std::int64_t>(entry.tensor.bytes()), at::kByte);
   std::ifstream file(location_of(entry), std::ios::binary);
   file.seekg(static_cast<std::streamoff>(entry.tensor.begin));

@@ -23,8 +23,8 @@ class StoredTensors {
     at::Tensor mapped{};              ///< of torch.save: in the file's pages
   };
 
-  /// Reads the headers, and compares them with the files' sizes and the index.
-  explicit StoredTensors(const std::string& path);
+  /// Reads the headers, and compares them with the files' sizes and the index. `stem`: which model's of a directory.
+  explicit StoredTensors(const std::string& path, const std::string& stem = "model");
 
   const std::vector<Entry>& entries() const { return entries_; }
   const Entry* find(const std::string& name) const;
