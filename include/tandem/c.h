@@ -234,7 +234,7 @@ typedef struct tandem_config {
   int32_t fused_optimizers;            /**< SGD, Adam and AdamW step in one pass; 0 or 1 */
   int32_t sharding;                    /**< a tandem_sharding */
   int32_t scheduler_steps_per_update;  /**< inner scheduler steps an update */
-  int32_t reserved;                    /**< 0 */
+  int32_t logical_ranks;               /**< of exact mode, a power of two; 0: no exact mode */
   tandem_gradient_reducer gradient_reducer; /**< of prepared models */
   tandem_data_loaders data_loader;          /**< of prepared loaders */
   int64_t nvtx_first;                       /**< the first update that tools shall capture */

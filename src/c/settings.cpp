@@ -101,6 +101,8 @@ void set_ranks(LaunchConfig& launch, const tandem_config& config) {
   launch.tf32 = flag_or_nothing("tf32", config.tf32);
   launch.expandable_segments = flag("expandable_segments", config.expandable_segments);
   launch.threads_per_rank = checked("threads_per_rank", config.threads_per_rank, 0);
+  if (const auto ranks = checked("logical_ranks", config.logical_ranks, 0); ranks > 0)
+    launch.exact = ExactOptions{.logical_ranks = ranks};
   launch.pin_threads = flag("pin_threads", config.pin_threads);
   launch.keep_tensor_memory = flag("keep_tensor_memory", config.keep_tensor_memory);
 }
@@ -165,7 +167,6 @@ tandem_progress to_c(const Progress& progress) {
 
 LaunchConfig to_launch_config(const tandem_config& config) {
   check_layout("tandem_config", config);
-  checked("reserved", config.reserved, 0, 0);
   LaunchConfig launch;
   set_ranks(launch, config);
   set_training(launch, config);
@@ -206,7 +207,7 @@ tandem_config to_c(const LaunchConfig& launch) {
           .fused_optimizers = launch.fused_optimizers,
           .sharding = static_cast<std::int32_t>(launch.sharding),
           .scheduler_steps_per_update = launch.scheduler_steps_per_update,
-          .reserved = 0,
+          .logical_ranks = 0,
           .gradient_reducer = to_c(launch.gradient_reducer),
           .data_loader = to_c(launch.data_loader),
           .nvtx_first = launch.nvtx_capture.first,

@@ -30,7 +30,7 @@ Config = struct("Config", size=c.c_size_t, gpus=c.c_int32, cpu=c.c_int32, seed=c
                 mixed_precision=c.c_int32, transport=c.c_int32, tf32=c.c_int32, expandable_segments=c.c_int32,
                 grad_scaler=GradScaler, threads_per_rank=c.c_int32, pin_threads=c.c_int32, keep_tensor_memory=c.c_int32,
                 device_placement=c.c_int32, fused_optimizers=c.c_int32, sharding=c.c_int32,
-                scheduler_steps_per_update=c.c_int32, reserved=c.c_int32, gradient_reducer=GradientReducer,
+                scheduler_steps_per_update=c.c_int32, logical_ranks=c.c_int32, gradient_reducer=GradientReducer,
                 data_loader=DataLoaders, nvtx_first=c.c_int64, nvtx_last=c.c_int64, timeout=c.c_double,
                 on_warning=OnWarning, on_warning_user=c.c_void_p, cancel=c.c_void_p)
 SessionOptions = struct("SessionOptions", size=c.c_size_t, on_event=OnEvent, user=c.c_void_p, step_interval=c.c_double,
@@ -58,6 +58,7 @@ SET = {
     "pin_threads": (1, "pin_threads=1"), "keep_tensor_memory": (0, "keep_tensor_memory=0"),
     "device_placement": (0, "device_placement=0"), "fused_optimizers": (0, "fused_optimizers=0"),
     "sharding": (1, "sharding=1"), "scheduler_steps_per_update": (2, "scheduler_steps_per_update=2"),
+    "logical_ranks": (4, "logical_ranks=4"),
     "gradient_reducer.bucket_bytes": (1000, "\nbucket_bytes=1000"),
     "gradient_reducer.first_bucket_bytes": (100, "first_bucket_bytes=100"),
     "gradient_reducer.gradient_as_bucket_view": (0, "gradient_as_bucket_view=0"),

@@ -97,7 +97,7 @@ static const struct field fields[] = {
     FIELD(FLAG, fused_optimizers, 0, "fused_optimizers=0"),
     FIELD(CHOICE, sharding, TANDEM_SHARDING_OPTIMIZER, "sharding=1"),
     FIELD(COUNT, scheduler_steps_per_update, 2, "scheduler_steps_per_update=2"),
-    FIELD(RESERVED, reserved, 0, NULL),
+    FIELD(COUNT, logical_ranks, 4, "logical_ranks=4"),
     FIELD(LARGE, gradient_reducer.bucket_bytes, 1000, "\nbucket_bytes=1000"),
     FIELD(LARGE, gradient_reducer.first_bucket_bytes, 100, "first_bucket_bytes=100"),
     FIELD(FLAG, gradient_reducer.gradient_as_bucket_view, 0, "gradient_as_bucket_view=0"),

@@ -32,7 +32,7 @@ int number_of(const std::optional<bool>& choice) { return choice ? *choice : -1;
 
 void show_ranks(std::ostream& out, const tandem::AcceleratorState& state) {
   const tandem::LaunchConfig& config = state.config;
-  out << "ranks=" << state.world_size() << "\ntransport=" << static_cast<int>(config.transport)
+  out << "logical_ranks=" << state.logical_ranks() << "\nranks=" << state.world_size() << "\ntransport=" << static_cast<int>(config.transport)
       << "\ntf32=" << number_of(config.tf32) << at::globalContext().allowTF32CuBLAS()
       << "\nexpandable_segments=" << config.expandable_segments << "\nthreads_per_rank=" << config.threads_per_rank
       << at::get_num_threads() << "\npin_threads=" << config.pin_threads
@@ -72,7 +72,7 @@ void show_parts(std::ostream& out, const tandem::LaunchConfig& config) {
 // A new field does not compile here until somebody has thought of its place in tandem/c.h, and in the tests of that.
 void name_all_fields(const tandem::LaunchConfig& config) {
   [[maybe_unused]] const auto& [gpus, devices, cpu, seed, mixed_precision, grad_scaler, transport, tf32,
-                                expandable_segments, not_in_c_backend, threads_per_rank, pin_threads,
+                                expandable_segments, not_in_c_backend, threads_per_rank, exact, pin_threads,
                                 keep_tensor_memory, device_placement, gradient_accumulation_steps, sync_with_dataloader,
                                 fused_optimizers, sharding, gradient_reducer, nvtx_capture, scheduler_steps_per_update,
                                 data_loader, checkpoints, timeout, on_warning, cancel] = config;
