@@ -34,7 +34,7 @@ Config = struct("Config", size=c.c_size_t, gpus=c.c_int32, cpu=c.c_int32, seed=c
                 mixed_precision=c.c_int32, transport=c.c_int32, tf32=c.c_int32, expandable_segments=c.c_int32,
                 grad_scaler=GradScaler, threads_per_rank=c.c_int32, pin_threads=c.c_int32, keep_tensor_memory=c.c_int32,
                 device_placement=c.c_int32, fused_optimizers=c.c_int32, sharding=c.c_int32,
-                scheduler_steps_per_update=c.c_int32, reserved=c.c_int32, gradient_reducer=GradientReducer,
+                scheduler_steps_per_update=c.c_int32, logical_ranks=c.c_int32, gradient_reducer=GradientReducer,
                 data_loader=DataLoaders, nvtx_first=c.c_int64, nvtx_last=c.c_int64, timeout=c.c_double,
                 on_warning=OnWarning, on_warning_user=c.c_void_p, cancel=c.c_void_p)
 Progress = struct("Progress", state=c.c_int32, reserved=c.c_int32, epoch=c.c_int64, step=c.c_int64,
