@@ -32,6 +32,11 @@ const std::vector<Case> kCases{
        return c.devices == std::vector{0, 2, 2};
      }},
     {"--cpu 4", [](const LaunchConfig& c) { return c.cpu == 4; }},
+    {"--exact", [](const LaunchConfig& c) { return c.exact.has_value(); }},
+    {"--exact=false", [](const LaunchConfig& c) { return !c.exact; }},
+    {"--logical-ranks 4", [](const LaunchConfig& c) { return c.exact && c.exact->logical_ranks == 4; }},
+    {"--logical-ranks 4 --exact", [](const LaunchConfig& c) { return c.exact && c.exact->logical_ranks == 4; }},
+    {"--exact --logical-ranks 4", [](const LaunchConfig& c) { return c.exact && c.exact->logical_ranks == 4; }},
     {"--threads-per-rank 2", [](const LaunchConfig& c) { return c.threads_per_rank == 2; }},
     {"--transport automatic", [](const LaunchConfig& c) { return c.transport == Transport::automatic; }},
     {"--transport nccl", [](const LaunchConfig& c) { return c.transport == Transport::nccl; }},
@@ -55,6 +60,7 @@ const std::vector<Case> kCases{
 // A config that is the opposite of what each flag asks for.
 LaunchConfig other() {
   LaunchConfig config{.cpu = 1, .seed = 1, .transport = Transport::nccl, .threads_per_rank = 9};
+  config.exact = ExactOptions{.logical_ranks = 16};
   config.data_loader = {.split_batches = false, .dispatch_batches = true, .even_batches = false};
   config.mixed_precision = Precision::bf16;
   config.nvtx_capture = {1, 1};

@@ -63,8 +63,9 @@ struct OneCoreGroup {
 
 TEST_CASE("every subcommand has help with examples") {
   const std::string help = tool("--help").output;
-  for (const std::string name : {"env", "test", "estimate", "plan", "checkpoint show", "checkpoint verify",
-                                 "checkpoint diff", "checkpoint convert", "checkpoint merge", "diff", "bench allreduce"}) {
+  for (const std::string name :
+       {"env", "test", "estimate", "plan", "checkpoint show", "checkpoint verify", "checkpoint diff",
+        "checkpoint convert", "checkpoint merge", "diff", "bench allreduce"}) {
     CAPTURE(name);
     const auto result = tool(name + " --help");
     CHECK(result.exit_code == 0);

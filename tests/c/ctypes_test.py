@@ -72,7 +72,7 @@ SET = {
     "timeout": (2.5, "timeout=2500"),
 }
 # Tried in other ways: below, and in settings_test.c.
-OTHERS = {"size", "gpus", "devices", "device_count", "reserved", "gradient_reducer.reserved", "data_loader.reserved",
+OTHERS = {"size", "gpus", "devices", "device_count", "gradient_reducer.reserved", "data_loader.reserved",
           "data_loader.data_seed", "on_warning", "on_warning_user", "cancel"}
 
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused():
                                ({"devices": devices, "device_count": 2**62}, "use 0 to 1024"),
                                ({"threads_per_rank": 100000}, "threads_per_rank 100000 is out of range"),
                                ({"nvtx_first": 3, "nvtx_last": 2}, "is no range"), ({"size": 48}, "tandem_config_init"),
-                               ({"reserved": 1}, "reserved"), ({"mixed_precision": 3}, "mixed_precision is 3; use 0 to 2"),
+                               ({"logical_ranks": 3}, "logical_ranks 3 is no power of two"), ({"mixed_precision": 3}, "mixed_precision is 3; use 0 to 2"),
                                ({"timeout": float("nan")}, "timeout is nan")):
             error = error_of(session.run, b"fit", b"1", two_ranks(**settings))
             assert text in error, (settings, error)

@@ -32,11 +32,12 @@ int number_of(const std::optional<bool>& choice) { return choice ? *choice : -1;
 
 void show_ranks(std::ostream& out, const tandem::AcceleratorState& state) {
   const tandem::LaunchConfig& config = state.config;
-  out << "logical_ranks=" << state.logical_ranks() << "\nranks=" << state.world_size() << "\ntransport=" << static_cast<int>(config.transport)
-      << "\ntf32=" << number_of(config.tf32) << at::globalContext().allowTF32CuBLAS()
-      << "\nexpandable_segments=" << config.expandable_segments << "\nthreads_per_rank=" << config.threads_per_rank
-      << at::get_num_threads() << "\npin_threads=" << config.pin_threads
-      << "\nkeep_tensor_memory=" << config.keep_tensor_memory << "\ntimeout=" << config.timeout.count() << '\n';
+  out << "logical_ranks=" << state.logical_ranks() << "\nranks=" << state.world_size()
+      << "\ntransport=" << static_cast<int>(config.transport) << "\ntf32=" << number_of(config.tf32)
+      << at::globalContext().allowTF32CuBLAS() << "\nexpandable_segments=" << config.expandable_segments
+      << "\nthreads_per_rank=" << config.threads_per_rank << at::get_num_threads()
+      << "\npin_threads=" << config.pin_threads << "\nkeep_tensor_memory=" << config.keep_tensor_memory
+      << "\ntimeout=" << config.timeout.count() << '\n';
 }
 
 void show_training(std::ostream& out, const tandem::LaunchConfig& config) {
