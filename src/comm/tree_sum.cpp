@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
@@ -135,18 +136,21 @@ std::vector<at::Tensor> sum_gathered(Communicator& communicator, const Row& mine
 }
 
 // As this rank shows its tensors: dense ones in memory as `like` lies there.
-Row row_of(const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like, const Kinds& kinds) {
-  Row row{tensors, std::vector<at::Tensor>(tensors.size())};
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
+Row row_of(std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like, const Kinds& kinds) {
+  Row row{std::move(tensors), std::vector<at::Tensor>(like.size())};
+  for (std::size_t i = 0; i < like.size(); ++i) {
     at::Tensor& term = row.terms[i];
-    if (term.defined()) term = term.detach();
+    const bool is_ours = term.defined() && is_alone(term);
+    if (term.defined() && term.requires_grad()) term = term.detach();
     if (kinds[i].layout != Layout::dense) continue;
-    row.sums[i] = at::empty_like(like[i], like[i].options().requires_grad(false), at::MemoryFormat::Preserve);
-    if (!term.defined()) continue;
+    const auto options = like[i].options().requires_grad(false);
+    const at::Tensor place = at::empty_like(like[i], options.device(at::kMeta));
+    const bool lies_alike = term.defined() && term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() &&
+                            term.strides() == place.strides();
+    row.sums[i] = lies_alike && is_ours ? term : at::empty_like(like[i], options);
+    if (!term.defined() || lies_alike) continue;
     if (term.is_sparse()) term = term.to_dense();
-    const bool lies_alike =
-        term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() && term.strides() == row.sums[i].strides();
-    if (!lies_alike) term = at::empty_like(row.sums[i]).copy_(term);
+    term = at::empty_like(row.sums[i]).copy_(term);
   }
   return row;
 }
@@ -160,6 +164,10 @@ Kinds kinds_of_all(const std::vector<Kinds>& of_ranks) {
 }
 
 }  // namespace
+
+bool is_alone(const at::Tensor& tensor) {
+  return tensor.use_count() == 1 && (!tensor.has_storage() || tensor.storage().use_count() == 1);
+}
 
 at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool overwrites_left) {
   if (!left.defined() || !right.defined()) return left.defined() ? left : right;
@@ -184,7 +192,7 @@ at::Tensor tree_sum(std::vector<at::Tensor> leaves) {
 }
 
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
-                                            const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like,
+                                            std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like,
                                             double factor) {
   const at::NoGradGuard no_grad;
   Kinds mine;
@@ -192,7 +200,7 @@ std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGrou
   const bool alone = communicator.world_size() == 1;
   const auto of_ranks = alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
   const Kinds kinds = kinds_of_all(of_ranks);
-  const Row row = row_of(tensors, like, kinds);
+  const Row row = row_of(std::move(tensors), like, kinds);
   if (alone) return times(row, factor);
   return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
                                       : sum_gathered(communicator, row, of_ranks, kinds, like, factor);

@@ -10,6 +10,9 @@
 
 namespace tandem::comm {
 
+/// Whether nobody else refers to the tensor or its memory.
+bool is_alone(const at::Tensor& tensor);
+
 /// The sum of two nodes of the tree, of which either may be undefined: then it is the other one. Sparse tensors are
 /// coalesced. Within `left` where `overwrites_left`, which may lie in memory of its own only.
 at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool overwrites_left);
@@ -19,12 +22,12 @@ at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool ov
 at::Tensor tree_sum(std::vector<at::Tensor> leaves);
 
 /// Each tensor's tree over the ranks, a power of two of them, times `factor`, as new tensors that are the same bits on
-/// all ranks; undefined where no rank has one. A rank may lack any of `tensors`, which stay as they are; each has the
-/// sizes and type of its one of `like`. Where a rank has one that is not sparse, all count as dense. Additions are
-/// LibTorch's, so that what a rank adds up by the functions above has the bits of what more ranks would give here.
-/// Collective.
+/// all ranks; undefined where no rank has one. A rank may lack any of `tensors`; each has the sizes and type of its one
+/// of `like`. One that nobody else refers to becomes the sum in place, the others stay as they are. Where a rank has
+/// one that is not sparse, all count as dense. Additions are LibTorch's, so that what a rank adds up by the functions
+/// above has the bits of what more ranks would give here. Collective.
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
-                                            const std::vector<at::Tensor>& tensors, const std::vector<at::Tensor>& like,
+                                            std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like,
                                             double factor);
 
 }  // namespace tandem::comm

@@ -16,11 +16,6 @@ bool is_zero(const at::Tensor& gradient) {
   return gradient.is_sparse() ? gradient._nnz() == 0 : !gradient.detach().any().item<bool>();
 }
 
-// Whether nobody else refers to it or its memory.
-bool is_alone(const at::Tensor& tensor) {
-  return tensor.use_count() == 1 && (!tensor.has_storage() || tensor.storage().use_count() == 1);
-}
-
 [[noreturn]] void throw_written(const std::string& name) {
   throw ConfigError("the gradient of " + name +
                     " was written to, or dropped, between backward passes of exact mode, which adds up those of "
@@ -188,26 +183,27 @@ at::Tensor ExactGradients::add_leaf(std::vector<at::Tensor>& nodes, int shard, a
     if (both && is_own && !left.is_sparse() && !gradient.is_sparse())
       at::add_out(gradient, left, gradient);
     else
-      gradient = comm::sum_of_nodes(left, gradient, !keeps_nodes && is_alone(left));
+      gradient = comm::sum_of_nodes(left, gradient, !keeps_nodes && comm::is_alone(left));
     is_own = is_own || both;
   }
   return gradient;
 }
 
 // Over the shards of this rank, of which those from `first` on are in no node yet: `gradient` is that of the first.
-at::Tensor ExactGradients::sum_of_rank(const Slot& slot, int first, const at::Tensor& gradient) const {
+at::Tensor ExactGradients::sum_of_rank(Slot& slot, int first, const at::Tensor& gradient) const {
   std::vector<at::Tensor> nodes = slot.nodes;
-  at::Tensor sum =
-      slot.in_tree ? slot.sum : add_leaf(nodes, first, gradient.defined() ? gradient.detach() : gradient, true);
+  // Where it has its place in the tree no pass comes after this one, so the sum need not be kept.
+  at::Tensor sum = slot.in_tree ? std::exchange(slot.sum, {})
+                                : add_leaf(nodes, first, gradient.defined() ? gradient.detach() : gradient, true);
   for (int shard = first + 1; shard < each_; ++shard)
     sum = add_leaf(nodes, shard, slot.of_shards[static_cast<std::size_t>(shard)], true);
   return sum;
 }
 
-std::vector<at::Tensor> ExactGradients::sum_over_ranks(const std::vector<at::Tensor>& terms, double factor) {
+std::vector<at::Tensor> ExactGradients::sum_over_ranks(std::vector<at::Tensor> terms, double factor) {
   std::vector<at::Tensor> like;
   for (const Slot& slot : slots_) like.push_back(slot.parameter);
-  auto sums = comm::tree_sum_over_ranks(communicator_, group_, terms, like, factor);
+  auto sums = comm::tree_sum_over_ranks(communicator_, group_, std::move(terms), like, factor);
   for (const auto& model : models_) {
     std::vector<bool> reached;
     for (const auto& [name, parameter] : model->parameters())
@@ -225,8 +221,8 @@ void ExactGradients::reduce(double factor) {
                       " computes of a global batch has made no backward pass; let each make one, of a loss of 0 where "
                       "there is nothing to learn");
   std::vector<at::Tensor> terms;
-  for (const Slot& slot : slots_) terms.push_back(sum_of_rank(slot, sub_step_, slot.leaf));
-  const auto sums = sum_over_ranks(terms, factor);
+  for (Slot& slot : slots_) terms.push_back(sum_of_rank(slot, sub_step_, slot.leaf));
+  const auto sums = sum_over_ranks(std::move(terms), factor);
   for (std::size_t i = 0; i < slots_.size(); ++i)
     slots_[i].show(comm::sum_of_nodes(slots_[i].before, sums[i], /*overwrites_left=*/false));
   for (const auto& model : models_) model->check_finite();
@@ -236,8 +232,8 @@ void ExactGradients::answer(double factor) {
   const at::NoGradGuard no_grad;
   keep_shard();
   std::vector<at::Tensor> terms;
-  for (const Slot& slot : slots_) terms.push_back(sum_of_rank(slot, 0, slot.of_shards.front()));
-  sum_over_ranks(terms, factor);
+  for (Slot& slot : slots_) terms.push_back(sum_of_rank(slot, 0, slot.of_shards.front()));
+  sum_over_ranks(std::move(terms), factor);
 }
 
 void ExactGradients::end_window() noexcept {

@@ -82,8 +82,8 @@ class ExactGradients {
   void keep_shard();
   void take_gradient(Slot& slot);
   at::Tensor add_leaf(std::vector<at::Tensor>& nodes, int shard, at::Tensor gradient, bool keeps_nodes) const;
-  at::Tensor sum_of_rank(const Slot& slot, int first, const at::Tensor& gradient) const;
-  std::vector<at::Tensor> sum_over_ranks(const std::vector<at::Tensor>& terms, double factor);
+  at::Tensor sum_of_rank(Slot& slot, int first, const at::Tensor& gradient) const;
+  std::vector<at::Tensor> sum_over_ranks(std::vector<at::Tensor> terms, double factor);
 
   ReducerGroup& models_;
   comm::Communicator& communicator_;

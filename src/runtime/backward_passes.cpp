@@ -66,6 +66,7 @@ void BackwardPasses::run_exactly(const at::Tensor& loss, BackwardOptions options
   as_autograd_sees_it.backward({}, retains(options), options.create_graph);
   exact_->after_pass();
   if (!context_.window.closes_window()) return;
+  if (!join_.active()) warnings_.look_for_other_weights();  // ranks that have ended do not come
   exact_->reduce(items);
   if (items) context_.window.reduce_items();
 }

@@ -122,6 +122,11 @@ void ExactTraining::answer_reduction(bool items) {
   gradients_.answer(factor(items));
   buffers_.exchange();
   buffers_.end_step();
+  forget_window();
+}
+
+void ExactTraining::forget_window() {
+  exchanges_ = false;
   gradients_.end_window();
   context_.window.note_reduction();
   items_.assign(items_.size(), 0.0);

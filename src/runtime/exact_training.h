@@ -48,6 +48,9 @@ class ExactTraining {
   /// Takes part in the others' exchange of buffers. Collective.
   void answer_exchange();
 
+  /// Forgets what the window has so far, as where a training is tried anew.
+  void forget_window();
+
   /// In a micro-batch that has closed its window: its buffers are those of the next one.
   void finish_buffers() { buffers_.end_step(); }
 

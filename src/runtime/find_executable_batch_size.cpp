@@ -105,6 +105,7 @@ std::function<void()> RankTraining::undo_point() {
     shorten(checkpoints.registered().objects, objects);
     shorten(checkpoints.registered().hooks, hooks);
     context.window = window;
+    if (exact) exact->forget_window();
     join.return_to(place);
     context.trigger = trigger;
     if (scaler) parts.scaler->load_state(*scaler);
