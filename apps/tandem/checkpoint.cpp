@@ -10,12 +10,12 @@
 
 #include "command.h"
 #include "convert.h"
-#include "diff.h"
 #include "io/json_text.h"
 #include "io/model_source.h"
 #include "io/output_file.h"
 #include "stored_tensors.h"
 #include "tandem/core/error.h"
+#include "tolerant_diff.h"
 
 namespace tandem_tool {
 namespace {

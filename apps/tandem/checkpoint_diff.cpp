@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "checkpoint/state_file.h"
+#include "io/checkpoint_error.h"
 #include "io/file_bytes.h"
 #include "io/model_source.h"
 #include "io/scalar_types.h"
@@ -21,10 +22,6 @@ namespace io = tandem::io;
 using Json = nlohmann::json;
 
 namespace {
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw tandem::CheckpointError(path + ": " + problem);
-}
 
 std::string type_name(const io::StoredTensor& tensor) {
   const std::string name = tensor.type ? io::python_name(*tensor.type) : std::string();
@@ -133,7 +130,7 @@ class Checkpoint {
     for (auto entry = fs::directory_iterator(path, error); !error && entry != fs::directory_iterator();
          entry.increment(error))
       if (std::error_code ignored; entry->is_regular_file(ignored)) names.insert(entry->path().filename().string());
-    if (error) fail(path, "cannot be read: " + error.message());
+    if (error) io::throw_checkpoint_error(path, "cannot be read: " + error.message());
     return names;
   }
 
@@ -228,9 +225,10 @@ void compare_pickles(Partings& partings, const at::Tensor& first, const std::str
 
 Json json_in(const at::Tensor& file, const std::string& shown) {
   constexpr std::uint64_t kMostJsonBytes = 256 << 20;
-  if (file.nbytes() > kMostJsonBytes) fail(shown, "is too long: " + std::to_string(file.nbytes()) + " bytes");
+  if (file.nbytes() > kMostJsonBytes)
+    io::throw_checkpoint_error(shown, "is too long: " + std::to_string(file.nbytes()) + " bytes");
   Json json = io::parse_json({static_cast<const char*>(file.const_data_ptr()), file.nbytes()});
-  if (json.is_discarded()) fail(shown, "is no JSON, or damaged");
+  if (json.is_discarded()) io::throw_checkpoint_error(shown, "is no JSON, or damaged");
   return json;
 }
 

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "checkpoint_diff.h"
+#include "io/checkpoint_error.h"
 #include "io/checkpoint_source.h"
 #include "io/file_bytes.h"
 #include "io/read_file.h"
@@ -19,10 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 namespace io = tandem::io;
-
-[[noreturn]] void fail(const std::string& path, const std::string& problem) {
-  throw tandem::CheckpointError(path + ": " + problem);
-}
 
 // ---- series
 
@@ -119,7 +116,8 @@ Place place_in_directory(const std::string& path) {
     return {Kind::checkpoint, path};
   if (!io::list_checkpoints(path).empty()) return {Kind::series, path};
   if (exists(path, "log.jsonl")) return {Kind::log, path + "/log.jsonl"};
-  fail(path, "is no checkpoint and no folder of weights, and holds no checkpoints by number and no log.jsonl");
+  io::throw_checkpoint_error(
+      path, "is no checkpoint and no folder of weights, and holds no checkpoints by number and no log.jsonl");
 }
 
 // Whether it is one value of JSON that takes several lines.
@@ -135,7 +133,7 @@ Place place_at(const std::string& path) {
   const io::ReadFile file(path, path, io::Links::follow);
   std::string begin(2, '\0');
   begin.resize(file.read(begin.data(), begin.size()));
-  if (begin.empty()) fail(path, "is empty");
+  if (begin.empty()) io::throw_checkpoint_error(path, "is empty");
   if (io::is_pickle_file(path, path)) return {Kind::pickle, path};
   if (begin.size() == 2 && begin[0] == '{' && begin[1] != '\0') {  // the length of a safetensors header has that 0
     const bool one = is_json(io::load_bytes(path, path, io::Links::follow));
@@ -145,7 +143,7 @@ Place place_at(const std::string& path) {
     io::read_safetensors_header(path);
   } catch (const tandem::CheckpointError&) {
     if (path.ends_with(".safetensors")) throw;
-    fail(path, "is no file of safetensors or torch.save and no log of JSON objects, or damaged");
+    io::throw_checkpoint_error(path, "is no file of safetensors or torch.save and no log of JSON objects, or damaged");
   }
   return {Kind::safetensors, path};
 }

@@ -8,6 +8,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "comm/shares.h"
+#include "comm/sparse.h"
 #include "tandem/comm/detail/objects.h"
 
 namespace tandem::comm {
@@ -50,25 +51,23 @@ void sum_elements(const std::vector<const Row*>& rows, std::size_t i, std::int64
   for (const Row* row : rows) elements(row->sums[i], begin, end).copy_(sum);
 }
 
-// Of one rank.
-std::vector<at::Tensor> times(const Row& row, double factor) {
-  std::vector<at::Tensor> sums = row.sums;
-  for (std::size_t i = 0; i < sums.size(); ++i)
-    if (sums[i].defined())
-      at::mul_out(sums[i], row.terms[i], at::scalar_tensor(factor, at::dtype(at::kDouble)));
-    else if (row.terms[i].defined())
-      sums[i] = row.terms[i].coalesce().mul(factor);
-  return sums;
-}
-
 std::vector<at::Tensor> sum_sparse(const std::vector<const Row*>& rows, const Kinds& kinds, double factor) {
   std::vector<at::Tensor> sums(kinds.size());
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     if (kinds[i].layout != Layout::sparse) continue;
     std::vector<at::Tensor> leaves;
     for (const Row* row : rows) leaves.push_back(row->terms[i]);
-    // Another rank's tensor may be it, if it is the only one.
-    sums[i] = tree_sum(std::move(leaves)).clone().mul_(factor);
+    sums[i] = tree_sum(std::move(leaves)).coalesce().mul(factor);
+  }
+  return sums;
+}
+
+std::vector<at::Tensor> sum_of_one(const Row& row, const Kinds& kinds, double factor) {
+  std::vector<at::Tensor> sums = sum_sparse({&row}, kinds, factor);
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    if (!row.sums[i].defined()) continue;
+    sums[i] = row.sums[i];
+    at::mul_out(sums[i], row.terms[i], at::scalar_tensor(factor, at::dtype(at::kDouble)));
   }
   return sums;
 }
@@ -105,14 +104,6 @@ std::vector<at::Tensor> gather(Communicator& communicator, const at::Tensor& ter
   for (std::size_t rank = 0; rank < indices.size(); ++rank)
     leaves.push_back(sparse_from(term, indices[rank], values[rank]));
   return leaves;
-}
-
-at::Tensor no_entries(const at::Tensor& like, std::int64_t sparse_dims) {
-  auto values = like.sizes().slice(static_cast<std::size_t>(sparse_dims)).vec();
-  values.insert(values.begin(), 0);
-  const auto options = like.options().requires_grad(false);
-  return at::sparse_coo_tensor(at::empty({sparse_dims, 0}, options.dtype(at::kLong)), at::empty(values, options),
-                               like.sizes(), options.layout(at::kSparse));
 }
 
 std::vector<at::Tensor> sum_gathered(Communicator& communicator, const Row& mine, const std::vector<Kinds>& of_ranks,
@@ -171,7 +162,8 @@ bool is_alone(const at::Tensor& tensor) {
 
 at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool overwrites_left) {
   if (!left.defined() || !right.defined()) return left.defined() ? left : right;
-  if (left.is_sparse() && right.is_sparse()) return (left + right).coalesce();
+  // Before too, or the order in which entries of one place add up would depend on who has coalesced them already.
+  if (left.is_sparse() && right.is_sparse()) return (left.coalesce() + right.coalesce()).coalesce();
   if (left.is_sparse() || right.is_sparse()) {
     const auto dense = [](const at::Tensor& node) { return node.is_sparse() ? node.to_dense() : node; };
     return dense(left) + dense(right);
@@ -201,7 +193,7 @@ std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGrou
   const auto of_ranks = alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
   const Kinds kinds = kinds_of_all(of_ranks);
   const Row row = row_of(std::move(tensors), like, kinds);
-  if (alone) return times(row, factor);
+  if (alone) return sum_of_one(row, kinds, factor);
   return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
                                       : sum_gathered(communicator, row, of_ranks, kinds, like, factor);
 }

@@ -12,10 +12,6 @@
 namespace tandem::nn {
 namespace {
 
-bool is_zero(const at::Tensor& gradient) {
-  return gradient.is_sparse() ? gradient._nnz() == 0 : !gradient.detach().any().item<bool>();
-}
-
 [[noreturn]] void throw_written(const std::string& name) {
   throw ConfigError("the gradient of " + name +
                     " was written to, or dropped, between backward passes of exact mode, which adds up those of "
@@ -80,8 +76,6 @@ void ExactGradients::begin_micro_batch(int sub_step, bool whole, double factor) 
     at::Tensor& so_far = slot.of_shard(sub_step);
     if (so_far.defined() && factor != 1) so_far.mul_(factor);
     if (sub_step_ >= 0) slot.show(so_far.defined() ? so_far : slot.before);
-  }
-  for (Slot& slot : slots_) {
     // What shards have done in micro-batches before this one says nothing of this one.
     slot.most_arrivals = sub_step == 0 ? 0 : std::max(slot.most_arrivals, slot.arrivals);
     slot.arrivals = 0;

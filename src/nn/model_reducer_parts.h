@@ -18,6 +18,11 @@
 
 namespace tandem::nn {
 
+// Waits for a GPU.
+inline bool is_zero(const at::Tensor& gradient) {
+  return gradient.is_sparse() ? gradient._nnz() == 0 : !gradient.detach().any().item<bool>();
+}
+
 // The backward pass that all models of a rank share. ReducerGroup has it; the models' hooks write to it.
 struct RankPass {
   bool keeps_apart = false;                                  // see ReducerGroup::keep_apart

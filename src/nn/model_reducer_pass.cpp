@@ -8,6 +8,7 @@
 #include "comm/call_record.h"
 #include "comm/rank_group.h"
 #include "comm/shared_memory.h"
+#include "comm/sparse.h"
 #include "nn/copy_on_write.h"
 #include "nn/model_reducer.h"
 #include "nn/tensor_layout.h"
@@ -326,12 +327,7 @@ void ModelReducer::reduce_sparse(std::size_t index) {
   at::Tensor& gradient = parameters_[index].second.mutable_grad();
   const auto options = parameter.options().requires_grad(false);
   const std::int64_t dims = anywhere_[index] >> PassReport::kSparseDims;
-  if (!gradient.defined()) {
-    auto no_values = parameter.sizes().slice(static_cast<std::size_t>(dims)).vec();
-    no_values.insert(no_values.begin(), 0);
-    gradient = at::sparse_coo_tensor(at::empty({dims, 0}, options.dtype(at::kLong)), at::empty(no_values, options),
-                                     parameter.sizes(), options.layout(at::kSparse));
-  }
+  if (!gradient.defined()) gradient = comm::no_entries(parameter, dims);
   const at::Tensor mine = gradient.detach().coalesce();
   const auto indices = communicator_.all_gather(mine.indices().t().contiguous());
   const auto values = communicator_.all_gather(mine.values());

@@ -11,10 +11,6 @@
 namespace tandem::nn {
 namespace {
 
-bool is_zero(const at::Tensor& gradient) {
-  return gradient.is_sparse() ? gradient._nnz() == 0 : !gradient.detach().any().item<bool>();
-}
-
 // Nobody waits for a GPU to learn it: there zeros are kept like other numbers.
 bool is_known_to_be_zero(const at::Tensor& gradient) { return gradient.is_cpu() && is_zero(gradient); }
 

@@ -18,6 +18,7 @@
 
 #include "optim/accelerated_handles.h"
 #include "optim/sharded_optimizer.h"
+#include "optim/small_net.h"
 #include "support/ranks.h"
 
 using namespace tandem;
@@ -50,20 +51,10 @@ const Kind kKinds[] = {
      }},
     {"Adagrad", [](Groups g) -> Optimizer { return std::make_unique<torch::optim::Adagrad>(g, 0.05); }}};
 
-torch::nn::Sequential make_net() {
-  return torch::nn::Sequential(torch::nn::Linear(6, 16), torch::nn::Tanh(), torch::nn::Linear(16, 9), torch::nn::Tanh(),
-                               torch::nn::Linear(9, 2));
-}
-
 Groups two_groups(const torch::nn::Sequential& net) {
   const auto parameters = net->parameters();
   return {OptimizerParamGroup({parameters.begin(), parameters.begin() + 2}),
           OptimizerParamGroup({parameters.begin() + 2, parameters.end()})};
-}
-
-at::Tensor batch(int rank, int step) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(10 * step + rank + 1));
-  return at::randn({5, 6}, generator);
 }
 
 struct Ended {
@@ -131,7 +122,7 @@ std::vector<Ended> train(const Run& run) {
     auto [model, optimizer] = accelerator.prepare(net, *inner);
     for (int step = 0; step < run.steps; ++step) {
       auto window = accelerator.accumulate(model);
-      const auto loss = model->forward(batch(accelerator.rank(), step)).pow(2).mean();
+      const auto loss = model->forward(batch_of(accelerator.rank(), step)).pow(2).mean();
       run.before_backward(net, accelerator.rank(), step);
       accelerator.backward(loss);
       accelerator.clip_grad_norm_(model, 0.5);
@@ -226,40 +217,6 @@ TEST_CASE("ranks whose weights differ, from the beginning or later, go on with w
   CHECK_FALSE(at::equal(ended[0].weights[5], ended[1].weights[5]));
 }
 
-TEST_CASE("weights that each rank makes anew after prepare are told of once, whoever updates them") {
-  struct Own : torch::optim::SGD {
-    using SGD::SGD;
-  };
-  using Make = std::function<Optimizer(std::vector<at::Tensor>)>;
-  const std::vector<Make> optimizers{
-      [](auto parameters) { return std::make_unique<torch::optim::SGD>(parameters, 0.1); },
-      [](auto parameters) { return std::make_unique<Own>(parameters, torch::optim::SGDOptions(0.1)); }};
-  const auto sharding = GENERATE(Sharding::automatic, Sharding::optimizer, Sharding::none);
-  const bool alike = GENERATE(true, false), by_hand = GENERATE(true, false);
-  for (const Make& make : optimizers) {
-    std::vector<std::string> warnings;
-    run_ranks(3, {.sharding = sharding, .on_warning = [&](const std::string& text) { warnings.push_back(text); }},
-              [&](Accelerator& accelerator) {
-                torch::nn::Linear net(6, 2);
-                const Optimizer inner = make(net->parameters());
-                auto [model, optimizer] = accelerator.prepare(net, *inner);
-                torch::manual_seed(alike ? 3 : 3 + accelerator.rank() / 2);
-                net->reset_parameters();
-                for (int step = 0; step < 3; ++step) {
-                  accelerator.backward(model(batch(accelerator.rank(), step)).square().mean());
-                  if (by_hand)
-                    inner->step();
-                  else
-                    optimizer.step();
-                }
-              });
-    CAPTURE(static_cast<int>(sharding), alike, by_hand);
-    REQUIRE(warnings.size() == (alike ? 0 : 1));
-    if (!alike)
-      CHECK_THAT(warnings[0], ContainsSubstring("parameter weight has other values on rank 2 than on rank 0"));
-  }
-}
-
 TEST_CASE("options that differ between ranks: each rank steps by its own, as without division, and that is told once") {
   const auto& kind = kKinds[GENERATE(0, 1, 2, 3, 4)];
   const int since = GENERATE(0, 3), rank_with_others = GENERATE(0, 2);
@@ -328,109 +285,6 @@ TEST_CASE("gradients that the program writes before a step count for the rank th
       }
 }
 
-TEST_CASE("optimizers that differ between ranks are an error on all of them that names both, now or later") {
-  const auto error_of = [](int ranks, Sharding sharding, bool later,
-                           const std::function<Groups(const std::vector<at::Tensor>&, int rank)>& groups_of) {
-    return on_ranks<std::string>(ranks, {.sharding = sharding}, [&](Accelerator& accelerator) -> std::string {
-      auto net = make_net();
-      auto model = accelerator.prepare(net);
-      const auto all = net->parameters();
-      torch::optim::AdamW adamw(later ? Groups{OptimizerParamGroup({all[4]})} : groups_of(all, accelerator.rank()),
-                                0.01);
-      std::string text = "none";
-      try {
-        auto optimizer = accelerator.prepare(adamw);
-        accelerator.backward(model->forward(batch(accelerator.rank(), 0)).pow(2).mean());
-        optimizer.step();
-        if (later)
-          for (const auto& group : groups_of({all.begin(), all.begin() + 4}, accelerator.rank()))
-            adamw.add_param_group(group);
-        optimizer.step();
-      } catch (const ConfigError& error) {
-        text = error.what();
-      }
-      accelerator.wait_for_everyone();  // a body that catches it goes on
-      return text;
-    });
-  };
-  using Parameters = std::vector<at::Tensor>;
-  const std::vector<std::function<Groups(Parameters, int)>> ways{
-      [](Parameters all, int rank) {  // one is missing
-        if (rank == 1) all.pop_back();
-        return Groups{OptimizerParamGroup(all)};
-      },
-      [](Parameters all, int rank) {  // another order
-        if (rank == 1) std::swap(all[0], all[2]);
-        return Groups{OptimizerParamGroup(all)};
-      },
-      [](Parameters all, int rank) {  // other groups
-        if (rank == 0) return Groups{OptimizerParamGroup(all)};
-        return Groups{OptimizerParamGroup({all.begin(), all.begin() + 1}),
-                      OptimizerParamGroup({all.begin() + 1, all.end()})};
-      },
-      [](Parameters all, int rank) {  // one more, of no model
-        if (rank == 1) all.push_back(at::zeros({3}).requires_grad_());
-        return Groups{OptimizerParamGroup(all)};
-      }};
-  for (std::size_t way = 0; way < ways.size(); ++way)
-    for (const bool later : {false, true})
-      for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer, Sharding::none}) {
-        if (later && sharding == Sharding::none) continue;  // ranks do not meet then
-        for (const int ranks : {2, 3}) {
-          CAPTURE(way, later, static_cast<int>(sharding), ranks);
-          const auto texts = error_of(ranks, sharding, later, ways[way]);
-          for (const auto& text : texts) {
-            CHECK_THAT(text, ContainsSubstring("the optimizer differs between ranks: parameter"));
-            CHECK_THAT(text, ContainsSubstring("on rank 1") && ContainsSubstring("on rank 0"));
-          }
-        }
-      }
-}
-
-TEST_CASE("the same parameters of two models in another order are told apart by their models") {
-  const auto texts = on_ranks<std::string>(2, [](Accelerator& accelerator) -> std::string {
-    torch::nn::Linear first(3, 3), second(3, 3);
-    auto [a, b] = accelerator.prepare(first, second);
-    const bool other = accelerator.rank() == 1;
-    const std::vector<at::Tensor> weights{other ? second->weight : first->weight,
-                                          other ? first->weight : second->weight};
-    torch::optim::SGD sgd(weights, 0.1);
-    try {
-      accelerator.prepare(sgd);
-    } catch (const ConfigError& error) {
-      return error.what();
-    }
-    return "none";
-  });
-  CHECK_THAT(texts[0], ContainsSubstring("weight of model 2") && ContainsSubstring("weight of model 1"));
-  CHECK(texts[0] == texts[1]);
-}
-
-TEST_CASE("an optimizer of parameters that no prepared model has is told of") {
-  const bool all = GENERATE(true, false);
-  for (const Sharding sharding : {Sharding::automatic, Sharding::none}) {
-    std::vector<std::string> warnings;
-    const auto warn = [&](const std::string& text) { warnings.push_back(text); };
-    run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
-      torch::nn::Linear net(6, 2);
-      at::Tensor temperature = at::ones({1}).requires_grad_();
-      torch::optim::SGD sgd(net->parameters(), 0.1);
-      if (!all) {
-        sgd.add_param_group(OptimizerParamGroup({temperature}));
-        accelerator.prepare(net);
-      }
-      auto optimizer = accelerator.prepare(sgd);
-      for (int step = 0; step < 3; ++step) {
-        accelerator.backward((net(batch(accelerator.rank(), step)) * temperature).square().mean());
-        optimizer.step();
-      }
-    });
-    REQUIRE(warnings.size() == 1);
-    CHECK_THAT(warnings[0], ContainsSubstring("is of no prepared model") &&
-                                ContainsSubstring(all ? "parameter 0 of an optimizer" : "parameter 2 of an optimizer"));
-  }
-}
-
 namespace {
 
 // A complex or half weight beside float ones.
@@ -459,7 +313,7 @@ TEST_CASE("which step an optimizer takes does not depend on how its parameters a
       const auto inner = kind.make({OptimizerParamGroup(net->parameters())});
       auto [model, optimizer] = accelerator.prepare(net, *inner);
       for (int step = 0; step < 5; ++step) {
-        accelerator.backward(model(batch(accelerator.rank(), step)).pow(2).mean());
+        accelerator.backward(model(batch_of(accelerator.rank(), step)).pow(2).mean());
         optimizer.step();
         optimizer.zero_grad();
       }
@@ -495,7 +349,7 @@ TEST_CASE("other classes of optimizers, and parameters of no prepared model, are
     auto model = accelerator.prepare(net);
     auto optimizer = other_class ? accelerator.prepare(own) : accelerator.prepare(sgd);
     for (int step = 0; step < 3; ++step) {
-      accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
+      accelerator.backward(model->forward(batch_of(accelerator.rank(), step)).pow(2).mean());
       optimizer.step();
       optimizer.zero_grad();
     }
@@ -517,7 +371,7 @@ TEST_CASE("several optimizers of one model, one of which cannot be divided, and 
       auto a = accelerator.prepare(first);
       auto b = all_can ? accelerator.prepare(plain) : accelerator.prepare(own);
       for (int step = 0; step < 8; ++step) {
-        accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
+        accelerator.backward(model->forward(batch_of(accelerator.rank(), step)).pow(2).mean());
         a.step();
         if (step > 3) b.step();
         a.zero_grad();
@@ -542,14 +396,14 @@ TEST_CASE("averages are swapped in on one rank while the others train with the s
       optim::ExponentialMovingAverage average(model, {.decay = 0.5});
       at::Tensor outputs = at::zeros({});
       for (int step = 0; step < 6; ++step) {
-        accelerator.backward(model->forward(batch(accelerator.rank(), step)).pow(2).mean());
+        accelerator.backward(model->forward(batch_of(accelerator.rank(), step)).pow(2).mean());
         optimizer.step();
         optimizer.zero_grad();
         average.update();
         if (accelerator.is_main()) {
           const at::NoGradGuard no_grad;
           const auto swapped = average.swap_in();
-          outputs = outputs + model->forward(batch(0, 100)).sum();
+          outputs = outputs + model->forward(batch_of(0, 100)).sum();
         }
       }
       return at::cat({net->parameters()[0].detach().flatten(), average.averages()[0].second.flatten(),
@@ -569,7 +423,7 @@ TEST_CASE("a parameter of no model that is added later is each rank's own") {
       at::Tensor temperature = at::ones({1}).requires_grad_();
       for (int step = 0; step < 6; ++step) {
         if (step == 3) sgd.add_param_group(OptimizerParamGroup({temperature}));
-        accelerator.backward((model(batch(accelerator.rank(), step)) * temperature).square().mean());
+        accelerator.backward((model(batch_of(accelerator.rank(), step)) * temperature).square().mean());
         optimizer.step();
         optimizer.zero_grad();
       }

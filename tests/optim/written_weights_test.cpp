@@ -118,7 +118,7 @@ const Way kWays[] = {
 
 enum class When { before_the_first_step, after_backward, after_step, after_every_third_step };
 
-struct Ended {
+struct EndedWithViews {
   std::vector<at::Tensor> weights, views;
 };
 
@@ -129,7 +129,7 @@ struct Case {
   bool adamw;
 };
 
-Ended train(Accelerator& a, const Case& now) {
+EndedWithViews train(Accelerator& a, const Case& now) {
   Rank rank;
   if (now.adamw)
     rank.inner = std::make_unique<torch::optim::AdamW>(rank.net->parameters(), 0.02);
@@ -156,7 +156,7 @@ Ended train(Accelerator& a, const Case& now) {
     write(When::after_every_third_step, step);
     optimizer.zero_grad();
   }
-  Ended ended;
+  EndedWithViews ended;
   for (const auto& parameter : rank.net->parameters()) ended.weights.push_back(parameter.detach().clone());
   ended.views = {rank.view_from_before.clone(), rank.data_from_before.clone()};
   return ended;
@@ -177,7 +177,7 @@ TEST_CASE("whatever writes to weights, whenever, on one rank or all: the ranks t
         const Case now{&way, when, who, /*adamw=*/(static_cast<int>(when) + who) % 2 == 0};
         CAPTURE(way.name, static_cast<int>(when), who, now.adamw);
         const auto run = [&](Sharding sharding) {
-          return on_ranks<Ended>(2, {.sharding = sharding}, [&](Accelerator& a) { return train(a, now); });
+          return on_ranks<EndedWithViews>(2, {.sharding = sharding}, [&](Accelerator& a) { return train(a, now); });
         };
         const auto whole = run(Sharding::none);
         for (const Sharding sharding : {Sharding::automatic, Sharding::optimizer}) {

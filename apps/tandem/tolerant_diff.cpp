@@ -1,4 +1,4 @@
-#include "diff.h"
+#include "tolerant_diff.h"
 
 #include <cmath>
 #include <limits>
