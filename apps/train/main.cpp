@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "check_exact.h"
 #include "common/interrupt.h"
 #include "common/program.h"
 #include "model_flags.h"
@@ -102,6 +103,7 @@ int run(int argc, char** argv) {
     const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
     std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());
   };
+  if (options.check_exact) return train::check_exact(options, launch.config, inputs);
   const auto unsaved = std::make_shared<train::Unsaved>(options.save_weights);
   apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet);
   tandem::launch_on(launch, [&](tandem::Accelerator& accelerator) {

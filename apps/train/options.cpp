@@ -156,6 +156,12 @@ void add_files(CLI::App& app, Raw& raw) {
       ->needs(profile)
       ->capture_default_str();
   add_tracking(app, options);
+  app.add_option(
+         "--check-exact", options.check_exact,
+         "instead of training, make N updates with --exact, once more on one rank (on two, if there is one), and "
+         "say what differs first, if anything does; writes nothing")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000}))
+      ->excludes("--save-weights", "--log-json", "--checkpoint-dir", "--profile", "--log-with");
   app.add_flag("--quiet", options.quiet, "print nothing but errors");
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
@@ -271,7 +277,8 @@ Options finish(Raw raw) {
     throw tandem::ConfigError("--momentum belongs to --optimizer sgd; adamw has none");
   options.scheduler = scheduler_of(raw);
   options.shuffle = !raw.no_shuffle;
-  options.progress = !raw.no_progress && !options.quiet;
+  options.progress = !raw.no_progress && !options.quiet && !options.check_exact;
+  if (options.check_exact && !options.launch.exact) options.launch.exact.emplace();
   options.machine = examine_ranks(raw);
   options.batch_size = loader_batch_size(raw, options.logical_ranks());
   check_output("--save-weights", options.save_weights);

@@ -70,7 +70,8 @@ struct Options {
   double weight_decay = 0.0;
   std::optional<double> clip_grad_norm;
   SchedulerKind scheduler = SchedulerKind::constant;
-  std::int64_t warmup_steps = 0;  // updates of linear growth before it
+  std::int64_t warmup_steps = 0;            // updates of linear growth before it
+  std::optional<std::int64_t> check_exact;  // updates to compare, instead of training
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
   std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next

@@ -38,7 +38,7 @@ std::map<std::string, OnResume> make_decisions() {
   // Another global batch is refused when the loader's place is loaded.
   add(used, {"batch-size", "global-batch-size", "split-batches"});
   // How long.
-  add(used, {"epochs", "max-steps"});
+  add(used, {"epochs", "max-steps", "check-exact"});
   // On what.
   add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "cuda-graphs", "tf32", "expandable-segments"});
   // What is read and written. --init-weights is refused with --resume.

@@ -24,6 +24,7 @@
 #include "tandem/optim/reduce_lr_on_plateau.h"
 #include "tandem/optim/sequential_lr.h"
 #include "tandem/runtime/accelerator.h"
+#include "tandem/runtime/check_exact.h"
 #include "tandem/runtime/launch.h"
 #include "tandem/runtime/logger.h"
 #include "tandem/runtime/prepared.h"

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "runtime/exact_trace.h"
 #include "runtime/window_means.h"
 #include "tandem/core/error.h"
 
@@ -37,6 +38,7 @@ void ExactTraining::begin_micro_batch() {
   if (window.sub_step() == 0) {
     finish_step();
     if (window.length() == 1) {
+      if (trace_) trace_->end_window();
       if (window.awaits_reduction())
         throw ConfigError(
             "the window before has closed without the gradients of its last logical shard, which made no "
@@ -47,6 +49,7 @@ void ExactTraining::begin_micro_batch() {
   gradients_.begin_micro_batch(window.sub_step(), window.is_last_micro_batch(), window.correction().value_or(1));
   buffers_.begin_micro_batch(window.sub_step(), window.sub_steps());
   choose_generators();
+  if (trace_) trace_->begin_micro_batch();
 }
 
 // Of a step whose window is open, or which has made no pass.
@@ -64,6 +67,7 @@ void ExactTraining::answer_exchange() {
 
 void ExactTraining::end_micro_batch() noexcept {
   const nn::AccumulationWindow& window = context_.window;
+  if (trace_) trace_->end_micro_batch();
   if (!window.ends_step()) return;
   if (!window.closes_window()) {
     exchanges_ = true;
@@ -92,9 +96,11 @@ void ExactTraining::before_pass() {
         "a backward pass after optimizer.step() or zero_grad() in one micro-batch: in exact mode a step "
         "is made when all logical shards have made their passes, so make them before it");
   gradients_.before_pass();
+  if (trace_) trace_->before_pass();
 }
 
 void ExactTraining::after_pass() {
+  if (trace_) trace_->after_pass();
   gradients_.after_pass();
   context_.window.note_pass();
   buffers_.after_pass(context_.window.sub_step());

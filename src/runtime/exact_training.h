@@ -13,6 +13,8 @@
 
 namespace tandem {
 
+class ExactTrace;
+
 /// One rank's: gradients, buffers and generators of its shards, along the micro-batches of the accumulation window.
 class ExactTraining {
  public:
@@ -54,6 +56,9 @@ class ExactTraining {
   /// In a micro-batch that has closed its window: its buffers are those of the next one.
   void finish_buffers() { buffers_.end_step(); }
 
+  /// Has what is computed recorded from here on; null: no more. `trace` outlives it, or that.
+  void record_in(ExactTrace* trace) { trace_ = trace; }
+
   /// The generators are those of the shard that computes, or whose batch the loader gave last.
   void choose_generators();
 
@@ -67,7 +72,8 @@ class ExactTraining {
   nn::ExactGradients gradients_;
   nn::ExactBuffers buffers_;
   std::vector<double> items_;  // by sub-step, of the window
-  bool exchanges_ = false;     // a step has ended whose buffers are not exchanged
+  ExactTrace* trace_ = nullptr;
+  bool exchanges_ = false;  // a step has ended whose buffers are not exchanged
 };
 
 }  // namespace tandem

@@ -63,6 +63,14 @@ def check_setup(folder, name, flags):
             assert train(folder, ["--cpu", str(ranks), *flags], "more") == first, f"{name}: {ranks} ranks differ from one"
 
 
+def check_itself(name, flags):
+    """--check-exact finds nothing."""
+    for ranks in (1, 2) if ALL else (2,):
+        told = subprocess.run([TRAIN, "--check-exact", "2", "--cpu", str(ranks), *flags], check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+        assert told.endswith("have made the same weights, buffers and generators in 2 windows, to the bit\n"), (name, told)
+
+
 def check_kills(folder, chance, most_kills):
     """A run that is killed again and again, each time with another number of ranks, ends like one that is not."""
     flags = ["--batch-size", "8", "--epochs", "2", "--limit-train-samples", "2000", "--clip-grad-norm", "1",
@@ -92,5 +100,6 @@ with tempfile.TemporaryDirectory() as directory:
     folder = pathlib.Path(directory)
     for its_name, its_flags in (SETUPS | MORE if ALL else SETUPS).items():
         check_setup(folder, its_name, its_flags)
+        check_itself(its_name, its_flags)
     for number in range(20 if ALL else 1):
         check_kills(folder, random.Random(number), 6 if ALL else 2)
