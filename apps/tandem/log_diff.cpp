@@ -74,8 +74,11 @@ class Log {
 
   static Key key_of(const Json& line) {
     Key key{.type = text_at(line, "type"), .name = text_at(line, "name")};
-    const auto step = line.find("step");
-    if (step != line.end() && step->is_number_integer())
+    if (key.type.empty() && line.contains("eval") && line["eval"].is_object())
+      key.type = "eval";  // of train --log-json
+    const Json& steps = key.type == "eval" ? line["eval"] : line;
+    const auto step = steps.find("step");
+    if (step != steps.end() && step->is_number_integer())
       key.step = step->get<std::int64_t>();
     else if (key.type == "end" || line.contains("final"))
       key.step = kEnd;
@@ -115,7 +118,7 @@ class Log {
 // Empty for what has nothing but a step.
 std::string label(const Key& key) {
   if (key.type.empty()) return key.step == kEnd ? "final" : key.has_step() ? "" : key.name;
-  if (key.type == "scalars") return "";
+  if (key.type == "scalars" || key.type == "eval") return "";
   return key.name.empty() ? key.type : key.type + " " + key.name;
 }
 

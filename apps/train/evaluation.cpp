@@ -6,7 +6,7 @@
 namespace train {
 
 std::optional<double> evaluate(tandem::Accelerator& accelerator, tandem::nn::Model<Net>& model, const Options& options,
-                               const Task& task, Tracking& tracking) {
+                               const Task& task, Tracking* tracking) {
   const torch::NoGradGuard no_grad;
   model->eval();
   const bool split = options.launch.data_loader.split_batches;
@@ -14,7 +14,7 @@ std::optional<double> evaluate(tandem::Accelerator& accelerator, tandem::nn::Mod
       task.test_set(), {.batch_size = task.test_batch() * (split ? accelerator.logical_ranks() : 1)}));
   const auto classes = task.classes();
   std::optional<ClassReport> report;
-  if (tracking.enabled() && !classes.empty()) report.emplace();
+  if (tracking && tracking->enabled() && !classes.empty()) report.emplace();
   double sum = 0;
   std::int64_t seen = 0;
   const auto take = [&](const at::Tensor& inputs, const at::Tensor& targets) {
@@ -34,8 +34,8 @@ std::optional<double> evaluate(tandem::Accelerator& accelerator, tandem::nn::Mod
     if (stop_is_asked(accelerator)) return std::nullopt;
     take(nothing.data, nothing.target);
   }
-  if (report && tracking.trackers().recording())
-    report->log(tracking.trackers(), task.test_set(), classes, tracking.step());
+  if (report && tracking->trackers().recording())
+    report->log(tracking->trackers(), task.test_set(), classes, tracking->step());
   return sum / static_cast<double>(seen);
 }
 

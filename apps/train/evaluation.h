@@ -11,9 +11,9 @@
 namespace train {
 
 /// How good the trained `model` is: the mean of Task::judge over the test set, of which all ranks together take every
-/// sample once; nothing when a stop is asked for. Records with `tracking` which classes it takes for which. Leaves the
-/// model in evaluation mode. Collective.
+/// sample once; nothing when a stop is asked for. Records with `tracking`, unless that is null, which classes it takes
+/// for which. Leaves the model in evaluation mode. Collective.
 std::optional<double> evaluate(tandem::Accelerator& accelerator, tandem::nn::Model<Net>& model, const Options& options,
-                               const Task& task, Tracking& tracking);
+                               const Task& task, Tracking* tracking);
 
 }  // namespace train

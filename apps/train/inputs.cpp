@@ -11,6 +11,7 @@
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
 #include "io/output_file.h"
+#include "judging.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
 
@@ -123,6 +124,7 @@ Inputs read_inputs(const Options& options) {
     }
   }
   auto task = make_task(options);
+  check_figures(options, *task);
   const auto samples = static_cast<std::int64_t>(*task->train_set().size());
   check_fills_a_step(options, samples);
   const std::int64_t total_steps = count_updates(options, samples);

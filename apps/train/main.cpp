@@ -11,6 +11,7 @@
 #include "check_exact.h"
 #include "common/interrupt.h"
 #include "common/program.h"
+#include "judging.h"
 #include "model_flags.h"
 #include "options.h"
 #include "report/report.h"
@@ -49,6 +50,8 @@ void report(const train::Options& options, const train::Outcome& outcome) {
   std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
               metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
               metrics.samples_per_second, metrics.startup_seconds);
+  if (outcome.ended_early) std::printf("ended early: %s got no better\n", options.early_stop->metric.c_str());
+  if (!outcome.best.empty()) std::printf("%s: %s\n", outcome.best.c_str(), train::best_weights_path(options).c_str());
   if (options.cuda_graphs)
     std::printf("%lld steps were replayed as CUDA graphs%s%s\n", static_cast<long long>(outcome.replayed_steps),
                 outcome.not_replayed.empty() ? "" : "; the last was not: ", outcome.not_replayed.c_str());

@@ -16,13 +16,22 @@ namespace {
 
 constexpr std::size_t kMostPending = 64 << 20;  // bytes
 
-// Bytes of the lines of the first `steps` updates, which are there from the beginning on.
-std::uint64_t bytes_of(const std::string& path, std::int64_t steps) {
+// Whether a line is of the first `steps` updates, or of a judgement after at most `judged_at`.
+bool is_of(const nlohmann::json& line, std::int64_t steps, std::int64_t judged_at) {
+  if (!line.is_object()) return false;
+  const bool judged = line.contains("eval") && line["eval"].is_object();
+  const nlohmann::json& values = judged ? line["eval"] : line;
+  return values.contains("step") && values["step"].is_number_integer() &&
+         values["step"] <= (judged ? judged_at : steps);
+}
+
+// Bytes of such lines, which are there from the beginning on.
+std::uint64_t bytes_of(const std::string& path, std::int64_t steps, std::int64_t judged_at) {
   std::ifstream file(path, std::ios::binary);
   std::uint64_t bytes = 0;
   for (std::string line; steps > 0 && std::getline(file, line) && !file.eof(); bytes += line.size() + 1) {
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer() || json["step"] > steps) break;
+    if (!is_of(json, steps, judged_at)) break;
   }
   return bytes;
 }
@@ -40,10 +49,10 @@ MetricsLog::MetricsLog(const std::string& path) : path_(path) {
 
 MetricsLog::~MetricsLog() = default;
 
-void MetricsLog::begin(std::int64_t steps) {
+void MetricsLog::begin(std::int64_t steps, std::int64_t judged_at) {
   if (!file_ || !file_->can_be_cut()) return;
   try {
-    file_->cut(bytes_of(path_, steps));
+    file_->cut(bytes_of(path_, steps, judged_at));
   } catch (const tandem::Error& error) {
     throw tandem::ConfigError(std::string("--log-json ") + error.what());
   }
@@ -54,6 +63,12 @@ std::string MetricsLog::write(const UpdateMetrics& metrics) {
                   {"loss", metrics.loss}, {"grad_norm", metrics.grad_norm},
                   {"lr", metrics.lr},     {"samples_per_second", metrics.samples_per_second}};
   return put(tandem::io::shown_json(line) + '\n');
+}
+
+std::string MetricsLog::write(std::int64_t step, std::int64_t epoch, const Verdict& verdict) {
+  Json values{{"step", step}, {"epoch", epoch}};
+  for (const auto& [name, value] : verdict.figures) values[name] = value;
+  return put(tandem::io::shown_json(Json{{"eval", values}}) + '\n');
 }
 
 std::string MetricsLog::put(const std::string& line) {

@@ -42,20 +42,22 @@ struct FinalMetrics {
   double peak_rss_mb = 0;
 };
 
-/// Writes the metrics as JSON Lines: one object an update, {"final": …} last. A line is written as soon as its values
-/// are there; training never waits for it: what a full disk or a slow reader does not take is kept and tried again with
-/// the next one.
+/// Writes the metrics as JSON Lines: one object an update, {"eval": …} for each time the network was judged, {"final":
+/// …} last. A line is written as soon as its values are there; training never waits for it: what a full disk or a slow
+/// reader does not take is kept and tried again with the next one.
 class MetricsLog {
  public:
   /// Opens `path`, a named pipe once somebody reads it; an empty path writes nothing. Throws tandem::ConfigError.
   explicit MetricsLog(const std::string& path);
   ~MetricsLog();
 
-  /// Keeps what the file has of the first `steps` updates. Throws tandem::ConfigError.
-  void begin(std::int64_t steps);
+  /// Keeps what the file has of the first `steps` updates, and of judgements after at most `judged_at` of them. Throws
+  /// tandem::ConfigError.
+  void begin(std::int64_t steps, std::int64_t judged_at);
 
   /// Returns what went wrong; empty: nothing, or nothing new.
   std::string write(const UpdateMetrics& metrics);
+  std::string write(std::int64_t step, std::int64_t epoch, const Verdict& verdict);  ///< the same
 
   /// Waits for a reader until `stopped`. Returns why anything is missing; empty: nothing is.
   std::string finish(const FinalMetrics& metrics, const std::function<bool()>& stopped);

@@ -14,11 +14,13 @@
 #include "common/program.h"
 #include "common/refuse_empty.h"
 #include "config_file.h"
+#include "judging.h"
 #include "model_flags.h"
 #include "resumed_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/launch_flags.h"
+#include "weights.h"
 
 namespace train {
 namespace {
@@ -39,7 +41,7 @@ struct Raw {
   std::optional<double> lr, weight_decay;
   ModelFlags model;
   std::string optimizer = "adamw", scheduler = "constant", normalize = "mnist";
-  std::string profile_steps = "10:20";
+  std::string profile_steps = "10:20", early_stop;
   bool no_shuffle = false, no_progress = false;
 };
 
@@ -107,7 +109,28 @@ void add_training(CLI::App& app, Raw& raw) {
       ->capture_default_str();
   app.add_option("--clip-grad-norm", options.clip_grad_norm, "limit of the gradient's 2-norm")
       ->check(real_range(1e-12, 1e12));
+  app.add_option("--label-smoothing", options.label_smoothing, "share of the target that is spread over all classes")
+      ->check(real_range(0.0, 1.0))
+      ->check(refuse_one)
+      ->capture_default_str();
+  app.add_option("--ema", options.ema,
+                 "average the weights with this decay, such as 0.999, and judge and save the average too")
+      ->check(real_range(0.0, 1.0));
   app.add_flag("--drop-last", options.drop_last, "leave out samples that do not fill a batch of every rank");
+}
+
+void add_judging(CLI::App& app, Raw& raw) {
+  auto& options = raw.options;
+  app.add_option("--eval-every", options.eval_every,
+                 "judge the network every N updates; 0: at the end only (default: after each epoch)")
+      ->check(CLI::Range(std::int64_t{0}, kMany));
+  app.add_option("--save-best", options.save_best,
+                 "keep the best network by this figure, such as accuracy: best.safetensors beside --save-weights, and "
+                 "the checkpoint best in --checkpoint-dir")
+      ->type_name("METRIC");
+  app.add_option("--early-stop", raw.early_stop,
+                 "end when the figure METRIC was no better for PATIENCE judgements, such as accuracy:3")
+      ->type_name("METRIC:PATIENCE");
 }
 
 void add_tracking(CLI::App& app, Options& options) {
@@ -180,6 +203,7 @@ struct CommandLine {
     add_model_and_data(app, raw);
     add_text(app, raw);
     add_training(app, raw);
+    add_judging(app, raw);
     add_files(app, raw);
     add_config_flag(app);
     apps::refuse_empty_values(app);
@@ -282,6 +306,12 @@ Options finish(Raw raw) {
   options.machine = examine_ranks(raw);
   options.batch_size = loader_batch_size(raw, options.logical_ranks());
   check_output("--save-weights", options.save_weights);
+  if (!raw.early_stop.empty()) options.early_stop = read_early_stop(raw.early_stop);
+  if (!options.save_best.empty() && options.save_weights.empty() && options.launch.checkpoints.directory.empty())
+    throw tandem::ConfigError("--save-best needs --save-weights or --checkpoint-dir, where the best are kept");
+  if (options.ema && !options.save_weights.empty())
+    check_output("--save-weights with --ema", averaged_path(options.save_weights));
+  if (!options.save_weights.empty()) check_output("--save-best", best_weights_path(options));
   check_log(options.log_json);
   if (options.report && std::find(options.log_with.begin(), options.log_with.end(), "jsonl") == options.log_with.end())
     throw tandem::ConfigError("--report needs --log-with jsonl, which it is made of");

@@ -43,6 +43,12 @@ struct GptOptions {
   double dropout = 0.0;  ///< of the embeddings, the attention's weights, and what each half of a layer adds
 };
 
+/// When to end a training that gets no better.
+struct EarlyStop {
+  std::string metric;
+  std::int64_t patience = 0;  ///< judgements that may be no better than the best one before
+};
+
 /// What the command line asks for, checked as far as it can be without data.
 struct Options {
   tandem::LaunchConfig launch;
@@ -72,6 +78,12 @@ struct Options {
   SchedulerKind scheduler = SchedulerKind::constant;
   std::int64_t warmup_steps = 0;            // updates of linear growth before it
   std::optional<std::int64_t> check_exact;  // updates to compare, instead of training
+
+  double label_smoothing = 0.0;
+  std::optional<double> ema;               // decay of averaged weights
+  std::optional<std::int64_t> eval_every;  // updates; 0: at the end only; nothing: each epoch too
+  std::string save_best;                   // figure by which the best weights are kept; empty: they are not
+  std::optional<EarlyStop> early_stop;
 
   std::string init_weights, save_weights, log_json;  // files; empty: none
   std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next

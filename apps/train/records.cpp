@@ -1,6 +1,7 @@
 #include "records.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "common/interrupt.h"
 #include "warn.h"
@@ -30,8 +31,8 @@ Records::Records(tandem::Accelerator& accelerator, const Options& options, const
       progress_(shows_progress(accelerator, options), inputs.total_steps, recorder_.get()),
       tracking_(accelerator, options, recorder_.get()) {}
 
-void Records::begin(std::int64_t steps, const std::string& resumed_from) {
-  if (accelerator_.is_main()) inputs_.log->begin(steps);
+void Records::begin(std::int64_t steps, std::int64_t judged_at, const std::string& resumed_from) {
+  if (accelerator_.is_main()) inputs_.log->begin(steps, judged_at);
   tracking_.begin(options_, steps);
   if (!resumed_from.empty()) {
     if (accelerator_.is_main()) unsaved_.saving(steps, resumed_from);
@@ -67,6 +68,18 @@ void Records::log_update(const Update& update, double samples_per_second) {
                                                   .lr = update.lr,
                                                   .samples_per_second = samples_per_second});
   if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
+}
+
+void Records::judged(std::int64_t epoch, std::int64_t steps, const Verdict& verdict) {
+  if (!accelerator_.is_main()) return;
+  const std::string problem = inputs_.log->write(steps, epoch, verdict);
+  if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
+  tracking_.log_verdict(verdict);
+  if (options_.quiet) return;
+  progress_.clear();
+  std::printf("epoch %lld, step %lld: %s\n", static_cast<long long>(epoch + 1), static_cast<long long>(steps),
+              verdict.sentence.c_str());
+  std::fflush(stdout);
 }
 
 void Records::saving(std::int64_t steps, const std::string& path) {

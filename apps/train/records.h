@@ -21,8 +21,9 @@ class Records {
   /// All that is given here outlives the object.
   Records(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved);
 
-  /// Training begins, after `steps` updates that the checkpoint `resumed_from` has; empty: none.
-  void begin(std::int64_t steps, const std::string& resumed_from);
+  /// Training begins, after `steps` updates that the checkpoint `resumed_from` has; empty: none. After `judged_at` of
+  /// them the network was judged last.
+  void begin(std::int64_t steps, std::int64_t judged_at, const std::string& resumed_from);
 
   /// Whether the gradient's norm of this update is wanted. `recorded`: the step is replayed as it was recorded, so the
   /// answer must stay what it was.
@@ -34,6 +35,9 @@ class Records {
   /// What comes now is no training, until `go_on`.
   void pause() { throughput_.pause(); }
   void go_on() { throughput_.resume(); }
+
+  /// The network was judged after so many updates.
+  void judged(std::int64_t epoch, std::int64_t steps, const Verdict& verdict);
 
   /// A checkpoint of so many updates is being written to `path`.
   void saving(std::int64_t steps, const std::string& path);

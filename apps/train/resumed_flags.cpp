@@ -26,19 +26,19 @@ std::map<std::string, OnResume> make_decisions() {
     for (const char* flag : flags) all.emplace(flag, decision);
   };
   // Another one would be another training: other parameters, another state, another order of samples.
-  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks"});
+  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "ema"});
   // What is trained, and how. Weights of other sizes are refused when they are loaded.
   add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
   add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "mixed-precision"});
   add(inherited, {"gradient-accumulation-steps", "clip-grad-norm"});
   add(inherited, {"normalize", "limit-train-samples", "no-shuffle", "drop-last", "no-even-batches"});
-  add(inherited, {"dispatch-batches"});
+  add(inherited, {"dispatch-batches", "label-smoothing", "save-best", "early-stop"});
   // Where the data is, which may have moved.
   add(told, {"data-dir", "data-file"});
   // Another global batch is refused when the loader's place is loaded.
   add(used, {"batch-size", "global-batch-size", "split-batches"});
   // How long.
-  add(used, {"epochs", "max-steps", "check-exact"});
+  add(used, {"epochs", "max-steps", "check-exact", "eval-every"});
   // On what.
   add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "cuda-graphs", "tf32", "expandable-segments"});
   // What is read and written. --init-weights is refused with --resume.

@@ -11,7 +11,7 @@
 
 #include "checkpoints.h"
 #include "common/interrupt.h"
-#include "evaluation.h"
+#include "judging.h"
 #include "losses.h"
 #include "optimizer.h"
 #include "records.h"
@@ -34,6 +34,12 @@ std::shared_ptr<Net> make_net(const Options& options, const Inputs& inputs) {
   return net;
 }
 
+std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Options& options, const Net& net) {
+  if (!options.ema) return nullptr;
+  return std::make_unique<tandem::optim::ExponentialMovingAverage>(
+      net, tandem::optim::ExponentialMovingAverageOptions{.decay = *options.ema});
+}
+
 class Trainer {
  public:
   Trainer(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved)
@@ -48,9 +54,12 @@ class Trainer {
         loader_(accelerator.prepare(tandem::data::DataLoader(
             inputs.task->train_set(),
             {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
+        average_(make_average(options, *net_)),
         schedule_(accelerator, *inner_, options, inputs.total_steps),
         records_(accelerator, options, inputs, unsaved),
-        checkpoints_(accelerator, options, inputs, records_, state_) {
+        checkpoints_(accelerator, options, inputs, records_, state_),
+        judging_(accelerator, options, inputs, {model_, average_.get()}, records_, state_) {
+    if (average_) accelerator.register_for_checkpointing(*average_);
     if (options.cuda_graphs)
       replayed_.emplace(accelerator.compile_step(
           Step([this](const at::Tensor& in, const at::Tensor& out) { return compute_step(in, out); })));
@@ -59,8 +68,9 @@ class Trainer {
   Outcome run() {
     if (checkpoints_.resume()) go_on();
     if (stop_is_asked(accelerator_)) throw tandem::Cancelled("interrupted before the first step");
-    records_.begin(state_.steps, checkpoints_.resumed_from());
+    records_.begin(state_.steps, state_.judged_at, checkpoints_.resumed_from());
     model_->train();
+    if (!done()) judging_.after_update(state_.epoch);  // where an interrupted training was not judged any more
     if (options_.profile.directory.empty())
       run_epochs();
     else
@@ -76,7 +86,9 @@ class Trainer {
     if (schedule_.wants_loss()) epoch_losses_ = checkpoints_.resumed_losses();
   }
 
-  bool last_update_made() const { return stopped_ || state_.steps >= inputs_.total_steps; }
+  bool last_update_made() const {
+    return stopped_ || judging_.interrupted() || judging_.ends_training() || state_.steps >= inputs_.total_steps;
+  }
   bool done() const { return last_update_made() || state_.epoch >= options_.epochs; }
 
   void run_epochs() {
@@ -106,7 +118,7 @@ class Trainer {
         auto window = accelerator_.accumulate(model_);
         train_step(samples, targets);
       }
-      checkpoints_.save_if_due(last_update_made(), epoch_losses_);
+      end_step();
       if (done()) return;
     }
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
@@ -115,11 +127,20 @@ class Trainer {
         auto window = accelerator_.accumulate_and_close(model_);
         train_step(nothing.data, nothing.target);
       }
-      checkpoints_.save_if_due(last_update_made(), epoch_losses_);
+      end_step();
     }
     if (done()) return;  // as ranks did above whose last step had a batch
     if (schedule_.wants_loss()) schedule_.end_epoch(mean_over_ranks(accelerator_, std::exchange(epoch_losses_, {})));
     state_.epoch += 1;
+    if (done()) return;
+    judging_.after_epoch(last_epoch_);
+    checkpoints_.save_if_due(last_update_made(), epoch_losses_);
+  }
+
+  // Between micro-batches.
+  void end_step() {
+    if (!last_update_made()) judging_.after_update(state_.epoch);
+    checkpoints_.save_if_due(last_update_made(), epoch_losses_);
   }
 
   // An empty batch only answers the other ranks' reductions.
@@ -138,7 +159,8 @@ class Trainer {
   // What of a step the device does.
   LossAndNorm compute_step(const at::Tensor& inputs, const at::Tensor& targets) {
     const at::Tensor scores = model_(inputs);
-    const at::Tensor loss = inputs.size(0) > 0 ? F::cross_entropy(scores, targets.view(-1)) : scores.sum();
+    const auto smoothed = F::CrossEntropyFuncOptions().label_smoothing(options_.label_smoothing);
+    const at::Tensor loss = inputs.size(0) > 0 ? F::cross_entropy(scores, targets.view(-1), smoothed) : scores.sum();
     accelerator_.backward(loss);
     at::Tensor norm;
     if (options_.clip_grad_norm || records_.wants_norm(state_.steps + 1, replayed_.has_value()))
@@ -152,6 +174,7 @@ class Trainer {
   void end_update(const at::Tensor& norm) {
     state_.steps += 1;
     last_epoch_ = state_.epoch;
+    if (average_) average_->update();
     records_.end_update({.step = state_.steps,
                          .epoch = state_.epoch,
                          .losses = window_,
@@ -172,6 +195,10 @@ class Trainer {
   void write_weights() {
     try {
       save_weights(*model_, options_.save_weights, *inputs_.weights);
+      if (average_) {
+        const auto averaged = average_->swap_in();
+        tandem::io::save_safetensors(averaged_path(options_.save_weights), weights_of(*model_), {{"format", "pt"}});
+      }
       unsaved_.wrote_weights();
     } catch (const tandem::Error& error) {
       count_as_unwritten(std::string("--save-weights ") + error.what());
@@ -182,9 +209,10 @@ class Trainer {
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && inputs_.weights) write_weights();
     checkpoints_.wait();
-    std::optional<double> goodness;
-    if (!stopped_) goodness = evaluate(accelerator_, model_, options_, *inputs_.task, records_.tracking());
-    Outcome outcome{.interrupted = !goodness,
+    std::optional<Verdict> verdict;
+    if (!stopped_ && !judging_.interrupted()) verdict = judging_.at_end(last_epoch_);
+    for (const std::string& problem : judging_.unwritten()) unwritten_.push_back(problem);
+    Outcome outcome{.interrupted = !verdict,
                     .steps = state_.steps,
                     .epoch = last_epoch_,
                     .resumed_from = checkpoints_.resumed_from(),
@@ -193,21 +221,23 @@ class Trainer {
                     .failed_save = checkpoints_.failed(),
                     .unwritten = unwritten_,
                     .profile = profile_,
-                    .failed_profile = failed_profile_};
+                    .failed_profile = failed_profile_,
+                    .best = judging_.best(),
+                    .ended_early = judging_.ends_training() && state_.steps < inputs_.total_steps};
     if (replayed_) {
       outcome.replayed_steps = replayed_->replays();
       outcome.not_replayed = replayed_->reason();
     }
-    if (accelerator_.is_main()) close_records(outcome, goodness);
+    if (accelerator_.is_main()) close_records(outcome, verdict);
     return outcome;
   }
 
-  // The end of the records, on rank 0. `goodness`: nothing when training or evaluation was interrupted.
-  void close_records(Outcome& outcome, std::optional<double> goodness) {
+  // The end of the records, on rank 0. `verdict`: nothing when training or evaluation was interrupted.
+  void close_records(Outcome& outcome, const std::optional<Verdict>& verdict) {
     outcome.metrics = records_.measured();
     auto& metrics = outcome.metrics;
-    metrics.judged = goodness.has_value();
-    metrics.verdict = inputs_.task->verdict(goodness.value_or(std::numeric_limits<double>::quiet_NaN()));
+    metrics.judged = verdict.has_value();
+    metrics.verdict = verdict.value_or(inputs_.task->verdict(std::numeric_limits<double>::quiet_NaN()));
     if (metrics.judged && records_.wants_sample()) {
       const auto precision = accelerator_.autocast();
       metrics.sample = inputs_.task->sample(*net_);
@@ -238,10 +268,12 @@ class Trainer {
   tandem::optim::AcceleratedOptimizer optimizer_;
   std::optional<tandem::CompiledStep<Step>> replayed_;
   tandem::data::PreparedDataLoader<Batch> loader_;
+  std::unique_ptr<tandem::optim::ExponentialMovingAverage> average_;  // null: none
   Schedule schedule_;
   Records records_;
   TrainingState state_;  // how far it is
   Checkpoints checkpoints_;
+  Judging judging_;
   std::int64_t resumed_steps_ = 0;  // updates that were made before
   std::int64_t last_epoch_ = 0;     // that of the last update
   bool stopped_ = false;            // by a signal

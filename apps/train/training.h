@@ -24,6 +24,8 @@ struct Outcome {
   std::vector<std::string> unwritten{};  ///< why something else is not there, though training went on
   tandem::Profile profile{};
   bool failed_profile = false;
+  std::string best{};               ///< of --save-best, for people; empty: none
+  bool ended_early = false;         ///< by --early-stop
   std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
   std::string not_replayed{};       ///< why the last step was not, if it was not
 };

@@ -1,8 +1,47 @@
 #include "training_state.h"
 
+#include <cmath>
 #include <variant>
 
 namespace train {
+
+bool BestFigure::take(const std::string& figure, double found, std::int64_t at, bool more_is_better) {
+  if (name != figure) {
+    *this = {};
+    name = figure;
+  }
+  const bool is_better = value ? (more_is_better ? found > *value : found < *value) : !std::isnan(found);
+  judged_since = is_better ? 0 : judged_since + 1;
+  if (!is_better) return false;
+  value = found;
+  step = at;
+  return true;
+}
+
+c10::IValue BestFigure::state_dict() const {
+  c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
+  state.insert("name", name);
+  if (value) state.insert("value", *value);
+  state.insert("step", step);
+  state.insert("judged_since", judged_since);
+  return state;
+}
+
+void BestFigure::load_state_dict(const c10::IValue& state) {
+  if (!state.isGenericDict()) throw tandem::CheckpointError("its best figures are damaged");
+  const auto dict = state.toGenericDict();
+  const auto integer = [&](const char* key) {
+    if (!dict.contains(key) || !dict.at(key).isInt()) throw tandem::CheckpointError("its best figures are damaged");
+    return dict.at(key).toInt();
+  };
+  if (!dict.contains("name") || !dict.at("name").isString())
+    throw tandem::CheckpointError("its best figures are damaged");
+  name = dict.at("name").toStringRef();
+  value.reset();
+  if (dict.contains("value") && dict.at("value").isDouble()) value = dict.at("value").toDouble();
+  step = integer("step");
+  judged_since = integer("judged_since");
+}
 
 c10::IValue TrainingState::state_dict() const {
   c10::impl::GenericDict state(c10::AnyType::get(), c10::AnyType::get());
@@ -17,6 +56,9 @@ c10::IValue TrainingState::state_dict() const {
   for (const auto& [name, value] : flags)
     std::visit([&, &name = name](const auto& its) { its_flags.insert(name, c10::IValue(its)); }, value);
   state.insert("flags", its_flags);
+  state.insert("judged_at", judged_at);
+  state.insert("best", best.state_dict());
+  state.insert("stops_by", stops_by.state_dict());
   return state;
 }
 
@@ -50,6 +92,14 @@ void TrainingState::load_state_dict(const c10::IValue& state) {
       losses.toListRef().size() != batches.toListRef().size())
     throw tandem::CheckpointError("its state of the training is damaged");
   flags = state.toGenericDict().contains("flags") ? flags_in(of("flags")) : tandem::io::Config();
+  judged_at = 0;
+  best = stops_by = {};
+  if (state.toGenericDict().contains("judged_at")) {  // older checkpoints have none
+    if (!of("judged_at").isInt()) throw tandem::CheckpointError("its state of the training is damaged");
+    judged_at = of("judged_at").toInt();
+    best.load_state_dict(of("best"));
+    stops_by.load_state_dict(of("stops_by"));
+  }
   steps = of("steps").toInt();
   epoch = of("epoch").toInt();
   epoch_losses.clear();

@@ -1,12 +1,30 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tandem/tandem.h"
 
 namespace train {
+
+/// The best of one figure so far.
+struct BestFigure {
+  std::string name;  ///< empty: none was asked for
+  std::optional<double> value;
+  std::int64_t step = 0;          ///< after which it was found
+  std::int64_t judged_since = 0;  ///< how often the network was no better since
+
+  bool of(const std::string& figure) const { return name == figure; }  ///< whether it is of that one
+
+  /// Takes what was found after `at` updates. True when it is better than all before; NaN never is. Another figure than
+  /// the one before begins anew.
+  bool take(const std::string& figure, double found, std::int64_t at, bool more_is_better);
+
+  c10::IValue state_dict() const;
+  void load_state_dict(const c10::IValue& state);
+};
 
 /// What of a training only the program knows, as a part of its checkpoints.
 struct TrainingState {
@@ -15,6 +33,8 @@ struct TrainingState {
   /// By rank, the sum of its batches' losses in the epoch so far; in exact mode that of the windows' means, once.
   std::vector<double> epoch_losses;
   std::vector<std::int64_t> epoch_batches;  ///< how many batches, or windows, these are
+  std::int64_t judged_at = 0;               ///< updates after which the network was judged last
+  BestFigure best, stops_by;                ///< of --save-best and --early-stop
   tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
 
   c10::IValue state_dict() const;

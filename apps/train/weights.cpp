@@ -1,6 +1,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "io/output_file.h"
 
@@ -24,9 +25,19 @@ void set_weights(Net& net, const tandem::io::NamedTensors& weights, const std::s
             "the parameter '" + parameter.key() + "' is missing");
 }
 
-void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file) {
+tandem::io::NamedTensors weights_of(const Net& net) {
   tandem::io::NamedTensors tensors;
   for (const auto& parameter : net.named_parameters()) tensors.emplace_back(parameter.key(), parameter.value());
+  return tensors;
+}
+
+std::string averaged_path(const std::string& weights) {
+  std::filesystem::path path(weights);
+  return path.replace_extension(".ema" + path.extension().string()).string();
+}
+
+void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file) {
+  const tandem::io::NamedTensors tensors = weights_of(net);
   file.write([&](const tandem::io::WriteBytes& write) {
     tandem::io::write_safetensors(write, path, tensors, {{"format", "pt"}});
   });

@@ -1,0 +1,178 @@
+#include "judging.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <filesystem>
+
+#include "evaluation.h"
+#include "warn.h"
+#include "weights.h"
+
+namespace train {
+namespace {
+
+constexpr const char* kAveraged = "ema_";  // before the names of figures of averaged weights
+
+// Of all others less is better.
+bool more_is_better(std::string name) {
+  if (name.starts_with(kAveraged)) name.erase(0, std::string(kAveraged).size());
+  return name.find("accuracy") != std::string::npos || name == "r2";
+}
+
+double figure(const Verdict& verdict, const std::string& name) {
+  return std::find_if(verdict.figures.begin(), verdict.figures.end(), [&](const auto& f) { return f.first == name; })
+      ->second;
+}
+
+void add_averaged(Verdict& verdict, Verdict averaged) {
+  verdict.sentence += "; averaged weights: " + averaged.sentence;
+  for (auto& [name, value] : averaged.figures) verdict.figures.emplace_back(kAveraged + name, value);
+}
+
+void check_figure(const char* flag, const std::string& name, const Task& task, bool averages) {
+  Verdict possible = task.verdict(0);
+  if (averages) add_averaged(possible, task.verdict(0));
+  std::string all;
+  for (const auto& its : possible.figures) {
+    if (its.first == name) return;
+    all += (all.empty() ? "" : ", ") + its.first;
+  }
+  throw tandem::ConfigError(std::string(flag) + ": there is no figure '" + name + "' of this training; use one of " +
+                            all);
+}
+
+std::string digits(double value) {
+  std::array<char, 32> text;
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, 6);
+  return {text.data(), end};
+}
+
+}  // namespace
+
+std::string best_weights_path(const Options& options) {
+  namespace fs = std::filesystem;
+  if (options.save_best.empty()) return {};
+  const fs::path beside = options.save_weights.empty() ? fs::path(options.launch.checkpoints.directory)
+                                                       : fs::path(options.save_weights).parent_path();
+  return (beside / "best.safetensors").string();
+}
+
+EarlyStop read_early_stop(const std::string& text) {
+  const std::size_t colon = text.rfind(':');
+  EarlyStop stop;
+  const char* const end = text.data() + text.size();
+  const auto [read, error] =
+      std::from_chars(colon == std::string::npos ? end : text.data() + colon + 1, end, stop.patience);
+  if (colon == 0 || error != std::errc() || read != end || stop.patience < 1)
+    throw tandem::ConfigError("--early-stop '" + text +
+                              "' is not understood; use METRIC:PATIENCE, such as accuracy:3, where PATIENCE is the "
+                              "number of judgements, from 1, that may be no better");
+  stop.metric = text.substr(0, colon);
+  return stop;
+}
+
+void check_figures(const Options& options, const Task& task) {
+  const bool averages = options.ema.has_value();
+  if (!options.save_best.empty()) check_figure("--save-best", options.save_best, task, averages);
+  if (options.early_stop) check_figure("--early-stop", options.early_stop->metric, task, averages);
+}
+
+Judging::Judging(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Subject subject,
+                 Records& records, TrainingState& state)
+    : accelerator_(accelerator),
+      options_(options),
+      inputs_(inputs),
+      subject_(subject),
+      records_(records),
+      state_(state) {}
+
+void Judging::after_update(std::int64_t epoch) {
+  if (options_.eval_every.value_or(0) > 0 && state_.steps % *options_.eval_every == 0) judge(epoch, false);
+}
+
+void Judging::after_epoch(std::int64_t epoch) {
+  if (!options_.eval_every) judge(epoch, false);
+}
+
+std::optional<Verdict> Judging::at_end(std::int64_t epoch) { return judge(epoch, true); }
+
+bool Judging::ends_training() const {
+  return options_.early_stop && state_.stops_by.of(options_.early_stop->metric) &&
+         state_.stops_by.judged_since >= options_.early_stop->patience;
+}
+
+std::string Judging::best() const {
+  if (options_.save_best.empty() || !state_.best.value) return {};
+  return "best " + options_.save_best + " " + digits(*state_.best.value) + " after step " +
+         std::to_string(state_.best.step);
+}
+
+std::optional<Verdict> Judging::judge(std::int64_t epoch, bool at_end) {
+  const bool is_known = state_.judged_at == state_.steps;
+  if (is_known && !at_end) return last_;
+  records_.pause();
+  // The record has more of the last one.
+  const std::optional<Verdict> verdict = is_known && last_ && !records_.tracking().enabled() ? last_ : look(at_end);
+  interrupted_ = !verdict;
+  if (verdict && !is_known) {
+    state_.judged_at = state_.steps;
+    last_ = verdict;
+    if (!at_end) records_.judged(epoch, state_.steps, *verdict);
+    take(*verdict);
+  }
+  if (!at_end) subject_.model->train();
+  records_.go_on();
+  return verdict;
+}
+
+std::optional<Verdict> Judging::look(bool at_end) {
+  const auto mean =
+      evaluate(accelerator_, subject_.model, options_, *inputs_.task, at_end ? &records_.tracking() : nullptr);
+  if (!mean) return std::nullopt;
+  Verdict verdict = inputs_.task->verdict(*mean);
+  if (!subject_.average) return verdict;
+  const auto averaged = subject_.average->swap_in();
+  const auto its_mean = evaluate(accelerator_, subject_.model, options_, *inputs_.task, nullptr);
+  if (!its_mean) return std::nullopt;
+  add_averaged(verdict, inputs_.task->verdict(*its_mean));
+  return verdict;
+}
+
+// All ranks have the same figures.
+void Judging::take(const Verdict& verdict) {
+  if (options_.early_stop) {
+    const std::string& name = options_.early_stop->metric;
+    state_.stops_by.take(name, figure(verdict, name), state_.steps, more_is_better(name));
+  }
+  const std::string& name = options_.save_best;
+  if (!name.empty() && state_.best.take(name, figure(verdict, name), state_.steps, more_is_better(name))) keep_best();
+}
+
+void Judging::keep_best() {
+  if (accelerator_.is_main()) try_to("--save-best ", [&] { write_best_weights(); });
+  const std::string& directory = options_.launch.checkpoints.directory;
+  if (!directory.empty())
+    try_to("--save-best ", [&] {
+      state_.flags = options_.flags;
+      accelerator_.save_state(directory + "/best");
+    });
+}
+
+void Judging::write_best_weights() const {
+  std::optional<tandem::optim::ExponentialMovingAverage::Swapped> averaged;
+  if (options_.save_best.starts_with(kAveraged)) averaged.emplace(*subject_.average);
+  tandem::io::save_safetensors(best_weights_path(options_), weights_of(*subject_.model), {{"format", "pt"}});
+}
+
+// A training is worth more than a copy of it.
+void Judging::try_to(const char* what, const std::function<void()>& write) {
+  try {
+    write();
+  } catch (const tandem::CheckpointError& error) {
+    unwritten_.push_back(std::string(what) + error.what());
+    warn(accelerator_, unwritten_.back() + "; training goes on");
+  }
+}
+
+}  // namespace train
