@@ -19,9 +19,9 @@ struct ExactDifference {
 
 /// What `check_exact` has found.
 struct ExactCheck {
-  int ranks = 0;                              ///< of the one training
-  int other_ranks = 0;                        ///< of the other
-  std::int64_t windows = 0;                   ///< that were compared; up to the one with the difference
+  int ranks = 0;                                ///< of the one training
+  int other_ranks = 0;                          ///< of the other
+  std::int64_t windows = 0;                     ///< that were compared; up to the one with the difference
   std::optional<ExactDifference> difference{};  ///< nothing: all of it was the same
 
   std::string text() const;  ///< a sentence for people
