@@ -8,18 +8,14 @@ using namespace tandem::test;
 
 namespace {
 
-std::string bits_on_gpus(const ExactRun& run, int ranks) {
-  LaunchConfig config = run.config(ranks);
+LaunchConfig on_gpus(LaunchConfig config, int ranks) {
   config.cpu.reset();
   config.backend = cuda::make_gpu_backend(std::make_shared<FakeModule>());
   for (int rank = 0; rank < ranks; ++rank) config.devices.push_back(rank);
-  std::string bits;
-  launch(config, [&](Accelerator& accelerator) {
-    const std::string mine = ExactTrainer(accelerator, run).train();
-    if (accelerator.is_main()) bits = mine;
-  });
-  return bits;
+  return config;
 }
+
+std::string bits_on_gpus(const ExactRun& run, int ranks) { return bits_of(run, on_gpus(run.config(ranks), ranks)); }
 
 }  // namespace
 
@@ -30,7 +26,8 @@ TEST_CASE("exact mode gives the same bits on 1, 2, 4 and 8 devices, which are th
                                               {.layers = Layers::batch_norm},
                                               {.layers = Layers::memory, .accumulation = 2, .dispatch = true},
                                               {.layers = Layers::linear, .dropout = false},
-                                              {.layers = Layers::linear, .precision = Precision::fp16}}));
+                                              {.layers = Layers::linear, .precision = Precision::fp16},
+                                              {.layers = Layers::sparse, .stepper = Stepper::adagrad}}));
   CAPTURE(static_cast<int>(run.layers), run.clip);
   const std::string on_one = bits_on_gpus(run, 1);
   REQUIRE(on_one.size() > 1000);
@@ -40,4 +37,32 @@ TEST_CASE("exact mode gives the same bits on 1, 2, 4 and 8 devices, which are th
   }
   if (!run.dropout) CHECK((bits_of(run, 2) == on_one));
   CHECK(fake::races().empty());
+}
+
+TEST_CASE("exact mode adds sparse gradients of some shards up to the same bits on 1, 2, 4 and 8 devices") {
+  fake::reset();
+  for (const unsigned with : {0x00U, 0x08U, 0x11U, 0x81U, 0x5aU, 0xffU}) {
+    CAPTURE(with);
+    const std::string on_one = bits_of_lookups(on_gpus({}, 1), 8, with, /*sums=*/true);
+    REQUIRE(!on_one.empty());
+    for (const int ranks : {2, 4, 8}) {
+      CAPTURE(ranks);
+      CHECK((bits_of_lookups(on_gpus({}, ranks), 8, with, /*sums=*/true) == on_one));
+    }
+    CHECK((bits_of_lookups({.cpu = 2}, 8, with, /*sums=*/true) == on_one));
+  }
+  CHECK(fake::races().empty());
+}
+
+TEST_CASE("exact mode gives the same bits on devices that divide their updates") {
+  fake::reset();
+  const ExactRun run{.layers = Layers::memory, .clip = true};
+  const std::string on_one = bits_on_gpus(run, 1);
+  REQUIRE(on_one.size() > 1000);
+  for (const int ranks : {2, 4, 8}) {
+    LaunchConfig config = on_gpus(run.config(ranks), ranks);
+    config.sharding = Sharding::optimizer;
+    CAPTURE(ranks);
+    CHECK((bits_of(run, config) == on_one));
+  }
 }

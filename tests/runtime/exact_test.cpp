@@ -80,6 +80,122 @@ TEST_CASE("it is where ranks take different numbers of steps in join_uneven_inpu
   }
 }
 
+TEST_CASE("it is where only some of the shards have sparse gradients, with several entries of one place") {
+  const auto check = [](int logical_ranks, unsigned with, bool sums) {
+    CAPTURE(logical_ranks, with, sums);
+    const std::string on_one = bits_of_lookups({.cpu = 1}, logical_ranks, with, sums);
+    REQUIRE(!on_one.empty());
+    for (int ranks = 2; ranks <= logical_ranks; ranks *= 2) {
+      CAPTURE(ranks);
+      CHECK((bits_of_lookups({.cpu = ranks}, logical_ranks, with, sums) == on_one));
+    }
+  };
+  for (unsigned with = 0; with < 16; ++with) check(4, with, with % 2 == 1);
+  for (const unsigned with : {0x01U, 0x08U, 0x80U, 0x11U, 0x5aU, 0xffU}) check(8, with, true);
+  // Shards without samples.
+  for (const std::int64_t samples : {45, 33}) {
+    const ExactRun run{.layers = Layers::sparse, .stepper = Stepper::adagrad, .samples = samples, .even = false};
+    check_same_bits(run);
+    ExactRun joined = run;
+    joined.joins = true;
+    joined.accumulation = 2;
+    check_same_bits(joined);
+  }
+}
+
+namespace {
+
+// Trains `times` times in each of a few ways on 1, 2, 4 and 8 ranks, disturbed.
+void check_disturbed(int times) {
+  const ExactRun runs[] = {
+      {.clip = true, .workers = 2},
+      {.layers = Layers::sparse, .stepper = Stepper::adagrad, .accumulation = 2, .even = false, .joins = true},
+      {.layers = Layers::attention, .dispatch = true, .precision = Precision::bf16},
+      {.layers = Layers::memory, .accumulation = 3, .iterable = true, .clip = true, .sums = true}};
+  const int delays = Disturbance::delays();
+  for (const ExactRun& run : runs) {
+    const std::string undisturbed = bits_of(run, 1);
+    REQUIRE(undisturbed.size() > 1000);
+    for (int time = 0; time < times; ++time) {
+      const Disturbance disturbance(static_cast<unsigned>(time + 1), 2);
+      for (const int ranks : {1, 2, 4, 8}) {
+        CAPTURE(&run - runs, time, ranks);
+        CHECK((bits_of(run, ranks) == undisturbed));
+      }
+    }
+  }
+  CHECK(Disturbance::delays() > delays + 100 * times);
+}
+
+}  // namespace
+
+TEST_CASE("it is while other threads have the cores and ranks sleep at random") { check_disturbed(1); }
+
+TEST_CASE("it is twenty times while other threads have the cores and ranks sleep at random", "[.long-disturbed]") {
+  check_disturbed(20);
+}
+
+TEST_CASE("in exact mode CPU ranks have weights and reduced gradients once, and divide updates") {
+  for (const bool shares : {true, false}) {
+    LaunchConfig config{.cpu = 2, .exact = ExactOptions{.logical_ranks = 4}};
+    config.sharding = shares ? Sharding::automatic : Sharding::none;
+    config.gradient_reducer.share_gradients = shares;
+    std::vector<std::vector<const void*>> memory(2);
+    launch(config, [&](Accelerator& a) {
+      torch::nn::Linear net(8, 3);
+      torch::optim::AdamW inner(net->parameters(), torch::optim::AdamWOptions(0.01));
+      auto [model, optimizer] = a.prepare(net, inner);
+      for (int sub_step = 0; sub_step < 4; ++sub_step) {
+        const auto micro_batch = a.accumulate(model);
+        a.backward(model(at::randn({4, 8})).square().mean());
+        if (a.sync_gradients()) memory[static_cast<std::size_t>(a.rank())].push_back(net->weight.grad().const_data_ptr());
+        a.clip_grad_norm_(model, 0.1);
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+      memory[static_cast<std::size_t>(a.rank())].push_back(net->weight.const_data_ptr());
+      const auto& state = static_cast<torch::optim::AdamWParamState&>(*inner.state().at(net->weight.unsafeGetTensorImpl()));
+      memory[static_cast<std::size_t>(a.rank())].push_back(state.exp_avg().const_data_ptr());
+      a.wait_for_everyone();
+    });
+    REQUIRE(memory[0].size() == 4);
+    for (std::size_t i = 0; i < 4; ++i) CHECK((memory[0][i] == memory[1].at(i)) == shares);
+  }
+}
+
+TEST_CASE("in exact mode what the program writes to, and keeps of, a reduced gradient is its own") {
+  std::vector<double> expected;
+  for (const int ranks : {1, 2, 4}) {
+    std::vector<double> seen;
+    launch({.cpu = ranks, .exact = ExactOptions{.logical_ranks = 4}}, [&](Accelerator& a) {
+      torch::nn::Linear net(3, 2);
+      torch::optim::SGD inner(net->parameters(), torch::optim::SGDOptions(0.1));
+      auto [model, optimizer] = a.prepare(net, inner);
+      std::vector<at::Tensor> kept;
+      for (int window = 0; window < 4; ++window)
+        for (int shard = a.rank(); shard < 4; shard += ranks) {
+          const auto micro_batch = a.accumulate(model);
+          a.backward(model(at::full({2, 3}, 1.0 + window + shard)).square().mean());
+          if (a.sync_gradients()) {
+            kept.push_back(net->weight.grad());
+            if (window == 1) net->weight.mutable_grad().mul_(2);
+            if (window == 2) net->weight.mutable_grad().add_(a.rank());  // ranks train on with other weights
+          }
+          optimizer.step();
+          optimizer.zero_grad();
+        }
+      if (!a.is_main()) return;
+      for (const at::Tensor& gradient : kept) seen.push_back(gradient.sum().item<double>());
+      seen.push_back(net->weight.sum().item<double>());
+    });
+    if (expected.empty()) expected = seen;
+    REQUIRE(seen.size() == 5);
+    // Of the last window only the first rank's shards have its weights.
+    seen.resize(3), expected.resize(3);
+    CHECK(seen == expected);
+  }
+}
+
 TEST_CASE("random trainings are the same bits on any number of ranks") {
   std::mt19937 random(11);
   const auto pick = [&](int count) { return static_cast<int>(random() % static_cast<unsigned>(count)); };
