@@ -1,15 +1,18 @@
 #include "comm/tree_sum.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "comm/check_tensors.h"
 #include "comm/shares.h"
 #include "comm/sparse.h"
 #include "tandem/comm/detail/objects.h"
+#include "tandem/comm/reduction.h"
 
 namespace tandem::comm {
 namespace {
@@ -33,8 +36,9 @@ Kind kind_of(const at::Tensor& tensor) {
 
 // What a rank shows the others.
 struct Row {
-  std::vector<at::Tensor> terms;  // undefined: the rank has none
-  std::vector<at::Tensor> sums;   // undefined: nobody has one, or each rank makes its own
+  std::vector<at::Tensor> terms;    // undefined: the rank has none
+  std::vector<at::Tensor> sums;     // undefined: nobody has one, or each rank makes its own
+  std::vector<at::Tensor> squares;  // undefined: nobody asks
 };
 
 at::Tensor elements(const at::Tensor& tensor, std::int64_t begin, std::int64_t end) {
@@ -42,13 +46,32 @@ at::Tensor elements(const at::Tensor& tensor, std::int64_t begin, std::int64_t e
   return at::empty({0}, tensor.options().requires_grad(false)).set_(tensor.storage(), offset, {end - begin}, {1});
 }
 
+void multiply(const at::Tensor& to, const at::Tensor& sum, double factor) {
+  at::mul_out(const_cast<at::Tensor&>(to), sum, at::scalar_tensor(factor, at::dtype(at::kDouble)));
+}
+
+// `begin` is a multiple of kReductionBlock.
+void add_up_squares(const at::Tensor& squares, const at::Tensor& sum, std::int64_t begin) {
+  const auto type = element_type(sum.scalar_type());
+  const auto* const data = static_cast<const std::byte*>(sum.const_data_ptr());
+  double* to = squares.mutable_data_ptr<double>() + begin / kReductionBlock;
+  for (std::int64_t at = 0; at < sum.numel(); at += kReductionBlock)
+    *to++ = sum_of_squares(type, data + at * sum.element_size(), std::min(kReductionBlock, sum.numel() - at));
+}
+
 void sum_elements(const std::vector<const Row*>& rows, std::size_t i, std::int64_t begin, std::int64_t end,
                   double factor) {
   std::vector<at::Tensor> leaves;
   for (const Row* row : rows)
     leaves.push_back(row->terms[i].defined() ? elements(row->terms[i], begin, end) : at::Tensor());
-  const at::Tensor sum = tree_sum(std::move(leaves)).mul(factor);
-  for (const Row* row : rows) elements(row->sums[i], begin, end).copy_(sum);
+  const at::Tensor sum = elements(rows.front()->sums[i], begin, end);
+  multiply(sum, tree_sum(std::move(leaves)), factor);
+  const auto asks =
+      std::find_if(rows.begin(), rows.end(), [i](const Row* row) { return row->squares[i].defined(); });
+  if (asks != rows.end()) add_up_squares((*asks)->squares[i], sum, begin);
+  for (const Row* row : rows)
+    if (row->sums[i].const_data_ptr() != rows.front()->sums[i].const_data_ptr())
+      elements(row->sums[i], begin, end).copy_(sum);
 }
 
 std::vector<at::Tensor> sum_sparse(const std::vector<const Row*>& rows, const Kinds& kinds, double factor) {
@@ -67,7 +90,7 @@ std::vector<at::Tensor> sum_of_one(const Row& row, const Kinds& kinds, double fa
   for (std::size_t i = 0; i < sums.size(); ++i) {
     if (!row.sums[i].defined()) continue;
     sums[i] = row.sums[i];
-    at::mul_out(sums[i], row.terms[i], at::scalar_tensor(factor, at::dtype(at::kDouble)));
+    multiply(sums[i], row.terms[i], factor);
   }
   return sums;
 }
@@ -127,8 +150,9 @@ std::vector<at::Tensor> sum_gathered(Communicator& communicator, const Row& mine
 }
 
 // As this rank shows its tensors: dense ones in memory as `like` lies there.
-Row row_of(std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like, const Kinds& kinds) {
-  Row row{std::move(tensors), std::vector<at::Tensor>(like.size())};
+Row row_of(std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like, const Kinds& kinds,
+           const std::vector<CommonSum>& common) {
+  Row row{std::move(tensors), std::vector<at::Tensor>(like.size()), std::vector<at::Tensor>(like.size())};
   for (std::size_t i = 0; i < like.size(); ++i) {
     at::Tensor& term = row.terms[i];
     const bool is_ours = term.defined() && is_alone(term);
@@ -138,7 +162,12 @@ Row row_of(std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like,
     const at::Tensor place = at::empty_like(like[i], options.device(at::kMeta));
     const bool lies_alike = term.defined() && term.layout() == at::kStrided && !term.is_conj() && !term.is_neg() &&
                             term.strides() == place.strides();
-    row.sums[i] = lies_alike && is_ours ? term : at::empty_like(like[i], options);
+    if (common[i].memory.defined()) {
+      row.sums[i] = common[i].memory;
+      row.squares[i] = common[i].squares;
+    } else {
+      row.sums[i] = lies_alike && is_ours ? term : at::empty_like(like[i], options);
+    }
     if (!term.defined() || lies_alike) continue;
     if (term.is_sparse()) term = term.to_dense();
     term = at::empty_like(row.sums[i]).copy_(term);
@@ -185,14 +214,18 @@ at::Tensor tree_sum(std::vector<at::Tensor> leaves) {
 
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
                                             std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like,
-                                            double factor) {
+                                            double factor, const CommonSums& common) {
   const at::NoGradGuard no_grad;
   Kinds mine;
   for (const at::Tensor& tensor : tensors) mine.push_back(kind_of(tensor));
   const bool alone = communicator.world_size() == 1;
   const auto of_ranks = alone ? std::vector<Kinds>{mine} : detail::gather_objects(group, communicator.rank(), mine);
   const Kinds kinds = kinds_of_all(of_ranks);
-  const Row row = row_of(std::move(tensors), like, kinds);
+  std::vector<bool> dense;
+  for (const Kind& kind : kinds) dense.push_back(kind.layout == Layout::dense);
+  const bool in_common = common && !alone && communicator.shares_memory();
+  const Row row = row_of(std::move(tensors), like, kinds,
+                         in_common ? common(dense) : std::vector<CommonSum>(like.size()));
   if (alone) return sum_of_one(row, kinds, factor);
   return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
                                       : sum_gathered(communicator, row, of_ranks, kinds, like, factor);

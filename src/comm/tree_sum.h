@@ -1,6 +1,7 @@
 // Sums over ranks in the order of a binary tree: exact mode.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -21,13 +22,23 @@ at::Tensor sum_of_nodes(const at::Tensor& left, const at::Tensor& right, bool ov
 /// i + size / 2 are added up, then i and i + size / 4, and so on. `leaves` stay as they are.
 at::Tensor tree_sum(std::vector<at::Tensor> leaves);
 
-/// Each tensor's tree over the ranks, a power of two of them, times `factor`, as new tensors that are the same bits on
-/// all ranks; undefined where no rank has one. A rank may lack any of `tensors`; each has the sizes and type of its one
-/// of `like`. One that nobody else refers to becomes the sum in place, the others stay as they are. Where a rank has
-/// one that is not sparse, all count as dense. Additions are LibTorch's, so that what a rank adds up by the functions
-/// above has the bits of what more ranks would give here. Collective.
+/// Memory that all ranks have in common, for a sum that is written to it once.
+struct CommonSum {
+  at::Tensor memory;   ///< in memory as the one of `like` lies there; undefined: each rank has a sum of its own
+  at::Tensor squares;  ///< gets the sums of squares of its blocks, as of reduce_with_squares; undefined: nobody asks
+};
+
+/// Gives that of each tensor of which some rank has a `dense` one. Called on all ranks alike, if it is, by those that
+/// share memory, when all have come and before anybody writes.
+using CommonSums = std::function<std::vector<CommonSum>(const std::vector<bool>& dense)>;
+
+/// Each tensor's tree over the ranks, a power of two of them, times `factor`, as tensors that are the same bits on all
+/// ranks, and those of `common` where it has any; undefined where no rank has one. A rank may lack any of `tensors`;
+/// each has the sizes and type of its one of `like`. One that nobody else refers to may become the sum in place, the
+/// others stay as they are. Where a rank has one that is not sparse, all count as dense. Additions are LibTorch's, so
+/// that what a rank adds up by the functions above has the bits of what more ranks would give here. Collective.
 std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGroup& group,
                                             std::vector<at::Tensor> tensors, const std::vector<at::Tensor>& like,
-                                            double factor);
+                                            double factor, const CommonSums& common = {});
 
 }  // namespace tandem::comm

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include "tandem/core/error.h"
@@ -14,6 +15,16 @@ namespace {
 std::uint64_t next_loader_number() noexcept {
   static std::atomic<std::uint64_t> numbers{0};
   return numbers.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
+// Kernels may add up in another order where memory begins elsewhere; LibTorch's own begins at multiples of this.
+constexpr std::uintptr_t kAlignment = 64;
+
+// As every program's memory has it: what the dataset's began at, and where a view of it lies, is gone.
+at::Tensor aligned(const at::Tensor& tensor) {
+  if (tensor.layout() != at::kStrided) return tensor;
+  if (!tensor.is_non_overlapping_and_dense()) return tensor.clone(at::MemoryFormat::Contiguous);
+  return reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0 ? tensor : tensor.clone();
 }
 
 }  // namespace
@@ -80,6 +91,7 @@ detail::AnyBatch LoaderBase::next() {
     leave();
     return {};
   }
+  if (context_.align) step->batch.for_each_tensor([](at::Tensor& tensor) { tensor = aligned(tensor); });
   status_ = step->info;
   handed_out_ += status_.ends_step() ? 1 : 0;
   if (status_.ends_epoch()) used_up();

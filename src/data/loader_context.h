@@ -30,6 +30,7 @@ struct LoaderContext {
   std::optional<c10::Device> device;    ///< where batches go; empty: they stay where the dataset made them
   bool non_blocking = true;             ///< to a GPU: on a stream of their own, one batch ahead
   bool pin_memory = true;               ///< to a GPU: through pinned memory
+  bool align = false;                   ///< batches' tensors are dense, and begin where LibTorch's own memory may
   std::function<void()> on_epoch = {};  ///< called by each rank when it begins an epoch (to synchronise generators)
   /// Called by each rank before it takes a batch; false: the epoch ends there, early.
   std::function<bool(const EpochPosition&)> before_batch = {};

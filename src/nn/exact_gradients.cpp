@@ -6,7 +6,6 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
-#include "comm/tree_sum.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
@@ -55,9 +54,12 @@ void ExactGradients::begin_window() {
   slots_.clear();
   places_.clear();
   for (const auto& model : models_)
-    for (const auto& [name, parameter] : model->parameters()) {
+    for (std::size_t index = 0; index < model->parameters().size(); ++index) {
+      const auto& [name, parameter] = model->parameters()[index];
       if (!places_.emplace(parameter.unsafeGetTensorImpl(), slots_.size()).second) continue;  // of two models
       Slot& slot = slots_.emplace_back();
+      slot.model = model.get();
+      slot.index = index;
       slot.name = name;
       slot.parameter = parameter;
       slot.of_shards.resize(static_cast<std::size_t>(each_));
@@ -79,7 +81,7 @@ void ExactGradients::begin_micro_batch(int sub_step, bool whole, double factor) 
     // What shards have done in micro-batches before this one says nothing of this one.
     slot.most_arrivals = sub_step == 0 ? 0 : std::max(slot.most_arrivals, slot.arrivals);
     slot.arrivals = 0;
-    slot.in_tree = false;
+    slot.in_tree = slot.is_scaled = false;
     slot.sum.reset();
   }
   sub_step_ = sub_step;
@@ -101,6 +103,16 @@ void ExactGradients::arrived(const at::Tensor& parameter) {
   const at::NoGradGuard no_grad;
   slot.in_tree = true;
   slot.sum = add_leaf(slot.nodes, sub_step_, std::exchange(gradient, {}), false);
+  scale(slot);
+}
+
+// The sum of one rank alone, which is in the cache, is that of all.
+void ExactGradients::scale(Slot& slot) const {
+  if (communicator_.world_size() > 1 || !factor_ || !slot.sum.defined() || !comm::is_alone(slot.sum) ||
+      !slot.parameter.is_non_overlapping_and_dense() || slot.sum.strides() != slot.parameter.strides())
+    return;
+  slot.sum.mul_(*factor_);
+  slot.is_scaled = true;
 }
 
 // The micro-batch before this one has ended: what its shard has computed is kept.
@@ -126,7 +138,8 @@ void ExactGradients::keep_shard() {
   }
 }
 
-void ExactGradients::before_pass() {
+void ExactGradients::before_pass(std::optional<double> factor) {
+  factor_ = factor;
   for (Slot& slot : slots_) take_gradient(slot);
 }
 
@@ -194,10 +207,35 @@ at::Tensor ExactGradients::sum_of_rank(Slot& slot, int first, const at::Tensor& 
   return sum;
 }
 
+// Where the sums of those that come `dense` are to lie.
+std::vector<comm::CommonSum> ExactGradients::common_sums(const std::vector<bool>& dense) const {
+  for (const auto& model : models_) {
+    std::vector<bool> wanted(model->parameters().size());
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      if (slots_[i].model == model.get()) wanted[slots_[i].index] = dense[i];
+    model->make_common(wanted);
+  }
+  std::vector<comm::CommonSum> sums;
+  for (const Slot& slot : slots_) {
+    auto [memory, squares] = slot.model->common_memory(slot.index);
+    sums.push_back({std::move(memory), std::move(squares)});
+  }
+  return sums;
+}
+
 std::vector<at::Tensor> ExactGradients::sum_over_ranks(std::vector<at::Tensor> terms, double factor) {
-  std::vector<at::Tensor> like;
-  for (const Slot& slot : slots_) like.push_back(slot.parameter);
-  auto sums = comm::tree_sum_over_ranks(communicator_, group_, std::move(terms), like, factor);
+  std::vector<at::Tensor> like, scaled(slots_.size());
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    like.push_back(slots_[i].parameter);
+    if (slots_[i].is_scaled) scaled[i] = std::exchange(terms[i], {});
+  }
+  auto sums = comm::tree_sum_over_ranks(communicator_, group_, std::move(terms), like, factor,
+                                        [this](const std::vector<bool>& dense) { return common_sums(dense); });
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const auto [memory, squares] = slots_[i].model->common_memory(slots_[i].index);
+    if (memory.defined() && sums[i].is_same(memory)) sums[i] = slots_[i].model->common_gradient(slots_[i].index);
+    if (scaled[i].defined()) sums[i] = std::move(scaled[i]);
+  }
   for (const auto& model : models_) {
     std::vector<bool> reached;
     for (const auto& [name, parameter] : model->parameters())

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -10,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "comm/rank_group.h"
+#include "comm/tree_sum.h"
 #include "nn/reducer_group.h"
 #include "tandem/comm/communicator.h"
 
@@ -40,9 +42,9 @@ class ExactGradients {
   /// ConfigError when the program has written to the gradients of the shard before.
   void begin_micro_batch(int sub_step, bool whole, double factor);
 
-  /// Before a backward pass of the shard. Throws ConfigError when the program has written to the shard's gradients
-  /// since its last one.
-  void before_pass();
+  /// Before a backward pass of the shard; `factor` is that of `reduce` where it is known already. Throws ConfigError
+  /// when the program has written to the shard's gradients since its last one.
+  void before_pass(std::optional<double> factor);
 
   /// After it.
   void after_pass();
@@ -60,6 +62,8 @@ class ExactGradients {
 
  private:
   struct Slot {
+    ModelReducer* model = nullptr;
+    std::size_t index = 0;  // in the model
     std::string name;
     at::Tensor parameter;
     at::Tensor before;                  // what the gradient held before the window
@@ -71,6 +75,7 @@ class ExactGradients {
     int arrivals = 0, most_arrivals = 0;  // in this micro-batch; in one of a shard before it
     bool in_tree = false;                 // the shard's gradient has its place in the tree already
     at::Tensor sum;                       // of all shards of the rank then, if it was the last
+    bool is_scaled = false;               // that is times the factor
 
     at::Tensor& of_shard(int sub_step) { return of_shards[static_cast<std::size_t>(sub_step)]; }
     void show(const at::Tensor& gradient);
@@ -83,7 +88,9 @@ class ExactGradients {
   void take_gradient(Slot& slot);
   at::Tensor add_leaf(std::vector<at::Tensor>& nodes, int shard, at::Tensor gradient, bool keeps_nodes) const;
   at::Tensor sum_of_rank(Slot& slot, int first, const at::Tensor& gradient) const;
+  void scale(Slot& slot) const;
   std::vector<at::Tensor> sum_over_ranks(std::vector<at::Tensor> terms, double factor);
+  std::vector<comm::CommonSum> common_sums(const std::vector<bool>& dense) const;
 
   ReducerGroup& models_;
   comm::Communicator& communicator_;
@@ -94,6 +101,7 @@ class ExactGradients {
   int sub_step_ = -1;                                    // -1: no shard has computed in this window
   bool whole_ = false;                                   // its gradient is, after this micro-batch
   bool has_passed_ = false;                              // it has, in this micro-batch
+  std::optional<double> factor_;                         // of `reduce`, where a pass knows it
   int skipped_ = 0;                                      // the last shard that made none when it should have, from 1
 };
 

@@ -161,6 +161,19 @@ class ModelReducer final : public GradientReducer {
   void forget_pass();                  ///< what a pass has reached that is reduced elsewhere
   void reduced_elsewhere(const std::vector<bool>& reached);  ///< the same, and which parameters some rank's had reached
 
+  // ---- gradients that are reduced elsewhere
+
+  /// Has memory for the gradients of these parameters, the same on all ranks, that is common to all ranks where they
+  /// share gradients. What this rank's program still refers to of it is spared, so it may be written to when all ranks
+  /// have come here. Collective.
+  void make_common(const std::vector<bool>& parameters);
+
+  /// That of parameter `index`; undefined where each rank has a gradient of its own.
+  SharedGradient common_memory(std::size_t index) const;
+
+  /// What the parameter gets as its gradient when that memory has been written to, with its squares.
+  const at::Tensor& common_gradient(std::size_t index);
+
   /// When the pass's last gradient of this model came on rank 0, by RankPass::arrivals; 0: it had none.
   std::uint64_t last_arrival() const { return last_arrival_; }
 

@@ -182,6 +182,27 @@ void ModelReducer::share_buckets(std::size_t first) {
     }
 }
 
+void ModelReducer::make_common(const std::vector<bool>& parameters) {
+  if (!shares_buckets()) return;
+  if (!buckets_fit()) drop_buckets();
+  spare_what_is_kept();
+  for (std::size_t i = 0; i < slots_.size(); ++i)  // others lie in memory as their gradients would not
+    anywhere_[i] = parameters[i] && parameters_[i].second.is_non_overlapping_and_dense() ? PassReport::kDense : 0;
+  learn();
+}
+
+SharedGradient ModelReducer::common_memory(std::size_t index) const {
+  const ParameterSlot& slot = slots_[index];
+  if (!slot.active || !slot.lendable.defined()) return {};
+  return {slot.view, adds_up_squares_ ? slot.squares : at::Tensor()};
+}
+
+const at::Tensor& ModelReducer::common_gradient(std::size_t index) {
+  ParameterSlot& slot = slots_[index];
+  slot.squares_known = adds_up_squares_ && slot.squares.defined();
+  return result(slot);
+}
+
 // Whether the parameters still are of the types and sizes that they had when the buckets were made.
 bool ModelReducer::buckets_fit() const {
   return std::all_of(buckets_.begin(), buckets_.end(), [this](const ReducedBucket& bucket) {

@@ -62,7 +62,7 @@ void BackwardPasses::run_exactly(const at::Tensor& loss, BackwardOptions options
   warnings_.look_for_raw_forward();
   parts_.reducers.before_pass();
   const at::Tensor as_autograd_sees_it = scaled(loss);
-  exact_->before_pass();
+  exact_->before_pass(items);
   as_autograd_sees_it.backward({}, retains(options), options.create_graph);
   exact_->after_pass();
   if (!context_.window.closes_window()) return;

@@ -78,7 +78,7 @@ void ExactTraining::end_micro_batch() noexcept {
   items_.assign(items_.size(), 0.0);
 }
 
-void ExactTraining::before_pass() {
+void ExactTraining::before_pass(bool items) {
   const nn::AccumulationWindow& window = context_.window;
   if (!window.in_micro_batch())
     throw ConfigError(
@@ -95,7 +95,7 @@ void ExactTraining::before_pass() {
     throw ConfigError(
         "a backward pass after optimizer.step() or zero_grad() in one micro-batch: in exact mode a step "
         "is made when all logical shards have made their passes, so make them before it");
-  gradients_.before_pass();
+  gradients_.before_pass(items ? std::nullopt : std::optional(factor(items)));
   if (trace_) trace_->before_pass();
 }
 

@@ -33,8 +33,9 @@ class ExactTraining {
   /// Before the window ends it.
   void end_micro_batch() noexcept;
 
-  /// Around a backward pass. `before_pass` throws ConfigError for what exact mode cannot have.
-  void before_pass();
+  /// Around a backward pass, of a mean or of a sum over `items`. `before_pass` throws ConfigError for what exact mode
+  /// cannot have.
+  void before_pass(bool items);
   void after_pass();
 
   /// Notes items of backward(loss_sum, items).

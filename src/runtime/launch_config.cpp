@@ -74,7 +74,6 @@ void apply_exact(AcceleratorState& state) {
   require(logical % ranks == 0, std::to_string(ranks) + " ranks do not divide the " + std::to_string(logical) +
                                     " logical ranks of exact mode; use " +
                                     std::to_string(fitting_ranks(ranks, state.config)) + " ranks");
-  state.config.sharding = Sharding::none;
   state.config.tf32 = state.config.tf32.value_or(false);
   if (state.config.threads_per_rank == 0) state.config.threads_per_rank = 1;  // cores / ranks depends on the ranks
 }

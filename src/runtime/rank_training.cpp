@@ -144,6 +144,7 @@ std::shared_ptr<data::LoaderBase> RankTraining::prepare_loader(const data::DataL
                             .active = &context.window.loaders(),
                             .device = config.device_placement ? std::optional(context.device()) : std::nullopt,
                             .non_blocking = config.data_loader.non_blocking,
+                            .align = config.exact.has_value(),
                             .on_epoch = rng_synchronisation(),
                             .before_batch = std::move(before_batch)};
   if (exact) where.on_batch = [this] { exact->choose_generators(); };

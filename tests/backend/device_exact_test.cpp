@@ -8,18 +8,14 @@ using namespace tandem::test;
 
 namespace {
 
-std::string bits_on_gpus(const ExactRun& run, int ranks) {
-  LaunchConfig config = run.config(ranks);
+LaunchConfig on_gpus(LaunchConfig config, int ranks) {
   config.cpu.reset();
   config.backend = cuda::make_gpu_backend(std::make_shared<FakeModule>());
   for (int rank = 0; rank < ranks; ++rank) config.devices.push_back(rank);
-  std::string bits;
-  launch(config, [&](Accelerator& accelerator) {
-    const std::string mine = ExactTrainer(accelerator, run).train();
-    if (accelerator.is_main()) bits = mine;
-  });
-  return bits;
+  return config;
 }
+
+std::string bits_on_gpus(const ExactRun& run, int ranks) { return bits_of(run, on_gpus(run.config(ranks), ranks)); }
 
 }  // namespace
 
@@ -40,4 +36,17 @@ TEST_CASE("exact mode gives the same bits on 1, 2, 4 and 8 devices, which are th
   }
   if (!run.dropout) CHECK((bits_of(run, 2) == on_one));
   CHECK(fake::races().empty());
+}
+
+TEST_CASE("exact mode gives the same bits on devices that divide their updates") {
+  fake::reset();
+  const ExactRun run{.layers = Layers::memory, .clip = true};
+  const std::string on_one = bits_on_gpus(run, 1);
+  REQUIRE(on_one.size() > 1000);
+  for (const int ranks : {2, 4, 8}) {
+    LaunchConfig config = on_gpus(run.config(ranks), ranks);
+    config.sharding = Sharding::optimizer;
+    CAPTURE(ranks);
+    CHECK((bits_of(run, config) == on_one));
+  }
 }

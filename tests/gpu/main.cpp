@@ -8,12 +8,14 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
@@ -308,6 +310,49 @@ void check_failure(int ranks) {
              std::to_string(seconds) + " s: " + error);
 }
 
+// Exact mode: the weights that a training of eight logical shards ends with.
+Results exact_weights(LaunchConfig config, Precision precision) {
+  config.exact = ExactOptions{.logical_ranks = 8};
+  config.mixed_precision = precision;
+  Results weights;
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
+  const auto images = at::randn({150, 3, 8, 8}, generator), targets = at::randint(0, 10, {150}, generator, at::kLong);
+  const std::string error = run(config, [&](Accelerator& a) {
+    torch::nn::Sequential net(torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 8, 3).padding(1)),
+                              torch::nn::BatchNorm2d(8), torch::nn::ReLU(), torch::nn::Flatten(),
+                              torch::nn::Dropout(0.25), torch::nn::Linear(512, 10));
+    torch::optim::AdamW inner(net->parameters(), torch::optim::AdamWOptions(1e-3));
+    auto [model, optimizer] = a.prepare(net, inner);
+    auto loader = a.prepare(data::DataLoader(data::TensorDataset(images, targets), {.batch_size = 4, .shuffle = true}));
+    for (int epoch = 0; epoch < 2; ++epoch)
+      for (auto& batch : loader) {
+        const auto window = a.accumulate(model);
+        a.backward(torch::nn::functional::cross_entropy(model(batch.data), batch.target));
+        a.clip_grad_norm_(model, 1.0);
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+    if (!a.is_main()) return;
+    for (const auto& item : net->named_parameters()) weights.push_back(item.value().detach().cpu());
+    for (const auto& item : net->named_buffers()) weights.push_back(item.value().cpu());
+  });
+  if (!error.empty()) std::printf("%s\n", error.c_str());
+  return weights;
+}
+
+void check_exact_mode(const std::vector<int>& worlds) {
+  for (const auto& [precision, name] : {std::pair{Precision::no, "float32"}, std::pair{Precision::bf16, "bf16"}}) {
+    const Results on_one = exact_weights(on_gpus(1), precision);
+    for (const int ranks : worlds) {
+      if (8 % ranks != 0) continue;
+      const Results weights = exact_weights(on_gpus(ranks), precision);
+      bool same = !weights.empty() && weights.size() == on_one.size();
+      for (std::size_t i = 0; same && i < weights.size(); ++i) same = at::equal(weights[i], on_one[i]);
+      expect(same, std::to_string(ranks) + " ranks: exact mode in " + name + " gives the bits of one rank");
+    }
+  }
+}
+
 void check_launches(int ranks) {
   std::string error;
   for (int i = 0; i < 100 && error.empty(); ++i)
@@ -337,6 +382,7 @@ void check_everything(const std::vector<int>& worlds) {
     if (ranks > 1) check_failure(ranks);
     check_sessions(ranks);
   }
+  check_exact_mode(worlds);
   check_launches(std::min(2, worlds.back()));
 }
 

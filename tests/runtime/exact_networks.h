@@ -1,10 +1,16 @@
 // Trainings of many kinds, of which a test compares every bit that comes out.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <torch/data/datasets/base.h>
@@ -44,6 +50,45 @@ class Bits {
   std::string bytes_;
 };
 
+/// While one is alive, threads that come by `may_wait` sleep there at random, and as many others as asked for keep the
+/// cores busy. One at a time.
+class Disturbance {
+ public:
+  Disturbance(unsigned seed, int busy_threads) {
+    seed_of_delays() = seed;
+    for (int i = 0; i < busy_threads; ++i)
+      busy_.emplace_back([](const std::stop_token& stop) {
+        while (!stop.stop_requested()) continue;
+      });
+  }
+  ~Disturbance() { seed_of_delays() = 0; }
+  Disturbance(const Disturbance&) = delete;
+  Disturbance& operator=(const Disturbance&) = delete;
+
+  static bool is_on() { return seed_of_delays() != 0; }
+
+  static void may_wait() {
+    if (!is_on()) return;
+    static std::atomic<unsigned> threads{0};
+    thread_local std::mt19937 random(seed_of_delays() * 7919U + threads++);
+    if (random() % 3 != 0) return;
+    delays() += 1;
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000));
+  }
+
+  static std::atomic<int>& delays() {
+    static std::atomic<int> made{0};
+    return made;
+  }
+
+ private:
+  static std::atomic<unsigned>& seed_of_delays() {
+    static std::atomic<unsigned> seed{0};
+    return seed;
+  }
+  std::vector<std::jthread> busy_;
+};
+
 constexpr std::int64_t kWords = 23, kClasses = 3;
 
 /// Sample i is eight words and a class. Reading one draws, as augmentation does.
@@ -51,6 +96,7 @@ struct Sentences : torch::data::datasets::Dataset<Sentences> {
   std::int64_t length;
   explicit Sentences(std::int64_t length) : length(length) {}
   torch::data::Example<> get(std::size_t index) override {
+    Disturbance::may_wait();
     const auto i = static_cast<std::int64_t>(index);
     const at::Tensor words = (at::arange(8) * (i + 3) + i * i + at::randint(0, 2, {8}, at::kLong)).remainder(kWords);
     return {words, at::scalar_tensor(i % kClasses, at::kLong)};
@@ -105,7 +151,9 @@ struct ReaderImpl : torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& sentences) {
+    Disturbance::may_wait();
     at::Tensor x = words(sentences);
+    if (Disturbance::is_on() && x.requires_grad()) x.register_hook([](const at::Tensor&) { Disturbance::may_wait(); });
     if (recurrent) x = std::get<0>(recurrent(x));
     if (attention) {
       const at::Tensor by_word = x.transpose(0, 1);
@@ -113,6 +161,7 @@ struct ReaderImpl : torch::nn::Module {
     }
     if (convolution) x = groups(convolution(x.transpose(1, 2))).relu().transpose(1, 2);
     x = hidden(x.mean(1)).tanh();
+    if (Disturbance::is_on() && x.requires_grad()) x.register_hook([](const at::Tensor&) { Disturbance::may_wait(); });
     if (norm) x = norm(x);
     if (seen.defined() && is_training() && sentences.size(0) > 0) {
       seen.mul_(0.5).add_(x.detach().mean(0));
@@ -189,10 +238,15 @@ class ExactTrainer {
     else
       train_on(accelerator_.prepare(
           data::DataLoader(Sentences(run_.samples).map(torch::data::transforms::Stack<>()), options)));
-    for (const auto& item : net_->named_parameters()) bits_.add(item.value());
-    for (const auto& item : net_->named_buffers()) bits_.add(item.value());
-    return bits_.bytes();
+    Bits weights;
+    for (const auto& item : net_->named_parameters()) weights.add(item.value());
+    for (const auto& item : net_->named_buffers()) weights.add(item.value());
+    weights_ = weights.bytes();
+    return bits_.bytes() + weights_;
   }
+
+  /// Parameters and buffers, when it has ended.
+  const std::string& weights() const { return weights_; }
 
  private:
   template <class Loader>
@@ -228,7 +282,9 @@ class ExactTrainer {
         accelerator_.backward(loss);
       if (run_.clip || run_.layers == Layers::sparse)
         if (const at::Tensor norm = accelerator_.clip_grad_norm_(model_, 0.5); norm.defined()) bits_.add(norm);
+      Disturbance::may_wait();
       optimizer_.step();
+      Disturbance::may_wait();
       scheduler_.step();
       optimizer_.zero_grad();
       if (run_.joins) return;  // a rank that has ended answers nothing else
@@ -265,19 +321,76 @@ class ExactTrainer {
   optim::AcceleratedOptimizer optimizer_;
   optim::AcceleratedScheduler scheduler_;
   Bits bits_;
+  std::string weights_;
   int updates_ = 0;
   bool stopped_ = false;
 };
 
-/// All that the training has made on `ranks` ranks. Ranks differ in nothing but what gathers leave to rank 0, so it is
-/// rank 0's.
-inline std::string bits_of(const ExactRun& run, int ranks) {
+/// All that the training has made on the ranks of `config`. They differ in nothing but what gathers leave to rank 0, so
+/// it is rank 0's; nothing where their weights differ.
+inline std::string bits_of(const ExactRun& run, const LaunchConfig& config) {
   std::string bits;
-  launch(run.config(ranks), [&](Accelerator& accelerator) {
-    const std::string mine = ExactTrainer(accelerator, run).train();
+  std::vector<std::string> weights(std::max<std::size_t>(config.devices.size(), config.cpu ? *config.cpu : 0));
+  launch(config, [&](Accelerator& accelerator) {
+    ExactTrainer trainer(accelerator, run);
+    const std::string mine = trainer.train();
+    weights[static_cast<std::size_t>(accelerator.rank())] = trainer.weights();
     if (accelerator.is_main()) bits = mine;
   });
-  return bits;
+  const bool alike = std::all_of(weights.begin(), weights.end(), [&](const auto& its) { return its == weights[0]; });
+  return alike ? bits : std::string();
+}
+
+inline std::string bits_of(const ExactRun& run, int ranks) { return bits_of(run, run.config(ranks)); }
+
+/// Looks words up several times each, with factors, beside a number that is always there.
+struct LookupsImpl : torch::nn::Module {
+  torch::nn::Embedding words{torch::nn::EmbeddingOptions(4, 3).sparse(true)};
+  at::Tensor number = register_parameter("number", at::ones({1}));
+
+  LookupsImpl() { register_module("words", words); }
+
+  at::Tensor forward(const at::Tensor& entries, const at::Tensor& factors) {
+    return entries.defined() ? number.sum() + (words(entries) * factors).sum() : number.sum();
+  }
+};
+TORCH_MODULE(Lookups);
+
+/// Sparse gradients, norms and weights of a training of which only the logical shards in `with`, a bit each, look
+/// anything up: each of them the same words several times, with factors whose sum depends on their order.
+inline std::string bits_of_lookups(LaunchConfig config, int logical_ranks, unsigned with, bool sums) {
+  config.exact = ExactOptions{.logical_ranks = logical_ranks};
+  std::string all;
+  launch(config, [&](Accelerator& a) {
+    Lookups net;
+    auto inner = make_stepper(Stepper::adagrad, net->parameters());
+    auto model = a.prepare(net);
+    auto optimizer = a.prepare(*inner);
+    Bits bits;
+    for (int window = 0; window < 2; ++window)
+      for (int shard = a.rank(); shard < logical_ranks; shard += a.world_size()) {
+        const auto micro_batch = a.accumulate(model);
+        auto random = at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(100 * window + shard));
+        at::Tensor entries, factors;
+        if (with >> shard & 1) {
+          entries = at::randint(0, 4, {12}, random, at::kLong).to(a.device());
+          factors = at::randn({12, 3}, random).mul(at::pow(10.0, at::randint(-3, 4, {12, 1}, random))).to(a.device());
+        }
+        const at::Tensor loss = model(entries, factors);
+        sums ? a.backward(loss, 3.0) : a.backward(loss);
+        if (const at::Tensor& gradient = net->words->weight.grad(); a.sync_gradients() && gradient.defined()) {
+          bits.add(gradient.is_coalesced());
+          bits.add(gradient._indices());
+          bits.add(gradient._values());
+        }
+        if (const at::Tensor norm = a.clip_grad_norm_(model, 10.0); norm.defined()) bits.add(norm);
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+    for (const at::Tensor& parameter : net->parameters()) bits.add(parameter);
+    if (a.is_main()) all = bits.bytes();
+  });
+  return all;
 }
 
 }  // namespace tandem::test
