@@ -30,7 +30,8 @@ using Step = std::function<LossAndNorm(const at::Tensor&, const at::Tensor&)>;
 
 std::shared_ptr<Net> make_net(const Options& options, const Inputs& inputs) {
   auto net = inputs.task->make_net();
-  if (!options.init_weights.empty()) set_weights(*net, inputs.initial_weights, options.init_weights);
+  if (inputs.initial_weights) set_weights(*net, *inputs.initial_weights, options);
+  freeze(*net, options.fine_tuning);
   return net;
 }
 
