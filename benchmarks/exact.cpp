@@ -16,8 +16,7 @@
 
 #include "measure/statistics.h"
 #include "tandem/tandem.h"
-#include "train/gpt.h"
-#include "train/image_nets.h"
+#include "train/make_net.h"
 
 namespace {
 
@@ -39,7 +38,7 @@ struct Setup {
 bool is_text(const Setup& setup) { return setup.model == "gpt"; }
 
 std::shared_ptr<train::Net> make_net(const Setup& setup) {
-  if (is_text(setup)) return std::make_shared<train::Gpt>(train::GptOptions{});
+  if (is_text(setup)) return std::make_shared<tandem::models::Gpt>();
   train::Options options;
   options.model = setup.model == "mlp" ? train::ModelKind::mlp : train::ModelKind::cnn;
   options.hidden = {setup.hidden, setup.hidden};

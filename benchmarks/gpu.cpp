@@ -19,8 +19,7 @@
 #include "backend/backend.h"
 #include "measure/statistics.h"
 #include "tandem/tandem.h"
-#include "train/gpt.h"
-#include "train/image_nets.h"
+#include "train/make_net.h"
 
 namespace {
 
@@ -68,7 +67,7 @@ Workload image_workload(const std::string& name, train::ModelKind model,
 }
 
 Workload gpt_workload() {
-  return {"gpt", 100, [] { return std::make_shared<train::Gpt>(train::GptOptions()); },
+  return {"gpt", 100, [] { return std::make_shared<tandem::models::Gpt>(); },
           [] {
             const auto bytes = at::randint(0, 256, {64, 129}, at::kLong);
             return std::pair(bytes.slice(1, 0, 128).contiguous(), bytes.slice(1, 1, 129).contiguous());

@@ -10,7 +10,7 @@
 #include <torch/optim/adamw.h>
 
 #include "tandem/tandem.h"
-#include "train/image_nets.h"
+#include "train/make_net.h"
 
 namespace measure {
 namespace {

@@ -1,9 +1,9 @@
-// mlp and cnn: digits of MNIST, judged by accuracy.
+// Networks for images: digits of MNIST, judged by accuracy.
 #include <array>
 #include <cstdio>
 #include <future>
 
-#include "image_nets.h"
+#include "make_net.h"
 #include "tandem/core/error.h"
 #include "task.h"
 

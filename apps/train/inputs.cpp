@@ -10,10 +10,12 @@
 
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
+#include "io/model_weights.h"
 #include "io/output_file.h"
 #include "judging.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
+#include "weights.h"
 
 namespace train {
 namespace {
@@ -112,36 +114,50 @@ std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
   return file;
 }
 
+std::shared_ptr<const tandem::io::StoredWeights> read_weights(const Options& options) {
+  if (options.init_weights.empty()) return nullptr;
+  try {
+    return std::make_shared<tandem::io::StoredWeights>(tandem::io::read_weights_at(options.init_weights));
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
+  }
+}
+
+// With a network of its own, where there is something to try, for what the ranks would find after the first output.
+void try_weights(const Options& options, Inputs& inputs) {
+  const FineTuning& fine_tuning = options.fine_tuning;
+  if (options.script.empty() && !inputs.initial_weights && fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
+    return;
+  const auto net = inputs.task->make_net();
+  if (inputs.initial_weights) {
+    const auto report = set_weights(*net, *inputs.initial_weights, options);
+    inputs.weights_table = describe(report, options.init_weights);
+    inputs.half_made = half_made(report, *net);
+  }
+  freeze(*net, fine_tuning);
+  group_parameters(*net, fine_tuning);
+}
+
 }  // namespace
 
 Inputs read_inputs(const Options& options) {
-  tandem::io::NamedTensors weights;
-  if (!options.init_weights.empty()) {
-    try {
-      weights = tandem::io::load_safetensors(options.init_weights);
-    } catch (const tandem::CheckpointError& error) {
-      throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
-    }
-  }
-  auto task = make_task(options);
-  check_figures(options, *task);
+  Inputs inputs;
+  inputs.initial_weights = read_weights(options);
+  inputs.task = make_task(options);
+  check_figures(options, *inputs.task);
+  try_weights(options, inputs);
+  const Task* const task = inputs.task.get();
   const auto samples = static_cast<std::int64_t>(*task->train_set().size());
   check_fills_a_step(options, samples);
-  const std::int64_t total_steps = count_updates(options, samples);
-  check_profile(options, total_steps);
+  inputs.total_steps = count_updates(options, samples);
+  check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
-  auto series = begin_series(options.launch.checkpoints.directory);
-  auto checkpoint = checkpoint_to_resume(options);
-  auto weights_file = open_weights(options.save_weights);
-  // The log comes last: it may wait for a reader.
-  return {std::move(task),
-          std::move(weights),
-          std::move(checkpoint),
-          total_steps,
-          std::move(series),
-          std::move(weights_file),
-          std::make_unique<MetricsLog>(options.log_json)};
+  inputs.series = begin_series(options.launch.checkpoints.directory);
+  inputs.checkpoint = checkpoint_to_resume(options);
+  inputs.weights = open_weights(options.save_weights);
+  inputs.log = std::make_unique<MetricsLog>(options.log_json);  // last: it may wait for a reader
+  return inputs;
 }
 
 }  // namespace train

@@ -19,7 +19,10 @@
 
 namespace {
 
-void announce(const train::Options& options) {
+constexpr const char* kWarning = "train: warning: ";
+
+void announce(const train::Options& options, const train::Inputs& inputs) {
+  if (!inputs.half_made.empty()) std::fprintf(stderr, "%s%s\n", kWarning, inputs.half_made.c_str());
   if (options.quiet) return;
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
@@ -28,10 +31,12 @@ void announce(const train::Options& options) {
   const char* precision = launch.mixed_precision == tandem::Precision::bf16   ? " in bf16"
                           : launch.mixed_precision == tandem::Precision::fp16 ? " in fp16"
                                                                               : "";
-  std::printf("training %s%s on %d %s rank%s%s\n", train::name_of(options.model).c_str(), precision, ranks,
+  std::printf("training %s%s on %d %s rank%s%s\n",
+              (options.script.empty() ? train::name_of(options.model) : options.script).c_str(), precision, ranks,
               name.c_str(), ranks == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
+  std::printf("%s", inputs.weights_table.c_str());
   std::fflush(stdout);
 }
 
@@ -97,14 +102,14 @@ int run(int argc, char** argv) {
   if (!parsed.options) return parsed.exit_code;
   const train::Options& options = *parsed.options;
   const train::Inputs inputs = train::read_inputs(options);
-  announce(options);
+  announce(options, inputs);
   prepare_profile(options);
   train::Outcome outcome;
   tandem::AcceleratorState launch{options.machine, options.launch};
   launch.config.checkpoints.series = inputs.series;
   launch.config.on_warning = [](const std::string& text) {
     const char* over_progress = isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "";
-    std::fprintf(stderr, "%strain: warning: %s\n", over_progress, text.c_str());
+    std::fprintf(stderr, "%s%s%s\n", over_progress, kWarning, text.c_str());
   };
   if (options.check_exact) return train::check_exact(options, launch.config, inputs);
   const auto unsaved = std::make_shared<train::Unsaved>(options.save_weights);

@@ -73,13 +73,15 @@ void add_model_and_data(CLI::App& app, Raw& raw) {
 
 void add_text(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--data-file", options.data_file, "text that the gpt trains on; its last tenth is for validation")
+  app.add_option("--data-file", options.data_file,
+                 "text that the gpt or gpt2 trains on; its last tenth is for validation")
       ->type_name("FILE");
-  app.add_option("--dropout", raw.model.gpt.dropout, "share of the gpt's activations to leave out in training")
+  app.add_option("--dropout", raw.model.dropout,
+                 "share of activations that the gpt (default: 0) or gpt2 (0.1) leaves out in training")
       ->check(real_range(0.0, 1.0))
-      ->check(refuse_one)
-      ->capture_default_str();
-  app.add_option("--sample-bytes", options.sample_bytes, "length of the text that the gpt writes at the end; 0: none")
+      ->check(refuse_one);
+  app.add_option("--sample-bytes", options.sample_bytes,
+                 "length of the text that the gpt or gpt2 writes at the end; 0: none")
       ->check(CLI::Range(std::int64_t{0}, std::int64_t{1'000'000}))
       ->capture_default_str();
 }
@@ -154,10 +156,14 @@ void add_tracking(CLI::App& app, Options& options) {
 
 void add_files(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--init-weights", options.init_weights, "begin with the weights of this safetensors file")
+  app.add_option("--init-weights", options.init_weights,
+                 "begin with these weights: a safetensors file, a .pth or .pt, or a directory of Hugging Face's")
       ->type_name("FILE");
-  app.add_option("--save-weights", options.save_weights, "write the trained weights to this safetensors file")
+  app.add_option("--save-weights", options.save_weights,
+                 "write the trained weights to this safetensors file; those of a TorchScript model with the model to a "
+                 "file that ends with .pt")
       ->type_name("FILE");
+  add_fine_tuning_flags(app, options.fine_tuning);
   app.add_option("--log-json", options.log_json, "write one JSON object an update to this file")->type_name("FILE");
   auto& checkpoints = options.launch.checkpoints;
   auto* directory =
@@ -289,6 +295,7 @@ Options finish(Raw raw) {
   Options& options = raw.options;
   const Options model = read_model_flags(raw.model);
   options.model = model.model;
+  options.script = model.script;
   options.hidden = model.hidden;
   options.gpt = model.gpt;
   options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
@@ -350,6 +357,16 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
       flags.emplace_back(name, options.weight_decay);
     else if (name == "batch-size")
       flags.emplace_back(name, options.batch_size);
+    else if (name == "decay-norms")  // without it, a checkpoint is of a version that had the decay everywhere
+      flags.emplace_back(name, options.fine_tuning.decay_norms);
+    else if (name == "layers")
+      flags.emplace_back(name, options.gpt.layers);
+    else if (name == "width")
+      flags.emplace_back(name, options.gpt.width);
+    else if (name == "heads")
+      flags.emplace_back(name, options.gpt.heads);
+    else if (name == "dropout")
+      flags.emplace_back(name, options.gpt.dropout);
     else if (option->count() > 0)
       flags.emplace_back(name, value_of(CLI::detail::join(option->reduced_results(), ",")));
     else if (!option->get_default_str().empty())

@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "fine_tuning.h"
 #include "tandem/data/mnist.h"
 #include "tandem/io/tracker.h"
+#include "tandem/models/gpt.h"
 #include "tandem/runtime/launch_config.h"
 #include "tandem/runtime/profile.h"
 
@@ -17,7 +19,7 @@ class App;
 
 namespace train {
 
-enum class ModelKind { mlp, cnn, gpt };
+enum class ModelKind { mlp, cnn, resnet18, resnet34, resnet50, vit_b_16, script, gpt, gpt2 };
 enum class OptimizerKind { sgd, adamw };
 
 /// The course of the learning rate from --lr, over the updates after the warm-up.
@@ -34,14 +36,8 @@ enum class SchedulerKind {
   plateau,          ///< * 0.1 when the mean training loss of two epochs in a row was not the lowest
 };
 
-/// The gpt's sizes. The defaults are those of benchmarks/peers/train_peer.py.
-struct GptOptions {
-  std::int64_t block_size = 128;  ///< bytes that it sees of a text
-  std::int64_t layers = 4;
-  std::int64_t width = 128;  ///< a multiple of heads
-  std::int64_t heads = 4;
-  double dropout = 0.0;  ///< of the embeddings, the attention's weights, and what each half of a layer adds
-};
+/// The language models' sizes.
+using GptOptions = tandem::models::GptOptions;
 
 /// When to end a training that gets no better.
 struct EarlyStop {
@@ -55,9 +51,10 @@ struct Options {
   tandem::PartialState machine;  // that `launch` runs on, examined once for everybody
 
   ModelKind model = ModelKind::mlp;
+  std::string script;                             // the TorchScript file that is trained; empty: another model
   std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
-  GptOptions gpt;
-  std::int64_t sample_bytes = 200;  // of text that the gpt writes at the end
+  GptOptions gpt;                                 // or gpt2
+  std::int64_t sample_bytes = 200;                // of text that the gpt writes at the end
 
   std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
   std::string data_file;  // text for the gpt
@@ -74,6 +71,7 @@ struct Options {
   double lr = 1e-3;
   double momentum = 0.0;
   double weight_decay = 0.0;
+  FineTuning fine_tuning;
   std::optional<double> clip_grad_norm;
   SchedulerKind scheduler = SchedulerKind::constant;
   std::int64_t warmup_steps = 0;            // updates of linear growth before it

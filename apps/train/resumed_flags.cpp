@@ -26,7 +26,7 @@ std::map<std::string, OnResume> make_decisions() {
     for (const char* flag : flags) all.emplace(flag, decision);
   };
   // Another one would be another training: other parameters, another state, another order of samples.
-  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "ema"});
+  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms", "ema"});
   // What is trained, and how. Weights of other sizes are refused when they are loaded.
   add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
   add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "mixed-precision"});
@@ -42,7 +42,8 @@ std::map<std::string, OnResume> make_decisions() {
   // On what.
   add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "cuda-graphs", "tf32", "expandable-segments"});
   // What is read and written. --init-weights is refused with --resume.
-  add(used, {"config", "init-weights", "save-weights", "sample-bytes", "log-json", "checkpoint-dir", "save-every"});
+  add(used, {"config", "init-weights", "weights-prefix", "save-weights", "sample-bytes", "log-json", "checkpoint-dir",
+             "save-every"});
   add(used, {"total-limit", "resume", "profile", "profile-steps", "nvtx-steps", "log-with", "project-dir", "report"});
   add(used, {"log-every", "quiet", "no-progress"});
   return all;
@@ -111,19 +112,33 @@ std::optional<Config> flags_of_checkpoint(const std::string& resume, const std::
   return std::nullopt;
 }
 
-std::vector<std::string> inherited_flags(const CLI::App& app, const Config& checkpoint) {
+namespace {
+
+// What it has since another version; without it a checkpoint is as that one made it.
+Config with_later_flags(Config checkpoint) {
+  for (const auto& [name, before] :
+       Config{{"decay-norms", true}, {"freeze", std::string()}, {"lr-scale", std::string()}})
+    if (!find(checkpoint, name)) checkpoint.emplace_back(name, before);
+  return checkpoint;
+}
+
+}  // namespace
+
+std::vector<std::string> inherited_flags(const CLI::App& app, const Config& of_checkpoint) {
+  const Config checkpoint = with_later_flags(of_checkpoint);
   std::vector<std::string> flags;
   for (const auto& [name, value] : checkpoint) {
     const auto decision = on_resume(name);
     const CLI::Option* const option = app.get_option_no_throw("--" + name);
     if (!option || (decision != OnResume::inherited && decision != OnResume::kept)) continue;
     if (option->count() == 0) {
-      flags.push_back("--" + name + "=" + text_of(value));
+      if (!text_of(value).empty()) flags.push_back("--" + name + "=" + text_of(value));
     } else if (decision == OnResume::kept) {
       const std::string given = CLI::detail::join(option->reduced_results(), ",");
       if (!same(given, text_of(value)))
-        throw tandem::ConfigError("--" + name + " " + given + " cannot go on from a checkpoint that was made with " +
-                                  text_of(value) + "; leave it out, or begin anew without --resume");
+        throw tandem::ConfigError("--" + name + " " + given + " cannot go on from a checkpoint that was made with" +
+                                  (text_of(value).empty() ? "out it" : " " + text_of(value)) +
+                                  "; leave it out, or begin anew without --resume");
     }
   }
   return flags;
@@ -139,7 +154,7 @@ Differences compare_flags(const Config& flags, const Config& checkpoint) {
     return differences;
   }
   for (const auto& [name, decision] : decisions()) {
-    if (decision == OnResume::used) continue;
+    if (decision == OnResume::used || name == "decay-norms") continue;  // which older checkpoints do not have
     const std::string now = text_in(flags, name), before = text_in(checkpoint, name);
     if (same_flag(now, before)) continue;
     if (name == "scheduler" && (now == "plateau" || before == "plateau"))

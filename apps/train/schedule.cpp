@@ -1,6 +1,7 @@
 #include "schedule.h"
 
 #include <cmath>
+#include <vector>
 
 namespace train {
 namespace {
@@ -10,7 +11,9 @@ namespace optim = tandem::optim;
 std::int64_t divide_up(std::int64_t number, std::int64_t by) { return (number + by - 1) / by; }
 
 // Over `steps` updates, by the comments of SchedulerKind.
-optim::SchedulerFactory stage_of(const Options& options, std::int64_t steps) {
+optim::SchedulerFactory stage_of(const Options& options, const torch::optim::Optimizer& optimizer, std::int64_t steps) {
+  std::vector<double> rates;  // of the groups
+  for (const auto& group : optimizer.param_groups()) rates.push_back(group.options().get_lr());
   switch (options.scheduler) {
     case SchedulerKind::step: return optim::stage<optim::StepLR>({.step_size = divide_up(steps, 3)});
     case SchedulerKind::multi_step:
@@ -25,7 +28,7 @@ optim::SchedulerFactory stage_of(const Options& options, std::int64_t steps) {
       return optim::stage<optim::CosineAnnealingWarmRestarts>({.T_0 = divide_up(steps, 1 + 2 + 4), .T_mult = 2});
     case SchedulerKind::one_cycle:
       return optim::stage<optim::OneCycleLR>(
-          {.max_lr = {options.lr},
+          {.max_lr = rates,
            .total_steps = steps,
            .cycle_momentum = options.optimizer == OptimizerKind::adamw || options.momentum > 0.0});
     default: return optim::stage<optim::ConstantLR>({.factor = 1.0});
@@ -36,11 +39,13 @@ optim::SchedulerFactory stage_of(const Options& options, std::int64_t steps) {
 
 Schedule::Schedule(tandem::Accelerator& accelerator, torch::optim::Optimizer& optimizer, const Options& options,
                    std::int64_t total_steps)
-    : prepared_(options.scheduler == SchedulerKind::plateau
-                    ? accelerator.prepare(by_loss_.emplace(optimizer, optim::ReduceLROnPlateauOptions{.patience = 1}))
-                    : accelerator.prepare(by_updates_.emplace(
-                          optimizer, optim::with_warmup(options.warmup_steps,
-                                                        stage_of(options, total_steps - options.warmup_steps))))) {}
+    : prepared_(
+          options.scheduler == SchedulerKind::plateau
+              ? accelerator.prepare(by_loss_.emplace(optimizer, optim::ReduceLROnPlateauOptions{.patience = 1}))
+              : accelerator.prepare(by_updates_.emplace(
+                    optimizer, optim::with_warmup(options.warmup_steps,
+                                                  stage_of(options, optimizer, total_steps - options.warmup_steps))))) {
+}
 
 void Schedule::step() {
   if (by_updates_) prepared_.step();

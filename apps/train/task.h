@@ -73,7 +73,7 @@ class Task {
 /// Reads the data that `options` name. Throws tandem::ConfigError that names the flag.
 std::unique_ptr<const Task> make_task(const Options& options);
 
-/// The same for --model mlp and cnn, on MNIST, and for --model gpt, on a text.
+/// The same for networks of images, on MNIST, and for language models, on a text.
 std::unique_ptr<const Task> make_image_task(const Options& options);
 std::unique_ptr<const Task> make_text_task(const Options& options);
 

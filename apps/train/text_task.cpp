@@ -1,4 +1,4 @@
-// gpt: the next byte of a text, judged by the loss on the text's end.
+// gpt and gpt2: the next byte of a text, judged by the loss on the text's end.
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -7,7 +7,8 @@
 
 #include <torch/nn/functional/loss.h>
 
-#include "gpt.h"
+#include "make_net.h"
+#include "model_flags.h"
 #include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/data/text_dataset.h"
@@ -22,8 +23,11 @@ using tandem::data::TextDataset;
 constexpr std::size_t kHeldOut = 10;            // one sample in so many, and at least one
 constexpr std::int64_t kTestBytes = 100 * 128;  // of a batch of the validation
 
-TextDataset read(const std::string& path, std::int64_t block_size) {
-  if (path.empty()) throw tandem::ConfigError("--model gpt needs --data-file TEXT, the text to train on");
+TextDataset read(const Options& options) {
+  const std::string& path = options.data_file;
+  const std::int64_t block_size = options.gpt.block_size;
+  if (path.empty())
+    throw tandem::ConfigError("--model " + name_of(options.model) + " needs --data-file TEXT, the text to train on");
   const auto least = static_cast<std::uintmax_t>(2 * block_size + 1);  // samples to train on and to judge by, a target
   std::error_code unknown;
   const std::uintmax_t bytes = std::filesystem::file_size(path, unknown);
@@ -41,8 +45,7 @@ TextDataset read(const std::string& path, std::int64_t block_size) {
 class TextTask : public Task {
  public:
   TextTask(const Options& options, TextDataset text)
-      : gpt_(options.gpt),
-        sample_bytes_(options.sample_bytes),
+      : options_(options),
         text_(std::move(text)),
         held_out_(std::max(*text_.size() / kHeldOut, std::size_t{1})),
         trained_(*text_.size() - held_out_) {
@@ -52,8 +55,8 @@ class TextTask : public Task {
 
   Samples train_set() const override { return Samples(text_, 0, trained_); }
   Samples test_set() const override { return Samples(text_, *text_.size() - held_out_, held_out_); }
-  std::int64_t test_batch() const override { return std::max<std::int64_t>(kTestBytes / gpt_.block_size, 1); }
-  std::shared_ptr<Net> make_net() const override { return std::make_shared<Gpt>(gpt_); }
+  std::int64_t test_batch() const override { return std::max<std::int64_t>(kTestBytes / options_.gpt.block_size, 1); }
+  std::shared_ptr<Net> make_net() const override { return make_text_net(options_); }
 
   at::Tensor judge(const at::Tensor& scores, const at::Tensor& targets) const override {
     namespace F = torch::nn::functional;
@@ -68,11 +71,12 @@ class TextTask : public Task {
     return {sentence.data(), {{"validation_loss", loss}, {"bits_per_byte", bits}}};
   }
 
-  std::string sample(Net& net) const override { return printable(write_text(net, gpt_.block_size, sample_bytes_)); }
+  std::string sample(Net& net) const override {
+    return printable(write_text(net, options_.gpt.block_size, options_.sample_bytes));
+  }
 
  private:
-  const GptOptions gpt_;
-  const std::int64_t sample_bytes_;
+  const Options options_;
   TextDataset text_;
   std::size_t held_out_, trained_;
 };
@@ -80,7 +84,7 @@ class TextTask : public Task {
 }  // namespace
 
 std::unique_ptr<const Task> make_text_task(const Options& options) {
-  return std::make_unique<TextTask>(options, read(options.data_file, options.gpt.block_size));
+  return std::make_unique<TextTask>(options, read(options));
 }
 
 }  // namespace train

@@ -11,6 +11,7 @@
 
 #include "checkpoints.h"
 #include "common/interrupt.h"
+#include "io/model_weights.h"
 #include "judging.h"
 #include "losses.h"
 #include "optimizer.h"
@@ -30,7 +31,8 @@ using Step = std::function<LossAndNorm(const at::Tensor&, const at::Tensor&)>;
 
 std::shared_ptr<Net> make_net(const Options& options, const Inputs& inputs) {
   auto net = inputs.task->make_net();
-  if (!options.init_weights.empty()) set_weights(*net, inputs.initial_weights, options.init_weights);
+  if (inputs.initial_weights) set_weights(*net, *inputs.initial_weights, options);
+  freeze(*net, options.fine_tuning);
   return net;
 }
 
@@ -197,7 +199,7 @@ class Trainer {
       save_weights(*model_, options_.save_weights, *inputs_.weights);
       if (average_) {
         const auto averaged = average_->swap_in();
-        tandem::io::save_safetensors(averaged_path(options_.save_weights), weights_of(*model_), {{"format", "pt"}});
+        tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_), {{"format", "pt"}});
       }
       unsaved_.wrote_weights();
     } catch (const tandem::Error& error) {

@@ -3,24 +3,32 @@
 #include <string>
 
 #include "net.h"
+#include "options.h"
 #include "tandem/tandem.h"
 
 namespace tandem::io {
 class OutputFile;
-}
+struct StoredWeights;
+}  // namespace tandem::io
 
 namespace train {
 
-/// Copies the weights of --init-weights `path` into `net`. Throws tandem::ConfigError when they do not fit it.
-void set_weights(Net& net, const tandem::io::NamedTensors& weights, const std::string& path);
+/// Copies what fits of --init-weights into `net`, whose head is made anew where it has other sizes. Throws
+/// tandem::ConfigError when something of the file fits nothing, something else has other sizes, or nothing fits.
+tandem::io::LoadModelReport set_weights(Net& net, const tandem::io::StoredWeights& weights, const Options& options);
 
-/// The parameters of `net`, by name.
-tandem::io::NamedTensors weights_of(const Net& net);
-
-/// Where averaged weights are written beside those of --save-weights: "net.ema.safetensors" for "net.safetensors".
+/// Where averaged weights are written beside those of --save-weights: "net.ema.safetensors" for "net.safetensors"
+/// or "net.pt".
 std::string averaged_path(const std::string& weights);
 
-/// Writes them to `file`, which is that of --save-weights `path`.
+/// A table of what was taken, left and made anew, of lines with ends.
+std::string describe(const tandem::io::LoadModelReport& report, const std::string& path);
+
+/// What of the backbone is made anew, for people; empty: nothing.
+std::string half_made(const tandem::io::LoadModelReport& report, const Net& net);
+
+/// Writes parameters and buffers of `net` to `file`, which is that of --save-weights `path`; of a TorchScript module
+/// the whole, when the path ends with .pt.
 void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file);
 
 }  // namespace train

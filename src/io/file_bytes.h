@@ -35,6 +35,10 @@ NamedTensors safetensors_in(const at::Tensor& file, const std::string& shown);
 /// The tensors of a file of torch.save with these bytes that is a dict of them by name. Throws CheckpointError.
 NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown);
 
+/// The same of one in which dicts may be within dicts: names are then joined by dots. What are no tensors is passed
+/// over. Throws CheckpointError when there is none at all.
+NamedTensors nested_tensors_in(const at::Tensor& file, const std::string& shown);
+
 /// `bytes` of `file` from `begin` on, for elements of `element_bytes`: that memory, with a version counter of its own;
 /// a copy where elements may not lie.
 at::Tensor part_of(const at::Tensor& file, std::uint64_t begin, std::uint64_t bytes, std::uint64_t element_bytes);

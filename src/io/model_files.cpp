@@ -13,11 +13,10 @@ void save_model(const torch::nn::Module& module, const std::string& directory, c
   writer.commit({{"kind", "model"}});
 }
 
-void load_model(torch::nn::Module& module, const std::string& directory) {
-  CheckpointSource source(directory);
-  const StoredWeights stored = read_weights(source, "model");
-  source.verify();
-  prepare_load(stored, module)();
+LoadModelReport load_model(torch::nn::Module& module, const std::string& path, const LoadModelOptions& options) {
+  LoadPlan plan = plan_load(read_weights_at(path), module, options);
+  plan.copy();
+  return std::move(plan.report);
 }
 
 }  // namespace tandem::io

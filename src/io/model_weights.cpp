@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 #include <set>
 #include <utility>
@@ -152,41 +153,99 @@ void check_converts(const std::string& file, const std::string& name, at::Scalar
                                    at::toString(to) + ", as the model has it");
 }
 
-// What is stored of a tensor, under any of its names; with several they must agree.
-at::Tensor find(const StoredWeights& stored, const Named& wanted) {
+// Names that tensors are stored under, by the module's names for them.
+struct StoredNames {
+  std::map<std::string, std::vector<std::string>> by_name;
+  std::vector<std::string> left;
+};
+
+StoredNames names_in(const StoredWeights& stored, const LoadModelOptions& options) {
+  StoredNames names;
+  for (const auto& [name, file] : stored.files) {
+    const std::string renamed = options.rename ? options.rename(name) : name;
+    if (renamed.empty())
+      names.left.push_back(name);
+    else
+      names.by_name[renamed].push_back(name);
+  }
+  return names;
+}
+
+// All that is stored of a tensor, which may have several names.
+std::vector<std::string> names_of(const Named& wanted, const StoredNames& names) {
+  std::vector<std::string> all;
+  for (const std::string& name : wanted.names)
+    if (const auto found = names.by_name.find(name); found != names.by_name.end())
+      all.insert(all.end(), found->second.begin(), found->second.end());
+  return all;
+}
+
+// The one of them that has other sizes; null: none has.
+const std::string* other_sizes(const StoredWeights& stored, const Named& wanted,
+                               const std::vector<std::string>& names) {
+  const auto found = std::find_if(names.begin(), names.end(), [&](const std::string& name) {
+    return stored.tensors.at(name).sizes() != wanted.tensor.sizes();
+  });
+  return found == names.end() ? nullptr : &*found;
+}
+
+// What is stored of a tensor under `names`, which must agree.
+at::Tensor find(const StoredWeights& stored, const Named& wanted, const std::vector<std::string>& names) {
   at::Tensor tensor;
   std::string before;
-  for (const std::string& name : wanted.names) {
-    const auto found = stored.tensors.find(name);
-    if (found == stored.tensors.end()) continue;
-    if (found->second.sizes() != wanted.tensor.sizes())
-      throw_checkpoint_error(stored.files.at(name), "tensor '" + name + "' has sizes " +
-                                                        c10::str(found->second.sizes()) + ", the model needs " +
-                                                        c10::str(wanted.tensor.sizes()));
-    check_converts(stored.files.at(name), name, found->second.scalar_type(), wanted.tensor.scalar_type());
+  for (const std::string& name : names) {
+    const at::Tensor& found = stored.tensors.at(name);
+    check_converts(stored.files.at(name), name, found.scalar_type(), wanted.tensor.scalar_type());
     if (!tensor.defined()) {
-      tensor = found->second;
+      tensor = found;
       before = name;
       continue;
     }
-    const auto both = agreed(tensor, found->second, wanted.tensor.scalar_type());
+    const auto both = agreed(tensor, found, wanted.tensor.scalar_type());
     if (!both)
-      throw_checkpoint_error(stored.files.at(name),
-                             "tensor '" + name + "' (" + at::toString(found->second.scalar_type()) +
-                                 ") is not equal to '" + before + "' (" + at::toString(tensor.scalar_type()) +
-                                 "), which it is tied to in the model");
+      throw_checkpoint_error(stored.files.at(name), "tensor '" + name + "' (" + at::toString(found.scalar_type()) +
+                                                        ") is not equal to '" + before + "' (" +
+                                                        at::toString(tensor.scalar_type()) +
+                                                        "), which it is tied to in the model");
     tensor = *both;
   }
-  if (!tensor.defined())
-    throw_checkpoint_error(stored.directory, "has no tensor '" + wanted.names.front() + "', which the model needs");
   return tensor;
 }
 
-void check_no_others(const StoredWeights& stored, const NamedTensors& wanted) {
-  std::set<std::string> names;
-  for (const auto& named : wanted) names.insert(named.first);
-  for (const auto& [name, file] : stored.files)
-    if (!names.contains(name)) throw_checkpoint_error(file, "tensor '" + name + "' is none of the model's");
+// Throws at the first thing that does not fit.
+void check_strictly(const StoredWeights& stored, const LoadModelReport& report) {
+  if (!report.unknown.empty())
+    throw_checkpoint_error(stored.files.at(report.unknown.front()),
+                           "tensor '" + report.unknown.front() + "' is none of the model's");
+  if (!report.other_sizes.empty()) {
+    const OtherSizes& other = report.other_sizes.front();
+    throw_checkpoint_error(stored.files.at(other.stored),
+                           "tensor '" + other.stored + "' has sizes " + c10::str(at::IntArrayRef(other.stored_sizes)) +
+                               ", the model needs " + c10::str(at::IntArrayRef(other.sizes)));
+  }
+  if (!report.missing.empty())
+    throw_checkpoint_error(stored.directory, "has no tensor '" + report.missing.front() + "', which the model needs");
+}
+
+// What names and sizes say.
+LoadModelReport compare(const StoredWeights& stored, const std::vector<Named>& wanted, const StoredNames& names) {
+  LoadModelReport report;
+  report.left = names.left;
+  std::set<std::string> known;
+  for (const Named& named : wanted) {
+    known.insert(named.names.begin(), named.names.end());
+    const auto its = names_of(named, names);
+    const std::string& name = named.names.front();
+    if (its.empty())
+      report.missing.push_back(name);
+    else if (const std::string* other = other_sizes(stored, named, its))
+      report.other_sizes.push_back({name, *other, named.tensor.sizes().vec(), stored.tensors.at(*other).sizes().vec()});
+    else
+      report.taken.push_back(name);
+  }
+  for (const auto& [name, its] : names.by_name)
+    if (!known.contains(name)) report.unknown.insert(report.unknown.end(), its.begin(), its.end());
+  return report;
 }
 
 }  // namespace
@@ -206,13 +265,35 @@ StoredWeights read_weights(CheckpointSource& source, const std::string& stem) {
   return stored;
 }
 
-std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module,
-                                   const std::function<bool(const at::Tensor&)>& wanted_here) {
-  const NamedTensors wanted = all_tensors(module);
-  check_no_others(stored, wanted);
+StoredWeights read_weights_at(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    CheckpointSource source(path);
+    StoredWeights stored = read_weights(source, "model");
+    source.verify();
+    return stored;
+  }
+  StoredWeights stored{.directory = path, .tensors = {}, .files = {}};
+  const std::filesystem::path followed = std::filesystem::canonical(path, error);
+  const std::string file = error ? path : followed.string();
+  if (!error && is_pickle_file(file, path))
+    add_to(stored, path, nested_tensors_in(load_bytes(file, path), path));
+  else
+    add_to(stored, path, load_safetensors(file, path));
+  return stored;
+}
+
+LoadPlan plan_load(const StoredWeights& stored, torch::nn::Module& module, const LoadModelOptions& options,
+                   const std::function<bool(const at::Tensor&)>& wanted_here) {
+  const auto wanted = by_tensor(all_tensors(module));
+  const StoredNames names = names_in(stored, options);
+  LoadModelReport report = compare(stored, wanted, names);
+  if (options.strict) check_strictly(stored, report);
+  const std::set<std::string> taken(report.taken.begin(), report.taken.end());
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
-  for (const Named& named : by_tensor(wanted)) {
-    const at::Tensor found = find(stored, named);
+  for (const Named& named : wanted) {
+    if (!taken.contains(named.names.front())) continue;
+    const at::Tensor found = find(stored, named, names_of(named, names));
     const at::Tensor once = nn::without_repetitions(found, named.tensor);
     if (once.numel() != found.numel() && !same_numbers(once.expand_as(found), found))
       throw_checkpoint_error(stored.directory,
@@ -220,10 +301,15 @@ std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Modul
     if (!wanted_here || wanted_here(named.tensor))
       copies.emplace_back(nn::without_repetitions(named.tensor, named.tensor), once);
   }
-  return [copies = std::move(copies)] {
-    const at::NoGradGuard no_grad;
-    for (auto [to, from] : copies) to.copy_(from);
-  };
+  return {std::move(report), [copies = std::move(copies)] {
+            const at::NoGradGuard no_grad;
+            for (auto [to, from] : copies) to.copy_(from);
+          }};
+}
+
+std::function<void()> prepare_load(const StoredWeights& stored, torch::nn::Module& module,
+                                   const std::function<bool(const at::Tensor&)>& wanted_here) {
+  return plan_load(stored, module, {}, wanted_here).copy;
 }
 
 }  // namespace tandem::io

@@ -11,6 +11,7 @@
 
 #include "io/checkpoint_source.h"
 #include "tandem/io/checkpoint_directory.h"
+#include "tandem/io/model_files.h"
 #include "tandem/io/safetensors.h"
 
 namespace tandem::io {
@@ -35,6 +36,20 @@ struct StoredWeights {
 
 /// Reads them: `model.safetensors`, its shards, or Python's `pytorch_model.bin`. Throws CheckpointError.
 StoredWeights read_weights(CheckpointSource& source, const std::string& stem);
+
+/// Reads the weights that load_model takes: those of a directory, or of one file. Throws CheckpointError.
+StoredWeights read_weights_at(const std::string& path);
+
+/// What load_model is to do.
+struct LoadPlan {
+  LoadModelReport report;
+  std::function<void()> copy;  ///< copies what is taken; it keeps the tensors
+};
+
+/// Compares, and copies nothing. Of the module's tensors only those that are `wanted_here` will be copied; all without
+/// it. Throws CheckpointError.
+LoadPlan plan_load(const StoredWeights& stored, torch::nn::Module& module, const LoadModelOptions& options,
+                   const std::function<bool(const at::Tensor&)>& wanted_here = {});
 
 /// Checks that `stored` is all that `module` needs, and nothing else, and returns what copies it there: all, or
 /// what is `wanted_here`. Throws CheckpointError that names the file and the tensor otherwise.

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <vector>
 
@@ -182,6 +183,33 @@ NamedTensors pickled_tensors_in(const at::Tensor& file, const std::string& shown
       throw_checkpoint_error(shown, "is no dict of tensors by name");
     tensors.emplace_back(item.key().toStringRef(), item.value().toTensor());
   }
+  return tensors;
+}
+
+namespace {
+
+// A dict that comes again has been seen: it may be within itself.
+void add_nested(const c10::IValue& value, const std::string& prefix, std::set<const void*>& seen,
+                NamedTensors& tensors) {
+  if (!seen.insert(value.internalToPointer()).second) return;
+  for (const auto& item : value.toGenericDict()) {
+    if (!item.key().isString()) continue;
+    const std::string name = prefix + item.key().toStringRef();
+    if (item.value().isTensor())
+      tensors.emplace_back(name, item.value().toTensor());
+    else if (item.value().isGenericDict())
+      add_nested(item.value(), name + ".", seen, tensors);
+  }
+}
+
+}  // namespace
+
+NamedTensors nested_tensors_in(const at::Tensor& file, const std::string& shown) {
+  const c10::IValue value = pickle_in(file, shown);
+  NamedTensors tensors;
+  std::set<const void*> seen;
+  if (value.isGenericDict()) add_nested(value, "", seen, tensors);
+  if (tensors.empty()) throw_checkpoint_error(shown, "has no dict of tensors by name");
   return tensors;
 }
 

@@ -166,7 +166,8 @@ class Pickler {
   void put_items(const Items& items) {
     std::size_t index = 0;
     pickle_.text += '(';
-    for (const c10::IValue& item : items) within("[" + std::to_string(index++) + "]", [&] { put(item); });
+    for (const c10::IValue& item : items)
+      within(std::string(1, '[').append(std::to_string(index++)).append(1, ']'), [&] { put(item); });
   }
 
   // `step` is the place of what `put_it` puts, in Python's words.

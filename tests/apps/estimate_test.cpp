@@ -5,6 +5,8 @@
 
 #include "support/train_program.h"
 #include "tandem/io/safetensors.h"
+#include "tandem/models/resnet.h"
+#include "tandem/models/vision_transformer.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -34,16 +36,32 @@ double part(const Json& json, const std::string& name, const char* when = "later
 
 TEST_CASE("the parameters of train's models are as many as train writes") {
   const std::string model = GENERATE("--model mlp", "--model mlp --hidden 7,33", "--model cnn",
+                                     "--model gpt2 --width 24 --heads 3 --layers 2",
                                      "--model gpt --width 24 --heads 3 --layers 2 --block-size 16");
   const TempDir dir;
   const bool gpt = model.find("gpt") != std::string::npos;
-  const auto result = train("--cpu 1 --quiet --max-steps 1 --limit-train-samples 64 " + model + " --save-weights " +
-                            (dir / "w") + (gpt ? " --sample-bytes 0 --data-file " + write_text(dir, 4000) : ""));
+  const auto result =
+      train("--cpu 1 --quiet --max-steps 1 --batch-size 8 --limit-train-samples 8 " + model + " --save-weights " +
+            (dir / "w") + (gpt ? " --sample-bytes 0 --data-file " + write_text(dir, 4000) : ""));
   CAPTURE(model, result.output);
   REQUIRE(result.exit_code == 0);
   std::int64_t written = 0;
   for (const auto& [name, tensor] : io::load_safetensors(dir / "w")) written += tensor.numel();
   CHECK(estimated(model + " --cpu 1")["parameters"] == written);
+}
+
+TEST_CASE("the parameters of torchvision's networks are as many as they have") {
+  const auto parameters_of = [](const torch::nn::Module& net) {
+    std::int64_t all = 0;
+    for (const auto& parameter : net.parameters()) all += parameter.numel();
+    return all;
+  };
+  const models::ResNetOptions digits{.classes = 10, .channels = 1};
+  CHECK(estimated("--model resnet18")["parameters"] == parameters_of(*models::resnet18(digits)));
+  CHECK(estimated("--model resnet34")["parameters"] == parameters_of(*models::resnet34(digits)));
+  CHECK(estimated("--model resnet50")["parameters"] == parameters_of(*models::resnet50(digits)));
+  CHECK(estimated("--model vit_b_16")["parameters"] ==
+        parameters_of(*models::vit_b_16({.classes = 10, .channels = 1})));
 }
 
 TEST_CASE("weights, gradients and optimizer state are counted by optimizer and sharding") {
@@ -86,6 +104,7 @@ TEST_CASE("what cannot be estimated is one sentence") {
       {dir / "nothing", 1, "does not exist"},
       {dir.path(), 1, "model.safetensors"},
       {"--model rnn", 2, "rnn"},
+      {"--model net.pt", 2, "TorchScript"},
       {"--model gpt --width 10 --heads 3", 2, "--heads 3"},
       {"--model cnn --layers 4", 2, "--layers does not go with --model cnn"},
       {"--batch-size 0", 2, "--batch-size"},

@@ -283,7 +283,6 @@ TEST_CASE("gpt refuses weights of other sizes, and says which") {
   const std::vector<Case> cases{
       {" --block-size 8 --layers 2 --width 24 --heads 3", {"wpe.weight", "[16, 24]", "[8, 24]"}},
       {" --block-size 16 --layers 1 --width 24 --heads 3", {"no parameter 'blocks.1."}},
-      {" --block-size 16 --layers 3 --width 24 --heads 3", {"'blocks.2.", "missing"}},
       {" --block-size 16 --layers 2 --width 12 --heads 3", {"wte.weight", "[256, 24]", "[256, 12]"}}};
   for (const auto& c : cases) {
     const auto result = train(gpt + c.sizes + " --init-weights " + (dir / "w"));

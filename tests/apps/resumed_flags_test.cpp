@@ -146,6 +146,8 @@ TEST_CASE("a flag that would make it another training is refused, by name") {
        std::vector<std::pair<std::string, std::string>>{{"--seed 1", "--seed 2"},
                                                         {"--optimizer adamw", "--optimizer sgd"},
                                                         {"--model mlp", "--model cnn"},
+                                                        {"--freeze backbone", "--freeze head"},
+                                                        {"--lr-scale head=2", "--lr-scale head=3"},
                                                         {"--scheduler cosine", "--scheduler plateau"},
                                                         {"--scheduler plateau", "--scheduler cosine"}}) {
     Begun training(first, "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress");
@@ -187,7 +189,7 @@ TEST_CASE("plateau goes on with more epochs, at a learning rate that is given an
 TEST_CASE("a checkpoint of an older version, which does not say its flags, goes on with its own learning rate") {
   const TempDir dir;
   const std::string checkpoints = " --checkpoint-dir " + (dir / "c");
-  REQUIRE(run(kBase + " --epochs 1 --lr 0.02" + checkpoints).exit_code == 0);
+  REQUIRE(run(kBase + " --epochs 1 --lr 0.02 --decay-norms" + checkpoints).exit_code == 0);
   const std::string path = io::list_checkpoints(dir / "c").at(0), file = path + "/custom_checkpoint_0.pkl";
   auto state = io::read_pickle(file).toGenericDict();
   REQUIRE(state.erase("flags") == 1);

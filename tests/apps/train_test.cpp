@@ -285,6 +285,15 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --init-weights /nowhere", {"--init-weights", "/nowhere"}},
       {"--cpu 2 --data-file x", {"--data-file", "--model mlp", "gpt"}},
       {"--cpu 2 --model cnn --hidden 5", {"--hidden", "--model cnn", "mlp"}},
+      {"--cpu 2 --freeze layer9", {"--freeze layer9", "backbone"}},
+      {"--cpu 2 --freeze '*'", {"--freeze", "no parameter to train"}},
+      {"--cpu 2 --lr-scale layer9=2", {"--lr-scale layer9", "backbone"}},
+      {"--cpu 2 --lr-scale 0", {"--lr-scale", "PATTERN=FACTOR"}},
+      {"--cpu 2 --lr-scale 0=0", {"--lr-scale", "PATTERN=FACTOR"}},
+      {"--cpu 2 --lr-scale 0=nan", {"--lr-scale", "PATTERN=FACTOR"}},
+      {"--cpu 2 --weights-prefix x", {"--weights-prefix", "--init-weights"}},
+      {"--cpu 2 --model resnet18 --layers 3", {"--layers", "--model resnet18", "gpt and gpt2"}},
+      {"--cpu 2 --model gpt2 --data-file x --block-size 1025", {"--block-size 1025", "1024"}},
       {"--cpu 2 --nonsense", {"--nonsense"}},
       {"--cpu 2 surplus", {"surplus"}}};
   for (const auto& c : cases) {

@@ -17,6 +17,7 @@
 #include "support/ranks.h"
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
+#include "tandem/io/pickle_file.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -234,6 +235,89 @@ TEST_CASE("types are converted where numbers stay numbers; others are errors tha
                                  ", which is not converted to Float"));
     CHECK(at::equal(model.first.detach(), at::ones({2})));
   }
+}
+
+namespace {
+
+using Names = std::vector<std::string>;
+
+// Writes a file of torch.save's, in which a checkpoint of a training lies around the weights.
+void save_nested(const std::string& path, const io::NamedTensors& tensors) {
+  c10::impl::GenericDict weights(c10::AnyType::get(), c10::AnyType::get());
+  c10::impl::GenericDict all(c10::AnyType::get(), c10::AnyType::get());
+  for (const auto& [name, tensor] : tensors) weights.insert(name, tensor);
+  all.insert("epoch", 3);
+  all.insert("model", weights);
+  std::ofstream file(path, std::ios::binary);
+  io::write_pickle(
+      [&](const void* data, std::size_t bytes) {
+        file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+      },
+      path, all);
+}
+
+}  // namespace
+
+TEST_CASE("of another model's weights what fits is taken, and the report has every name on both sides") {
+  const TempDir directory;
+  auto net = make_net();
+  const auto before = at::clone(net->parameters()[4].detach());
+  io::save_safetensors(directory / "w", {{"0.bias", at::ones({8})},
+                                         {"1.bias", at::ones({8}, at::kHalf)},
+                                         {"2.bias", at::ones({5})},
+                                         {"2.weight", at::ones({5, 8})},
+                                         {"more.weight", at::ones({2})},
+                                         {"old.0.weight", at::ones({8, 6})},
+                                         {"mask", at::ones({2, 2})}});
+  const auto rename = [](const std::string& stored) {
+    return stored == "mask" ? std::string() : stored.starts_with("old.") ? stored.substr(4) : stored;
+  };
+  const auto report = io::load_model(*net, directory / "w", {.strict = false, .rename = rename});
+  CHECK(report.taken == Names{"0.weight", "0.bias", "1.bias"});
+  CHECK(report.missing == Names{"1.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"});
+  CHECK(report.unknown == Names{"more.weight"});
+  CHECK(report.left == Names{"mask"});
+  REQUIRE(report.other_sizes.size() == 2);
+  CHECK(report.other_sizes[0].name == "2.weight");
+  CHECK(report.other_sizes[0].sizes == std::vector<std::int64_t>{3, 8});
+  CHECK(report.other_sizes[0].stored_sizes == std::vector<std::int64_t>{5, 8});
+  CHECK(at::equal(net->parameters()[0].detach(), at::ones({8, 6})));
+  CHECK(at::equal(net->parameters()[4].detach(), before));
+}
+
+TEST_CASE("one file of weights is loaded as a directory is, safetensors or torch.save's, also through a link") {
+  const TempDir directory;
+  auto net = make_net(), other = make_net();
+  io::save_model(*net, directory / "model");
+  io::load_model(*other, directory / "model/model.safetensors");
+  CHECK(same_tensors(*net, *other));
+  save_nested(directory / "w.pth", io::load_safetensors(directory / "model/model.safetensors"));
+  fs::create_symlink(directory / "w.pth", directory / "link");
+  for (const char* file : {"w.pth", "link"}) {
+    auto third = make_net();
+    CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*third, directory / file); }),
+               ContainsSubstring(std::string(file) + ": tensor 'model.0.bias' is none of the model's"));
+    io::load_model(*third, directory / file, {.rename = [](const std::string& name) { return name.substr(6); }});
+    CHECK(same_tensors(*net, *third));
+  }
+  std::ofstream(directory / "text") << "text";
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, directory / "text"); }), ContainsSubstring("text"));
+  save_nested(directory / "empty", {});
+  CHECK_THAT(error_of<CheckpointError>([&] { io::load_model(*net, directory / "empty"); }),
+             ContainsSubstring("has no dict of tensors by name"));
+}
+
+TEST_CASE("tensors that get one name must agree") {
+  const TempDir directory;
+  torch::nn::Linear net(torch::nn::LinearOptions(2, 2).bias(false));
+  const auto load = [&](const at::Tensor& second) {
+    io::save_safetensors(directory / "w", {{"a", at::ones({2, 2})}, {"b", second}});
+    return error_of<CheckpointError>(
+        [&] { io::load_model(*net, directory / "w", {.rename = [](const std::string&) { return "weight"; }}); });
+  };
+  CHECK(load(at::ones({2, 2})) == "");
+  CHECK(at::equal(net->weight.detach(), at::ones({2, 2})));
+  CHECK_THAT(load(at::zeros({2, 2})), ContainsSubstring("tensor 'b'") && ContainsSubstring("not equal to 'a'"));
 }
 
 TEST_CASE("damaged weights, and an index that leads elsewhere, are errors") {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "tandem/data/prepared_data_loader.h"
+#include "tandem/models/script_module.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
 
@@ -16,11 +17,15 @@ requires requires { typename Holder::ContainedType; }
 struct ImplOf<Holder> {
   using type = typename Holder::ContainedType;
 };
+template <>
+struct ImplOf<torch::jit::Module> {
+  using type = models::ScriptModule;
+};
 }  // namespace detail
 
-/// What `prepare` returns for a module (holder or shared_ptr), which it has moved to the device, and given rank 0's
-/// parameters and buffers. (ConfigError names the first parameter that differs between ranks.) By the name that the
-/// program has for the module:
+/// What `prepare` returns for a module (holder, shared_ptr, or torch::jit::Module), which it has moved to the device,
+/// and given rank 0's parameters and buffers. (ConfigError names the first parameter that differs between ranks.) By
+/// the name that the program has for the module:
 ///
 ///     void train(tandem::Accelerator& accelerator, tandem::PreparedModel<torch::nn::Sequential> model,
 ///                tandem::PreparedOptimizer optimizer, tandem::PreparedLoader<Data> batches);

@@ -8,6 +8,7 @@
 
 #include "tandem/data/data_loader.h"
 #include "tandem/data/prepared_data_loader.h"
+#include "tandem/models/script_module.h"
 #include "tandem/nn/model.h"
 #include "tandem/optim/accelerated.h"
 #include "tandem/optim/detail/optimizer_class.h"
@@ -58,14 +59,16 @@ class Preparation {
       static_assert(std::is_base_of_v<torch::nn::Module, typename Type::element_type>,
                     "prepare takes a shared_ptr to a torch::nn::Module; give other objects themselves");
       return prepare_module(object);
+    } else if constexpr (std::is_same_v<Type, torch::jit::Module>) {
+      return prepare_module(std::make_shared<models::ScriptModule>(object));
     } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Type>) {
       return prepare_optimizer(object, optim::optimizer_class(object));
     } else if constexpr (optim::UpdateScheduler<Type> || optim::MetricScheduler<Type>) {
       return prepare_scheduler(optim::detail::SchedulerCalls(object));
     } else {
       static_assert(data::detail::is_instance<Type, data::DataLoader>,
-                    "prepare takes torch::nn modules (holder or shared_ptr), torch::optim optimizers, learning rate "
-                    "schedulers and tandem::data::DataLoader");
+                    "prepare takes torch::nn modules (holder or shared_ptr), torch::jit modules, torch::optim "
+                    "optimizers, learning rate schedulers and tandem::data::DataLoader");
       return data::PreparedDataLoader<typename Type::Batch>(prepare_loader(object.options(), object.any_dataset()));
     }
   }

@@ -1,0 +1,49 @@
+#include "make_net.h"
+
+#include "model_flags.h"
+#include "tandem/core/error.h"
+#include "tandem/models/gpt.h"
+#include "tandem/models/gpt2.h"
+#include "tandem/models/resnet.h"
+#include "tandem/models/script_module.h"
+#include "tandem/models/vision_transformer.h"
+
+namespace train {
+
+namespace models = tandem::models;
+
+std::shared_ptr<Net> make_image_net(const Options& options, const models::ImageShape& shape) {
+  const models::ResNetOptions resnet{.classes = shape.classes, .channels = shape.channels};
+  try {
+    switch (options.model) {
+      case ModelKind::cnn: return models::cnn(shape);
+      case ModelKind::resnet18: return models::resnet18(resnet);
+      case ModelKind::resnet34: return models::resnet34(resnet);
+      case ModelKind::resnet50: return models::resnet50(resnet);
+      case ModelKind::script: return models::load_script(options.script);
+      case ModelKind::vit_b_16:
+        return models::vit_b_16({.classes = shape.classes, .channels = shape.channels, .image_size = shape.size});
+      default: return models::mlp(options.hidden, shape);
+    }
+  } catch (const tandem::CheckpointError& error) {
+    throw tandem::ConfigError(std::string("--model ") + error.what());
+  } catch (const tandem::ConfigError& error) {
+    throw tandem::ConfigError("--model " + (options.script.empty() ? name_of(options.model) : options.script) + ": " +
+                              error.what());
+  }
+}
+
+std::shared_ptr<Net> make_text_net(const Options& options, std::int64_t vocabulary) {
+  const models::GptOptions& sizes = options.gpt;
+  if (options.model == ModelKind::gpt2)
+    return std::make_shared<models::Gpt2>(models::Gpt2Options{.vocabulary = vocabulary,
+                                                              .layers = sizes.layers,
+                                                              .width = sizes.width,
+                                                              .heads = sizes.heads,
+                                                              .dropout = sizes.dropout});
+  models::GptOptions gpt = sizes;
+  gpt.vocabulary = vocabulary;
+  return std::make_shared<models::Gpt>(gpt);
+}
+
+}  // namespace train
