@@ -3,6 +3,8 @@
 #include <torch/nn/functional/linear.h>
 #include <torch/nn/modules/container/modulelist.h>
 
+#include "tandem/nn/checkpoint.h"
+
 namespace train {
 namespace {
 
@@ -59,6 +61,7 @@ class Gpt::Block : public nn::Module {
 
 Gpt::Gpt(const GptOptions& options)
     : dropout_(options.dropout),
+      checkpoint_(options.checkpoint),
       wte_(register_module("wte", nn::Embedding(kBytes, options.width))),
       wpe_(register_module("wpe", nn::Embedding(options.block_size, options.width))),
       lnf_(nullptr),
@@ -76,7 +79,7 @@ Gpt::Gpt(const GptOptions& options)
 at::Tensor Gpt::forward(const at::Tensor& bytes) {
   const at::Tensor positions = wpe_->weight.narrow(0, 0, bytes.size(1));
   at::Tensor x = at::dropout(wte_(bytes) + positions, dropout_, is_training());
-  for (const auto& block : blocks_) x = block->forward(x);
+  for (const auto& block : blocks_) x = checkpoint_ ? tandem::nn::checkpoint(block, x) : block->forward(x);
   return head_(lnf_(x)).flatten(0, 1);
 }
 

@@ -23,6 +23,7 @@ class Gpt : public Net {
   class Block;
 
   double dropout_;
+  bool checkpoint_;
   torch::nn::Embedding wte_, wpe_;
   std::vector<std::shared_ptr<Block>> blocks_;
   torch::nn::LayerNorm lnf_;

@@ -22,6 +22,7 @@ const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", 
                                                                    {"--width", {ModelKind::gpt}},
                                                                    {"--heads", {ModelKind::gpt}},
                                                                    {"--dropout", {ModelKind::gpt}},
+                                                                   {"--checkpoint-activations", {ModelKind::gpt}},
                                                                    {"--sample-bytes", {ModelKind::gpt}}};
 
 bool goes_with(const std::vector<ModelKind>& models, ModelKind model) {
@@ -49,6 +50,8 @@ CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
   size("--layers", flags.gpt.layers, 10'000, "of the gpt");
   size("--width", flags.gpt.width, 65536, "of the gpt's layers, a multiple of --heads");
   size("--heads", flags.gpt.heads, 65536, "of the gpt's attention");
+  app.add_flag("--checkpoint-activations", flags.gpt.checkpoint,
+               "compute the gpt's layers again in backward passes: the same training with less memory, in more time");
   return model;
 }
 

@@ -41,6 +41,7 @@ struct GptOptions {
   std::int64_t width = 128;  ///< a multiple of heads
   std::int64_t heads = 4;
   double dropout = 0.0;  ///< of the embeddings, the attention's weights, and what each half of a layer adds
+  bool checkpoint = false;  ///< layers are computed again in backward passes (nn::checkpoint)
 };
 
 /// What the command line asks for, checked as far as it can be without data.

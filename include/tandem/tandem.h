@@ -16,6 +16,7 @@
 #include "tandem/io/tracker.h"
 #include "tandem/io/tracker_set.h"
 #include "tandem/nn/channels_last.h"
+#include "tandem/nn/checkpoint.h"
 #include "tandem/nn/communication_hooks.h"
 #include "tandem/optim/exponential_moving_average.h"
 #include "tandem/optim/grad_scaler.h"

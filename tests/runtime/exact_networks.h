@@ -82,6 +82,7 @@ struct ReaderImpl : torch::nn::Module {
   torch::nn::MultiheadAttention attention{nullptr};
   torch::nn::Dropout dropout{nullptr};
   at::Tensor seen;  // a buffer that each forward pass reads and writes
+  bool checkpoints = false;
 
   explicit ReaderImpl(Layers layers, bool drops = true) : layers(layers) {
     const bool sparse = layers == Layers::sparse;
@@ -105,6 +106,11 @@ struct ReaderImpl : torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& sentences) {
+    if (!checkpoints) return compute(sentences);
+    return nn::checkpoint([this](const at::Tensor& again) { return compute(again); }, sentences);
+  }
+
+  at::Tensor compute(const at::Tensor& sentences) {
     at::Tensor x = words(sentences);
     if (recurrent) x = std::get<0>(recurrent(x));
     if (attention) {
@@ -144,6 +150,7 @@ struct ExactRun {
   int accumulation = 1, epochs = 2;
   bool shuffle = true, dispatch = false, iterable = false, split = false, drop_last = false, even = true;
   bool clip = false, sums = false, dropout = true;
+  bool checkpointed = false;
   bool joins = false;  // without even_batches: by join_uneven_inputs, not with empty batches
   int workers = 0;
   Precision precision = Precision::no;
@@ -176,7 +183,9 @@ class ExactTrainer {
         schedule_(*inner_, {.step_size = 2, .gamma = 0.9}),
         model_(accelerator.prepare(net_)),
         optimizer_(accelerator.prepare(*inner_)),
-        scheduler_(accelerator.prepare(schedule_)) {}
+        scheduler_(accelerator.prepare(schedule_)) {
+    net_->checkpoints = run.checkpointed;
+  }
 
   std::string train() {
     const data::DataLoaderOptions options{
