@@ -163,7 +163,8 @@ void Judging::keep_best() {
 void Judging::write_best_weights() const {
   std::optional<tandem::optim::ExponentialMovingAverage::Swapped> averaged;
   if (options_.save_best.starts_with(kAveraged)) averaged.emplace(*subject_.average);
-  tandem::io::save_safetensors(best_weights_path(options_), tandem::io::weights_of(*subject_.model), {{"format", "pt"}});
+  tandem::io::save_safetensors(best_weights_path(options_), tandem::io::weights_of(*subject_.model),
+                               {{"format", "pt"}});
 }
 
 // A training is worth more than a copy of it.

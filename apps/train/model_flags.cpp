@@ -19,13 +19,21 @@ const std::vector<ModelKind> kImageModels{ModelKind::mlp,      ModelKind::cnn,  
                                           ModelKind::resnet34, ModelKind::resnet50, ModelKind::vit_b_16,
                                           ModelKind::script};
 const std::vector<ModelKind> kTextModels{ModelKind::gpt, ModelKind::gpt2};
+const std::vector<ModelKind> kCheckpointed{ModelKind::resnet18, ModelKind::resnet34, ModelKind::resnet50,
+                                           ModelKind::vit_b_16, ModelKind::gpt,      ModelKind::gpt2};
 
 // Flags that go with some models only.
-const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{
-    {"--hidden", {ModelKind::mlp}}, {"--data-dir", kImageModels},  {"--normalize", kImageModels},
-    {"--data-file", kTextModels},   {"--block-size", kTextModels}, {"--layers", kTextModels},
-    {"--width", kTextModels},       {"--heads", kTextModels},      {"--dropout", kTextModels},
-    {"--sample-bytes", kTextModels}};
+const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", {ModelKind::mlp}},
+                                                                   {"--data-dir", kImageModels},
+                                                                   {"--normalize", kImageModels},
+                                                                   {"--data-file", kTextModels},
+                                                                   {"--block-size", kTextModels},
+                                                                   {"--layers", kTextModels},
+                                                                   {"--width", kTextModels},
+                                                                   {"--heads", kTextModels},
+                                                                   {"--dropout", kTextModels},
+                                                                   {"--sample-bytes", kTextModels},
+                                                                   {"--checkpoint-activations", kCheckpointed}};
 
 bool is_script_file(const std::string& name) { return name.ends_with(".pt"); }
 
@@ -83,6 +91,8 @@ CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
   size_of_model("--layers", flags.layers, 10'000, "of the gpt (default: 4) or gpt2 (12)");
   size_of_model("--width", flags.width, 65536, "of the layers of the gpt (default: 128) or gpt2 (768)");
   size_of_model("--heads", flags.heads, 65536, "of the attention of the gpt (default: 4) or gpt2 (12)");
+  app.add_flag("--checkpoint-activations", flags.checkpoint,
+               "compute the layers again in backward passes: the same training with less memory, in more time");
   return model;
 }
 
@@ -91,6 +101,7 @@ Options read_model_flags(const ModelFlags& flags) {
   options.model = kind_of(flags.model);
   if (options.model == ModelKind::script) options.script = flags.model;
   options.hidden = flags.hidden;
+  options.checkpoint_activations = flags.checkpoint;
   const bool gpt2 = options.model == ModelKind::gpt2;
   const tandem::models::Gpt2Options sizes_of_gpt2;
   options.gpt.block_size = flags.block_size;

@@ -22,6 +22,7 @@ struct ModelFlags {
   std::int64_t block_size = 128;                     // of the gpt and of gpt2
   std::optional<std::int64_t> layers, width, heads;  // without them, as the model has them
   std::optional<double> dropout;
+  bool checkpoint = false;  // activations
 };
 
 /// Adds these flags, and returns that of --model.

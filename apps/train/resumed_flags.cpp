@@ -26,7 +26,8 @@ std::map<std::string, OnResume> make_decisions() {
     for (const char* flag : flags) all.emplace(flag, decision);
   };
   // Another one would be another training: other parameters, another state, another order of samples.
-  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms", "ema"});
+  add(kept,
+      {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms", "ema"});
   // What is trained, and how. Weights of other sizes are refused when they are loaded.
   add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
   add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "mixed-precision"});

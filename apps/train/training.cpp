@@ -199,7 +199,8 @@ class Trainer {
       save_weights(*model_, options_.save_weights, *inputs_.weights);
       if (average_) {
         const auto averaged = average_->swap_in();
-        tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_), {{"format", "pt"}});
+        tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_),
+                                     {{"format", "pt"}});
       }
       unsaved_.wrote_weights();
     } catch (const tandem::Error& error) {

@@ -7,6 +7,7 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "models/attention.h"
+#include "models/call_layer.h"
 
 namespace tandem::models {
 namespace {
@@ -56,6 +57,7 @@ class Gpt::Block : public torch::nn::Module {
 
 Gpt::Gpt(const GptOptions& options)
     : dropout_(options.dropout),
+      checkpoint_(options.checkpoint),
       wte_(register_module("wte", torch::nn::Embedding(options.vocabulary, options.width).ptr())),
       wpe_(register_module("wpe", torch::nn::Embedding(options.block_size, options.width).ptr())) {
   torch::nn::ModuleList blocks;
@@ -72,7 +74,7 @@ Gpt::Gpt(const GptOptions& options)
 at::Tensor Gpt::forward(const at::Tensor& tokens) {
   const at::Tensor positions = wpe_->weight.narrow(0, 0, tokens.size(1));
   at::Tensor x = at::dropout(wte_->forward(tokens) + positions, dropout_, is_training());
-  for (const auto& block : blocks_) x = block->forward(x);
+  for (const auto& block : blocks_) x = call_layer(block, x, checkpoint_);
   return head_->forward(lnf_->forward(x)).flatten(0, 1);
 }
 

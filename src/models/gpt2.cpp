@@ -8,6 +8,7 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "models/attention.h"
+#include "models/call_layer.h"
 #include "tandem/core/error.h"
 
 namespace tandem::models {
@@ -108,7 +109,7 @@ at::Tensor Gpt2::forward(const at::Tensor& tokens) {
                     c10::str(tokens.sizes()));
   const at::Tensor positions = wpe_->weight.narrow(0, 0, tokens.size(1));
   at::Tensor x = at::dropout(wte_->forward(tokens) + positions, options_.dropout, is_training());
-  for (const auto& layer : layers_) x = layer->forward(x);
+  for (const auto& layer : layers_) x = call_layer(layer, x, options_.checkpoint);
   return torch::nn::functional::linear(ln_f_->forward(x), wte_->weight).flatten(0, 1);
 }
 

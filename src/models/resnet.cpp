@@ -5,6 +5,7 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 
+#include "models/call_layer.h"
 #include "tandem/nn/channels_last.h"
 
 namespace tandem::models {
@@ -70,7 +71,7 @@ class ResNet::Block : public torch::nn::Module {
   BatchNorm2d shortcut_norm_{nullptr};
 };
 
-ResNet::ResNet(const ResNetLayout& layout, const ResNetOptions& options) {
+ResNet::ResNet(const ResNetLayout& layout, const ResNetOptions& options) : checkpoint_(options.checkpoint) {
   conv1_ = register_module("conv1",
                            Conv2d(Conv2dOptions(options.channels, width_, 7).stride(2).padding(3).bias(false)).ptr());
   bn1_ = register_module("bn1", BatchNorm2d(width_).ptr());
@@ -96,7 +97,7 @@ void ResNet::add_layer(const std::string& name, std::int64_t blocks, std::int64_
 at::Tensor ResNet::forward(const at::Tensor& images) {
   at::Tensor x = bn1_->forward(conv1_->forward(images.contiguous(at::MemoryFormat::ChannelsLast))).relu_();
   x = at::max_pool2d(x, 3, 2, 1);
-  for (const auto& block : blocks_) x = block->forward(x);
+  for (const auto& block : blocks_) x = call_layer(block, x, checkpoint_);
   return fc_->forward(at::adaptive_avg_pool2d(x, {1, 1}).flatten(1));
 }
 

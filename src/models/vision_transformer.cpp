@@ -9,6 +9,7 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "models/attention.h"
+#include "models/call_layer.h"
 #include "tandem/core/error.h"
 
 namespace tandem::models {
@@ -131,7 +132,7 @@ at::Tensor VisionTransformer::forward(const at::Tensor& images) {
   const at::Tensor patches = patches_->forward(images).flatten(2).transpose(1, 2);
   at::Tensor x = at::cat({class_token_.expand({images.size(0), -1, -1}), patches}, 1) + positions_;
   x = at::dropout(x, options_.dropout, is_training());
-  for (const auto& layer : layers_) x = layer->forward(x);
+  for (const auto& layer : layers_) x = call_layer(layer, x, options_.checkpoint);
   return head_->forward(norm_->forward(x).select(1, 0));
 }
 

@@ -128,6 +128,7 @@ struct ReaderImpl : torch::nn::Module {
   torch::nn::MultiheadAttention attention{nullptr};
   torch::nn::Dropout dropout{nullptr};
   at::Tensor seen;  // a buffer that each forward pass reads and writes
+  bool checkpoints = false;
 
   explicit ReaderImpl(Layers layers, bool drops = true) : layers(layers) {
     const bool sparse = layers == Layers::sparse;
@@ -152,6 +153,11 @@ struct ReaderImpl : torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& sentences) {
     Disturbance::may_wait();
+    if (!checkpoints) return compute(sentences);
+    return nn::checkpoint([this](const at::Tensor& again) { return compute(again); }, sentences);
+  }
+
+  at::Tensor compute(const at::Tensor& sentences) {
     at::Tensor x = words(sentences);
     if (Disturbance::is_on() && x.requires_grad()) x.register_hook([](const at::Tensor&) { Disturbance::may_wait(); });
     if (recurrent) x = std::get<0>(recurrent(x));
@@ -193,6 +199,7 @@ struct ExactRun {
   int accumulation = 1, epochs = 2;
   bool shuffle = true, dispatch = false, iterable = false, split = false, drop_last = false, even = true;
   bool clip = false, sums = false, dropout = true;
+  bool checkpointed = false;
   bool joins = false;  // without even_batches: by join_uneven_inputs, not with empty batches
   int workers = 0;
   Precision precision = Precision::no;
@@ -225,7 +232,9 @@ class ExactTrainer {
         schedule_(*inner_, {.step_size = 2, .gamma = 0.9}),
         model_(accelerator.prepare(net_)),
         optimizer_(accelerator.prepare(*inner_)),
-        scheduler_(accelerator.prepare(schedule_)) {}
+        scheduler_(accelerator.prepare(schedule_)) {
+    net_->checkpoints = run.checkpointed;
+  }
 
   std::string train() {
     const data::DataLoaderOptions options{

@@ -40,6 +40,15 @@ TEST_CASE("a training is the same bits on 1, 2, 4 and 8 ranks, whatever its laye
   check_same_bits({.layers = layers, .stepper = stepper, .accumulation = 3});
 }
 
+TEST_CASE("it is with parts that are computed again, and the same bits as without") {
+  const auto layers =
+      GENERATE(Layers::batch_norm, Layers::recurrent, Layers::attention, Layers::memory, Layers::renormed);
+  CAPTURE(static_cast<int>(layers));
+  const std::string without = bits_of({.layers = layers, .accumulation = 3}, 1);
+  for (int ranks : {1, 4})
+    CHECK((bits_of({.layers = layers, .accumulation = 3, .checkpointed = true}, ranks) == without));
+}
+
 TEST_CASE("it is with every optimizer") {
   const auto stepper =
       GENERATE(Stepper::sgd, Stepper::adam, Stepper::adagrad, Stepper::rmsprop, Stepper::adamw_not_fused);

@@ -22,6 +22,7 @@ struct GptOptions {
   std::int64_t heads = 4;         ///< of a layer's attention
   double dropout = 0.0;           ///< of the embeddings, the attention's weights, and what each half of a layer adds
   std::int64_t vocabulary = 256;  ///< tokens that there are
+  bool checkpoint = false;        ///< layers are computed again in backward passes: see nn::checkpoint
 };
 
 /// A decoder-only transformer over bytes or tokens: learned positions, pre-norm blocks, untied head. 875,264 parameters
@@ -37,6 +38,7 @@ class Gpt : public Net {
   class Block;
 
   double dropout_;
+  bool checkpoint_;
   std::shared_ptr<torch::nn::EmbeddingImpl> wte_, wpe_;
   std::vector<std::shared_ptr<Block>> blocks_;
   std::shared_ptr<torch::nn::LayerNormImpl> lnf_;

@@ -21,6 +21,7 @@ struct Gpt2Options {
   std::int64_t width = 768;         ///< a multiple of heads
   std::int64_t heads = 12;          ///< of a layer's attention
   double dropout = 0.1;             ///< of the embeddings, the attention's weights, and what each half of a layer adds
+  bool checkpoint = false;          ///< layers are computed again in backward passes: see nn::checkpoint
 };
 
 /// GPT-2 as transformers' GPT2LMHeadModel: names (`transformer.h.0.attn.c_attn.weight`), layouts (a layer's weights are

@@ -21,6 +21,7 @@ namespace tandem::models {
 struct ResNetOptions {
   std::int64_t classes = 1000;  ///< scores of an image
   std::int64_t channels = 3;    ///< of the images
+  bool checkpoint = false;      ///< blocks are computed again in backward passes: see nn::checkpoint
 };
 
 /// Of which blocks a ResNet is made.
@@ -43,6 +44,7 @@ class ResNet : public Net {
   void add_layer(const std::string& name, std::int64_t blocks, std::int64_t planes, std::int64_t stride,
                  bool bottleneck);
 
+  bool checkpoint_;
   std::int64_t width_ = 64;  // of what the next block gets
   std::shared_ptr<torch::nn::Conv2dImpl> conv1_;
   std::shared_ptr<torch::nn::BatchNorm2dImpl> bn1_;

@@ -28,6 +28,7 @@ struct VisionTransformerOptions {
   std::int64_t hidden = 3072;      ///< width of a layer's second half
   double dropout = 0.0;            ///< of the embeddings, and of what each half of a layer adds
   double attention_dropout = 0.0;  ///< of the attention's weights
+  bool checkpoint = false;         ///< layers are computed again in backward passes: see nn::checkpoint
 };
 
 /// Input float [B, channels, image_size, image_size], scores [B, classes].
