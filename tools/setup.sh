@@ -13,6 +13,7 @@ packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/
   libdeflate-dev=/usr/include/libdeflate.h libjpeg-dev=/usr/include/jpeglib.h libpng-dev=/usr/include/png.h
   libcli11-dev=/usr/include/CLI/CLI.hpp 'catch2=/usr/include/catch2/catch*.hpp'
   nlohmann-json3-dev=/usr/include/nlohmann/json.hpp libsimdjson-dev=/usr/include/simdjson.h
+  libcpp-httplib-dev=/usr/include/httplib.h
   libtbb-dev=/usr/include/oneapi/tbb.h libjs-dygraphs=/usr/share/javascript/dygraphs/dygraph.min.js)
 # Other versions format, and warn, differently, so only CI insists.
 [[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)

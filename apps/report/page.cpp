@@ -149,24 +149,6 @@ std::vector<std::string> labels(const std::vector<Run>& runs) {
   return result;
 }
 
-// JSON that is also safe between the tags of a script: nothing in it looks like a tag.
-std::string json_for_html(const Json& data) {
-  const std::string json = data.dump(-1, ' ', true, Json::error_handler_t::replace);
-  std::string safe;
-  safe.reserve(json.size());
-  for (const char character : json) {
-    if (character == '<')
-      safe += "\\u003c";
-    else if (character == '>')
-      safe += "\\u003e";
-    else if (character == '&')
-      safe += "\\u0026";
-    else
-      safe += character;
-  }
-  return safe;
-}
-
 std::string escaped(std::string_view text) {
   std::string html;
   for (const char character : text) {
@@ -200,8 +182,27 @@ Json page_data(const std::vector<Run>& runs) {
   return json;
 }
 
-std::string page(const Json& data) {
+std::string json_for_html(const Json& data) {
+  const std::string json = data.dump(-1, ' ', true, Json::error_handler_t::replace);
+  std::string safe;
+  safe.reserve(json.size());
+  for (const char character : json) {
+    if (character == '<')
+      safe += "\\u003c";
+    else if (character == '>')
+      safe += "\\u003e";
+    else if (character == '&')
+      safe += "\\u0026";
+    else
+      safe += character;
+  }
+  return safe;
+}
+
+std::string page(const Json& data, const std::string& version) {
   const std::map<std::string_view, std::string> parts{{"nonce", random_nonce()},
+                                                      {"follow", version.empty() ? "" : " data-follow=" + version},
+                                                      {"connect", version.empty() ? "" : " connect-src 'self';"},
                                                       {"style", std::string(texts::style)},
                                                       {"library", std::string(texts::library)},
                                                       {"script", std::string(texts::script)},

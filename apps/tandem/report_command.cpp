@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "command.h"
+#include "common/interrupt.h"
+#include "follow_report.h"
 #include "io/output_file.h"
 #include "report/report.h"
 
@@ -15,10 +17,20 @@ namespace {
 struct ReportOptions {
   std::vector<std::string> directories;
   std::string output;  // empty: report.html in the first directory
+  bool follows = false;
+  int port = 0;
 };
 
 int run(const ReportOptions& options) {
   const std::vector<std::filesystem::path> directories(options.directories.begin(), options.directories.end());
+  if (options.follows) {
+    const auto tell = [](int port) {
+      std::printf("http://127.0.0.1:%d/ shows the run while it goes on; Ctrl-C ends this\n", port);
+      std::fflush(stdout);
+    };
+    follow_report(directories, options.port, tell, apps::stop_at_signals([] { return std::string(); }, false));
+    return apps::kDone;
+  }
   const auto output =
       options.output.empty() ? directories.front() / "report.html" : std::filesystem::path(options.output);
   tandem_report::write_report(directories, output);
@@ -34,9 +46,16 @@ void add_report(CLI::App& tandem, Commands& commands) {
   app->add_option("directory", options->directories, "of a run, with its log.jsonl; several are shown over each other")
       ->required();
   app->add_option("-o,--output", options->output, "file to write (default: report.html in the first directory)");
+  auto* follow = app->add_flag("--follow", options->follows,
+                               "serve the page on this machine while the runs go on; it updates by itself");
+  app->add_option("--port", options->port, "of 127.0.0.1 (default: any that is free)")
+      ->check(CLI::Range(0, 65535))
+      ->needs(follow);
+  follow->excludes("--output");
   app->footer(
       "The file holds all it needs: it opens from a disk, without a network. A run may still be going on.\n\n"
-      "Examples:\n  tandem report runs/adamw\n  tandem report runs/adamw runs/sgd -o compare.html");
+      "Examples:\n  tandem report runs/adamw\n  tandem report runs/adamw runs/sgd -o compare.html\n"
+      "  tandem report --follow runs/adamw");
   commands.push_back({app, [options] { return run(*options); }});
 }
 

@@ -13,7 +13,8 @@ namespace train {
 namespace models = tandem::models;
 
 std::shared_ptr<Net> make_image_net(const Options& options, const models::ImageShape& shape) {
-  const models::ResNetOptions resnet{.classes = shape.classes, .channels = shape.channels};
+  const models::ResNetOptions resnet{
+      .classes = shape.classes, .channels = shape.channels, .checkpoint = options.checkpoint_activations};
   try {
     switch (options.model) {
       case ModelKind::cnn: return models::cnn(shape);
@@ -22,7 +23,10 @@ std::shared_ptr<Net> make_image_net(const Options& options, const models::ImageS
       case ModelKind::resnet50: return models::resnet50(resnet);
       case ModelKind::script: return models::load_script(options.script);
       case ModelKind::vit_b_16:
-        return models::vit_b_16({.classes = shape.classes, .channels = shape.channels, .image_size = shape.size});
+        return models::vit_b_16({.classes = shape.classes,
+                                 .channels = shape.channels,
+                                 .image_size = shape.size,
+                                 .checkpoint = options.checkpoint_activations});
       default: return models::mlp(options.hidden, shape);
     }
   } catch (const tandem::CheckpointError& error) {
@@ -40,9 +44,11 @@ std::shared_ptr<Net> make_text_net(const Options& options, std::int64_t vocabula
                                                               .layers = sizes.layers,
                                                               .width = sizes.width,
                                                               .heads = sizes.heads,
-                                                              .dropout = sizes.dropout});
+                                                              .dropout = sizes.dropout,
+                                                              .checkpoint = options.checkpoint_activations});
   models::GptOptions gpt = sizes;
   gpt.vocabulary = vocabulary;
+  gpt.checkpoint = options.checkpoint_activations;
   return std::make_shared<models::Gpt>(gpt);
 }
 

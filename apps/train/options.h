@@ -54,7 +54,8 @@ struct Options {
   std::string script;                             // the TorchScript file that is trained; empty: another model
   std::vector<std::int64_t> hidden = {512, 512};  // widths of the mlp's hidden layers
   GptOptions gpt;                                 // or gpt2
-  std::int64_t sample_bytes = 200;                // of text that the gpt writes at the end
+  bool checkpoint_activations = false;
+  std::int64_t sample_bytes = 200;  // of text that the gpt writes at the end
 
   std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
   std::string data_file;  // text for the gpt

@@ -8,10 +8,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -212,6 +216,42 @@ class Report(unittest.TestCase):
         self.check_sound(seen)
         self.assertEqual(seen["captions"], [HOSTILE, HOSTILE])
         self.assertIn("train/loss are infinite or NaN", " ".join(seen["notes"]))
+
+    def test_a_page_that_follows_a_run_updates_by_itself(self):
+        whole = (make_run(self.at / "whole", "--steps", 400) / "log.jsonl").read_text().splitlines(keepends=True)
+        run = self.at / "going on"
+        shutil.copytree(self.at / "whole", run)
+        log = run / "log.jsonl"
+        log.write_text("".join(whole[:len(whole) // 2]))
+        with subprocess.Popen([TOOL, "report", "--follow", run], stdout=subprocess.PIPE, text=True) as server:
+            self.addCleanup(server.kill)
+            address = re.match(r"(http://127\.0\.0\.1:\d+/) ", server.stdout.readline()).group(1)
+            page = urllib.request.urlopen(address).read().decode()
+            self.assertIn("connect-src 'self'", page)
+            for method, headers, status in [("POST", {}, 404), ("GET", {"Host": "elsewhere.example"}, 403)]:
+                with self.assertRaises(urllib.error.HTTPError) as refused:
+                    urllib.request.urlopen(urllib.request.Request(address + "data", method=method, headers=headers))
+                self.assertEqual(refused.exception.code, status)
+            with tempfile.TemporaryDirectory() as profile:
+                # Its time stands still while it waits for an answer.
+                browser = subprocess.Popen([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                                            "--disable-background-networking", f"--user-data-dir={profile}",
+                                            "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", address],
+                                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                self.addCleanup(browser.kill)
+                for first in range(len(whole) // 2, len(whole), 100):
+                    with log.open("a") as growing:
+                        growing.write("".join(whole[first:first + 100]))
+                    time.sleep(1)
+                dom, logged = browser.communicate(timeout=100)
+            server.send_signal(signal.SIGINT)
+            self.assertEqual(server.wait(timeout=20), 0)
+        self.assertNotIn("CONSOLE", logged)
+        seen = dict(re.findall(r'data-(plots|points|updates)="(\d+)"', dom[:2000]))
+        self.assertGreaterEqual(int(seen["updates"]), 1)
+        self.assertEqual(int(seen["plots"]), 9)
+        ended = probe(self.report(self.at / "whole"))["looks"][0]
+        self.assertEqual(int(seen["points"]), ended["points"])
 
     def test_a_run_that_has_only_begun(self):
         run = self.at / "begun"

@@ -1,7 +1,6 @@
 'use strict';
 
-const data = JSON.parse(document.getElementById('data').textContent);
-const runs = data.runs;
+let runs = JSON.parse(document.getElementById('data').textContent).runs;
 // Which runs are shown, and how.
 const view = {shown: runs.map(() => true), smoothing: 0.6, byTime: false, marks: true, window: null};
 
