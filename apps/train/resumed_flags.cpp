@@ -41,7 +41,8 @@ std::map<std::string, OnResume> make_decisions() {
   // How long.
   add(used, {"epochs", "max-steps", "check-exact", "eval-every"});
   // On what.
-  add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "cuda-graphs", "tf32", "expandable-segments"});
+  add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "checkpoint-activations", "cuda-graphs", "tf32",
+             "expandable-segments"});
   // What is read and written. --init-weights is refused with --resume.
   add(used, {"config", "init-weights", "weights-prefix", "save-weights", "sample-bytes", "log-json", "checkpoint-dir",
              "save-every"});
