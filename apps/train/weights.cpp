@@ -101,9 +101,7 @@ std::string half_made(const tandem::io::LoadModelReport& report, const Net& net)
   Names made;
   for (const std::string& name : report.missing)
     if (!is_in_head(name, net) && net.named_parameters().contains(name)) made.push_back(name);
-  if (made.empty()) return {};
-  return std::to_string(made.size()) +
-         " parameters that are not the head's are not in --init-weights and begin anew: " + list_of(made);
+  return made.empty() ? std::string() : "--init-weights has not all of the backbone; made anew: " + list_of(made);
 }
 
 std::string averaged_path(const std::string& weights) {

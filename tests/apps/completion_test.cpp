@@ -45,9 +45,9 @@ TEST_CASE("bash completes subcommands, flags, choices and files of both programs
   CHECK(offered(script, "tandem bench opt") == "optimizer\n");
   CHECK(offered(script, "tandem plan --batch-") == "--batch-size\n");
   CHECK(offered(script, "tandem checkpoint convert --type b") == "bf16\n");
-  CHECK(offered(script, "build/apps/train --model g") == "gpt\n");
+  CHECK(offered(script, "build/apps/train --model g") == "gpt\ngpt2\n");
   CHECK(offered(script, "train --model = c") == "cnn\n");
-  CHECK(offered(script, "train --model =") == "cnn\ngpt\nmlp\n");
+  CHECK(offered(script, "train --model =") == "cnn\ngpt\ngpt2\nmlp\nresnet18\nresnet34\nresnet50\nvit_b_16\n");
   CHECK(offered(script, "train --scheduler cosine") == "cosine\ncosine-restarts\n");
   CHECK(offered(script, "train --lr _") == "\n");
   CHECK(offered(script, "tandem checkpoint show " + script.substr(0, script.size() - 1)) == script + "\n");
@@ -82,7 +82,8 @@ TEST_CASE("the manual has every subcommand and flag") {
   CHECK(page.exit_code == 0);
   CHECK_THAT(page.output, ContainsSubstring(".TH TANDEM 1") && ContainsSubstring(".SH tandem bench allreduce") &&
                               ContainsSubstring("\\-\\-seedable\\-sampler") && ContainsSubstring("130 interrupted"));
-  CHECK_THAT(tool("man train").output, ContainsSubstring("\\-\\-model \\fIcnn|gpt|mlp\\fR"));
+  CHECK_THAT(tool("man train").output,
+             ContainsSubstring("\\-\\-model \\fIcnn|gpt|gpt2|mlp|resnet18|resnet34|resnet50|vit_b_16\\fR"));
   CHECK(tool("man other").exit_code == 2);
   if (!has("man")) return;
   const auto shown =

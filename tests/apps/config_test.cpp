@@ -82,7 +82,7 @@ TEST_CASE("the answers to config train, and what is not answered is the default"
   CHECK(settings["lr"] == 0.02);
   CHECK(settings["mixed-precision"] == "no");
   CHECK(!settings.contains("save-weights"));
-  CHECK_THAT(result.output, ContainsSubstring("(cnn, gpt, mlp) [mlp]"));
+  CHECK_THAT(result.output, ContainsSubstring("(cnn, gpt, gpt2, mlp, resnet18, resnet34, resnet50, vit_b_16) [mlp]"));
   CHECK(!settings.contains("layers"));
   CHECK(losses_of("--config " + path + " --limit-train-samples 400").size() == 10);
 }

@@ -94,7 +94,11 @@ TEST_CASE("the loss curve is a plain loop's, on 1, 2 and 4 ranks with the same g
   io::NamedTensors initial;
   for (const auto& parameter : net->named_parameters()) initial.emplace_back(parameter.key(), parameter.value());
   io::save_safetensors(dir / "init", initial);
-  torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-3).weight_decay(0.01));
+  std::vector<at::Tensor> matrices, biases;
+  for (const auto& parameter : net->parameters()) (parameter.dim() > 1 ? matrices : biases).push_back(parameter);
+  torch::optim::AdamW adamw(matrices, torch::optim::AdamWOptions(1e-3).weight_decay(0.01));
+  adamw.add_param_group(
+      {biases, std::make_unique<torch::optim::AdamWOptions>(torch::optim::AdamWOptions(1e-3).weight_decay(0.0))});
   auto data = data::mnist(std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/data/mnist");
   std::vector<double> expected;
   for (int epoch = 0; epoch < 3; ++epoch)

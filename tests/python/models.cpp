@@ -18,7 +18,6 @@ namespace {
 // In sizes that take no time, but for the ResNets; models_test.py has the same.
 std::shared_ptr<models::Net> make_small(const std::string& name) {
   if (name == "resnet18") return models::resnet18({.classes = 7});
-  if (name == "resnet34") return models::resnet34({.classes = 7});
   if (name == "resnet50") return models::resnet50({.classes = 7});
   if (name == "vit")
     return std::make_shared<models::VisionTransformer>(models::VisionTransformerOptions{
