@@ -29,6 +29,7 @@ configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/TandemConfig.cmake.in Ta
 write_basic_package_version_file(TandemConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/TandemConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/TandemConfigVersion.cmake
               ${CMAKE_CURRENT_LIST_DIR}/FindDeflate.cmake ${CMAKE_CURRENT_LIST_DIR}/FindLibTorch.cmake
+              ${CMAKE_CURRENT_LIST_DIR}/FindWebP.cmake
               ${CMAKE_CURRENT_LIST_DIR}/TandemPrecompileHeaders.cmake
         DESTINATION ${package_dir})
 

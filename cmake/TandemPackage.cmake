@@ -32,5 +32,5 @@ if(TARGET tandem_cuda)
 endif()
 # What building a program against it needs beside LibTorch: the packages of what TandemConfig.cmake looks for.
 set(CPACK_DEBIAN_PACKAGE_RECOMMENDS
-    "cmake (>= 3.25), g++ (>= 4:12), pkg-config, zlib1g-dev, libdeflate-dev, libjpeg-dev, libpng-dev, libtbb-dev")
+    "cmake (>= 3.25), g++ (>= 4:12), pkg-config, zlib1g-dev, libdeflate-dev, libjpeg-dev, libpng-dev, libwebp-dev, libtbb-dev")
 include(CPack)

@@ -11,6 +11,7 @@ torch_version=2.11.0
 packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/usr/bin/git pkg-config=/usr/bin/pkg-config
   'python3-venv=/usr/lib/python3*/ensurepip/__init__.py' zlib1g-dev=/usr/include/zlib.h
   libdeflate-dev=/usr/include/libdeflate.h libjpeg-dev=/usr/include/jpeglib.h libpng-dev=/usr/include/png.h
+  libwebp-dev=/usr/include/webp/decode.h
   libcli11-dev=/usr/include/CLI/CLI.hpp 'catch2=/usr/include/catch2/catch*.hpp'
   nlohmann-json3-dev=/usr/include/nlohmann/json.hpp libsimdjson-dev=/usr/include/simdjson.h
   libcpp-httplib-dev=/usr/include/httplib.h

@@ -13,6 +13,14 @@ namespace {
 constexpr std::array<std::uint8_t, 3> kJpegSignature{0xff, 0xd8, 0xff};
 constexpr std::array<std::uint8_t, 8> kPngSignature{0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
 
+// What WebP files begin with, but for the four bytes between, their size.
+constexpr std::array<std::uint8_t, 4> kRiff{'R', 'I', 'F', 'F'}, kWebp{'W', 'E', 'B', 'P'};
+
+bool is_webp(const std::vector<std::uint8_t>& bytes) {
+  return bytes.size() >= 12 && std::equal(kRiff.begin(), kRiff.end(), bytes.begin()) &&
+         std::equal(kWebp.begin(), kWebp.end(), bytes.begin() + 8);
+}
+
 template <class Signature>
 bool begins_with(const std::vector<std::uint8_t>& bytes, const Signature& signature) {
   return bytes.size() >= signature.size() && std::equal(signature.begin(), signature.end(), bytes.begin());
@@ -39,7 +47,8 @@ at::Tensor grey_of(const at::Tensor& pixels) {
 DecodedImage decode_image(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request) {
   if (begins_with(bytes, kJpegSignature)) return decode_jpeg(path, bytes, request);
   if (begins_with(bytes, kPngSignature)) return decode_png(path, bytes, request);
-  throw DataError(path + ": is neither a JPEG nor a PNG file" + (bytes.empty() ? " (it is empty)" : ""));
+  if (is_webp(bytes)) return decode_webp(path, bytes, request);
+  throw DataError(path + ": is no JPEG, PNG or WebP file" + (bytes.empty() ? " (it is empty)" : ""));
 }
 
 }  // namespace tandem::data

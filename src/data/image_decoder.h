@@ -17,6 +17,7 @@ struct DecodedImage {
   std::int64_t height = 0;  ///< of the file; `pixels` may be smaller, see decode_image
   std::int64_t width = 0;
   std::string oddity{};  ///< what is wrong beside the pixels, which are whole; empty: nothing
+  int orientation = 1;   ///< what EXIF says, 1 to 8, where that was asked for; not yet applied
 };
 
 /// How a picture is decoded.
@@ -25,15 +26,18 @@ struct DecodeRequest {
   /// When positive, a JPEG may come out at a half, a quarter or an eighth of its size, as long as neither side becomes
   /// shorter than this: far fewer pixels to decode for a picture that will be made smaller anyway.
   std::int64_t least_side = 0;
+  bool orientation = false;  ///< look for EXIF
 };
 
-/// Decodes the bytes of a JPEG or PNG file; which it is, its first bytes tell. `path` is for messages. Throws DataError
-/// when it is neither, has too many pixels, or not all of them are there and right. Safe to call from many threads.
+/// Decodes the bytes of a JPEG, PNG or WebP file; which it is, its first bytes tell. `path` is for messages. Throws
+/// DataError when it is none, has too many pixels, or not all of them are there and right. Safe to call from many
+/// threads.
 DecodedImage decode_image(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request);
 
-/// The two formats, for decode_image.
+/// The formats, for decode_image.
 DecodedImage decode_jpeg(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request);
 DecodedImage decode_png(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request);
+DecodedImage decode_webp(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request);
 
 /// Throws DataError when an image claims more than kMostPixels.
 void check_image_size(const std::string& path, std::int64_t height, std::int64_t width);

@@ -3,18 +3,23 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <iterator>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include <ATen/Functions.h>
 
+#include "exif_orientation.h"
 #include "image_decoder.h"
+#include "image_operations.h"
 #include "tandem/core/error.h"
 
 namespace tandem::data {
@@ -50,7 +55,7 @@ bool is_picture(const fs::path& path) {
   std::string ending = path.extension().string();
   std::transform(ending.begin(), ending.end(), ending.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return ending == ".jpg" || ending == ".jpeg" || ending == ".png";
+  return ending == ".jpg" || ending == ".jpeg" || ending == ".png" || ending == ".webp";
 }
 
 // What a folder is, whatever leads to it.
@@ -107,7 +112,8 @@ std::vector<std::string> list_pictures(const fs::path& directory) {
       found.emplace_back(path.parent_path().string(), path.filename().string());
     }
   }
-  if (found.empty()) throw DataError(directory.string() + ": has no pictures (files that end in .jpg, .jpeg or .png)");
+  if (found.empty())
+    throw DataError(directory.string() + ": has no pictures (files that end in .jpg, .jpeg, .png or .webp)");
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
   for (const auto& [folder, name] : found) paths.push_back((fs::path(folder) / name).string());
@@ -133,32 +139,55 @@ ImageSize resized(const ImageFolderOptions& options, const DecodedImage& image) 
   return {side * image.height / image.width, side};
 }
 
-at::Tensor resize_pixels(const at::Tensor& pixels, const ImageSize& size) {
-  if (pixels.size(0) == size.height && pixels.size(1) == size.width) return pixels;
-  const at::Tensor batch = pixels.permute({2, 0, 1}).unsqueeze(0);
-  return at::_upsample_bilinear2d_aa(batch, {size.height, size.width}, /*align_corners=*/false)
-      .squeeze(0)
-      .permute({1, 2, 0})
-      .contiguous();
+void check_crop(const std::string& file, const ImageSize& whole, const ImageSize& crop) {
+  if (crop.height > whole.height || crop.width > whole.width)
+    throw DataError(file + ": has " + std::to_string(whole.height) + " x " + std::to_string(whole.width) +
+                    " pixels, less than the crop of " + std::to_string(crop.height) + " x " +
+                    std::to_string(crop.width) + "; resize first");
 }
 
-// Rows, columns and channels of the crop from [height, width, channels] into [channels, height, width], each value by
-// `convert`. One pass on the calling thread: tensor operations would each start threads of their own under the
-// loaders'.
-template <class Value, class Convert>
-at::Tensor crop_to_planes(const at::Tensor& pixels, const ImageSize& crop, Convert convert) {
-  const std::int64_t channels = pixels.size(2), stride = pixels.size(1) * channels;
-  const auto centre = [](std::int64_t spare) { return std::lrint(static_cast<double>(spare) / 2); };  // torchvision's
-  const std::uint8_t* corner = pixels.const_data_ptr<std::uint8_t>() + centre(pixels.size(0) - crop.height) * stride +
-                               centre(pixels.size(1) - crop.width) * channels;
-  at::Tensor planes = at::empty({channels, crop.height, crop.width}, c10::CppTypeToScalarType<Value>::value);
-  Value* to = planes.mutable_data_ptr<Value>();
-  for (std::int64_t channel = 0; channel < channels; ++channel)
-    for (std::int64_t y = 0; y < crop.height; ++y) {
-      const std::uint8_t* from = corner + y * stride + channel;
-      for (std::int64_t x = 0; x < crop.width; ++x, from += channels) *to++ = convert(*from);
-    }
-  return planes;
+// A picture that was decoded, the size that it is to have, and what of it is kept.
+struct ReadImage {
+  DecodedImage image;
+  ImageSize whole, crop;
+};
+
+ReadImage read_image(const std::string& file, const ImageFolderOptions& options, std::int64_t least_side) {
+  DecodedImage image = decode_image(file, read_file(file),
+                                    {.channels = static_cast<int>(options.channels),
+                                     .least_side = least_side,
+                                     .orientation = options.exif_orientation});
+  if (image.orientation >= 5) std::swap(image.height, image.width);
+  const ImageSize whole = resized(options, image);
+  if (options.shorter_side) check_image_size(file + " (resized)", whole.height, whole.width);
+  const ImageSize crop = options.crop.value_or(whole);
+  check_crop(file, whole, crop);
+  return {std::move(image), whole, crop};
+}
+
+// Calls `of(i)` for each i below `count`, on all cores.
+void for_each_index(std::size_t count, const std::function<void(std::size_t)>& of) {
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < count; i = next++) of(i);
+  };
+  std::vector<std::future<void>> others;
+  for (unsigned i = 1; i < std::min<std::size_t>(std::thread::hardware_concurrency(), count); ++i)
+    others.push_back(std::async(std::launch::async, work));
+  work();
+  for (auto& other : others) other.get();
+}
+
+at::Tensor centre_of(const at::Tensor& pixels, const ImageSize& crop) {
+  const auto before = [](std::int64_t spare) { return std::lrint(static_cast<double>(spare) / 2); };  // torchvision's
+  return pixels.narrow(1, before(pixels.size(1) - crop.height), crop.height)
+      .narrow(2, before(pixels.size(2) - crop.width), crop.width);
+}
+
+// As numbers from 0 to 1, [channels, height, width], in one pass.
+at::Tensor unit_of(const at::Tensor& bytes) {
+  const at::Tensor values = at::arange(256, at::kFloat).div_(255);
+  return look_up(bytes, values.expand({bytes.size(-3), 256}).contiguous());
 }
 
 }  // namespace
@@ -167,6 +196,7 @@ struct ImageFolder::Listing {
   std::vector<std::string> classes;
   std::vector<std::string> paths;
   std::vector<std::int64_t> labels;  // of each path
+  std::vector<std::string> left_out;
 };
 
 // Of which pictures somebody has been told.
@@ -189,37 +219,60 @@ ImageFolder::ImageFolder(const std::string& directory, ImageFolderOptions option
   } catch (const fs::filesystem_error& error) {
     throw DataError(error.path1().string() + ": cannot be listed: " + error.code().message());
   }
+  if (options_.on_bad == BadPictures::leave_out) leave_out_bad(*listing);
   listing_ = std::move(listing);
+}
+
+void ImageFolder::leave_out_bad(Listing& listing) const {
+  constexpr std::int64_t kSmall = 1;  // a JPEG's every block is read, and few pixels made of it
+  std::vector<std::string> problems(listing.paths.size());
+  for_each_index(problems.size(), [&](std::size_t i) {
+    try {
+      read_image(listing.paths[i], options_, kSmall);
+    } catch (const DataError& error) {
+      problems[i] = error.what();
+    }
+  });
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    if (!problems[i].empty()) {
+      if (options_.on_warning) options_.on_warning(problems[i] + "; it is left out");
+      listing.left_out.push_back(std::move(problems[i]));
+      continue;
+    }
+    std::swap(listing.paths[kept], listing.paths[i]);
+    listing.labels[kept++] = listing.labels[i];
+  }
+  if (kept == 0) throw DataError("no picture can be read; the first: " + listing.left_out.front());
+  listing.paths.resize(kept);
+  listing.labels.resize(kept);
 }
 
 torch::data::Example<> ImageFolder::get(std::size_t index) {
   const std::string& file = path(index);
   std::int64_t least_side = options_.shorter_side.value_or(0);
   if (options_.resize) least_side = std::max(options_.resize->height, options_.resize->width);
-  const DecodedImage image =
-      decode_image(file, read_file(file), {.channels = static_cast<int>(options_.channels), .least_side = least_side});
+  const auto [image, whole, crop] = read_image(file, options_, least_side);
   if (!image.oddity.empty() && options_.on_warning) {
     const std::lock_guard lock(told_->mutex);
     if (told_->pictures.insert(index).second)
       options_.on_warning(file + ": its file has no good end (" + image.oddity + "), but all pixels; it is used");
   }
-  const ImageSize whole = resized(options_, image);
-  if (options_.shorter_side) check_image_size(file + " (resized)", whole.height, whole.width);
-  const ImageSize crop = options_.crop.value_or(whole);
-  if (crop.height > whole.height || crop.width > whole.width)
-    throw DataError(file + ": has " + std::to_string(whole.height) + " x " + std::to_string(whole.width) +
-                    " pixels, less than the crop of " + std::to_string(crop.height) + " x " +
-                    std::to_string(crop.width) + "; resize first");
-  const at::Tensor pixels = resize_pixels(image.pixels, whole);
+  const at::Tensor upright = turn_upright(image.pixels.permute({2, 0, 1}), image.orientation);
+  const at::Tensor pixels = centre_of(resize_image(upright, whole), crop);
   const at::Tensor label = at::scalar_tensor(listing_->labels[index], at::kLong);
-  if (options_.values == ImageValues::bytes)
-    return {crop_to_planes<std::uint8_t>(pixels, crop, [](std::uint8_t v) { return v; }), label};
-  return {crop_to_planes<float>(pixels, crop, [](std::uint8_t v) { return static_cast<float>(v) / 255.0f; }), label};
+  const at::Tensor result = options_.transform ? options_.transform(pixels) : pixels;
+  if (!result.defined()) throw DataError(file + ": the transform gave an undefined tensor");
+  if (result.scalar_type() != at::kByte) return {result, label};
+  if (options_.values == ImageValues::bytes) return {result.contiguous(), label};
+  return {unit_of(result), label};
 }
 
 std::optional<std::size_t> ImageFolder::size() const { return listing_->paths.size(); }
 
 const std::vector<std::string>& ImageFolder::classes() const { return listing_->classes; }
+
+const std::vector<std::string>& ImageFolder::left_out() const { return listing_->left_out; }
 
 const std::string& ImageFolder::path(std::size_t index) const {
   if (index >= listing_->paths.size())

@@ -1,12 +1,14 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
+#include <string_view>
 
 #include <jerror.h>
 #include <jpeglib.h>
 
 #include <ATen/Functions.h>
 
+#include "exif_orientation.h"
 #include "image_decoder.h"
 #include "tandem/core/error.h"
 
@@ -17,7 +19,7 @@ namespace {
 // function jumps back into `succeeds`, which returns false.
 class JpegReader {
  public:
-  JpegReader(const std::string& path, const std::vector<std::uint8_t>& bytes) : path_(path) {
+  JpegReader(const std::string& path, const std::vector<std::uint8_t>& bytes, bool with_exif) : path_(path) {
     info_.object.err = jpeg_std_error(&errors_.base);
     errors_.base.error_exit = [](j_common_ptr info) { fail(info); };
     errors_.base.emit_message = [](j_common_ptr info, int level) {
@@ -26,6 +28,7 @@ class JpegReader {
     run([&] {
       jpeg_create_decompress(&info_.object);
       jpeg_mem_src(&info_.object, bytes.data(), bytes.size());
+      if (with_exif) jpeg_save_markers(&info_.object, JPEG_APP0 + 1, 0xffff);
       jpeg_read_header(&info_.object, TRUE);
     });
   }
@@ -132,6 +135,15 @@ void choose_colors(jpeg_decompress_struct& info, int channels) {
     info.out_color_space = channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
 }
 
+// 1 where no EXIF block was kept.
+int orientation_of(const jpeg_decompress_struct& info) {
+  for (const jpeg_marker_struct* marker = info.marker_list; marker; marker = marker->next) {
+    const std::string_view data(reinterpret_cast<const char*>(marker->data), marker->data_length);
+    if (data.starts_with(std::string_view("Exif\0", 5))) return exif_orientation({marker->data, marker->data_length});
+  }
+  return 1;
+}
+
 // Cyan, magenta, yellow, black [H, W, 4] to red, green, blue. Adobe's files hold the inks inverted.
 at::Tensor rgb_of_cmyk(const at::Tensor& inks, bool inverted) {
   at::Tensor rgb = at::empty({inks.size(0), inks.size(1), 3}, at::kByte);
@@ -147,7 +159,7 @@ at::Tensor rgb_of_cmyk(const at::Tensor& inks, bool inverted) {
 }  // namespace
 
 DecodedImage decode_jpeg(const std::string& path, const std::vector<std::uint8_t>& bytes, DecodeRequest request) {
-  JpegReader reader(path, bytes);
+  JpegReader reader(path, bytes, request.orientation);
   jpeg_decompress_struct& info = reader.info();
   check_image_size(path, info.image_height, info.image_width);
   choose_scale(info, request.least_side);
@@ -155,7 +167,8 @@ DecodedImage decode_jpeg(const std::string& path, const std::vector<std::uint8_t
   reader.run([&] { jpeg_start_decompress(&info); });
   DecodedImage image{.pixels = at::empty({info.output_height, info.output_width, info.output_components}, at::kByte),
                      .height = info.image_height,
-                     .width = info.image_width};
+                     .width = info.image_width,
+                     .orientation = orientation_of(info)};
   JSAMPROW begin = image.pixels.mutable_data_ptr<std::uint8_t>();
   const auto stride = static_cast<std::size_t>(info.output_width) * static_cast<std::size_t>(info.output_components);
   reader.run([&] {

@@ -8,6 +8,7 @@
 
 #include <ATen/Functions.h>
 
+#include "exif_orientation.h"
 #include "image_decoder.h"
 #include "tandem/core/error.h"
 
@@ -171,6 +172,12 @@ DecodedImage decode_png(const std::string& path, const std::vector<std::uint8_t>
       reader.read_pixels(rows.data()) && reader.succeeds([&] { png_read_end(reader.png(), nullptr); });
   if (!ends_well) image.oddity = reader.message();
   if (request.channels < channels) image.pixels = grey_of(image.pixels);
+  // It may stand after the pixels, where the file may have ended.
+  if (png_bytep exif = nullptr; request.orientation) {
+    png_uint_32 size = 0;
+    if (png_get_eXIf_1(reader.png(), reader.info(), &size, &exif) != 0)
+      image.orientation = exif_orientation({exif, size});
+  }
   return image;
 }
 

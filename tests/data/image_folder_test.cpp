@@ -419,9 +419,123 @@ TEST_CASE("the contents of a file count, not its name") {
   write_png(folder / "a.jpg", raster);
   CHECK(at::equal(folder.first_bytes(), planes(raster)));
   put_file(folder / "a.jpg", "GIF89a, and more");
-  CHECK_THAT(error_of(folder), ContainsSubstring("a.jpg: is neither a JPEG nor a PNG file"));
+  CHECK_THAT(error_of(folder), ContainsSubstring("a.jpg: is no JPEG, PNG or WebP file"));
   put_file(folder / "a.jpg", "");
   CHECK_THAT(error_of(folder), ContainsSubstring("a.jpg") && ContainsSubstring("it is empty"));
+}
+
+TEST_CASE("bad pictures are left out where that is asked for, whoever looks, and their names are told") {
+  const OneClass one;
+  std::filesystem::create_directory(one.dir / "zebras");
+  for (int i = 0; i < 8; ++i) write_jpeg(one / (std::to_string(i) + ".jpg"), smooth(30, 40, 3));
+  write_png(one.dir / "zebras/a.png", distinct(6, 7, 3));
+  const std::string good = bytes_of(one / "1.jpg");
+  put_file(one / "1.jpg", good.substr(0, good.size() / 2));
+  put_file(one / "4.jpg", "");
+  put_file(one / "7.jpg", "GIF89a");
+  std::vector<std::string> warnings;
+  const ImageFolderOptions options{.shorter_side = 4,
+                                   .on_bad = data::BadPictures::leave_out,
+                                   .on_warning = [&](const std::string& text) { warnings.push_back(text); }};
+  ImageFolder folder(one.dir.path(), options);
+  CHECK(folder.size() == 6);
+  REQUIRE(folder.left_out().size() == 3);
+  CHECK_THAT(folder.left_out()[0], ContainsSubstring("1.jpg: is a damaged JPEG"));
+  CHECK_THAT(folder.left_out()[1], ContainsSubstring("4.jpg") && ContainsSubstring("it is empty"));
+  CHECK_THAT(folder.left_out()[2], ContainsSubstring("7.jpg: is no JPEG"));
+  REQUIRE(warnings.size() == 3);
+  CHECK_THAT(warnings[2], ContainsSubstring("7.jpg") && ContainsSubstring("it is left out"));
+  CHECK(folder.path(1) == one / "2.jpg");
+  for (std::size_t i = 0; i < 6; ++i) CHECK(folder.get(i).target.item<std::int64_t>() == (i < 5 ? 0 : 1));
+  CHECK(ImageFolder(one.dir.path()).left_out().empty());
+  CHECK(ImageFolder(one.dir.path()).size() == 9);
+  // What is too small for the crop cannot be used either.
+  CHECK(ImageFolder(one.dir.path(), {.crop = ImageSize{20, 20}, .on_bad = data::BadPictures::leave_out}).size() == 5);
+  CHECK_THROWS_WITH(ImageFolder(one.dir.path(), {.crop = ImageSize{50, 50}, .on_bad = data::BadPictures::leave_out}),
+                    ContainsSubstring("no picture can be read; the first: ") && ContainsSubstring("0.jpg"));
+}
+
+TEST_CASE("EXIF turns a picture where that is asked for, in either order of bytes, and may be anything else") {
+  const OneClass folder;
+  const Raster raster = smooth(24, 40, 3);
+  write_jpeg(folder / "a.jpg", raster);
+  const std::string plain = bytes_of(folder / "a.jpg");
+  const at::Tensor lying = folder.first_bytes();
+  const auto with_exif = [&](const std::string& tiff) {
+    std::string segment = std::string("Exif\0\0", 6) + tiff, head = "\xff\xe1";
+    head += static_cast<char>((segment.size() + 2) >> 8);
+    head += static_cast<char>(segment.size() + 2);
+    put_file(folder / "a.jpg", plain.substr(0, 2) + head + segment + plain.substr(2));
+    return folder.first_bytes({.exif_orientation = true});
+  };
+  const auto little = [](int orientation) {
+    return std::string("II*\0\10\0\0\0\1\0\22\1\3\0\1\0\0\0", 18) + static_cast<char>(orientation) +
+           std::string(7, '\0');
+  };
+  const auto big = [](int orientation) {
+    return std::string("MM\0*\0\0\0\10\0\1\1\22\0\3\0\0\0\1\0", 19) + static_cast<char>(orientation) +
+           std::string(6, '\0');
+  };
+  const at::Tensor across = lying.transpose(1, 2);
+  const std::vector<at::Tensor> expected{lying,  lying.flip(2),  lying.flip({1, 2}),  lying.flip(1),
+                                         across, across.flip(2), across.flip({1, 2}), across.flip(1)};
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    INFO(orientation);
+    CHECK(at::equal(with_exif(little(orientation)), expected[static_cast<std::size_t>(orientation) - 1]));
+    CHECK(at::equal(with_exif(big(orientation)), expected[static_cast<std::size_t>(orientation) - 1]));
+    CHECK(at::equal(folder.first_bytes(), lying));
+  }
+  with_exif(little(6));
+  CHECK(folder.first({.exif_orientation = true, .resize = ImageSize{20, 12}}).sizes() ==
+        std::vector<std::int64_t>{3, 20, 12});
+  CHECK(folder.first({.exif_orientation = true, .crop = ImageSize{40, 24}}).sizes() ==
+        std::vector<std::int64_t>{3, 40, 24});
+  CHECK(folder.first({.exif_orientation = true, .shorter_side = 12}).sizes() == std::vector<std::int64_t>{3, 20, 12});
+  const std::string whole = little(6);
+  for (const int odd : {0, 9, 255}) CHECK(at::equal(with_exif(little(odd)), lying));
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    CHECK(with_exif(whole.substr(0, at)).numel() == lying.numel());
+    for (const char value : {'\0', '\xff', '\x7f'}) {
+      std::string changed = whole;
+      changed[at] = value;
+      CHECK(with_exif(changed).numel() == lying.numel());
+    }
+  }
+}
+
+TEST_CASE("names may be UTF-8 or any bytes, and ten thousand pictures may lie in one folder") {
+  const TempDir dir;
+  const std::vector<std::string> names{"\xc3\xa9t\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac", "plain", "\xff\xfe odd"};
+  for (const std::string& name : names) {
+    std::filesystem::create_directory(dir / name);
+    write_png(dir / (name + "/" + name + " \xf0\x9f\x90\x88.png"), distinct(3, 4, 3));
+  }
+  ImageFolder folder(dir.path());
+  CHECK(folder.classes() == std::vector<std::string>{"plain", names[0], names[2]});
+  for (std::size_t i = 0; i < 3; ++i)
+    CHECK(at::equal(folder.get(i).target, at::scalar_tensor(static_cast<std::int64_t>(i))));
+  constexpr std::size_t kMany = 10'000;
+  for (std::size_t i = 1; i < kMany; ++i)
+    std::filesystem::create_hard_link(dir / ("plain/plain \xf0\x9f\x90\x88.png"),
+                                      dir / ("plain/" + std::to_string(i) + ".png"));
+  ImageFolder many(dir.path(), {.on_bad = data::BadPictures::leave_out});
+  CHECK(many.size() == kMany + 2);
+  CHECK(many.get(kMany - 2).data.sizes() == std::vector<std::int64_t>{3, 3, 4});
+}
+
+TEST_CASE("a transform gets the picture as bytes, and what it gives is the sample") {
+  const OneClass folder;
+  const Raster raster = distinct(6, 9, 3);
+  write_png(folder / "a.png", raster);
+  const auto doubled = [](const at::Tensor& image) { return image.to(at::kDouble).mul(2); };
+  CHECK(at::equal(folder.first({.transform = doubled}), planes(raster).to(at::kDouble).mul(2)));
+  const auto flipped = [](const at::Tensor& image) { return image.flip(2); };
+  CHECK(at::equal(folder.first_bytes({.transform = flipped}), planes(raster).flip(2)));
+  CHECK(at::equal(folder.first({.transform = flipped}), planes(raster).flip(2).to(at::kFloat).div(255)));
+  CHECK(at::equal(folder.first_bytes({.crop = ImageSize{4, 3}, .transform = flipped}),
+                  folder.first_bytes({.crop = ImageSize{4, 3}}).flip(2)));
+  CHECK_THROWS_WITH(folder.first({.transform = [](const at::Tensor&) { return at::Tensor(); }}),
+                    ContainsSubstring("a.png: the transform gave an undefined tensor"));
 }
 
 TEST_CASE("folders without classes or pictures, and options out of range, are errors that say so") {

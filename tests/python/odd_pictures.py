@@ -21,6 +21,31 @@ def saved(image, format, **options):
     return file.getvalue()
 
 
+def webps():
+    """Yields (name, bytes, whole)."""
+    lossy = saved(picture(), "WEBP", quality=90)
+    yield "lossy", lossy, True
+    yield "lossless", saved(picture(), "WEBP", lossless=True), True
+    for mode in ("L", "RGBA"):
+        yield "mode-" + mode, saved(picture(mode), "WEBP", lossless=True), True
+    transparent = picture("RGBA")
+    transparent.putalpha(77)
+    yield "alpha", saved(transparent, "WEBP", quality=90), True
+    for cut in (3, 11, 12, 20, 30, len(lossy) // 2, len(lossy) - 2):
+        yield f"cut-{cut}", lossy[:cut], False
+    yield "after-data", lossy + b"more", True
+    yield "animated", saved(picture(), "WEBP", save_all=True, append_images=[picture("L").convert("RGB")]), False
+
+
+def turned_pictures():
+    """Yields (name, bytes): each orientation that EXIF knows in each format."""
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        for format, options in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})):
+            yield f"turned-{orientation}.{format.lower()}", saved(picture(), format, exif=exif.tobytes(), **options)
+
+
 # ---- PNG
 
 

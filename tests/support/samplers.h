@@ -255,6 +255,26 @@ inline std::vector<SamplerKind> sampler_kinds() {
           own_kind<EngineSampler>("engine"),
           own_kind<ToldSampler>("engine told"),
           own_kind<EndingSampler>("draws at the end"),
+          {"weighted",
+           [](std::int64_t size) {
+             std::vector<double> weights;
+             for (std::int64_t i = 0; i < size; ++i) weights.push_back(static_cast<double>(i % 3));
+             const data::WeightedSamplerOptions seeded{.seed = 5};
+             return data::DataLoaderOptions{.sampler =
+                                                std::make_shared<data::WeightedRandomSampler>(weights, size, seeded)};
+           }},
+          {"subset",
+           [](std::int64_t size) {
+             std::vector<std::int64_t> indices;
+             for (std::int64_t i = 0; i < size; ++i) indices.push_back(i / 2);
+             return data::DataLoaderOptions{.sampler = std::make_shared<data::SubsetRandomSampler>(indices, 6)};
+           }},
+          {"by length",
+           [](std::int64_t size) {
+             std::vector<std::int64_t> lengths;
+             for (std::int64_t i = 0; i < size; ++i) lengths.push_back(i * 5 % 7);
+             return data::DataLoaderOptions{.sampler = std::make_shared<data::LengthGroupedSampler>(lengths, 8, 7)};
+           }},
           batch_kind<DefaultSampler>("batches, default generator"),
           batch_kind<EngineSampler>("batches, engine"),
           batch_kind<ToldSampler>("batches, engine told")};

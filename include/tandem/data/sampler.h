@@ -118,6 +118,74 @@ class SeedableRandomSampler final : public Sampler {
   std::uint64_t seed_;
 };
 
+/// Options of WeightedRandomSampler.
+struct WeightedSamplerOptions {
+  bool replacement = true;  ///< a sample may come several times in an epoch
+  std::uint64_t seed = 0;   ///< of epoch 0; epoch e has seed + e
+};
+
+/// Samples drawn by weight, Python's WeightedRandomSampler: epoch e is what that draws from a generator seeded with
+/// seed + e.
+class WeightedRandomSampler final : public Sampler {
+ public:
+  /// `num_samples` an epoch, of a dataset with as many samples as there are weights, which need not add up to 1. Throws
+  /// ConfigError for weights that are negative, no numbers, all 0 or more than 2^24, and when there are fewer above 0
+  /// than are to be drawn without replacement.
+  WeightedRandomSampler(const std::vector<double>& weights, std::int64_t num_samples,
+                        WeightedSamplerOptions options = {});
+
+  /// Throws ConfigError when the dataset has another number of samples than there are weights.
+  std::int64_t length(std::int64_t dataset_length) const override;
+
+  EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
+  bool tells_state() const override { return true; }
+
+ private:
+  at::Tensor weights_;
+  std::int64_t num_samples_;
+  WeightedSamplerOptions options_;
+};
+
+/// Some of the samples, in another order each epoch, Python's SubsetRandomSampler: epoch e is what that draws from a
+/// generator seeded with seed + e.
+class SubsetRandomSampler final : public Sampler {
+ public:
+  /// `indices` of the dataset. Throws ConfigError when there is none.
+  explicit SubsetRandomSampler(std::vector<std::int64_t> indices, std::uint64_t seed = 0);
+
+  /// Throws ConfigError when an index is not in the dataset.
+  std::int64_t length(std::int64_t dataset_length) const override;
+
+  EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
+  bool tells_state() const override { return true; }
+
+ private:
+  std::vector<std::int64_t> indices_;
+  std::uint64_t seed_;
+};
+
+/// Samples of like length after each other, so that little is padding when they are made to batches (see PadCollate):
+/// the samples are shuffled and cut into groups, and each group is sorted, longest first. The first sample is the
+/// longest of all, so that memory which does not suffice shows at once. By the rule of Hugging Face's
+/// LengthGroupedSampler, from a generator seeded with seed + epoch.
+class LengthGroupedSampler final : public Sampler {
+ public:
+  /// `lengths`: of each sample. `group`: samples of a group, a multiple of what all ranks take in a step, such as 50
+  /// times that. Throws ConfigError when there is no length or the group is not positive.
+  LengthGroupedSampler(std::vector<std::int64_t> lengths, std::int64_t group, std::uint64_t seed = 0);
+
+  /// Throws ConfigError when the dataset has another number of samples than there are lengths.
+  std::int64_t length(std::int64_t dataset_length) const override;
+
+  EpochOrder begin(std::int64_t length, std::int64_t epoch, bool dispatched) override;
+  bool tells_state() const override { return true; }
+
+ private:
+  std::vector<std::int64_t> lengths_;
+  std::int64_t group_;
+  std::uint64_t seed_;
+};
+
 /// The order of a torch::data sampler, which is reset for each epoch and gives all of it. One that takes the number of
 /// the epoch (`set_epoch`, as LibTorch's distributed samplers) is told it.
 class TorchSampler final : public Sampler {
