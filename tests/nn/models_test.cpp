@@ -26,7 +26,7 @@ struct Sample {
 std::vector<Sample> all_models() {
   torch::manual_seed(1);
   const at::Tensor pictures = at::randn({4, 3, 32, 32}), digits = at::randn({4, 1, 28, 28});
-  const at::Tensor classes = at::tensor({0, 1, 2, 0}), tokens = at::randint(0, 20, {4, 8}, at::kLong);
+  const at::Tensor classes = at::tensor({0, 1, 2, 0}, at::kLong), tokens = at::randint(0, 20, {4, 8}, at::kLong);
   const auto resnet = [](bool bottleneck) {
     return [bottleneck] {
       return std::make_shared<models::ResNet>(models::ResNetLayout{.blocks = {1, 1, 1, 1}, .bottleneck = bottleneck},
