@@ -168,19 +168,48 @@ at::Tensor pad_image(const at::Tensor& image, const std::array<std::int64_t, 4>&
   return padded;
 }
 
-at::Tensor look_up(const at::Tensor& image, const at::Tensor& table) {
-  const std::int64_t channels = image.size(-3), height = image.size(-2), width = image.size(-1);
-  const at::Tensor planes = image.dim() == 3 ? image : image.reshape({-1, channels, height, width});
-  at::Tensor result = at::empty(image.sizes(), table.options());
-  auto* to = result.mutable_data_ptr<float>();
-  const std::int64_t count = image.numel() / (channels * height * width);
-  for (std::int64_t i = 0; i < count * channels; ++i) {
-    const at::Tensor plane = planes.dim() == 3 ? planes[i] : planes[i / channels][i % channels];
-    const float* const of = table.const_data_ptr<float>() + i % channels * 256;
-    for (std::int64_t y = 0; y < height; ++y) {
-      const std::uint8_t* from = plane.const_data_ptr<std::uint8_t>() + y * plane.stride(0);
-      for (std::int64_t x = 0; x < width; ++x, from += plane.stride(1)) *to++ = of[*from];
+namespace {
+
+// One picture [channels, height, width] in any layout to planes, a row of all channels at a time: a pixel's bytes often
+// lie side by side.
+void look_up_picture(const at::Tensor& picture, const float* table, float* to) {
+  const std::int64_t channels = picture.size(0), height = picture.size(1), width = picture.size(2);
+  const auto* const begin = picture.const_data_ptr<std::uint8_t>();
+  const std::int64_t channel_stride = picture.stride(0), stride = picture.stride(2);
+  for (std::int64_t y = 0; y < height; ++y) {
+    const std::uint8_t* const row = begin + y * picture.stride(1);
+    if (channels == 3) {
+      const std::uint8_t *red = row, *green = row + channel_stride, *blue = row + 2 * channel_stride;
+      float *const r = to + y * width, *const g = r + height * width, *const b = g + height * width;
+      for (std::int64_t x = 0; x < width; ++x, red += stride, green += stride, blue += stride) {
+        r[x] = table[*red];
+        g[x] = table[256 + *green];
+        b[x] = table[512 + *blue];
+      }
+      continue;
     }
+    for (std::int64_t channel = 0; channel < channels; ++channel) {
+      const std::uint8_t* from = row + channel * channel_stride;
+      float* const plane = to + (channel * height + y) * width;
+      for (std::int64_t x = 0; x < width; ++x, from += stride) plane[x] = table[channel * 256 + *from];
+    }
+  }
+}
+
+}  // namespace
+
+at::Tensor look_up(const at::Tensor& image, const at::Tensor& table) {
+  at::Tensor result = at::empty(image.sizes(), table.options());
+  const auto* const values = table.const_data_ptr<float>();
+  auto* to = result.mutable_data_ptr<float>();
+  if (image.dim() == 3) {
+    look_up_picture(image, values, to);
+    return result;
+  }
+  const at::Tensor pictures = image.reshape({-1, image.size(-3), image.size(-2), image.size(-1)});
+  for (const at::Tensor& picture : pictures.unbind(0)) {
+    look_up_picture(picture, values, to);
+    to += picture.numel();
   }
   return result;
 }

@@ -73,7 +73,10 @@ class RandomResizedCrop {
  public:
   /// The part, in pixels.
   struct Params {
-    std::int64_t top, left, height, width;
+    std::int64_t top;     ///< its first row
+    std::int64_t left;    ///< its first column
+    std::int64_t height;  ///< rows
+    std::int64_t width;   ///< columns
   };
 
   /// To this size.
@@ -111,7 +114,8 @@ class RandomCrop {
  public:
   /// The padding, and the part of the padded picture, in pixels.
   struct Params {
-    std::int64_t top, left;
+    std::int64_t top;                     ///< the part's first row, of the padded picture
+    std::int64_t left;                    ///< its first column
     std::array<std::int64_t, 4> padding;  ///< left, top, right, bottom
   };
 
@@ -164,8 +168,11 @@ class ColorJitter {
  public:
   /// What was drawn. A number that is missing changes nothing.
   struct Params {
-    std::array<std::int64_t, 4> order;  ///< of 0 brightness, 1 contrast, 2 saturation, 3 hue
-    std::optional<double> brightness_factor, contrast_factor, saturation_factor, hue_factor;
+    std::array<std::int64_t, 4> order;        ///< of 0 brightness, 1 contrast, 2 saturation, 3 hue
+    std::optional<double> brightness_factor;  ///< of the values
+    std::optional<double> contrast_factor;    ///< of the distance to the mean grey
+    std::optional<double> saturation_factor;  ///< of the distance to each pixel's grey
+    std::optional<double> hue_factor;         ///< turns of the circle
   };
 
   /// By so much.
@@ -190,10 +197,13 @@ struct RandomErasingOptions {
 /// A random rectangle overwritten, with a probability.
 class RandomErasing {
  public:
-  /// The rectangle and what it gets, [channels, 1, 1] or [channels, height, width]; undefined: nothing is erased.
+  /// The rectangle and what it gets.
   struct Params {
-    std::int64_t top = 0, left = 0, height = 0, width = 0;
-    at::Tensor value = {};
+    std::int64_t top = 0;     ///< its first row
+    std::int64_t left = 0;    ///< its first column
+    std::int64_t height = 0;  ///< rows
+    std::int64_t width = 0;   ///< columns
+    at::Tensor value = {};    ///< [channels, 1, 1] or [channels, height, width]; undefined: nothing is erased
   };
 
   /// With these options.
@@ -250,8 +260,8 @@ class TrivialAugmentWide {
 
   /// An operation and its strength, in units of its own.
   struct Params {
-    Operation operation;
-    double magnitude;
+    Operation operation;  ///< which
+    double magnitude;     ///< how much, as torchvision counts it
   };
 
   /// With these options.
@@ -296,10 +306,13 @@ class MixUp {
 /// MixUp is; pictures may be bytes.
 class CutMix {
  public:
-  /// The rectangle, in pixels, and the share of the picture that is outside it.
+  /// The rectangle, in pixels.
   struct Params {
-    std::int64_t left, top, right, bottom;
-    double share;
+    std::int64_t left;    ///< its first column
+    std::int64_t top;     ///< its first row
+    std::int64_t right;   ///< the column after its last
+    std::int64_t bottom;  ///< the row after its last
+    double share;         ///< of the picture that is outside it
   };
 
   /// With these options.
