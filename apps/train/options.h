@@ -18,7 +18,7 @@ class App;
 namespace train {
 
 enum class ModelKind { mlp, cnn, gpt };
-enum class OptimizerKind { sgd, adamw };
+enum class OptimizerKind { sgd, adamw, lion, muon, adafactor };
 
 /// The course of the learning rate from --lr, over the updates after the warm-up.
 enum class SchedulerKind {
@@ -40,7 +40,7 @@ struct GptOptions {
   std::int64_t layers = 4;
   std::int64_t width = 128;  ///< a multiple of heads
   std::int64_t heads = 4;
-  double dropout = 0.0;  ///< of the embeddings, the attention's weights, and what each half of a layer adds
+  double dropout = 0.0;     ///< of the embeddings, the attention's weights, and what each half of a layer adds
   bool checkpoint = false;  ///< layers are computed again in backward passes (nn::checkpoint)
 };
 
