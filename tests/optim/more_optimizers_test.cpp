@@ -192,7 +192,7 @@ TEST_CASE("Lion, Muon and Adafactor divided over ranks make the bits of whole up
     }
 }
 
-TEST_CASE("Lion, Muon and Adafactor go on from a checkpoint to the bit, on another number of ranks too") {
+TEST_CASE("Lion, Muon and Adafactor go on from a checkpoint to the bit") {
   for (const MakeOptimizer& make : kMakers) {
     const TempDir folder;
     const std::string saved = folder / "state";

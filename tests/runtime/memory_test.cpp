@@ -137,7 +137,7 @@ TEST_CASE("memory is not kept when it is not wanted, and never for other threads
 
 TEST_CASE("free_memory gives back on all ranks what a training has left, and another one begins as the first") {
   struct Seen {
-    double before, trained, freed;
+    double trained, freed;
     at::Tensor first, second;
     std::string refusal;
   };
@@ -157,9 +157,6 @@ TEST_CASE("free_memory gives back on all ranks what a training has left, and ano
   };
   const auto seen = on_ranks<Seen>(2, [&](Accelerator& a) {
     Seen mine;
-    a.wait_for_everyone();
-    mine.before = resident_mb();
-    a.wait_for_everyone();
     mine.first = train(a);
     a.wait_for_everyone();
     mine.trained = resident_mb();
@@ -177,8 +174,7 @@ TEST_CASE("free_memory gives back on all ranks what a training has left, and ano
     return mine;
   });
   for (const Seen& one : seen) {
-    CHECK(one.trained - one.before > 80);
-    CHECK(one.freed - one.before < 60);  // the weights that each rank has copied: 20 MB each
+    CHECK(one.trained - one.freed > 50);  // of weights, gradients and averages of 80 MB
     CHECK(at::equal(one.first, one.second));
     CHECK_THAT(one.refusal, ContainsSubstring("within an accumulation window"));
   }
