@@ -16,6 +16,7 @@
 #include "config_file.h"
 #include "judging.h"
 #include "model_flags.h"
+#include "optimizer.h"
 #include "resumed_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -98,11 +99,14 @@ void add_training(CLI::App& app, Raw& raw) {
                      ->check(positive);
   batch->excludes(global);
   app.add_option("--optimizer", raw.optimizer, "how to update")
-      ->check(CLI::IsMember({"sgd", "adamw"}))
+      ->check(CLI::IsMember(optimizer_names()))
       ->capture_default_str();
-  app.add_option("--lr", raw.lr, "learning rate (default: 0.001 for adamw, 0.05 for sgd)")->check(rate);
+  app.add_option("--lr", raw.lr,
+                 "learning rate (default: 0.001 for adamw and muon, 0.05 for sgd, 0.0001 for lion, 0.01 for adafactor)")
+      ->check(rate);
   app.add_option("--momentum", options.momentum, "of sgd")->check(real_range(0.0, 1.0))->capture_default_str();
-  app.add_option("--weight-decay", raw.weight_decay, "(default: 0.01 for adamw, 0 for sgd)")->check(rate);
+  app.add_option("--weight-decay", raw.weight_decay, "(default: 0.01 for adamw, 0.1 for lion and muon, otherwise 0)")
+      ->check(rate);
   app.add_option("--scheduler", raw.scheduler, "course of the learning rate over the training")
       ->check(CLI::IsMember(kSchedulers))
       ->capture_default_str();
@@ -298,14 +302,14 @@ Options finish(Raw raw) {
   options.script = model.script;
   options.hidden = model.hidden;
   options.gpt = model.gpt;
-  options.optimizer = raw.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
+  const OptimizerDefaults optimizer = defaults_of_optimizer(raw.optimizer);
+  options.optimizer = optimizer.kind;
   options.normalize =
       raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
-  const bool sgd = options.optimizer == OptimizerKind::sgd;
-  options.lr = raw.lr.value_or(sgd ? 0.05 : 1e-3);
-  options.weight_decay = raw.weight_decay.value_or(sgd ? 0.0 : 0.01);
-  if (!sgd && options.momentum != 0.0)
-    throw tandem::ConfigError("--momentum belongs to --optimizer sgd; adamw has none");
+  options.lr = raw.lr.value_or(optimizer.lr);
+  options.weight_decay = raw.weight_decay.value_or(optimizer.weight_decay);
+  if (options.optimizer != OptimizerKind::sgd && options.momentum != 0.0)
+    throw tandem::ConfigError("--momentum belongs to --optimizer sgd; " + raw.optimizer + " has none");
   options.scheduler = scheduler_of(raw);
   options.shuffle = !raw.no_shuffle;
   options.progress = !raw.no_progress && !options.quiet && !options.check_exact;

@@ -20,7 +20,7 @@ class App;
 namespace train {
 
 enum class ModelKind { mlp, cnn, resnet18, resnet34, resnet50, vit_b_16, script, gpt, gpt2 };
-enum class OptimizerKind { sgd, adamw };
+enum class OptimizerKind { sgd, adamw, lion, muon, adafactor };
 
 /// The course of the learning rate from --lr, over the updates after the warm-up.
 enum class SchedulerKind {

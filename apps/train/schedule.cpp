@@ -10,6 +10,11 @@ namespace optim = tandem::optim;
 
 std::int64_t divide_up(std::int64_t number, std::int64_t by) { return (number + by - 1) / by; }
 
+bool has_momentum(const Options& options) {
+  return options.optimizer == OptimizerKind::sgd ? options.momentum > 0.0
+                                                 : options.optimizer != OptimizerKind::adafactor;
+}
+
 // Over `steps` updates, by the comments of SchedulerKind.
 optim::SchedulerFactory stage_of(const Options& options, const torch::optim::Optimizer& optimizer, std::int64_t steps) {
   std::vector<double> rates;  // of the groups
@@ -28,9 +33,7 @@ optim::SchedulerFactory stage_of(const Options& options, const torch::optim::Opt
       return optim::stage<optim::CosineAnnealingWarmRestarts>({.T_0 = divide_up(steps, 1 + 2 + 4), .T_mult = 2});
     case SchedulerKind::one_cycle:
       return optim::stage<optim::OneCycleLR>(
-          {.max_lr = rates,
-           .total_steps = steps,
-           .cycle_momentum = options.optimizer == OptimizerKind::adamw || options.momentum > 0.0});
+          {.max_lr = rates, .total_steps = steps, .cycle_momentum = has_momentum(options)});
     default: return optim::stage<optim::ConstantLR>({.factor = 1.0});
   }
 }

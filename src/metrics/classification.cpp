@@ -36,7 +36,8 @@ TopKAccuracy::TopKAccuracy(Rank& rank, TopKAccuracyOptions options) : Metric(ran
 void TopKAccuracy::add(const at::Tensor& outputs, const at::Tensor& targets) {
   if (const std::string wrong = wrong_scores(outputs, targets); !wrong.empty()) refuse(wrong);
   if (const std::string wrong = wrong_classes("targets", targets, outputs.size(1)); !wrong.empty()) refuse(wrong);
-  const at::Tensor scores = classes_last(outputs), classes = targets.flatten().to(scores.device(), at::kLong).unsqueeze(1);
+  const at::Tensor scores = classes_last(outputs),
+                   classes = targets.flatten().to(scores.device(), at::kLong).unsqueeze(1);
   const at::Tensor own = scores.gather(1, classes);
   const at::Tensor later = at::arange(scores.size(1), classes.options()).unsqueeze(0) > classes;
   const at::Tensor before = ((scores > own) | ((scores == own) & later)).sum(1);
@@ -48,7 +49,8 @@ at::Tensor TopKAccuracy::result(const States& of_all) const {
   return of_all.at("right").to(at::kDouble) / of_all.at("all").to(at::kDouble);
 }
 
-ConfusionMatrix::ConfusionMatrix(Rank& rank, std::int64_t classes) : ConfusionMatrix(rank, classes, "ConfusionMatrix") {}
+ConfusionMatrix::ConfusionMatrix(Rank& rank, std::int64_t classes)
+    : ConfusionMatrix(rank, classes, "ConfusionMatrix") {}
 
 ConfusionMatrix::ConfusionMatrix(Rank& rank, std::int64_t classes, std::string name)
     : Metric(rank, name), classes_(classes) {

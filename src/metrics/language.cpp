@@ -23,8 +23,8 @@ Perplexity::Perplexity(Rank& rank, LanguageOptions options, std::string name)
     : Metric(rank, name), options_(std::move(options)) {
   const at::Tensor& bytes = options_.bytes_of_token;
   if (bytes.defined() && (bytes.dim() != 1 || bytes.scalar_type() != at::kLong || bytes.lt(0).any().item<bool>()))
-    throw ConfigError(name + ": bytes_of_token is " + c10::toString(bytes.scalar_type()) + " " + c10::str(bytes.sizes()) +
-                      "; it has an int64, 0 or more, for each token");
+    throw ConfigError(name + ": bytes_of_token is " + c10::toString(bytes.scalar_type()) + " " +
+                      c10::str(bytes.sizes()) + "; it has an int64, 0 or more, for each token");
   add_state("sum", Merge::sum, exact_zero());
   add_state("impossible", Merge::sum, at::zeros({}, at::kLong));  // tokens of probability 0
   add_state("tokens", Merge::sum, at::zeros({}, at::kLong));
@@ -32,8 +32,8 @@ Perplexity::Perplexity(Rank& rank, LanguageOptions options, std::string name)
 }
 
 void Perplexity::add(const at::Tensor& outputs, const at::Tensor& targets) {
-  if (!outputs.is_floating_point() || outputs.dim() != targets.dim() + 1 ||
-      outputs.size(-1) == 0 || outputs.select(-1, 0).sizes() != targets.sizes())
+  if (!outputs.is_floating_point() || outputs.dim() != targets.dim() + 1 || outputs.size(-1) == 0 ||
+      outputs.select(-1, 0).sizes() != targets.sizes())
     refuse(shapes(outputs, targets) + "; logits are floating-point numbers [N, …, tokens] for targets [N, …]");
   if (has_nan(outputs)) refuse("a logit is NaN");
   at::Tensor tokens = targets.flatten();
@@ -58,9 +58,10 @@ void Perplexity::add(const at::Tensor& outputs, const at::Tensor& targets) {
     exact_add(state("sum"), losses.masked_select(possible));
   }
   state("tokens").add_(tokens.numel());
-  state("bytes").add_(options_.bytes_of_token.defined()
-                          ? options_.bytes_of_token.index_select(0, tokens.to(options_.bytes_of_token.device())).sum().cpu()
-                          : at::scalar_tensor(tokens.numel(), at::kLong));
+  state("bytes").add_(
+      options_.bytes_of_token.defined()
+          ? options_.bytes_of_token.index_select(0, tokens.to(options_.bytes_of_token.device())).sum().cpu()
+          : at::scalar_tensor(tokens.numel(), at::kLong));
 }
 
 at::Tensor Perplexity::result(const States& of_all) const {

@@ -65,7 +65,8 @@ double average_precision(const std::vector<Tie>& ties) {
   for (const Tie& tie : ties) {
     right += tie.of_class;
     taken += tie.of_class + tie.others;
-    sum += static_cast<double>(tie.of_class) / static_cast<double>(all) * (static_cast<double>(right) / static_cast<double>(taken));
+    sum += static_cast<double>(tie.of_class) / static_cast<double>(all) *
+           (static_cast<double>(right) / static_cast<double>(taken));
   }
   return sum;
 }

@@ -5,6 +5,9 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include "tandem/optim/lion.h"
+#include "tandem/optim/muon.h"
+
 namespace tandem::optim {
 namespace {
 
@@ -27,7 +30,8 @@ bool set_first_beta(torch::optim::OptimizerOptions& options, double momentum) {
 bool set_momentum(torch::optim::OptimizerOptions& options, double momentum) {
   using namespace torch::optim;
   return set_plain<SGDOptions>(options, momentum) || set_plain<RMSpropOptions>(options, momentum) ||
-         set_first_beta<AdamOptions>(options, momentum) || set_first_beta<AdamWOptions>(options, momentum);
+         set_plain<MuonOptions>(options, momentum) || set_first_beta<AdamOptions>(options, momentum) ||
+         set_first_beta<AdamWOptions>(options, momentum) || set_first_beta<LionOptions>(options, momentum);
 }
 
 }  // namespace tandem::optim

@@ -31,6 +31,13 @@ struct Putter {
   void operator()(const char* name, const std::tuple<double, double>& betas) const {
     insert(name, c10::ivalue::Tuple::create({std::get<0>(betas), std::get<1>(betas)}));
   }
+  void operator()(const char* name, const AdafactorOptions::Eps& eps) const {
+    const auto& [first, second] = eps;
+    insert(name, c10::ivalue::Tuple::create({first ? IValue(*first) : IValue(), IValue(second)}));
+  }
+  void operator()(const char* name, MuonRate rate) const {
+    insert(name, std::string(rate == MuonRate::original ? "original" : "match_rms_adamw"));
+  }
   void operator()(const char* name, const at::Tensor& tensor) const {
     if (tensor.defined()) insert(name, tensor);
   }
@@ -124,6 +131,22 @@ void check_complete(torch::optim::AdagradParamState& state, const torch::optim::
   require(state.sum(), "sum", where);
 }
 
+void check_complete(LionParamState& state, const LionOptions&, const std::string& where) {
+  require(state.exp_avg(), "exp_avg", where);
+}
+
+// By AdamW a parameter has both, or, not updated yet, none.
+void check_complete(MuonParamState& state, const MuonOptions&, const std::string& where) {
+  if (state.step() > 0 || state.exp_avg().defined()) require(state.exp_avg_sq(), "exp_avg_sq", where);
+  if (state.step() > 0 || state.exp_avg_sq().defined()) require(state.exp_avg(), "exp_avg", where);
+}
+
+void check_complete(AdafactorParamState& state, const AdafactorOptions&, const std::string& where) {
+  if (state.variance().defined() || state.step() == 0) return;
+  require(state.row_var(), "row_var", where);
+  require(state.col_var(), "col_var", where);
+}
+
 // Takes fields out of a dict, into references.
 struct Getter {
   const Dict& dict;
@@ -132,6 +155,24 @@ struct Getter {
   bool may_take = false;
   bool* all_fit = nullptr;  // becomes false when a tensor could not be taken as it is
 
+  template <class T>
+  void operator()(OwnField own, T& value) const {
+    if (has(dict, own.name)) (*this)(own.name, value);
+  }
+  void operator()(const char* name, AdafactorOptions::Eps& eps) const {
+    const std::vector<IValue> pair = pair_of(name);
+    const std::string what = where + ": '" + name + "'";
+    std::optional<double> first;
+    if (!pair[0].isNone()) first = number_of(pair[0], what);
+    eps = {first, number_of(pair[1], what)};
+  }
+  void operator()(const char* name, MuonRate& rate) const {
+    const IValue found = field(dict, name, where);
+    if (!found.isNone() && !found.isString()) fail(where + ": '" + name + "' is no text");
+    const std::string text = found.isNone() ? "original" : found.toStringRef();
+    if (text != "original" && text != "match_rms_adamw") fail(where + ": '" + name + "' is '" + text + "'");
+    rate = text == "original" ? MuonRate::original : MuonRate::match_rms_adamw;
+  }
   void operator()(const char* name, double& value) const {
     value = number_of(field(dict, name, where), where + ": '" + name + "'");
   }
@@ -143,23 +184,37 @@ struct Getter {
   void operator()(const char* name, std::int64_t& step) const {
     step = count_of(field(dict, name, where), where + ": '" + name + "'");
   }
-  void operator()(const char* name, std::tuple<double, double>& betas) const {
+  std::vector<IValue> pair_of(const char* name) const {
     const IValue found = field(dict, name, where);
     std::vector<IValue> pair;
     if (found.isTuple()) pair = found.toTupleRef().elements().vec();
     if (found.isList()) pair = found.toListRef().vec();
+    if (pair.size() != 2) fail(where + ": '" + name + "' is no pair");
+    return pair;
+  }
+  void operator()(const char* name, std::tuple<double, double>& betas) const {
+    const std::vector<IValue> pair = pair_of(name);
     const std::string what = where + ": '" + name + "'";
-    if (pair.size() != 2) fail(what + " is no pair");
     betas = {number_of(pair[0], what), number_of(pair[1], what)};
   }
   void operator()(const char* name, at::Tensor& tensor) const {
     if (!has(dict, name) || field(dict, name, where).isNone()) return;
     const IValue found = field(dict, name, where);
     if (!found.isTensor()) fail(where + ": '" + name + "' is no tensor");
-    if (found.toTensor().sizes() != parameter->sizes())
+    const auto sizes = sizes_of_field(name, *parameter);
+    if (found.toTensor().sizes() != sizes)
       fail(where + ": '" + name + "' has sizes " + c10::str(found.toTensor().sizes()) + ", the parameter " +
            c10::str(parameter->sizes()));
-    tensor = placed(found.toTensor());
+    tensor = found.toTensor().sizes() == parameter->sizes() ? placed(found.toTensor()) : placed_dense(found.toTensor());
+  }
+
+  // One that has other sizes than the parameter.
+  at::Tensor placed_dense(const at::Tensor& found) const {
+    const bool fits = found.scalar_type() == parameter->scalar_type() && found.device() == parameter->device() &&
+                      found.is_contiguous();
+    if (may_take && fits) return found;
+    if (!fits && all_fit) *all_fit = false;
+    return at::empty(found.sizes(), parameter->options().requires_grad(false)).copy_(found);
   }
 
   // In the parameter's type and memory order, on its device, as PyTorch does.

@@ -22,8 +22,12 @@ void visit_options(torch::optim::Optimizer& optimizer, const Visit& visit) {
     auto& groups = optimizer.param_groups();
     for (std::size_t g = 0; g < groups.size(); ++g)
       visit_fields(static_cast<Options&>(groups[g].options()), [&](const char* name, const auto& value) {
-        if constexpr (std::is_arithmetic_v<std::remove_cvref_t<decltype(value)>>) {
+        using Value = std::remove_cvref_t<decltype(value)>;
+        if constexpr (std::is_arithmetic_v<Value> || std::is_enum_v<Value>) {
           visit(g, name, static_cast<double>(value));
+        } else if constexpr (std::is_same_v<Value, AdafactorOptions::Eps>) {
+          visit(g, name, std::get<0>(value).value_or(-1));
+          visit(g, name, std::get<1>(value));
         } else {
           visit(g, name, std::get<0>(value));
           visit(g, name, std::get<1>(value));

@@ -79,6 +79,49 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
 }
 
+void Accelerator::free_memory() {
+  const comm::CallRecord record{.operation = "free_memory"};
+  const nn::AccumulationWindow& window = context_.window;
+  const bool is_free = window.is_between() && window.loaders().all().empty() && !training_.join.active();
+  comm::agree(
+      *context_.group, rank(), record,
+      {.refusal = comm::refusal_of([&] {
+         if (!is_free)
+           throw ConfigError(
+               "free_memory() within an accumulation window, a loop over a loader or join_uneven_inputs; call it "
+               "when they have ended");
+       }),
+       .describe = [] { return std::string("free_memory"); }});
+  wait_for_saves();
+  training_.forget_parts({});
+  free_rank_memory();
+  context_.group->meet(rank(), record);  // each rank has given up what lies on its device
+  if (is_main()) free_device_memory(device());
+  context_.group->meet(rank(), record);
+}
+
+RankTraining::PartCounts RankTraining::part_counts() {
+  const auto& registered = checkpoints.registered();
+  return {.models = parts.reducers.size(),
+          .optimizers = parts.optimizers.size(),
+          .schedulers = parts.schedulers.size(),
+          .loaders = parts.loaders.size(),
+          .objects = registered.objects.size(),
+          .hooks = registered.hooks.size()};
+}
+
+void RankTraining::forget_parts(const PartCounts& kept) {
+  const auto shorten = [](auto& list, std::size_t size) {
+    list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
+  };
+  parts.reducers.shorten(kept.models);
+  shorten(parts.optimizers, kept.optimizers);
+  shorten(parts.schedulers, kept.schedulers);
+  shorten(parts.loaders, kept.loaders);
+  shorten(checkpoints.registered().objects, kept.objects);
+  shorten(checkpoints.registered().hooks, kept.hooks);
+}
+
 std::function<void()> RankTraining::undo_point() {
   std::vector<std::pair<at::Generator, at::Tensor>> generators;
   const auto note = [&generators](const rng::RankGenerators& all) {
@@ -92,18 +135,8 @@ std::function<void()> RankTraining::undo_point() {
   std::optional<optim::GradScalerState> scaler;
   if (parts.scaler) scaler = parts.scaler->state();
   return [this, generators, scaler, window = context.window, place = join.place(), trigger = context.trigger,
-          models = parts.reducers.size(), optimizers = parts.optimizers.size(), schedulers = parts.schedulers.size(),
-          loaders = parts.loaders.size(), objects = checkpoints.registered().objects.size(),
-          hooks = checkpoints.registered().hooks.size()] {
-    const auto shorten = [](auto& list, std::size_t size) {
-      list.erase(list.begin() + static_cast<std::ptrdiff_t>(size), list.end());
-    };
-    parts.reducers.shorten(models);
-    shorten(parts.optimizers, optimizers);
-    shorten(parts.schedulers, schedulers);
-    shorten(parts.loaders, loaders);
-    shorten(checkpoints.registered().objects, objects);
-    shorten(checkpoints.registered().hooks, hooks);
+          counts = part_counts()] {
+    forget_parts(counts);
     context.window = window;
     if (exact) exact->forget_window();
     join.return_to(place);

@@ -74,6 +74,15 @@ class RankTraining {
   /// Whether the last step of `optimizer`, or of any for null, was skipped.
   bool step_was_skipped(const torch::optim::Optimizer* optimizer) const;
 
+  /// How much was prepared and registered, by its kinds.
+  struct PartCounts {
+    std::size_t models = 0, optimizers = 0, schedulers = 0, loaders = 0, objects = 0, hooks = 0;
+  };
+  PartCounts part_counts();
+
+  /// Forgets what came after the first of each kind.
+  void forget_parts(const PartCounts& kept);
+
   /// What sets this rank back to where it is now, with what it has prepared by now.
   std::function<void()> undo_point();
 

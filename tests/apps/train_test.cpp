@@ -244,7 +244,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu two", {"--cpu", "two"}},
       {"--cpu 2 --gpus 1", {"--cpu", "--gpus"}},
       {"--cpu 2 --model rnn", {"--model", "rnn", "mlp"}},
-      {"--cpu 2 --optimizer lion", {"--optimizer", "lion", "adamw"}},
+      {"--cpu 2 --optimizer shampoo", {"--optimizer", "shampoo", "adamw"}},
       {"--cpu 2 --normalize x", {"--normalize", "x", "mnist"}},
       {"--cpu 2 --hidden 0", {"--hidden", "0"}},
       {"--cpu 2 --hidden 5,x", {"--hidden", "x"}},

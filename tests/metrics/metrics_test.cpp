@@ -65,7 +65,8 @@ at::Tensor by_hand(int ranks, const MakeMetric& make, const at::Tensor& outputs,
     std::int64_t begin = 0;
     for (int turn = 0; begin < outputs.size(0); ++turn) {
       const std::int64_t rows = std::min<std::int64_t>(1 + turn * 7 % 5, outputs.size(0) - begin);
-      if (turn * turn % ranks == a.rank()) metric->update(outputs.narrow(0, begin, rows), targets.narrow(0, begin, rows));
+      if (turn * turn % ranks == a.rank())
+        metric->update(outputs.narrow(0, begin, rows), targets.narrow(0, begin, rows));
       begin += rows;
     }
     metric->compute();  // which changes nothing
@@ -126,7 +127,8 @@ void check_scores(const char* name, const at::Tensor& outputs, const at::Tensor&
 TEST_CASE("metrics of classes are scikit-learn's, on any number of ranks") {
   for (const json& one : recorded().at("classes")) {
     INFO(one.at("name").get<std::string>());
-    const at::Tensor scores = tensor_of(one.at("scores"), at::kDouble), targets = tensor_of(one.at("targets"), at::kLong);
+    const at::Tensor scores = tensor_of(one.at("scores"), at::kDouble),
+                     targets = tensor_of(one.at("targets"), at::kLong);
     const json& expected = one.at("expected");
     const std::int64_t classes = scores.size(1);
     check_equal(on_any_ranks(maker<metrics::ConfusionMatrix>(classes), scores, targets), expected.at("confusion"));
@@ -134,13 +136,15 @@ TEST_CASE("metrics of classes are scikit-learn's, on any number of ranks") {
                 expected.at("confusion"));
     std::int64_t k = 1;
     for (const json& top : expected.at("top"))
-      check_equal(on_any_ranks(maker<metrics::TopKAccuracy>(metrics::TopKAccuracyOptions{.k = k++}), scores, targets), top);
+      check_equal(on_any_ranks(maker<metrics::TopKAccuracy>(metrics::TopKAccuracyOptions{.k = k++}), scores, targets),
+                  top);
     check_scores<metrics::Precision>("precision", scores, targets, expected);
     check_scores<metrics::Recall>("recall", scores, targets, expected);
     check_scores<metrics::F1>("f1", scores, targets, expected);
     const metrics::RankingOptions each{.average = metrics::Average::per_class};
     check_equal(on_any_ranks(maker<metrics::Auroc>(each), scores, targets), expected.at("auroc"));
-    check_equal(on_any_ranks(maker<metrics::AveragePrecision>(each), scores, targets), expected.at("average_precision"));
+    check_equal(on_any_ranks(maker<metrics::AveragePrecision>(each), scores, targets),
+                expected.at("average_precision"));
     check_equal(on_any_ranks(maker<metrics::Auroc>(), scores, targets).reshape({1}),
                 json::array({tensor_of(expected.at("auroc"), at::kDouble).mean().item<double>()}));
     check_equal(on_any_ranks(maker<metrics::Perplexity>(), scores, targets), expected.at("perplexity"));
@@ -152,14 +156,16 @@ TEST_CASE("metrics of classes are scikit-learn's, on any number of ranks") {
 TEST_CASE("rankings of two classes and regressions are scikit-learn's, on any number of ranks") {
   for (const json& one : recorded().at("binary")) {
     INFO(one.at("name").get<std::string>());
-    const at::Tensor scores = tensor_of(one.at("scores"), at::kDouble), targets = tensor_of(one.at("targets"), at::kLong);
+    const at::Tensor scores = tensor_of(one.at("scores"), at::kDouble),
+                     targets = tensor_of(one.at("targets"), at::kLong);
     check_equal(on_any_ranks(maker<metrics::Auroc>(), scores, targets), one.at("expected").at("auroc"));
     check_equal(on_any_ranks(maker<metrics::AveragePrecision>(), scores, targets == 1),
                 one.at("expected").at("average_precision"));
   }
   for (const json& one : recorded().at("regression")) {
     INFO(one.at("name").get<std::string>());
-    const at::Tensor outputs = tensor_of(one.at("outputs"), at::kDouble), targets = tensor_of(one.at("targets"), at::kDouble);
+    const at::Tensor outputs = tensor_of(one.at("outputs"), at::kDouble),
+                     targets = tensor_of(one.at("targets"), at::kDouble);
     check_equal(on_any_ranks(maker<metrics::MeanSquaredError>(), outputs, targets), one.at("expected").at("mse"));
     check_equal(on_any_ranks(maker<metrics::MeanAbsoluteError>(), outputs, targets), one.at("expected").at("mae"));
     check_equal(on_any_ranks(maker<metrics::R2>(), outputs, targets), one.at("expected").at("r2"));
@@ -227,8 +233,8 @@ struct WrongSum : metrics::Metric {
 TEST_CASE("a program has metrics of its own") {
   const at::Tensor outputs = at::arange(11) % 3;
   CHECK(on_any_ranks(maker<ShareOfZeros>(), outputs, outputs).item<double>() == 4.0 / 11);
-  const auto errors = on_ranks<std::string>(
-      1, [](Accelerator& a) { return error_of<ConfigError>([&] { WrongSum metric(a); }); });
+  const auto errors =
+      on_ranks<std::string>(1, [](Accelerator& a) { return error_of<ConfigError>([&] { WrongSum metric(a); }); });
   CHECK_THAT(errors[0], ContainsSubstring("WrongSum: state 'sum' is a sum of Float, which depends on the order"));
 }
 
@@ -245,7 +251,8 @@ TEST_CASE("what a metric cannot judge is one sentence, and leaves it as it was")
   const auto matrix = maker<metrics::ConfusionMatrix>(std::int64_t{3});
   const auto f1 = maker<metrics::F1>(metrics::ClassScoreOptions{.classes = 3});
   const auto auroc = maker<metrics::Auroc>(), precision = maker<metrics::AveragePrecision>();
-  const auto mse = maker<metrics::MeanSquaredError>(), mae = maker<metrics::MeanAbsoluteError>(), r2 = maker<metrics::R2>();
+  const auto mse = maker<metrics::MeanSquaredError>(), mae = maker<metrics::MeanAbsoluteError>(),
+             r2 = maker<metrics::R2>();
   const auto perplexity = maker<metrics::Perplexity>(), bits_per_byte = maker<metrics::BitsPerByte>();
   const at::Tensor three = at::tensor({0, 1, 3, 1}), negative = at::tensor({0, -1, 2, 1});
   std::vector<Wrong> all;

@@ -98,6 +98,17 @@ Case make_case(const std::string& name, torch::nn::Module& net) {
     made.optimizer = std::make_unique<Adagrad>(net.parameters(), AdagradOptions(0.05).lr_decay(0.01));
     made.by_loss = std::make_unique<tandem::optim::ReduceLROnPlateau>(
         *made.optimizer, tandem::optim::ReduceLROnPlateauOptions{.factor = 0.5, .patience = 0, .threshold = 0.2});
+  } else if (name == "adafactor" || name == "muon") {
+    const auto all = net.parameters();
+    if (name == "adafactor")
+      made.optimizer = std::make_unique<tandem::optim::Adafactor>(
+          all, tandem::optim::AdafactorOptions(0.05).eps({1e-4, 1e-3}).weight_decay(0.1));
+    else  // PyTorch's takes matrices only
+      made.optimizer = std::make_unique<tandem::optim::Muon>(
+          std::vector<at::Tensor>{all[0], all[2]},
+          tandem::optim::MuonOptions(0.02).adjust_lr_fn(tandem::optim::MuonRate::match_rms_adamw));
+    made.by_updates =
+        std::make_unique<tandem::optim::StepLR>(*made.optimizer, tandem::optim::StepLROptions{.step_size = 3});
   } else {
     throw ConfigError("no case " + name);
   }

@@ -59,6 +59,14 @@ CASES = {
         lambda n: torch.optim.Adagrad(n.parameters(), 0.05, lr_decay=0.01),
         lambda o: lr.ReduceLROnPlateau(o, factor=0.5, patience=0, threshold=0.2),
     ),
+    "adafactor": (
+        lambda n: torch.optim.Adafactor(n.parameters(), 0.05, eps=(1e-4, 1e-3), weight_decay=0.1),
+        lambda o: lr.StepLR(o, 3),
+    ),
+    "muon": (
+        lambda n: torch.optim.Muon([n[0].weight, n[2].weight], 0.02, adjust_lr_fn="match_rms_adamw"),
+        lambda o: lr.StepLR(o, 3),
+    ),
 }
 
 

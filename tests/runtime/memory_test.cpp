@@ -6,6 +6,8 @@
 
 #include <c10/core/CPUAllocator.h>
 #include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adam.h>
 
 #include "support/ranks.h"
 
@@ -131,4 +133,49 @@ TEST_CASE("memory is not kept when it is not wanted, and never for other threads
   CHECK(without[0] < 50);
   CHECK(other < 50);
   CHECK(kept_mb() < 50);
+}
+
+TEST_CASE("free_memory gives back on all ranks what a training has left, and another one begins as the first") {
+  struct Seen {
+    double trained, freed;
+    at::Tensor first, second;
+    std::string refusal;
+  };
+  const auto train = [](Accelerator& a) {
+    torch::manual_seed(3);
+    torch::nn::Linear net(2500, 2000);  // 20 MB
+    torch::optim::Adam adam(net->parameters(), 1e-3);
+    auto [model, optimizer] = a.prepare(net, adam);
+    for (int step = 0; step < 2; ++step) {
+      const at::Tensor y =
+          nn::checkpoint([&](const at::Tensor& x) { return net(x).tanh(); }, at::ones({4, 2500}) * (1 + a.rank()));
+      a.backward(y.sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    return net->weight.detach().clone();
+  };
+  const auto seen = on_ranks<Seen>(2, [&](Accelerator& a) {
+    Seen mine;
+    mine.first = train(a);
+    a.wait_for_everyone();
+    mine.trained = resident_mb();
+    a.wait_for_everyone();
+    a.free_memory();
+    mine.freed = resident_mb();
+    a.wait_for_everyone();
+    mine.second = train(a);
+    try {
+      const auto micro_batch = a.accumulate();
+      a.free_memory();
+    } catch (const ConfigError& error) {
+      mine.refusal = error.what();
+    }
+    return mine;
+  });
+  for (const Seen& one : seen) {
+    CHECK(one.trained - one.freed > 50);  // of weights, gradients and averages of 80 MB
+    CHECK(at::equal(one.first, one.second));
+    CHECK_THAT(one.refusal, ContainsSubstring("within an accumulation window"));
+  }
 }

@@ -60,8 +60,8 @@ struct ClassScoreOptions {
   double zero_division = 0;          ///< a class's figure where it would be 0 / 0; NaN: left out of the mean
 };
 
-/// Of the samples that were taken for a class, the share that is of it. Outputs and targets as ConfusionMatrix has them;
-/// the results are those of scikit-learn's precision_score.
+/// Of the samples that were taken for a class, the share that is of it. Outputs and targets as ConfusionMatrix has
+/// them; the results are those of scikit-learn's precision_score.
 class Precision : public ConfusionMatrix {
  public:
   /// Throws ConfigError when there is no class.

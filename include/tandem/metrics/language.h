@@ -9,7 +9,7 @@ namespace tandem::metrics {
 /// What Perplexity and BitsPerByte count.
 struct LanguageOptions {
   std::int64_t ignored_target = -100;  ///< tokens with this target do not count
-  at::Tensor bytes_of_token{};         ///< of BitsPerByte: int64 [V], how many bytes each token stands for; none: 1 each
+  at::Tensor bytes_of_token{};  ///< of BitsPerByte: int64 [V], how many bytes each token stands for; none: 1 each
 };
 
 /// e to the mean of -log p(token), computed in float64. Logits [N, …, V] and tokens [N, …].

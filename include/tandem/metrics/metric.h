@@ -61,6 +61,7 @@ class Metric {
   void reset();
 
  protected:
+  /// Merged states, by name.
   using States = std::map<std::string, at::Tensor>;
 
   /// `rank` is the accelerator, and outlives the metric. `name` is for errors.

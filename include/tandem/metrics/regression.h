@@ -27,8 +27,8 @@ class MeanAbsoluteError : public Metric {
 };
 
 /// The share of the targets' variance that the outputs explain: 1 at best, 0 for their mean. Outputs and targets of one
-/// shape, [N] or [N, D]: then the mean over the D. Targets that are all the same give 1 where all outputs are right, and
-/// 0 otherwise; one sample gives NaN. The results are those of scikit-learn's r2_score. Keeps all targets.
+/// shape, [N] or [N, D]: then the mean over the D. Targets that are all the same give 1 where all outputs are right,
+/// and 0 otherwise; one sample gives NaN. The results are those of scikit-learn's r2_score. Keeps all targets.
 class R2 : public Metric {
  public:
   /// Of `rank` and the others.

@@ -277,6 +277,13 @@ class Accelerator : public Rank {
   /// parameters, and what is allocated on its GPU by all. Errors for lack of a GPU's memory have it.
   std::string memory_summary() const;
 
+  /// Forgets all that was prepared and registered, and gives back, on all ranks, the memory that is kept for later
+  /// tensors: for programs that train one thing after another in a launch. What the program itself still holds stays
+  /// its own, and its models, optimizers, schedulers and loaders are as if they had never been prepared; what prepare
+  /// returned for them is not to be used any more. Waits for saves in the background. To be called between two windows.
+  /// Collective. Throws ConfigError on all ranks within a window, a loop over a loader or join_uneven_inputs.
+  void free_memory();
+
   /// Calls `body(batch_size)` with `start` and, as long as memory runs out on any rank (c10::OutOfMemoryError,
   /// std::bad_alloc or the CPU allocator's error leaves its body), on all ranks with half of it. Returns the size that
   /// all ranks finished with. Collective. Throws ConfigError when `start` is below 1, or when a batch of 1 does not
