@@ -26,7 +26,6 @@ TEST_CASE("exact mode gives the same bits on 1, 2, 4 and 8 devices, which are th
                                               {.layers = Layers::batch_norm},
                                               {.layers = Layers::memory, .accumulation = 2, .dispatch = true},
                                               {.layers = Layers::linear, .dropout = false},
-                                              {.layers = Layers::memory, .accumulation = 2, .checkpointed = true},
                                               {.layers = Layers::linear, .precision = Precision::fp16}}));
   CAPTURE(static_cast<int>(run.layers), run.clip);
   const std::string on_one = bits_on_gpus(run, 1);
@@ -36,11 +35,6 @@ TEST_CASE("exact mode gives the same bits on 1, 2, 4 and 8 devices, which are th
     CHECK((bits_on_gpus(run, ranks) == on_one));
   }
   if (!run.dropout) CHECK((bits_of(run, 2) == on_one));
-  if (run.checkpointed) {  // what is drawn on the device is drawn again
-    ExactRun plain = run;
-    plain.checkpointed = false;
-    CHECK((bits_on_gpus(plain, 2) == on_one));
-  }
   CHECK(fake::races().empty());
 }
 
