@@ -66,8 +66,7 @@ void sum_elements(const std::vector<const Row*>& rows, std::size_t i, std::int64
     leaves.push_back(row->terms[i].defined() ? elements(row->terms[i], begin, end) : at::Tensor());
   const at::Tensor sum = elements(rows.front()->sums[i], begin, end);
   multiply(sum, tree_sum(std::move(leaves)), factor);
-  const auto asks =
-      std::find_if(rows.begin(), rows.end(), [i](const Row* row) { return row->squares[i].defined(); });
+  const auto asks = std::find_if(rows.begin(), rows.end(), [i](const Row* row) { return row->squares[i].defined(); });
   if (asks != rows.end()) add_up_squares((*asks)->squares[i], sum, begin);
   for (const Row* row : rows)
     if (row->sums[i].const_data_ptr() != rows.front()->sums[i].const_data_ptr())
@@ -224,8 +223,8 @@ std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGrou
   std::vector<bool> dense;
   for (const Kind& kind : kinds) dense.push_back(kind.layout == Layout::dense);
   const bool in_common = common && !alone && communicator.shares_memory();
-  const Row row = row_of(std::move(tensors), like, kinds,
-                         in_common ? common(dense) : std::vector<CommonSum>(like.size()));
+  const Row row =
+      row_of(std::move(tensors), like, kinds, in_common ? common(dense) : std::vector<CommonSum>(like.size()));
   if (alone) return sum_of_one(row, kinds, factor);
   return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
                                       : sum_gathered(communicator, row, of_ranks, kinds, like, factor);

@@ -252,6 +252,7 @@ void ExactGradients::reduce(double factor) {
                       std::to_string(communicator_.rank()) +
                       " computes of a global batch has made no backward pass; let each make one, of a loss of 0 where "
                       "there is nothing to learn");
+  for (const auto& model : models_) model->throw_if_not_finite(false);
   std::vector<at::Tensor> terms;
   for (Slot& slot : slots_) terms.push_back(sum_of_rank(slot, sub_step_, slot.leaf));
   const auto sums = sum_over_ranks(std::move(terms), factor);

@@ -65,7 +65,8 @@ at::Tensor sparse(int shard) {
 std::string bits_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return "nothing";
   if (tensor.is_sparse())
-    return (tensor.is_coalesced() ? "coalesced " : "in pieces ") + bits_of(tensor._indices()) + bits_of(tensor._values());
+    return (tensor.is_coalesced() ? "coalesced " : "in pieces ") + bits_of(tensor._indices()) +
+           bits_of(tensor._values());
   const at::Tensor row = tensor.contiguous();
   return {static_cast<const char*>(row.const_data_ptr()), row.nbytes()};
 }

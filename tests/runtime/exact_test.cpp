@@ -1,7 +1,9 @@
 // Exact mode: what comes of a training is the same bits on any number of ranks.
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <random>
 #include <sstream>
 
@@ -157,13 +159,15 @@ TEST_CASE("in exact mode CPU ranks have weights and reduced gradients once, and 
       for (int sub_step = 0; sub_step < 4; ++sub_step) {
         const auto micro_batch = a.accumulate(model);
         a.backward(model(at::randn({4, 8})).square().mean());
-        if (a.sync_gradients()) memory[static_cast<std::size_t>(a.rank())].push_back(net->weight.grad().const_data_ptr());
+        if (a.sync_gradients())
+          memory[static_cast<std::size_t>(a.rank())].push_back(net->weight.grad().const_data_ptr());
         a.clip_grad_norm_(model, 0.1);
         optimizer.step();
         optimizer.zero_grad();
       }
       memory[static_cast<std::size_t>(a.rank())].push_back(net->weight.const_data_ptr());
-      const auto& state = static_cast<torch::optim::AdamWParamState&>(*inner.state().at(net->weight.unsafeGetTensorImpl()));
+      const auto& state =
+          static_cast<torch::optim::AdamWParamState&>(*inner.state().at(net->weight.unsafeGetTensorImpl()));
       memory[static_cast<std::size_t>(a.rank())].push_back(state.exp_avg().const_data_ptr());
       a.wait_for_everyone();
     });
@@ -302,12 +306,12 @@ TEST_CASE("LibTorch's kernels give the same bits wherever memory begins that it 
       check("conv2d", {{2, 3, side, side}, {8, 3, 3, 3}, {8}},
             [](Tensors in) { return at::conv2d(in[0], in[1], in[2], 1, 1); });
     check("layer_norm", {{5, 77}, {77}, {77}}, [](Tensors in) { return at::layer_norm(in[0], {77}, in[1], in[2]); });
-    check("batch_norm", {{5, 7, 6, 6}, {7}, {7}}, [](Tensors in) {
-      return at::batch_norm(in[0], in[1], in[2], {}, {}, /*training=*/true, 0.1, 1e-5, false);
-    });
+    check("batch_norm", {{5, 7, 6, 6}, {7}, {7}},
+          [](Tensors in) { return at::batch_norm(in[0], in[1], in[2], {}, {}, /*training=*/true, 0.1, 1e-5, false); });
     check("softmax", {{9, 77}}, [](Tensors in) { return at::softmax(in[0], 1); });
     check("sum", {{9, 77}}, [](Tensors in) { return in[0].sum() + in[0].mean() + in[0].sum(0).norm(); });
-    check("embedding", {{11, 13}}, [](Tensors in) { return at::embedding(in[0], at::arange(40).mul(7).remainder(11)); });
+    check("embedding", {{11, 13}},
+          [](Tensors in) { return at::embedding(in[0], at::arange(40).mul(7).remainder(11)); });
     for (const std::int64_t width : {4, 16, 33, 64})
       check("attention", {{2, 3, 33, width}, {2, 3, 33, width}, {2, 3, 33, width}}, [](Tensors in) {
         return at::scaled_dot_product_attention(in[0], in[1], in[2], {}, 0.0, /*is_causal=*/true);
@@ -521,6 +525,24 @@ TEST_CASE(
       expected.push_back(at::rand({}, generator).item<double>());
     }
     CHECK(of_shards == expected);
+  }
+}
+
+TEST_CASE("in exact mode check_finite ends a training soon after a gradient that is not finite") {
+  for (const int ranks : {1, 2}) {
+    LaunchConfig config;
+    config.gradient_reducer.check_finite = true;
+    std::atomic<int> windows{0};
+    const Body body = [&](Accelerator& a, Line& line, int shard) {
+      const auto micro_batch = a.accumulate(line.model);
+      a.backward(loss_of(line, shard) * (windows == 3 ? std::numeric_limits<double>::quiet_NaN() : 1.0));
+      if (a.sync_gradients() && a.is_main()) windows += 1;
+      line.optimizer.step();
+      line.optimizer.zero_grad();
+    };
+    const auto train = [&] { weight_after(ranks, body, 1000, config); };
+    CHECK(error_of<RankError>(train).find("is infinite or NaN") != std::string::npos);
+    CHECK(windows < 1000);
   }
 }
 
