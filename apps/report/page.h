@@ -13,8 +13,8 @@ namespace tandem_report {
 /// a page of many stays small.
 nlohmann::ordered_json page_data(const std::vector<Run>& runs);
 
-/// The whole page. Nothing in `data` can end its script or run as one. With a `version`, that of `data`, it asks who has
-/// served it for what is new since: see follow.h.
+/// The whole page. Nothing in `data` can end its script or run as one. With a `version`, that of `data`, it asks who
+/// has served it for what is new since: see follow.h.
 std::string page(const nlohmann::ordered_json& data, const std::string& version = {});
 
 /// JSON as text of ASCII, in which nothing looks like a tag.
