@@ -35,13 +35,12 @@ std::string fit_into_terminal(std::string line) {
   return line;
 }
 
-// Training waits for nobody who does not read what it says, such as a pager or a terminal that was stopped.
-bool is_read() {
-  pollfd error{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
-  return poll(&error, 1, 0) == 1;
-}
-
 }  // namespace
+
+bool is_read(int stream) {
+  pollfd its{.fd = stream, .events = POLLOUT, .revents = 0};
+  return poll(&its, 1, 0) == 1;
+}
 
 void Pace::add(double seconds, std::int64_t steps, std::int64_t samples, double data_wait) {
   const double kept = std::exp(-seconds / kMemory);
@@ -74,7 +73,9 @@ void Progress::count(std::int64_t samples) {
   samples_ += samples;
 }
 
-bool Progress::due() const { return enabled_ && seconds_since(last_) >= (terminal_ ? 0.1 : 5.0) && is_read(); }
+bool Progress::due() const {
+  return enabled_ && seconds_since(last_) >= (terminal_ ? 0.1 : 5.0) && is_read(STDERR_FILENO);
+}
 
 void Progress::show(std::int64_t epoch, std::int64_t step, double loss) {
   last_ = Clock::now();
@@ -90,7 +91,7 @@ void Progress::show(std::int64_t epoch, std::int64_t step, double loss) {
 }
 
 void Progress::clear() {
-  if (shown_ && is_read()) std::fputs("\r\033[K", stderr);
+  if (shown_ && is_read(STDERR_FILENO)) std::fputs("\r\033[K", stderr);
   shown_ = false;
 }
 

@@ -28,6 +28,10 @@ class Pace {
 std::string progress_line(const Pace& pace, std::int64_t epoch, std::int64_t step, std::int64_t total_steps,
                           double loss);
 
+/// Whether somebody takes what is written to a stream now. Training waits for nobody who does not read what it says,
+/// such as a pager or a terminal that was stopped.
+bool is_read(int stream);
+
 /// Shows how training goes, on standard error: a live line on a terminal, a line now and then elsewhere.
 class Progress {
  public:

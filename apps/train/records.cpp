@@ -1,7 +1,10 @@
 #include "records.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "common/interrupt.h"
 #include "warn.h"
@@ -76,9 +79,13 @@ void Records::judged(std::int64_t epoch, std::int64_t steps, const Verdict& verd
   if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
   tracking_.log_verdict(verdict);
   if (options_.quiet) return;
+  untold_ += "epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(steps) + ": " + verdict.sentence + "\n";
+  if (is_read(STDOUT_FILENO)) tell_judgements();
+}
+
+void Records::tell_judgements() {
   progress_.clear();
-  std::printf("epoch %lld, step %lld: %s\n", static_cast<long long>(epoch + 1), static_cast<long long>(steps),
-              verdict.sentence.c_str());
+  std::fputs(std::exchange(untold_, {}).c_str(), stdout);
   std::fflush(stdout);
 }
 
@@ -103,6 +110,7 @@ FinalMetrics Records::measured() const {
 bool Records::wants_sample() const { return !options_.quiet || !options_.log_json.empty() || tracking_.enabled(); }
 
 std::string Records::finish(const FinalMetrics& metrics, tandem::io::RunStatus status) {
+  if (is_read(STDOUT_FILENO)) tell_judgements();
   if (metrics.judged) tracking_.log_verdict(metrics.verdict);
   tracking_.finish(status, metrics);
   return inputs_.log->finish(metrics, apps::interrupted);

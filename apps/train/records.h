@@ -59,6 +59,7 @@ class Records {
 
  private:
   void log_update(const Update& update, double samples_per_second);
+  void tell_judgements();
 
   tandem::Accelerator& accelerator_;
   const Options& options_;
@@ -68,6 +69,7 @@ class Records {
   Progress progress_;
   Tracking tracking_;
   Throughput throughput_;
+  std::string untold_;          // lines for people that nobody has read yet
   double startup_seconds_ = 0;  // to the first update; 0: it has not been made
 };
 

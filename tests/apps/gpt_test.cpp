@@ -27,7 +27,7 @@ TEST_CASE("gpt learns a text, and is judged by the loss on the text's end") {
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("training gpt on 2 CPU ranks") && ContainsSubstring("validation loss") &&
                                 ContainsSubstring("bits per byte"));
-  const auto log = read_log(dir / "log");
+  const auto log = read_log(dir / "log", /*judged=*/true);
   // 199 samples, of which 19 are held out, give 12 updates an epoch; it is judged after the first, and at the end.
   REQUIRE(log.size() == 2 * 12 + 2);
   CHECK(log[12]["eval"]["validation_loss"].get<double>() > log.back()["final"]["validation_loss"].get<double>());

@@ -17,11 +17,14 @@ inline ProgramResult train(const std::string& arguments) {
   return run_program(std::string(TANDEM_TRAIN) + " " + arguments);
 }
 
-/// The complete lines of a log: the last one may still be being written.
-inline std::vector<nlohmann::json> read_log(const std::string& path) {
+/// The complete lines of a log: the last one may still be being written. `judged`: also those of judgements in between.
+inline std::vector<nlohmann::json> read_log(const std::string& path, bool judged = false) {
   std::vector<nlohmann::json> lines;
   std::ifstream file(path);
-  for (std::string line; std::getline(file, line) && !file.eof();) lines.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(file, line) && !file.eof();) {
+    auto json = nlohmann::json::parse(line);
+    if (judged || !json.contains("eval")) lines.push_back(std::move(json));
+  }
   return lines;
 }
 
