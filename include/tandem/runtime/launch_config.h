@@ -57,10 +57,10 @@ struct LaunchConfig {
   bool expandable_segments = false;
   std::shared_ptr<const Backend> backend{};  ///< what `gpus` and `devices` are devices of; null: NVIDIA's GPUs
   int threads_per_rank = 0;                  ///< intra-op threads of a CPU rank, up to 1024; 0: cores / ranks
-  /// Trains in exact mode. Then Sharding is none, and threads_per_rank is 1 where it is not given; LibTorch computes by
-  /// deterministic algorithms, in the whole process while the launch runs, and operators that have none are errors that
-  /// name them; and batch sizes of loaders are those of a logical shard. A launch that is not exact cannot run in the
-  /// process at the same time.
+  /// Trains in exact mode. Then threads_per_rank is 1 where it is not given; LibTorch computes by deterministic
+  /// algorithms, in the whole process while the launch runs, and operators that have none are errors that name them;
+  /// and batch sizes of loaders are those of a logical shard. A launch that is not exact cannot run in the process at
+  /// the same time.
   std::optional<ExactOptions> exact{};
   bool pin_threads = false;             ///< bind rank r to its share of the cores; GPU ranks are near their GPU anyway
   bool keep_tensor_memory = true;       ///< a rank's CPU tensors reuse memory; see docs/training.md
