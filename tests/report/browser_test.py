@@ -110,6 +110,18 @@ def probe(page, acts=(), size="1280,900"):
     return result
 
 
+def wait_for_connection(port):
+    """Until somebody has one to this port of this machine, and has had time to ask."""
+    mine = f":{port:04X}"
+    for _ in range(600):
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state = line.split()[:4]
+            if local.endswith(mine) and state == "01":
+                return time.sleep(2)
+        time.sleep(0.1)
+    raise AssertionError("the browser did not ask for the page")
+
+
 class Report(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -239,6 +251,7 @@ class Report(unittest.TestCase):
                                             "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", address],
                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 self.addCleanup(browser.kill)
+                wait_for_connection(int(re.search(r":(\d+)/", address).group(1)))
                 for first in range(len(whole) // 2, len(whole), 100):
                     with log.open("a") as growing:
                         growing.write("".join(whole[first:first + 100]))
