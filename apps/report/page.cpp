@@ -149,6 +149,24 @@ std::vector<std::string> labels(const std::vector<Run>& runs) {
   return result;
 }
 
+// JSON that is also safe between the tags of a script: nothing in it looks like a tag.
+std::string json_for_html(const Json& data) {
+  const std::string json = data.dump(-1, ' ', true, Json::error_handler_t::replace);
+  std::string safe;
+  safe.reserve(json.size());
+  for (const char character : json) {
+    if (character == '<')
+      safe += "\\u003c";
+    else if (character == '>')
+      safe += "\\u003e";
+    else if (character == '&')
+      safe += "\\u0026";
+    else
+      safe += character;
+  }
+  return safe;
+}
+
 std::string escaped(std::string_view text) {
   std::string html;
   for (const char character : text) {
@@ -180,23 +198,6 @@ Json page_data(const std::vector<Run>& runs) {
   Json json{{"runs", Json::array()}};
   for (std::size_t i = 0; i < runs.size(); ++i) json["runs"].push_back(run_data(runs[i], names[i], most));
   return json;
-}
-
-std::string json_for_html(const Json& data) {
-  const std::string json = data.dump(-1, ' ', true, Json::error_handler_t::replace);
-  std::string safe;
-  safe.reserve(json.size());
-  for (const char character : json) {
-    if (character == '<')
-      safe += "\\u003c";
-    else if (character == '>')
-      safe += "\\u003e";
-    else if (character == '&')
-      safe += "\\u0026";
-    else
-      safe += character;
-  }
-  return safe;
 }
 
 std::string page(const Json& data, const std::string& version) {

@@ -14,10 +14,7 @@ namespace tandem_report {
 nlohmann::ordered_json page_data(const std::vector<Run>& runs);
 
 /// The whole page. Nothing in `data` can end its script or run as one. With a `version`, that of `data`, it asks who
-/// has served it for what is new since: see follow.h.
+/// has served it (tandem report --follow) for what is new since.
 std::string page(const nlohmann::ordered_json& data, const std::string& version = {});
-
-/// JSON as text of ASCII, in which nothing looks like a tag.
-std::string json_for_html(const nlohmann::ordered_json& data);
 
 }  // namespace tandem_report

@@ -112,7 +112,8 @@ void add_answers(httplib::Server& server, LiveRuns& runs, const int& port, const
     if (reading.version == known) return;
     response.status = 200;
     reading.data["version"] = reading.version;
-    response.set_content(tandem_report::json_for_html(reading.data), "application/json");
+    using Json = nlohmann::ordered_json;
+    response.set_content(reading.data.dump(-1, ' ', true, Json::error_handler_t::replace), "application/json");
   });
 }
 

@@ -99,7 +99,7 @@ void Judging::after_epoch(std::int64_t epoch) {
 std::optional<Verdict> Judging::at_end(std::int64_t epoch) { return judge(epoch, true); }
 
 bool Judging::ends_training() const {
-  return options_.early_stop && state_.stops_by.of(options_.early_stop->metric) &&
+  return options_.early_stop && state_.stops_by.name == options_.early_stop->metric &&
          state_.stops_by.judged_since >= options_.early_stop->patience;
 }
 
@@ -151,10 +151,10 @@ void Judging::take(const Verdict& verdict) {
 }
 
 void Judging::keep_best() {
-  if (accelerator_.is_main()) try_to("--save-best ", [&] { write_best_weights(); });
+  if (accelerator_.is_main()) try_to([&] { write_best_weights(); });
   const std::string& directory = options_.launch.checkpoints.directory;
   if (!directory.empty())
-    try_to("--save-best ", [&] {
+    try_to([&] {
       state_.flags = options_.flags;
       accelerator_.save_state(directory + "/best");
     });
@@ -168,11 +168,11 @@ void Judging::write_best_weights() const {
 }
 
 // A training is worth more than a copy of it.
-void Judging::try_to(const char* what, const std::function<void()>& write) {
+void Judging::try_to(const std::function<void()>& write) {
   try {
     write();
   } catch (const tandem::CheckpointError& error) {
-    unwritten_.push_back(std::string(what) + error.what());
+    unwritten_.push_back(std::string("--save-best ") + error.what());
     warn(accelerator_, unwritten_.back() + "; training goes on");
   }
 }

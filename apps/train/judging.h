@@ -56,7 +56,7 @@ class Judging {
   void take(const Verdict& verdict);
   void keep_best();
   void write_best_weights() const;
-  void try_to(const char* what, const std::function<void()>& write);
+  void try_to(const std::function<void()>& write);
 
   tandem::Accelerator& accelerator_;
   const Options& options_;

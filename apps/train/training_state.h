@@ -16,8 +16,6 @@ struct BestFigure {
   std::int64_t step = 0;          ///< after which it was found
   std::int64_t judged_since = 0;  ///< how often the network was no better since
 
-  bool of(const std::string& figure) const { return name == figure; }  ///< whether it is of that one
-
   /// Takes what was found after `at` updates. True when it is better than all before; NaN never is. Another figure than
   /// the one before begins anew.
   bool take(const std::string& figure, double found, std::int64_t at, bool more_is_better);

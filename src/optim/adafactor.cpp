@@ -7,10 +7,10 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/optim/serialize.h>
 
 #include "optim/check.h"
+#include "optim/each_gradient.h"
 
 namespace tandem::optim {
 namespace {
@@ -108,27 +108,11 @@ Adafactor::Adafactor(const std::vector<torch::optim::OptimizerParamGroup>& group
 }
 
 at::Tensor Adafactor::step(LossClosure closure) {
-  at::Tensor loss;
-  if (closure) {
-    const at::AutoGradMode with_graph(true);
-    loss = closure();
-  }
-  const at::NoGradGuard no_grad;
-  for (auto& group : param_groups()) {
-    const auto& options = static_cast<const AdafactorOptions&>(group.options());
-    for (const at::Tensor& parameter : group.params()) {
-      const at::Tensor& gradient = parameter.grad();
-      if (!gradient.defined()) continue;
-      if (gradient.is_sparse() || parameter.is_complex())
-        throw ConfigError(
-            "Adafactor updates no parameters that are complex or have sparse gradients; give them to "
-            "another optimizer");
-      auto& state = this->state()[parameter.unsafeGetTensorImpl()];
-      if (!state) state = std::make_unique<AdafactorParamState>();
-      update(parameter, gradient, static_cast<AdafactorParamState&>(*state), options);
-    }
-  }
-  return loss;
+  return step_each_gradient<AdafactorOptions>(
+      *this, "Adafactor", closure,
+      [&](const at::Tensor& parameter, const at::Tensor& gradient, const AdafactorOptions& options) {
+        update(parameter, gradient, state_of<AdafactorParamState>(*this, parameter), options);
+      });
 }
 
 void Adafactor::save(torch::serialize::OutputArchive& archive) const {

@@ -4,11 +4,11 @@
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/optim/serialize.h>
 
 #include "nn/tensor_layout.h"
 #include "optim/check.h"
+#include "optim/each_gradient.h"
 
 namespace tandem::optim {
 namespace {
@@ -96,31 +96,13 @@ Lion::Lion(const std::vector<torch::optim::OptimizerParamGroup>& groups, LionOpt
 }
 
 at::Tensor Lion::step(LossClosure closure) {
-  at::Tensor loss;
-  if (closure) {
-    const at::AutoGradMode with_graph(true);
-    loss = closure();
-  }
-  const at::NoGradGuard no_grad;
-  for (auto& group : param_groups()) {
-    const auto& options = static_cast<const LionOptions&>(group.options());
-    for (const at::Tensor& parameter : group.params()) {
-      const at::Tensor& gradient = parameter.grad();
-      if (!gradient.defined()) continue;
-      if (gradient.is_sparse() || parameter.is_complex())
-        throw ConfigError(
-            "Lion updates no parameters that are complex or have sparse gradients; give them to another "
-            "optimizer");
-      auto& state = this->state()[parameter.unsafeGetTensorImpl()];
-      if (!state) {
-        auto made = std::make_unique<LionParamState>();
-        made->exp_avg(at::zeros_like(parameter, parameter.options().requires_grad(false)));
-        state = std::move(made);
-      }
-      update(parameter, gradient, static_cast<LionParamState&>(*state).exp_avg(), options);
-    }
-  }
-  return loss;
+  return step_each_gradient<LionOptions>(
+      *this, "Lion", closure, [&](const at::Tensor& parameter, const at::Tensor& gradient, const LionOptions& options) {
+        auto& state = state_of<LionParamState>(*this, parameter);
+        if (!state.exp_avg().defined())
+          state.exp_avg(at::zeros_like(parameter, parameter.options().requires_grad(false)));
+        update(parameter, gradient, state.exp_avg(), options);
+      });
 }
 
 void Lion::save(torch::serialize::OutputArchive& archive) const {

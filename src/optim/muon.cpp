@@ -5,10 +5,10 @@
 #include <utility>
 
 #include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/optim/serialize.h>
 
 #include "optim/check.h"
+#include "optim/each_gradient.h"
 
 namespace tandem::optim {
 namespace {
@@ -120,31 +120,14 @@ Muon::Muon(const std::vector<torch::optim::OptimizerParamGroup>& groups, MuonOpt
 }
 
 at::Tensor Muon::step(LossClosure closure) {
-  at::Tensor loss;
-  if (closure) {
-    const at::AutoGradMode with_graph(true);
-    loss = closure();
-  }
-  const at::NoGradGuard no_grad;
-  for (auto& group : param_groups()) {
-    const auto& options = static_cast<const MuonOptions&>(group.options());
-    for (const at::Tensor& parameter : group.params()) {
-      const at::Tensor& gradient = parameter.grad();
-      if (!gradient.defined()) continue;
-      if (gradient.is_sparse() || parameter.is_complex())
-        throw ConfigError(
-            "Muon updates no parameters that are complex or have sparse gradients; give them to another "
-            "optimizer");
-      auto& state = this->state()[parameter.unsafeGetTensorImpl()];
-      if (!state) state = std::make_unique<MuonParamState>();
-      auto& known = static_cast<MuonParamState&>(*state);
-      if (parameter.dim() == 2 && options.orthogonalize())
-        update_matrix(parameter, gradient, known, options);
-      else
-        update_by_adamw(parameter, gradient, known, options);
-    }
-  }
-  return loss;
+  return step_each_gradient<MuonOptions>(
+      *this, "Muon", closure, [&](const at::Tensor& parameter, const at::Tensor& gradient, const MuonOptions& options) {
+        auto& state = state_of<MuonParamState>(*this, parameter);
+        if (parameter.dim() == 2 && options.orthogonalize())
+          update_matrix(parameter, gradient, state, options);
+        else
+          update_by_adamw(parameter, gradient, state, options);
+      });
 }
 
 void Muon::save(torch::serialize::OutputArchive& archive) const {

@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include "core/word_hash.h"
+#include "nn/tensor_layout.h"
 
 namespace tandem {
 namespace {
@@ -80,12 +81,9 @@ std::uint64_t hash_of_tensor(const at::Tensor& tensor) {
   for (const std::int64_t size : tensor.sizes()) hash.add(static_cast<std::uint64_t>(size));
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  if (tensor.is_sparse()) {
-    add_memory(hash, tensor._indices());
-    add_memory(hash, tensor._values());
-  } else if (tensor.layout() == at::kStrided && !tensor.is_meta() && !tensor.is_quantized() && tensor.has_storage()) {
-    add_memory(hash, tensor);
-  }
+  if (tensor.is_meta() || tensor.is_quantized()) return hash.value();  // which have no numbers to compare
+  for (const at::Tensor& part : nn::memory_of(tensor))
+    if (part.has_storage()) add_memory(hash, part);
   return hash.value();
 }
 

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "runtime/exact_networks.h"
+#include "runtime/operator_trace.h"
 #include "support/error_of.h"
 #include "tandem/runtime/check_exact.h"
 
@@ -202,6 +203,30 @@ TEST_CASE("check_exact names what makes other values on other ranks") {
     const auto difference = difference_with(Plant::weights_of_a_rank, ranks);
     CHECK_THAT(difference.state,
                StartsWith("weight second.bias") && ContainsSubstring("another on rank 1 than on rank 0"));
+  }
+}
+
+TEST_CASE("tensors of every layout have another hash when one value is another") {
+  const at::Tensor dense = at::eye(4);
+  at::Tensor other = dense.clone();
+  other[2][2] = 2;
+  const auto layouts =
+      std::vector<std::function<at::Tensor(const at::Tensor&)>>{[](const at::Tensor& t) { return t; },
+                                                                [](const at::Tensor& t) { return t.t(); },
+                                                                [](const at::Tensor& t) { return t.slice(0, 1, 3); },
+                                                                [](const at::Tensor& t) { return t.to_sparse(); },
+                                                                [](const at::Tensor& t) { return t.to_sparse_csr(); },
+                                                                [](const at::Tensor& t) { return t.to_sparse_csc(); },
+                                                                [](const at::Tensor& t) {
+                                                                  return t.to_sparse_bsr({2, 2});
+                                                                },
+                                                                [](const at::Tensor& t) {
+                                                                  return t.to_sparse_bsc({2, 2});
+                                                                }};
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    CAPTURE(i);
+    CHECK(hash_of_tensor(layouts[i](dense)) == hash_of_tensor(layouts[i](dense.clone())));
+    CHECK(hash_of_tensor(layouts[i](dense)) != hash_of_tensor(layouts[i](other)));
   }
 }
 
