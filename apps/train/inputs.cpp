@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <system_error>
@@ -30,8 +31,8 @@ void check_fills_a_step(const Options& options, std::int64_t samples) {
                               ") with --drop-last; use a smaller --batch-size");
 }
 
-// Optimizer updates, of as many steps an epoch as any rank has. Known before the ranks start, for the same reason.
-std::int64_t count_updates(const Options& options, std::int64_t samples) {
+// Optimizer updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
+std::int64_t updates_of_epoch(const Options& options, std::int64_t samples) {
   const auto& launch = options.launch;
   const auto& loaders = launch.data_loader;
   const tandem::data::EpochPlan plan({.length = samples,
@@ -42,12 +43,21 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
                                       .split_batches = loaders.split_batches,
                                       .dispatch = loaders.dispatch_batches.value_or(false)});
   const std::int64_t window = launch.gradient_accumulation_steps;
-  const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
-  const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
-  if (options.warmup_steps > 0 && options.warmup_steps >= total)
-    throw tandem::ConfigError("--warmup-steps " + std::to_string(options.warmup_steps) +
-                              " leaves nothing of the training's " + std::to_string(total) + " updates; use fewer");
-  return total;
+  return (plan.steps(0) + window - 1) / window;
+}
+
+void count_updates(const Options& options, std::int64_t samples, Inputs& inputs) {
+  const std::int64_t epoch = updates_of_epoch(options, samples);
+  const std::int64_t all_epochs = options.epochs * epoch;
+  inputs.total_steps = std::min(all_epochs, options.max_steps.value_or(all_epochs));
+  inputs.warmup_steps = options.warmup_steps;
+  const bool by_epochs = options.warmup_epochs.value_or(0) > 0;
+  if (by_epochs)
+    inputs.warmup_steps = static_cast<std::int64_t>(std::llround(*options.warmup_epochs * static_cast<double>(epoch)));
+  if (inputs.warmup_steps == 0 || inputs.warmup_steps < inputs.total_steps) return;
+  throw tandem::ConfigError((by_epochs ? "--warmup-epochs, of " : "--warmup-steps ") +
+                            std::to_string(inputs.warmup_steps) + (by_epochs ? " updates, leaves" : " leaves") +
+                            " nothing of the training's " + std::to_string(inputs.total_steps) + " updates; use fewer");
 }
 
 // Makes the folder of a flag, in which `file` will be written. An empty name is none.
@@ -147,9 +157,9 @@ Inputs read_inputs(const Options& options) {
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
   const Task* const task = inputs.task.get();
-  const auto samples = static_cast<std::int64_t>(*task->train_set().size());
+  const auto samples = static_cast<std::int64_t>(task->train_set().size());
   check_fills_a_step(options, samples);
-  inputs.total_steps = count_updates(options, samples);
+  count_updates(options, samples, inputs);
   check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");

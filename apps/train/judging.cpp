@@ -32,8 +32,8 @@ void add_averaged(Verdict& verdict, Verdict averaged) {
 }
 
 void check_figure(const char* flag, const std::string& name, const Task& task, bool averages) {
-  Verdict possible = task.verdict(0);
-  if (averages) add_averaged(possible, task.verdict(0));
+  Verdict possible = not_judged(task);
+  if (averages) add_averaged(possible, not_judged(task));
   std::string all;
   for (const auto& its : possible.figures) {
     if (its.first == name) return;
@@ -128,15 +128,15 @@ std::optional<Verdict> Judging::judge(std::int64_t epoch, bool at_end) {
 }
 
 std::optional<Verdict> Judging::look(bool at_end) {
-  const auto mean =
+  const auto means =
       evaluate(accelerator_, subject_.model, options_, *inputs_.task, at_end ? &records_.tracking() : nullptr);
-  if (!mean) return std::nullopt;
-  Verdict verdict = inputs_.task->verdict(*mean);
+  if (!means) return std::nullopt;
+  Verdict verdict = inputs_.task->verdict(*means);
   if (!subject_.average) return verdict;
   const auto averaged = subject_.average->swap_in();
-  const auto its_mean = evaluate(accelerator_, subject_.model, options_, *inputs_.task, nullptr);
-  if (!its_mean) return std::nullopt;
-  add_averaged(verdict, inputs_.task->verdict(*its_mean));
+  const auto its_means = evaluate(accelerator_, subject_.model, options_, *inputs_.task, nullptr);
+  if (!its_means) return std::nullopt;
+  add_averaged(verdict, inputs_.task->verdict(*its_means));
   return verdict;
 }
 
