@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "class_names.h"
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
 #include "io/model_weights.h"
@@ -133,12 +134,36 @@ std::shared_ptr<const tandem::io::StoredWeights> read_weights(const Options& opt
   }
 }
 
+// A script does not say what it takes and gives before it is called.
+void try_script(const Options& options, const Task& task, Net& net) {
+  const std::string begin = "--model " + options.script + ": ";
+  const Batch example = task.example();
+  at::Tensor scores;
+  try {
+    const torch::NoGradGuard no_grad;
+    net.eval();
+    scores = net.forward(example.data);
+  } catch (const c10::Error& error) {
+    throw tandem::ConfigError(begin + "does not take inputs of sizes " + c10::str(example.data.sizes()) + ": " +
+                              error.what_without_backtrace());
+  }
+  const auto classes = static_cast<std::int64_t>(task.classes().size());
+  if (classes > 0 && (scores.dim() != 2 || scores.size(1) != classes))
+    throw tandem::ConfigError(begin + "gives scores of sizes " + c10::str(scores.sizes()) +
+                              " for a batch of one; the data has " + std::to_string(classes) +
+                              " classes, for which they must be [1, " + std::to_string(classes) + "]");
+}
+
+bool suits_all_sizes(ModelKind model) { return model != ModelKind::vit_b_16 && model != ModelKind::cnn; }
+
 // With a network of its own, where there is something to try, for what the ranks would find after the first output.
 void try_weights(const Options& options, Inputs& inputs) {
   const FineTuning& fine_tuning = options.fine_tuning;
-  if (options.script.empty() && !inputs.initial_weights && fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
+  if (options.script.empty() && suits_all_sizes(options.model) && !inputs.initial_weights &&
+      fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
     return;
   const auto net = inputs.task->make_net();
+  if (!options.script.empty()) try_script(options, *inputs.task, *net);
   if (inputs.initial_weights) {
     const auto report = set_weights(*net, *inputs.initial_weights, options);
     inputs.weights_table = describe(report, options.init_weights);
@@ -154,6 +179,7 @@ Inputs read_inputs(const Options& options) {
   Inputs inputs;
   inputs.initial_weights = read_weights(options);
   inputs.task = make_task(options);
+  inputs.classes = describe_classes(options, *inputs.task);
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
   const Task* const task = inputs.task.get();

@@ -21,6 +21,7 @@ namespace train {
 /// What was read before the ranks start, once for all of them.
 struct Inputs {
   std::unique_ptr<const Task> task;
+  std::string classes;                                               ///< of it, by describe_classes
   std::shared_ptr<const tandem::io::StoredWeights> initial_weights;  ///< null: the model's own
   std::string weights_table;                                         ///< for people, what of them is taken
   std::string half_made;                  ///< for people, what of the backbone they do not have; empty: nothing

@@ -5,6 +5,7 @@
 #include <charconv>
 #include <filesystem>
 
+#include "class_names.h"
 #include "evaluation.h"
 #include "io/model_weights.h"
 #include "warn.h"
@@ -156,6 +157,7 @@ void Judging::keep_best() {
   if (!directory.empty())
     try_to([&] {
       state_.flags = options_.flags;
+      state_.classes = inputs_.task->classes();
       accelerator_.save_state(directory + "/best");
     });
 }
@@ -164,7 +166,8 @@ void Judging::write_best_weights() const {
   std::optional<tandem::optim::ExponentialMovingAverage::Swapped> averaged;
   if (options_.save_best.starts_with(kAveraged)) averaged.emplace(*subject_.average);
   tandem::io::save_safetensors(best_weights_path(options_), tandem::io::weights_of(*subject_.model),
-                               {{"format", "pt"}});
+                               metadata_of_weights(inputs_.classes));
+  try_to_write_classes(accelerator_, best_weights_path(options_), inputs_.classes);
 }
 
 // A training is worth more than a copy of it.

@@ -23,7 +23,9 @@ constexpr const char* kWarning = "train: warning: ";
 
 void announce(const train::Options& options, const train::Inputs& inputs) {
   if (!inputs.half_made.empty()) std::fprintf(stderr, "%s%s\n", kWarning, inputs.half_made.c_str());
-  for (const std::string& warning : inputs.task->warnings()) std::fprintf(stderr, "%s%s\n", kWarning, warning.c_str());
+  const auto left_out = inputs.task->left_out();
+  for (const std::string& why : left_out) std::fprintf(stderr, "%s%s; it is left out\n", kWarning, why.c_str());
+  if (!left_out.empty()) std::fprintf(stderr, "%spictures that were left out: %zu\n", kWarning, left_out.size());
   if (options.quiet) return;
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();

@@ -27,7 +27,8 @@ bool has_folders(const fs::path& directory) {
 
 bool has_mnist(const fs::path& directory) {
   std::error_code error;
-  for (const char* name : {"train-images-idx3-ubyte", "t10k-images-idx3-ubyte"})
+  for (const char* name :
+       {"train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"})
     if (fs::exists(directory / name, error) || fs::exists(directory / (name + std::string(".gz")), error)) return true;
   return false;
 }
@@ -135,7 +136,14 @@ PictureSets list_in_one(const fs::path& directory, const Options& options) {
 
 }  // namespace
 
-bool has_pictures(const std::string& directory) { return !has_mnist(directory) && has_folders(directory); }
+DataIn recognise(const std::string& directory) {
+  std::error_code error;
+  if (has_mnist(directory) || !fs::is_directory(directory, error)) return DataIn::mnist;
+  if (has_folders(directory)) return DataIn::pictures;
+  throw tandem::ConfigError("--data-dir " + directory +
+                            ": has neither folders of pictures, one for each class or train/ and val/ with such, nor "
+                            "the four files of MNIST");
+}
 
 std::int64_t PictureSet::label(std::size_t sample) const {
   return labels[static_cast<std::size_t>(folder.label(pictures[sample]))];

@@ -11,8 +11,11 @@
 
 namespace train {
 
-/// Whether a folder has others in it, and none of MNIST's files.
-bool has_pictures(const std::string& directory);
+/// What lies in --data-dir.
+enum class DataIn { mnist, pictures };
+
+/// Looks. What does not exist counts as MNIST. Throws tandem::ConfigError where there is neither.
+DataIn recognise(const std::string& directory);
 
 /// Some of the pictures of a folder, with the labels that a network is trained with.
 struct PictureSet {

@@ -171,12 +171,7 @@ class PictureTask : public Classification {
            " classes to train on, " + count(sets_.val) + " to judge by, of " + side + " x " + side + " pixels";
   }
 
-  std::vector<std::string> warnings() const override {
-    std::vector<std::string> all = left_out(sets_);
-    for (std::string& why : all) why += "; it is left out";
-    if (!all.empty()) all.push_back("pictures that cannot be read and are left out: " + std::to_string(all.size()));
-    return all;
-  }
+  std::vector<std::string> left_out() const override { return train::left_out(sets_); }
 
  private:
   const Options options_;

@@ -7,7 +7,7 @@ namespace train {
 
 std::unique_ptr<const Task> make_task(const Options& options) {
   if (is_text_model(options.model)) return make_text_task(options);
-  return has_pictures(options.data.dir) ? make_picture_task(options) : make_mnist_task(options);
+  return recognise(options.data.dir) == DataIn::pictures ? make_picture_task(options) : make_mnist_task(options);
 }
 
 }  // namespace train

@@ -48,6 +48,9 @@ class Task {
   /// The network, freshly initialised. Its parameters have the names that they have in PyTorch.
   virtual std::shared_ptr<Net> make_net() const = 0;
 
+  /// One sample, or a few, to try a network with.
+  Batch example() const { return test_set().read({0}); }
+
   /// What training makes small: the mean over a batch of one sample or more, of float32 scores.
   virtual at::Tensor loss(const at::Tensor& scores, const at::Tensor& targets) const = 0;
 
@@ -73,8 +76,8 @@ class Task {
   /// What of its data is worth knowing before the training, for people; empty: nothing.
   virtual std::string about() const { return {}; }
 
-  /// What is wrong with some of its data, for people.
-  virtual std::vector<std::string> warnings() const { return {}; }
+  /// Why each picture was left out that cannot be read, a sentence that begins with its file.
+  virtual std::vector<std::string> left_out() const { return {}; }
 };
 
 /// Reads the data that `options` name. Throws tandem::ConfigError that names the flag.

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "checkpoints.h"
+#include "class_names.h"
 #include "common/interrupt.h"
 #include "evaluation.h"
 #include "io/model_weights.h"
@@ -199,13 +200,14 @@ class Trainer {
 
   void write_weights() {
     try {
-      save_weights(*model_, options_.save_weights, *inputs_.weights);
+      save_weights(*model_, options_.save_weights, *inputs_.weights, inputs_.classes);
       if (average_) {
         const auto averaged = average_->swap_in();
         tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_),
-                                     {{"format", "pt"}});
+                                     metadata_of_weights(inputs_.classes));
       }
       unsaved_.wrote_weights();
+      try_to_write_classes(accelerator_, options_.save_weights, inputs_.classes);
     } catch (const tandem::Error& error) {
       count_as_unwritten(std::string("--save-weights ") + error.what());
     }
@@ -243,6 +245,7 @@ class Trainer {
     outcome.metrics = records_.measured();
     auto& metrics = outcome.metrics;
     metrics.judged = verdict.has_value();
+    metrics.left_out = inputs_.task->left_out();
     metrics.verdict = verdict.value_or(not_judged(*inputs_.task));
     if (metrics.judged && records_.wants_sample()) {
       const auto precision = accelerator_.autocast();
