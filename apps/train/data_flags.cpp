@@ -32,12 +32,18 @@ std::string refuse_ends(const std::string& text) {
   return share < 1 ? std::string() : text + " leaves nothing to train on; use less than 1";
 }
 
+CLI::Validator one_or_three() {
+  return CLI::Validator(
+      [](std::string& text) { return text == "1" || text == "3" ? std::string() : text + " is neither 1 nor 3"; },
+      "{1,3}");
+}
+
 void add_picture_flags(CLI::App& app, DataOptions& options) {
   app.add_option("--image-size", options.image_size,
                  "pixels of each side that pictures get (default: 224, for the mlp and the cnn 32)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{8192}));
   app.add_option("--channels", options.channels, "3: coloured pictures (the default), 1: grey ones")
-      ->check(CLI::IsMember({1, 3}));
+      ->check(one_or_three());
   add_choice(app, "--augment", options.augment, kAugments,
              "how pictures are changed at random while they are trained on (default: none)");
   app.add_option("--val-split", options.val_split,
