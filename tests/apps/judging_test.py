@@ -76,6 +76,7 @@ with tempfile.TemporaryDirectory() as directory:
     place.mkdir()
     kills = train_killed(lambda: command(place, [*straight, "--save-every", "4"]), place / "checkpoints", chance, 4,
                          (0.4, 1.2))
+    assert kills > 0, "it was never killed"
     ours, theirs = lines(place), lines(root / "straight")
     assert ours == theirs, (kills, len(ours), len(theirs), [pair for pair in zip(ours, theirs) if pair[0] != pair[1]][:1])
     for name in ("w.safetensors", "w.ema.safetensors", "best.safetensors", "checkpoints/best/model.safetensors"):
