@@ -29,6 +29,7 @@ const std::map<std::string, tandem::Sharding> kShardings{{"none", tandem::Shardi
 struct EstimateOptions {
   std::string file, optimizer = "adamw", precision = "no", sharding = "automatic";
   train::ModelFlags model;
+  std::optional<std::int64_t> image_size, channels, classes;  // of pictures in folders; none: MNIST
   std::optional<int> cpu, gpus;
   double momentum = 0;
   std::int64_t batch_size = 64;
@@ -48,8 +49,16 @@ void take_file(Training& training, const std::string& path) {
   }
 }
 
-void take_model(Training& training, const train::ModelFlags& flags) {
-  const train::NetSizes sizes = train::sizes_of(train::read_model_flags(flags));
+// Of pictures as train takes them, of ImageNet's classes where nothing is said.
+std::optional<tandem::models::ImageShape> images_of(const EstimateOptions& options) {
+  if (!options.image_size && !options.channels && !options.classes) return {};
+  return tandem::models::ImageShape{.channels = options.channels.value_or(3),
+                                    .size = options.image_size.value_or(224),
+                                    .classes = options.classes.value_or(1000)};
+}
+
+void take_model(Training& training, const EstimateOptions& options) {
+  const train::NetSizes sizes = train::sizes_of(train::read_model_flags(options.model), images_of(options));
   training.weights = 4 * static_cast<double>(sizes.parameters);
   training.training_sample = sizes.training_bytes;
   training.evaluation_batch = sizes.evaluation_bytes;
@@ -59,7 +68,7 @@ void take_model(Training& training, const train::ModelFlags& flags) {
 Training training_of(const EstimateOptions& options) {
   Training training;
   if (options.file.empty())
-    take_model(training, options.model);
+    take_model(training, options);
   else
     take_file(training, options.file);
   training.gpu = options.gpus.has_value();
@@ -119,6 +128,16 @@ void add_estimate(CLI::App& tandem, Commands& commands) {
                                 "without one, a model of train's")
                    ->type_name("FILE");
   train::add_model_flags(*estimate, options->model)->excludes(file);
+  const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1'000'000});
+  const char* const of_pictures = " (default: as MNIST's; of pictures ";
+  estimate->add_option("--image-size", options->image_size, "pixels of each side" + std::string(of_pictures) + "224)")
+      ->check(positive);
+  estimate
+      ->add_option("--channels", options->channels,
+                   "3: coloured pictures, 1: grey ones" + std::string(of_pictures) + "3)")
+      ->check(positive);
+  estimate->add_option("--classes", options->classes, "of the pictures" + std::string(of_pictures) + "1000)")
+      ->check(positive);
   auto* cpu = estimate->add_option("--cpu", options->cpu, "N ranks on the CPU (default: as many as train takes)")
                   ->check(CLI::Range(1, 1024));
   estimate->add_option("--gpus", options->gpus, "N GPUs, a rank each")->check(CLI::Range(1, 1024))->excludes(cpu);

@@ -284,6 +284,7 @@ Options finish(Raw raw) {
   options.model = model.model;
   options.script = model.script;
   options.hidden = model.hidden;
+  options.checkpoint_activations = model.checkpoint_activations;
   options.gpt = model.gpt;
   const OptimizerDefaults optimizer = defaults_of_optimizer(raw.optimizer);
   options.optimizer = optimizer.kind;

@@ -6,6 +6,7 @@
 #include "support/train_program.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/models/resnet.h"
+#include "tandem/models/sequential_nets.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -61,6 +62,31 @@ TEST_CASE("the parameters of torchvision's networks are as many as they have") {
   CHECK(estimated("--model resnet50")["parameters"] == parameters_of(*models::resnet50(digits)));
   // Of torchvision's, with 10 classes and one channel.
   CHECK(estimated("--model vit_b_16")["parameters"] == 86'567'656 - 990 * (768 + 1) - 2 * 768 * 16 * 16);
+}
+
+TEST_CASE("networks for pictures are as large as torchvision's, and need less when layers are computed again") {
+  const std::string pictures = " --cpu 1 --image-size 224 --classes 1000";
+  for (const auto& [model, parameters] : std::vector<std::pair<std::string, std::int64_t>>{
+           {"resnet18", 11'689'512}, {"resnet34", 21'797'672}, {"resnet50", 25'557'032}, {"vit_b_16", 86'567'656}}) {
+    const auto plain = estimated("--model " + model + pictures);
+    CAPTURE(model);
+    CHECK(plain["parameters"] == parameters);
+    const auto again = estimated("--model " + model + pictures + " --checkpoint-activations");
+    CHECK(part(again, "activations", "peak_mb") < 0.85 * part(plain, "activations", "peak_mb"));
+  }
+  for (const char* model : {"gpt", "gpt2"}) {
+    const auto plain = estimated(std::string("--cpu 1 --model ") + model);
+    const auto again = estimated(std::string("--cpu 1 --checkpoint-activations --model ") + model);
+    CHECK(part(again, "activations", "peak_mb") < part(plain, "activations", "peak_mb"));
+  }
+  const std::string small = "--cpu 1 --image-size 16 --classes 3 --channels 1 --model ";
+  const models::ImageShape shape{.channels = 1, .size = 16, .classes = 3};
+  for (const auto& [model, net] : std::vector<std::pair<std::string, std::shared_ptr<models::Net>>>{
+           {"mlp", models::mlp({512, 512}, shape)}, {"cnn", models::cnn(shape)}}) {
+    std::int64_t parameters = 0;
+    for (const auto& parameter : net->parameters()) parameters += parameter.numel();
+    CHECK(estimated(small + model)["parameters"] == parameters);
+  }
 }
 
 TEST_CASE("weights, gradients and optimizer state are counted by optimizer and sharding") {
