@@ -91,17 +91,19 @@ Ended trained(const std::string& arguments) {
   return {read_log(dir / "log").back().at("final"), result.output};
 }
 
-// What is wrong with a command line, or with the data that it names.
-std::string problem_with(const std::string& arguments) {
+train::Options options_of(const std::string& arguments) {
   std::istringstream text("train --cpu 1 --quiet " + arguments);
   std::vector<std::string> words{std::istream_iterator<std::string>(text), {}};
+  train::describe_command_line()->parse(std::vector<std::string>(words.rbegin(), words.rend() - 1));  // which throws
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  return train::parse_options(static_cast<int>(argv.size()), argv.data()).options.value();
+}
+
+// What is wrong with a command line, or with the data that it names.
+std::string problem_with(const std::string& arguments) {
   try {
-    std::vector<std::string> reversed(words.rbegin(), words.rend() - 1);
-    train::describe_command_line()->parse(std::move(reversed));
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    const auto parsed = train::parse_options(static_cast<int>(argv.size()), argv.data());
-    train::read_inputs(parsed.options.value());
+    train::read_inputs(options_of(arguments));
   } catch (const CLI::ParseError& error) {
     return error.what();
   } catch (const ConfigError& error) {
@@ -151,6 +153,21 @@ TEST_CASE("MNIST in folders of PNGs is judged as MNIST is and learned as well, a
   CHECK(judged.final["accuracy"] == digits.final["accuracy"]);
   CHECK(in_png.final["accuracy"] == digits.final["accuracy"]);
   CHECK(in_png.final["loss"].get<double>() == Approx(digits.final["loss"].get<double>()).epsilon(1e-5));
+}
+
+TEST_CASE("the flags of models reach the training") {
+  const auto options = options_of(
+      "--model gpt --layers 3 --width 30 --heads 5 --block-size 7 --dropout 0.25 "
+      "--checkpoint-activations --data-file x");
+  CHECK(options.checkpoint_activations);
+  CHECK(options.gpt.layers == 3);
+  CHECK(options.gpt.width == 30);
+  CHECK(options.gpt.heads == 5);
+  CHECK(options.gpt.block_size == 7);
+  CHECK(options.gpt.dropout == 0.25);
+  CHECK(options_of("--hidden 3,4").hidden == std::vector<std::int64_t>{3, 4});
+  CHECK(options_of("--model resnet18").model == train::ModelKind::resnet18);
+  CHECK(options_of("--model net.pt").script == "net.pt");
 }
 
 TEST_CASE(
