@@ -39,12 +39,11 @@ void ClassReport::add(const at::Tensor& scores, const at::Tensor& labels) {
   labels_.push_back(labels.to(at::kCPU).view(-1));
 }
 
-void ClassReport::log(tandem::io::TrackerSet& trackers, Samples test_set, const std::vector<std::string>& classes,
-                      std::int64_t step) const {
+void ClassReport::log(tandem::io::TrackerSet& trackers, const Samples& test_set,
+                      const std::vector<std::string>& classes, std::int64_t step) const {
   const at::Tensor chances = at::cat(scores_).log_softmax(1), labels = at::cat(labels_);
   const at::Tensor losses = -chances.gather(1, labels.unsqueeze(1)).squeeze(1);
   const auto [certainty, taken_for] = chances.max(1);
-  trackers.log({{"eval/loss", losses.mean().item<double>()}}, step);
   trackers.log_matrix("eval/confusion", confusion(labels, taken_for, classes), step);
 
   const at::Tensor worst = std::get<1>(losses.topk(std::min(kWorst, losses.numel())));
@@ -58,7 +57,7 @@ void ClassReport::log(tandem::io::TrackerSet& trackers, Samples test_set, const 
     samples.push_back(static_cast<std::size_t>(sample));
     captions.push_back(caption(name(labels), name(taken_for), certainty[sample].exp().item<double>()));
   }
-  trackers.log_images("eval/worst", brightness(test_set.get_batch(samples).data), step, captions);
+  trackers.log_images("eval/worst", brightness(test_set.read(samples).data), step, captions);
 }
 
 }  // namespace train

@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <system_error>
 #include <utility>
 
+#include "class_names.h"
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
 #include "io/model_weights.h"
@@ -30,8 +32,8 @@ void check_fills_a_step(const Options& options, std::int64_t samples) {
                               ") with --drop-last; use a smaller --batch-size");
 }
 
-// Optimizer updates, of as many steps an epoch as any rank has. Known before the ranks start, for the same reason.
-std::int64_t count_updates(const Options& options, std::int64_t samples) {
+// Optimizer updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
+std::int64_t updates_of_epoch(const Options& options, std::int64_t samples) {
   const auto& launch = options.launch;
   const auto& loaders = launch.data_loader;
   const tandem::data::EpochPlan plan({.length = samples,
@@ -42,12 +44,21 @@ std::int64_t count_updates(const Options& options, std::int64_t samples) {
                                       .split_batches = loaders.split_batches,
                                       .dispatch = loaders.dispatch_batches.value_or(false)});
   const std::int64_t window = launch.gradient_accumulation_steps;
-  const std::int64_t all_epochs = options.epochs * ((plan.steps(0) + window - 1) / window);
-  const std::int64_t total = std::min(all_epochs, options.max_steps.value_or(all_epochs));
-  if (options.warmup_steps > 0 && options.warmup_steps >= total)
-    throw tandem::ConfigError("--warmup-steps " + std::to_string(options.warmup_steps) +
-                              " leaves nothing of the training's " + std::to_string(total) + " updates; use fewer");
-  return total;
+  return (plan.steps(0) + window - 1) / window;
+}
+
+void count_updates(const Options& options, std::int64_t samples, Inputs& inputs) {
+  const std::int64_t epoch = updates_of_epoch(options, samples);
+  const std::int64_t all_epochs = options.epochs * epoch;
+  inputs.total_steps = std::min(all_epochs, options.max_steps.value_or(all_epochs));
+  inputs.warmup_steps = options.warmup_steps;
+  const bool by_epochs = options.warmup_epochs.value_or(0) > 0;
+  if (by_epochs)
+    inputs.warmup_steps = static_cast<std::int64_t>(std::llround(*options.warmup_epochs * static_cast<double>(epoch)));
+  if (inputs.warmup_steps == 0 || inputs.warmup_steps < inputs.total_steps) return;
+  throw tandem::ConfigError((by_epochs ? "--warmup-epochs, of " : "--warmup-steps ") +
+                            std::to_string(inputs.warmup_steps) + (by_epochs ? " updates, leaves" : " leaves") +
+                            " nothing of the training's " + std::to_string(inputs.total_steps) + " updates; use fewer");
 }
 
 // Makes the folder of a flag, in which `file` will be written. An empty name is none.
@@ -123,12 +134,36 @@ std::shared_ptr<const tandem::io::StoredWeights> read_weights(const Options& opt
   }
 }
 
+// A script does not say what it takes and gives before it is called.
+void try_script(const Options& options, const Task& task, Net& net) {
+  const std::string begin = "--model " + options.script + ": ";
+  const Batch example = task.example();
+  at::Tensor scores;
+  try {
+    const torch::NoGradGuard no_grad;
+    net.eval();
+    scores = net.forward(example.data);
+  } catch (const c10::Error& error) {
+    throw tandem::ConfigError(begin + "does not take inputs of sizes " + c10::str(example.data.sizes()) + ": " +
+                              error.what_without_backtrace());
+  }
+  const auto classes = static_cast<std::int64_t>(task.classes().size());
+  if (classes > 0 && (scores.dim() != 2 || scores.size(1) != classes))
+    throw tandem::ConfigError(begin + "gives scores of sizes " + c10::str(scores.sizes()) +
+                              " for a batch of one; the data has " + std::to_string(classes) +
+                              " classes, for which they must be [1, " + std::to_string(classes) + "]");
+}
+
+bool suits_all_sizes(ModelKind model) { return model != ModelKind::vit_b_16 && model != ModelKind::cnn; }
+
 // With a network of its own, where there is something to try, for what the ranks would find after the first output.
 void try_weights(const Options& options, Inputs& inputs) {
   const FineTuning& fine_tuning = options.fine_tuning;
-  if (options.script.empty() && !inputs.initial_weights && fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
+  if (options.script.empty() && suits_all_sizes(options.model) && !inputs.initial_weights &&
+      fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
     return;
   const auto net = inputs.task->make_net();
+  if (!options.script.empty()) try_script(options, *inputs.task, *net);
   if (inputs.initial_weights) {
     const auto report = set_weights(*net, *inputs.initial_weights, options);
     inputs.weights_table = describe(report, options.init_weights);
@@ -144,12 +179,13 @@ Inputs read_inputs(const Options& options) {
   Inputs inputs;
   inputs.initial_weights = read_weights(options);
   inputs.task = make_task(options);
+  inputs.classes = describe_classes(options, *inputs.task);
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
   const Task* const task = inputs.task.get();
-  const auto samples = static_cast<std::int64_t>(*task->train_set().size());
+  const auto samples = static_cast<std::int64_t>(task->train_set().size());
   check_fills_a_step(options, samples);
-  inputs.total_steps = count_updates(options, samples);
+  count_updates(options, samples, inputs);
   check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");

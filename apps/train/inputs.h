@@ -21,11 +21,13 @@ namespace train {
 /// What was read before the ranks start, once for all of them.
 struct Inputs {
   std::unique_ptr<const Task> task;
+  std::string classes;                                               ///< of it, by describe_classes
   std::shared_ptr<const tandem::io::StoredWeights> initial_weights;  ///< null: the model's own
   std::string weights_table;                                         ///< for people, what of them is taken
   std::string half_made;                  ///< for people, what of the backbone they do not have; empty: nothing
   std::optional<std::string> checkpoint;  ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;           ///< optimizer updates of the whole training
+  std::int64_t warmup_steps = 0;          ///< those in which the learning rate grows
   std::shared_ptr<tandem::io::CheckpointSeries> series;  ///< null without --checkpoint-dir
   std::shared_ptr<tandem::io::OutputFile> weights;       ///< where they will be saved; null without --save-weights
   std::unique_ptr<MetricsLog> log;                       ///< of rank 0

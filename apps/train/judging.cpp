@@ -5,6 +5,7 @@
 #include <charconv>
 #include <filesystem>
 
+#include "class_names.h"
 #include "evaluation.h"
 #include "io/model_weights.h"
 #include "warn.h"
@@ -32,8 +33,8 @@ void add_averaged(Verdict& verdict, Verdict averaged) {
 }
 
 void check_figure(const char* flag, const std::string& name, const Task& task, bool averages) {
-  Verdict possible = task.verdict(0);
-  if (averages) add_averaged(possible, task.verdict(0));
+  Verdict possible = not_judged(task);
+  if (averages) add_averaged(possible, not_judged(task));
   std::string all;
   for (const auto& its : possible.figures) {
     if (its.first == name) return;
@@ -128,15 +129,15 @@ std::optional<Verdict> Judging::judge(std::int64_t epoch, bool at_end) {
 }
 
 std::optional<Verdict> Judging::look(bool at_end) {
-  const auto mean =
+  const auto means =
       evaluate(accelerator_, subject_.model, options_, *inputs_.task, at_end ? &records_.tracking() : nullptr);
-  if (!mean) return std::nullopt;
-  Verdict verdict = inputs_.task->verdict(*mean);
+  if (!means) return std::nullopt;
+  Verdict verdict = inputs_.task->verdict(*means);
   if (!subject_.average) return verdict;
   const auto averaged = subject_.average->swap_in();
-  const auto its_mean = evaluate(accelerator_, subject_.model, options_, *inputs_.task, nullptr);
-  if (!its_mean) return std::nullopt;
-  add_averaged(verdict, inputs_.task->verdict(*its_mean));
+  const auto its_means = evaluate(accelerator_, subject_.model, options_, *inputs_.task, nullptr);
+  if (!its_means) return std::nullopt;
+  add_averaged(verdict, inputs_.task->verdict(*its_means));
   return verdict;
 }
 
@@ -156,6 +157,7 @@ void Judging::keep_best() {
   if (!directory.empty())
     try_to([&] {
       state_.flags = options_.flags;
+      state_.classes = inputs_.task->classes();
       accelerator_.save_state(directory + "/best");
     });
 }
@@ -164,7 +166,8 @@ void Judging::write_best_weights() const {
   std::optional<tandem::optim::ExponentialMovingAverage::Swapped> averaged;
   if (options_.save_best.starts_with(kAveraged)) averaged.emplace(*subject_.average);
   tandem::io::save_safetensors(best_weights_path(options_), tandem::io::weights_of(*subject_.model),
-                               {{"format", "pt"}});
+                               metadata_of_weights(inputs_.classes));
+  try_to_write_classes(accelerator_, best_weights_path(options_), inputs_.classes);
 }
 
 // A training is worth more than a copy of it.

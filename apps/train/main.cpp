@@ -23,6 +23,9 @@ constexpr const char* kWarning = "train: warning: ";
 
 void announce(const train::Options& options, const train::Inputs& inputs) {
   if (!inputs.half_made.empty()) std::fprintf(stderr, "%s%s\n", kWarning, inputs.half_made.c_str());
+  const auto left_out = inputs.task->left_out();
+  for (const std::string& why : left_out) std::fprintf(stderr, "%s%s; it is left out\n", kWarning, why.c_str());
+  if (!left_out.empty()) std::fprintf(stderr, "%spictures that were left out: %zu\n", kWarning, left_out.size());
   if (options.quiet) return;
   const auto& launch = options.launch;
   const bool asked = launch.gpus || launch.cpu || !launch.devices.empty();
@@ -35,6 +38,7 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
               (options.script.empty() ? train::name_of(options.model) : options.script).c_str(), precision, ranks,
               name.c_str(), ranks == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
+  if (const std::string about = inputs.task->about(); !about.empty()) std::printf("%s\n", about.c_str());
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::printf("%s", inputs.weights_table.c_str());
   std::fflush(stdout);

@@ -96,6 +96,7 @@ std::string MetricsLog::finish(const FinalMetrics& metrics, const std::function<
   last["samples_per_second"] = metrics.samples_per_second;
   last["startup_seconds"] = metrics.startup_seconds;
   last["peak_rss_mb"] = metrics.peak_rss_mb;
+  if (!metrics.left_out.empty()) last["left_out"] = metrics.left_out;
   if (!metrics.sample.empty()) last["sample"] = metrics.sample;
   put(tandem::io::shown_json(Json{{"final", last}}) + '\n');
   while (!pending_.empty() && problem_.empty()) {

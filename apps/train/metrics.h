@@ -34,8 +34,9 @@ struct Verdict {
 /// What is known at the end.
 struct FinalMetrics {
   Verdict verdict{};
-  bool judged = false;   ///< the verdict is one
-  std::string sample{};  ///< valid UTF-8; empty: none
+  bool judged = false;                  ///< the verdict is one
+  std::vector<std::string> left_out{};  ///< why each picture was that cannot be read
+  std::string sample{};                 ///< valid UTF-8; empty: none
   double train_seconds = 0;
   double samples_per_second = 0;
   double startup_seconds = 0;

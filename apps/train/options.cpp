@@ -17,6 +17,7 @@
 #include "judging.h"
 #include "model_flags.h"
 #include "optimizer.h"
+#include "real_range.h"
 #include "resumed_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
@@ -41,42 +42,17 @@ struct Raw {
   std::optional<std::int64_t> batch_size, global_batch_size;
   std::optional<double> lr, weight_decay;
   ModelFlags model;
-  std::string optimizer = "adamw", scheduler = "constant", normalize = "mnist";
+  std::string optimizer = "adamw", scheduler = "constant";
   std::string profile_steps = "10:20", early_stop;
-  bool no_shuffle = false, no_progress = false;
+  bool no_progress = false;
 };
-
-// A range of its ends and what is between; CLI::Range lets NaN pass.
-CLI::Validator real_range(double least, double most) {
-  const CLI::Validator is_number(
-      [](std::string& text) { return std::isnan(std::atof(text.c_str())) ? text + " is no number" : std::string(); },
-      "");
-  return CLI::Range(least, most) & is_number;
-}
 
 std::string refuse_one(const std::string& text) {
   return std::atof(text.c_str()) < 1 ? std::string() : text + " leaves nothing; use less than 1";
 }
 
-void add_model_and_data(CLI::App& app, Raw& raw) {
-  auto& options = raw.options;
-  add_model_flags(app, raw.model);
-  app.add_option("--data-dir", options.data_dir, "folder with the four files of MNIST")
-      ->type_name("DIR")
-      ->capture_default_str();
-  app.add_option("--limit-train-samples", options.limit_train_samples, "train on the first N samples only")
-      ->check(CLI::Range(std::int64_t{1}, kMany));
-  app.add_flag("--no-shuffle", raw.no_shuffle, "take the samples in their order");
-  app.add_option("--normalize", raw.normalize, "mnist: (v/255 - 0.1307)/0.3081, none: v/255")
-      ->check(CLI::IsMember({"mnist", "none"}))
-      ->capture_default_str();
-}
-
 void add_text(CLI::App& app, Raw& raw) {
   auto& options = raw.options;
-  app.add_option("--data-file", options.data_file,
-                 "text that the gpt or gpt2 trains on; its last tenth is for validation")
-      ->type_name("FILE");
   app.add_option("--dropout", raw.model.dropout,
                  "share of activations that the gpt (default: 0) or gpt2 (0.1) leaves out in training")
       ->check(real_range(0.0, 1.0))
@@ -113,6 +89,8 @@ void add_training(CLI::App& app, Raw& raw) {
   app.add_option("--warmup-steps", options.warmup_steps, "let the learning rate grow over the first N updates")
       ->check(CLI::Range(std::int64_t{0}, kMany))
       ->capture_default_str();
+  app.add_option("--warmup-epochs", options.warmup_epochs, "the same over the first N epochs, such as 0.5")
+      ->check(real_range(0.0, 1e9));
   app.add_option("--clip-grad-norm", options.clip_grad_norm, "limit of the gradient's 2-norm")
       ->check(real_range(1e-12, 1e12));
   app.add_option("--label-smoothing", options.label_smoothing, "share of the target that is spread over all classes")
@@ -210,7 +188,8 @@ struct CommandLine {
     app.get_option("--split-batches")->description("--batch-size is that of all ranks together");
     app.add_flag("--cuda-graphs", raw.options.cuda_graphs,
                  "record a step on the GPU and replay it, for models that keep a GPU waiting for the host");
-    add_model_and_data(app, raw);
+    add_model_flags(app, raw.model);
+    add_data_flags(app, raw.options.data);
     add_text(app, raw);
     add_training(app, raw);
     add_judging(app, raw);
@@ -287,11 +266,15 @@ tandem::PartialState examine_ranks(const Raw& raw) {
 
 SchedulerKind scheduler_of(const Raw& raw) {
   const SchedulerKind kind = kSchedulers.at(raw.scheduler);
-  if (raw.options.warmup_steps == 0) return kind;
+  const bool by_steps = raw.options.warmup_steps > 0, by_epochs = raw.options.warmup_epochs.value_or(0) > 0;
+  if (by_steps && by_epochs)
+    throw tandem::ConfigError("--warmup-steps does not go with --warmup-epochs; one of them must be 0 or not given");
+  if (!by_steps && !by_epochs) return kind;
+  const std::string flag = by_epochs ? "--warmup-epochs" : "--warmup-steps";
   if (kind == SchedulerKind::one_cycle)
-    throw tandem::ConfigError("--warmup-steps does not go with --scheduler one-cycle, which warms up by itself");
+    throw tandem::ConfigError(flag + " does not go with --scheduler one-cycle, which warms up by itself");
   if (kind == SchedulerKind::plateau)
-    throw tandem::ConfigError("--warmup-steps does not go with --scheduler plateau, which goes by epochs");
+    throw tandem::ConfigError(flag + " does not go with --scheduler plateau, which goes by epochs");
   return kind;
 }
 
@@ -304,14 +287,11 @@ Options finish(Raw raw) {
   options.gpt = model.gpt;
   const OptimizerDefaults optimizer = defaults_of_optimizer(raw.optimizer);
   options.optimizer = optimizer.kind;
-  options.normalize =
-      raw.normalize == "none" ? tandem::data::MnistNormalize::none : tandem::data::MnistNormalize::mnist;
   options.lr = raw.lr.value_or(optimizer.lr);
   options.weight_decay = raw.weight_decay.value_or(optimizer.weight_decay);
   if (options.optimizer != OptimizerKind::sgd && options.momentum != 0.0)
     throw tandem::ConfigError("--momentum belongs to --optimizer sgd; " + raw.optimizer + " has none");
   options.scheduler = scheduler_of(raw);
-  options.shuffle = !raw.no_shuffle;
   options.progress = !raw.no_progress && !options.quiet && !options.check_exact;
   if (options.check_exact && !options.launch.exact) options.launch.exact.emplace();
   options.machine = examine_ranks(raw);

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "data_flags.h"
 #include "fine_tuning.h"
-#include "tandem/data/mnist.h"
 #include "tandem/io/tracker.h"
 #include "tandem/models/gpt.h"
 #include "tandem/runtime/launch_config.h"
@@ -57,11 +57,7 @@ struct Options {
   bool checkpoint_activations = false;
   std::int64_t sample_bytes = 200;  // of text that the gpt writes at the end
 
-  std::string data_dir = TANDEM_DEFAULT_DATA_DIR;
-  std::string data_file;  // text for the gpt
-  std::optional<std::int64_t> limit_train_samples;
-  bool shuffle = true;
-  tandem::data::MnistNormalize normalize = tandem::data::MnistNormalize::mnist;
+  DataOptions data;
 
   std::int64_t epochs = 4;
   std::optional<std::int64_t> max_steps;  // optimizer updates
@@ -76,6 +72,7 @@ struct Options {
   std::optional<double> clip_grad_norm;
   SchedulerKind scheduler = SchedulerKind::constant;
   std::int64_t warmup_steps = 0;            // updates of linear growth before it
+  std::optional<double> warmup_epochs;      // or epochs
   std::optional<std::int64_t> check_exact;  // updates to compare, instead of training
 
   double label_smoothing = 0.0;

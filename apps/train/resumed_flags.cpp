@@ -26,18 +26,19 @@ std::map<std::string, OnResume> make_decisions() {
     for (const char* flag : flags) all.emplace(flag, decision);
   };
   // Another one would be another training: other parameters, another state, another order of samples.
-  add(kept,
-      {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms", "ema"});
+  add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms",
+             "ema", "val-split", "skip-bad-images", "balance-classes"});
   // What is trained, and how. Weights of other sizes are refused when they are loaded.
   add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
-  add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "mixed-precision"});
+  add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "warmup-epochs", "mixed-precision"});
   add(inherited, {"gradient-accumulation-steps", "clip-grad-norm"});
+  add(inherited, {"image-size", "channels", "augment"});
   add(inherited, {"normalize", "limit-train-samples", "no-shuffle", "drop-last", "no-even-batches"});
   add(inherited, {"dispatch-batches", "label-smoothing", "save-best", "early-stop"});
   // Where the data is, which may have moved.
   add(told, {"data-dir", "data-file"});
   // Another global batch is refused when the loader's place is loaded.
-  add(used, {"batch-size", "global-batch-size", "split-batches"});
+  add(used, {"batch-size", "global-batch-size", "split-batches", "workers"});
   // How long.
   add(used, {"epochs", "max-steps", "check-exact", "eval-every"});
   // On what.
@@ -147,7 +148,8 @@ std::vector<std::string> inherited_flags(const CLI::App& app, const Config& of_c
 }
 
 Differences compare_flags(const Config& flags, const Config& checkpoint) {
-  static const std::set<std::string> of_optimizer{"lr", "momentum", "weight-decay", "scheduler", "warmup-steps"};
+  static const std::set<std::string> of_optimizer{"lr",        "momentum",     "weight-decay",
+                                                  "scheduler", "warmup-steps", "warmup-epochs"};
   Differences differences;
   if (checkpoint.empty()) {
     differences.lines = {

@@ -41,14 +41,12 @@ optim::SchedulerFactory stage_of(const Options& options, const torch::optim::Opt
 }  // namespace
 
 Schedule::Schedule(tandem::Accelerator& accelerator, torch::optim::Optimizer& optimizer, const Options& options,
-                   std::int64_t total_steps)
-    : prepared_(
-          options.scheduler == SchedulerKind::plateau
-              ? accelerator.prepare(by_loss_.emplace(optimizer, optim::ReduceLROnPlateauOptions{.patience = 1}))
-              : accelerator.prepare(by_updates_.emplace(
-                    optimizer, optim::with_warmup(options.warmup_steps,
-                                                  stage_of(options, optimizer, total_steps - options.warmup_steps))))) {
-}
+                   std::int64_t total_steps, std::int64_t warmup_steps)
+    : prepared_(options.scheduler == SchedulerKind::plateau
+                    ? accelerator.prepare(by_loss_.emplace(optimizer, optim::ReduceLROnPlateauOptions{.patience = 1}))
+                    : accelerator.prepare(by_updates_.emplace(
+                          optimizer, optim::with_warmup(warmup_steps,
+                                                        stage_of(options, optimizer, total_steps - warmup_steps))))) {}
 
 void Schedule::step() {
   if (by_updates_) prepared_.step();

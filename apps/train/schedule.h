@@ -8,11 +8,11 @@
 
 namespace train {
 
-/// What --scheduler and --warmup-steps ask for, for a training of `total_steps` updates.
+/// What --scheduler asks for, for a training of `total_steps` updates, of which the first `warmup_steps` are warm-up.
 class Schedule {
  public:
   Schedule(tandem::Accelerator& accelerator, torch::optim::Optimizer& optimizer, const Options& options,
-           std::int64_t total_steps);
+           std::int64_t total_steps, std::int64_t warmup_steps);
 
   /// Sets the rate of the next update. To be called in each micro-batch, after optimizer.step().
   void step();

@@ -1,11 +1,13 @@
 #include "task.h"
 
 #include "model_flags.h"
+#include "picture_folders.h"
 
 namespace train {
 
 std::unique_ptr<const Task> make_task(const Options& options) {
-  return is_text_model(options.model) ? make_text_task(options) : make_image_task(options);
+  if (is_text_model(options.model)) return make_text_task(options);
+  return recognise(options.data.dir) == DataIn::pictures ? make_picture_task(options) : make_mnist_task(options);
 }
 
 }  // namespace train

@@ -18,13 +18,14 @@
 namespace train {
 namespace {
 
+namespace F = torch::nn::functional;
 using tandem::data::TextDataset;
 
 constexpr std::size_t kHeldOut = 10;            // one sample in so many, and at least one
 constexpr std::int64_t kTestBytes = 100 * 128;  // of a batch of the validation
 
 TextDataset read(const Options& options) {
-  const std::string& path = options.data_file;
+  const std::string& path = options.data.file;
   const std::int64_t block_size = options.gpt.block_size;
   if (path.empty())
     throw tandem::ConfigError("--model " + name_of(options.model) + " needs --data-file TEXT, the text to train on");
@@ -49,23 +50,28 @@ class TextTask : public Task {
         text_(std::move(text)),
         held_out_(std::max(*text_.size() / kHeldOut, std::size_t{1})),
         trained_(*text_.size() - held_out_) {
-    if (options.limit_train_samples)
-      trained_ = std::min(trained_, static_cast<std::size_t>(*options.limit_train_samples));
+    if (options.data.limit) trained_ = std::min(trained_, static_cast<std::size_t>(*options.data.limit));
   }
 
-  Samples train_set() const override { return Samples(text_, 0, trained_); }
-  Samples test_set() const override { return Samples(text_, *text_.size() - held_out_, held_out_); }
+  Samples train_set() const override { return Samples(Section(text_, 0, trained_)); }
+  Samples test_set() const override { return Samples(Section(text_, *text_.size() - held_out_, held_out_)); }
   std::int64_t test_batch() const override { return std::max<std::int64_t>(kTestBytes / options_.gpt.block_size, 1); }
   std::shared_ptr<Net> make_net() const override { return make_text_net(options_); }
 
-  at::Tensor judge(const at::Tensor& scores, const at::Tensor& targets) const override {
-    namespace F = torch::nn::functional;
-    const auto each = F::CrossEntropyFuncOptions().reduction(torch::kNone);
-    return F::cross_entropy(scores, targets.view(-1), each).view_as(targets).mean(1);
+  at::Tensor loss(const at::Tensor& scores, const at::Tensor& targets) const override {
+    const auto smoothed = F::CrossEntropyFuncOptions().label_smoothing(options_.label_smoothing);
+    return F::cross_entropy(scores, targets.view(-1), smoothed);
   }
 
-  Verdict verdict(double loss) const override {
-    const double bits = loss / std::numbers::ln2;  // a target is a byte
+  at::Tensor judge(const at::Tensor& scores, const at::Tensor& targets) const override {
+    const auto each = F::CrossEntropyFuncOptions().reduction(torch::kNone);
+    return F::cross_entropy(scores, targets.view(-1), each).view_as(targets).mean(1, /*keepdim=*/true);
+  }
+
+  std::size_t figures() const override { return 1; }
+
+  Verdict verdict(const std::vector<double>& means) const override {
+    const double loss = means.front(), bits = loss / std::numbers::ln2;  // a target is a byte
     std::array<char, 96> sentence;
     std::snprintf(sentence.data(), sentence.size(), "validation loss %.4f, %.3f bits per byte", loss, bits);
     return {sentence.data(), {{"validation_loss", loss}, {"bits_per_byte", bits}}};

@@ -7,10 +7,10 @@
 #include <optional>
 #include <utility>
 
-#include <torch/nn/functional/loss.h>
-
 #include "checkpoints.h"
+#include "class_names.h"
 #include "common/interrupt.h"
+#include "evaluation.h"
 #include "io/model_weights.h"
 #include "judging.h"
 #include "losses.h"
@@ -24,8 +24,6 @@
 namespace train {
 namespace {
 
-namespace F = torch::nn::functional;
-using Batch = torch::data::Example<>;
 using LossAndNorm = std::pair<at::Tensor, at::Tensor>;  // of a step; the norm is its gradient's
 using Step = std::function<LossAndNorm(const at::Tensor&, const at::Tensor&)>;
 
@@ -42,6 +40,15 @@ std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Opti
       net, tandem::optim::ExponentialMovingAverageOptions{.decay = *options.ema});
 }
 
+tandem::data::DataLoaderOptions loader_options(const Options& options, const Task& task) {
+  tandem::data::DataLoaderOptions loader{.batch_size = options.batch_size,
+                                         .drop_last = options.drop_last,
+                                         .sampler = task.sampler(),
+                                         .workers = options.data.workers.value_or(task.workers())};
+  loader.shuffle = options.data.shuffle && !loader.sampler;
+  return loader;
+}
+
 class Trainer {
  public:
   Trainer(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved)
@@ -53,11 +60,9 @@ class Trainer {
         inner_(make_optimizer(options, *net_)),
         model_(accelerator.prepare(net_)),
         optimizer_(accelerator.prepare(*inner_)),
-        loader_(accelerator.prepare(tandem::data::DataLoader(
-            inputs.task->train_set(),
-            {.batch_size = options.batch_size, .shuffle = options.shuffle, .drop_last = options.drop_last}))),
+        loader_(inputs.task->train_set().prepare(accelerator, loader_options(options, *inputs.task))),
         average_(make_average(options, *net_)),
-        schedule_(accelerator, *inner_, options, inputs.total_steps),
+        schedule_(accelerator, *inner_, options, inputs.total_steps, inputs.warmup_steps),
         records_(accelerator, options, inputs, unsaved),
         checkpoints_(accelerator, options, inputs, records_, state_),
         judging_(accelerator, options, inputs, {model_, average_.get()}, records_, state_) {
@@ -124,7 +129,7 @@ class Trainer {
       if (done()) return;
     }
     for (std::int64_t i = loader_.steps_without_batch(); i > 0 && !done(); --i) {
-      const Batch nothing = tandem::data::to_device(inputs_.task->train_set().get_batch({}), accelerator_.device());
+      const Batch nothing = tandem::data::to_device(inputs_.task->train_set().none(), accelerator_.device());
       {
         auto window = accelerator_.accumulate_and_close(model_);
         train_step(nothing.data, nothing.target);
@@ -161,8 +166,7 @@ class Trainer {
   // What of a step the device does.
   LossAndNorm compute_step(const at::Tensor& inputs, const at::Tensor& targets) {
     const at::Tensor scores = model_(inputs);
-    const auto smoothed = F::CrossEntropyFuncOptions().label_smoothing(options_.label_smoothing);
-    const at::Tensor loss = inputs.size(0) > 0 ? F::cross_entropy(scores, targets.view(-1), smoothed) : scores.sum();
+    const at::Tensor loss = inputs.size(0) > 0 ? inputs_.task->loss(scores, targets) : scores.sum();
     accelerator_.backward(loss);
     at::Tensor norm;
     if (options_.clip_grad_norm || records_.wants_norm(state_.steps + 1, replayed_.has_value()))
@@ -196,13 +200,14 @@ class Trainer {
 
   void write_weights() {
     try {
-      save_weights(*model_, options_.save_weights, *inputs_.weights);
+      save_weights(*model_, options_.save_weights, *inputs_.weights, inputs_.classes);
       if (average_) {
         const auto averaged = average_->swap_in();
         tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_),
-                                     {{"format", "pt"}});
+                                     metadata_of_weights(inputs_.classes));
       }
       unsaved_.wrote_weights();
+      try_to_write_classes(accelerator_, options_.save_weights, inputs_.classes);
     } catch (const tandem::Error& error) {
       count_as_unwritten(std::string("--save-weights ") + error.what());
     }
@@ -240,7 +245,8 @@ class Trainer {
     outcome.metrics = records_.measured();
     auto& metrics = outcome.metrics;
     metrics.judged = verdict.has_value();
-    metrics.verdict = verdict.value_or(inputs_.task->verdict(std::numeric_limits<double>::quiet_NaN()));
+    metrics.left_out = inputs_.task->left_out();
+    metrics.verdict = verdict.value_or(not_judged(*inputs_.task));
     if (metrics.judged && records_.wants_sample()) {
       const auto precision = accelerator_.autocast();
       metrics.sample = inputs_.task->sample(*net_);
@@ -270,7 +276,7 @@ class Trainer {
   tandem::nn::Model<Net> model_;
   tandem::optim::AcceleratedOptimizer optimizer_;
   std::optional<tandem::CompiledStep<Step>> replayed_;
-  tandem::data::PreparedDataLoader<Batch> loader_;
+  Samples::Loader loader_;
   std::unique_ptr<tandem::optim::ExponentialMovingAverage> average_;  // null: none
   Schedule schedule_;
   Records records_;

@@ -56,6 +56,9 @@ c10::IValue TrainingState::state_dict() const {
   for (const auto& [name, value] : flags)
     std::visit([&, &name = name](const auto& its) { its_flags.insert(name, c10::IValue(its)); }, value);
   state.insert("flags", its_flags);
+  c10::impl::GenericList names(c10::AnyType::get());
+  for (const std::string& name : classes) names.push_back(name);
+  state.insert("classes", names);
   state.insert("judged_at", judged_at);
   state.insert("best", best.state_dict());
   state.insert("stops_by", stops_by.state_dict());
@@ -92,6 +95,9 @@ void TrainingState::load_state_dict(const c10::IValue& state) {
       losses.toListRef().size() != batches.toListRef().size())
     throw tandem::CheckpointError("its state of the training is damaged");
   flags = state.toGenericDict().contains("flags") ? flags_in(of("flags")) : tandem::io::Config();
+  classes.clear();
+  if (state.toGenericDict().contains("classes") && of("classes").isList())
+    for (const c10::IValue& name : of("classes").toListRef()) classes.push_back(name.toStringRef());
   judged_at = 0;
   best = stops_by = {};
   if (state.toGenericDict().contains("judged_at")) {  // older checkpoints have none

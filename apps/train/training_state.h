@@ -33,6 +33,7 @@ struct TrainingState {
   std::vector<std::int64_t> epoch_batches;  ///< how many batches, or windows, these are
   std::int64_t judged_at = 0;               ///< updates after which the network was judged last
   BestFigure best, stops_by;                ///< of --save-best and --early-stop
+  std::vector<std::string> classes;         ///< names of the task's; empty in older checkpoints
   tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
 
   c10::IValue state_dict() const;

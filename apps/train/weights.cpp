@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "class_names.h"
 #include "io/model_weights.h"
 #include "io/output_file.h"
 #include "tandem/models/script_module.h"
@@ -108,7 +109,7 @@ std::string averaged_path(const std::string& weights) {
   return std::filesystem::path(weights).replace_extension(".ema.safetensors").string();
 }
 
-void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file) {
+void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file, const std::string& classes) {
   if (const auto* script = dynamic_cast<const tandem::models::ScriptModule*>(&net); script && path.ends_with(".pt")) {
     std::ostringstream whole;
     script->save(whole);
@@ -118,7 +119,7 @@ void save_weights(const Net& net, const std::string& path, tandem::io::OutputFil
   }
   const auto tensors = tandem::io::weights_of(net);
   file.write([&](const tandem::io::WriteBytes& write) {
-    tandem::io::write_safetensors(write, path, tensors, {{"format", "pt"}});
+    tandem::io::write_safetensors(write, path, tensors, metadata_of_weights(classes));
   });
 }
 

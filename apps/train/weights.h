@@ -28,7 +28,7 @@ std::string describe(const tandem::io::LoadModelReport& report, const std::strin
 std::string half_made(const tandem::io::LoadModelReport& report, const Net& net);
 
 /// Writes parameters and buffers of `net` to `file`, which is that of --save-weights `path`; of a TorchScript module
-/// the whole, when the path ends with .pt.
-void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file);
+/// the whole, when the path ends with .pt. `classes`: what describe_classes says.
+void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file, const std::string& classes);
 
 }  // namespace train

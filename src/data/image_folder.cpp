@@ -223,6 +223,11 @@ ImageFolder::ImageFolder(const std::string& directory, ImageFolderOptions option
   listing_ = std::move(listing);
 }
 
+ImageFolder::ImageFolder(const ImageFolder& listed, ImageFolderOptions options)
+    : listing_(listed.listing_), told_(listed.told_), options_(std::move(options)) {
+  check_options(options_);
+}
+
 void ImageFolder::leave_out_bad(Listing& listing) const {
   constexpr std::int64_t kSmall = 1;  // a JPEG's every block is read, and few pixels made of it
   std::vector<std::string> problems(listing.paths.size());
@@ -273,6 +278,11 @@ std::optional<std::size_t> ImageFolder::size() const { return listing_->paths.si
 const std::vector<std::string>& ImageFolder::classes() const { return listing_->classes; }
 
 const std::vector<std::string>& ImageFolder::left_out() const { return listing_->left_out; }
+
+std::int64_t ImageFolder::label(std::size_t index) const {
+  path(index);
+  return listing_->labels[index];
+}
 
 const std::string& ImageFolder::path(std::size_t index) const {
   if (index >= listing_->paths.size())

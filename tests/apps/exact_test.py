@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
 """exact_test.py TRAIN [--all]: `train --exact` on 1, 2, 4 and 8 ranks writes the same weights and the same log but
 for rates, also when it is killed and goes on with another number of ranks. --all: every setup, and many kills."""
-import json
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 
+from killed import log_of, train_killed
+
 TRAIN = sys.argv[1]
 ALL = "--all" in sys.argv
-RATES = {"samples_per_second", "train_seconds", "startup_seconds", "peak_rss_mb"}
 
 MLP = ["--limit-train-samples", "601", "--epochs", "2"]
 CNN = ["--model", "cnn", "--batch-size", "4", "--limit-train-samples", "101", "--epochs", "1"]
@@ -36,16 +35,6 @@ MORE = {
     "cnn": CNN,
     "cnn in bf16": CNN + ["--mixed-precision", "bf16"],
 }
-
-
-def without_rates(line):
-    values = json.loads(line)
-    values = values | {"final": {k: v for k, v in values["final"].items() if k not in RATES}} if "final" in values else values
-    return {k: v for k, v in values.items() if k not in RATES}
-
-
-def log_of(path):
-    return [without_rates(line) for line in path.read_text().splitlines()]
 
 
 def train(folder, flags, name):
@@ -78,19 +67,9 @@ def check_kills(folder, chance, most_kills):
     straight = train(folder, ["--cpu", "2", *flags], "straight")
     place = pathlib.Path(tempfile.mkdtemp(dir=folder))
     weights, log, checkpoints = place / "w.safetensors", place / "log.jsonl", place / "checkpoints"
-    kills = 0
-    while True:
-        go_on = ["--resume", "auto"] if list(checkpoints.glob("checkpoint_*")) else []
-        run = subprocess.Popen([TRAIN, "--exact", "--quiet", "--cpu", str(chance.choice([1, 2, 4, 8])), "--save-weights",
-                                weights, "--log-json", log, "--checkpoint-dir", checkpoints, "--save-every", "5", *flags,
-                                *go_on])
-        try:
-            assert run.wait(chance.uniform(0.5, 2.5) if kills < most_kills else None) == 0
-            break
-        except subprocess.TimeoutExpired:
-            run.send_signal(chance.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
-            run.wait()
-            kills += 1
+    kills = train_killed(
+        lambda: [TRAIN, "--exact", "--quiet", "--cpu", str(chance.choice([1, 2, 4, 8])), "--save-weights", weights,
+                 "--log-json", log, "--save-every", "5", *flags], checkpoints, chance, most_kills, (0.5, 2.5))
     assert weights.read_bytes() == straight[0], f"weights differ after {kills} kills"
     updates = {line["step"]: line for line in log_of(log) if "step" in line}
     assert list(updates.values()) == [line for line in straight[1] if "step" in line], f"the log differs after {kills} kills"

@@ -2,17 +2,16 @@
 """judging_test.py TRAIN: what `train` does with how good the network is while it trains: --eval-every, --save-best,
 --early-stop, --ema. Looking changes no weights; the best are those of the step that is said; a training that is killed
 and goes on finds the same."""
-import json
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 
+from killed import log_of, train_killed
+
 TRAIN = sys.argv[1]
 SMALL = ["--hidden", "32", "--limit-train-samples", "640"]
-RATES = {"samples_per_second", "train_seconds", "startup_seconds", "peak_rss_mb"}
 
 
 def command(place, flags, ranks=2, batch=16):
@@ -27,8 +26,7 @@ def train(place, *flags, **sizes):
 
 
 def lines(place):
-    read = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.get("final", line).items() if k not in RATES} for line in read]
+    return [line.get("final", line) for line in log_of(place / "log.jsonl")]
 
 
 def evals(place):
@@ -76,18 +74,9 @@ with tempfile.TemporaryDirectory() as directory:
     chance = random.Random(3)
     place = root / "killed"
     place.mkdir()
-    kills = 0
-    while True:
-        checkpoints = place / "checkpoints"
-        go_on = ["--resume", "auto"] if list(checkpoints.glob("checkpoint_*")) else []
-        run = subprocess.Popen(command(place, [*straight, "--checkpoint-dir", checkpoints, "--save-every", "4", *go_on]))
-        try:
-            assert run.wait(chance.uniform(0.4, 1.2) if kills < 4 else None) == 0
-            break
-        except subprocess.TimeoutExpired:
-            run.send_signal(chance.choice([signal.SIGKILL, signal.SIGINT]))
-            run.wait()
-            kills += 1
+    kills = train_killed(lambda: command(place, [*straight, "--save-every", "4"]), place / "checkpoints", chance, 4,
+                         (0.4, 1.2))
+    assert kills > 0, "it was never killed"
     ours, theirs = lines(place), lines(root / "straight")
     assert ours == theirs, (kills, len(ours), len(theirs), [pair for pair in zip(ours, theirs) if pair[0] != pair[1]][:1])
     for name in ("w.safetensors", "w.ema.safetensors", "best.safetensors", "checkpoints/best/model.safetensors"):

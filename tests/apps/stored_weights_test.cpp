@@ -78,7 +78,7 @@ TEST_CASE("show lists files, info and tensors of a checkpoint, of Python's direc
   CHECK(checkpoint("show").exit_code == 2);
 }
 
-TEST_CASE("verify finds one changed bit and names the file; without checksums it finds what is missing or cut off") {
+TEST_CASE("verify finds one changed bit and names the file, without checksums it finds what is missing or cut off") {
   const TempDir dir;
   io::save_model(*make_net(), dir / "m", {.max_shard_bytes = 1000});
   CHECK(checkpoint("verify " + (dir / "m")).exit_code == 0);
@@ -216,7 +216,7 @@ TEST_CASE("diff names what is in one only, what has another shape or type, and t
   CHECK(checkpoint("diff --tolerance 0.4 " + (dir / "c") + " " + (dir / "d")).exit_code == 1);
 }
 
-TEST_CASE("convert changes type and files, and back; merge makes one file") {
+TEST_CASE("convert changes type and files, and back, merge makes one file") {
   const TempDir dir;
   auto net = make_net();
   io::save_model(*net, dir / "m");

@@ -73,7 +73,7 @@ TEST_CASE("a save in the background has the state of its moment, and one that co
   CHECK(left_out <= 10);
 }
 
-TEST_CASE("hooks add files and get them back; optimizers of other classes keep their own format") {
+TEST_CASE("hooks add files and get them back, optimizers of other classes keep their own format") {
   const TempDir dir;
   std::vector<StateFiles> got(2);
   const auto body = [&](Accelerator& accelerator, bool load) {

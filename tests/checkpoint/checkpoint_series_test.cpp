@@ -81,7 +81,7 @@ TEST_CASE("a damaged newest checkpoint is told of, and the one before is loaded"
   CHECK_THAT(error.what(), ContainsSubstring("checkpoint_1/optimizer.bin: is cut off"));
 }
 
-TEST_CASE("one launch at a time saves into a directory; another is told on all ranks, and may load") {
+TEST_CASE("one launch at a time saves into a directory, another is told on all ranks, and may load") {
   const TempDir dir;
   LaunchConfig config;
   config.checkpoints.directory = dir.path();

@@ -79,7 +79,7 @@ TEST_CASE("a state cannot be saved in the middle of a window") {
 }
 
 TEST_CASE(
-    "tensors of all types go through a state, in the background too; what cannot is refused before it is written") {
+    "tensors of all types go through a state, in the background too, what cannot is refused before it is written") {
   const TempDir dir;
   const bool background = GENERATE(false, true);
   const auto some = [](at::ScalarType type) {
@@ -164,7 +164,7 @@ TEST_CASE("averages of a model with buffers of types that few have go through a 
   });
 }
 
-TEST_CASE("a failed save is the same error on all ranks, and training goes on; in the background, at the next call") {
+TEST_CASE("a failed save is the same error on all ranks, and training goes on, in the background, at the next call") {
   const TempDir dir;
   std::ofstream(dir / "file") << "somebody's";
   const auto texts = on_ranks<std::vector<std::string>>(2, [&](Accelerator& accelerator) {

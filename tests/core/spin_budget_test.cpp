@@ -50,7 +50,7 @@ std::vector<int> shared_when_in_turn(int first_core, int second_core, int rounds
 
 }  // namespace
 
-TEST_CASE("threads that wait in turn on one core find that they share it, each time; on two cores never again") {
+TEST_CASE("threads that wait in turn on one core find that they share it, each time, on two cores never again") {
   const std::vector<int> cores = allowed_cores();
   // The first wait may still find an earlier test's thread, or nobody.
   constexpr int kRounds = 50;

@@ -209,7 +209,7 @@ TEST_CASE("weights that are not the model's are errors that name them, and chang
   CHECK_THROWS_AS(io::save_model(*net, path, {.max_shard_bytes = 0}), ConfigError);
 }
 
-TEST_CASE("types are converted where numbers stay numbers; others are errors that name both, and change nothing") {
+TEST_CASE("types are converted where numbers stay numbers, others are errors that name both, and change nothing") {
   const TempDir dir;
   struct Two : torch::nn::Module {
     Two() {

@@ -126,7 +126,7 @@ TEST_CASE("a file that is replaced keeps its owner, as far as the user may say")
   CHECK(contents(dir / "file") == kText);
 }
 
-TEST_CASE("what a killed writer has left goes at the next write; one that lives is left alone") {
+TEST_CASE("what a killed writer has left goes at the next write, one that lives is left alone") {
   const TempDir dir;
   const std::string path = dir / GENERATE(std::string("file"), std::string(255, 'n'));
   std::array<int, 2> ready{};
@@ -400,7 +400,7 @@ TEST_CASE("/dev/stdout is the standard output, whatever that is") {
   CHECK(contents(dir / "file") == "text bytes");
 }
 
-TEST_CASE("a full disk leaves the file that is there; a mount point is overwritten") {
+TEST_CASE("a full disk leaves the file that is there, a mount point is overwritten") {
   const TempDir dir;
   const std::string disk = dir / "disk";
   fs::create_directory(disk);
@@ -430,7 +430,7 @@ TEST_CASE("a full disk leaves the file that is there; a mount point is overwritt
   if (result == 0) CHECK(contents(dir / "other") == "more");
 }
 
-TEST_CASE("a file system that cannot sync a directory takes files; one that fails does not") {
+TEST_CASE("a file system that cannot sync a directory takes files, one that fails does not") {
   const TempDir dir;
   const std::string call = GENERATE("fsync-directory", "fsync");
   for (const int error : {EINVAL, ENOTSUP, ENOSYS, EBADF, EACCES, EPERM, ENOTTY, EISDIR}) {

@@ -66,7 +66,7 @@ TEST_CASE("tensors of every type come back as they were, in their order") {
   }
 }
 
-TEST_CASE("types that few have are stored as they are; others are refused by name before anything is written") {
+TEST_CASE("types that few have are stored as they are, others are refused by name before anything is written") {
   TempDir dir;
   const at::Tensor bytes = at::arange(1, 17, at::kByte);
   int stored = 0;

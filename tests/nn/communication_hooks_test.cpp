@@ -293,7 +293,7 @@ TEST_CASE("a hook of the user's own reduces every gradient, whenever its paramet
   }
 }
 
-TEST_CASE("a hook gets only gradients that passes reach, also when it is set later; others stay as they are") {
+TEST_CASE("a hook gets only gradients that passes reach, also when it is set later, others stay as they are") {
   const bool later = GENERATE(true, false);
   struct Seen {
     std::vector<float> kept, used;

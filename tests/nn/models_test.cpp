@@ -19,7 +19,7 @@ using namespace tandem::test;
 namespace {
 
 struct Sample {
-  std::function<std::shared_ptr<models::Net>()> make;
+  std::function<std::shared_ptr<models::Net>(bool checkpoint)> make;
   at::Tensor inputs, targets;
 };
 
@@ -28,26 +28,40 @@ std::vector<Sample> all_models() {
   const at::Tensor pictures = at::randn({4, 3, 32, 32}), digits = at::randn({4, 1, 28, 28});
   const at::Tensor classes = at::tensor({0, 1, 2, 0}, at::kLong), tokens = at::randint(0, 20, {4, 8}, at::kLong);
   const auto resnet = [](bool bottleneck) {
-    return [bottleneck] {
+    return [bottleneck](bool checkpoint) {
       return std::make_shared<models::ResNet>(models::ResNetLayout{.blocks = {1, 1, 1, 1}, .bottleneck = bottleneck},
-                                              models::ResNetOptions{.classes = 3});
+                                              models::ResNetOptions{.classes = 3, .checkpoint = checkpoint});
     };
   };
-  const models::VisionTransformerOptions vit{
-      .classes = 3, .image_size = 32, .layers = 2, .width = 24, .heads = 3, .hidden = 48};
+  const auto vit = [](bool checkpoint) {
+    return std::make_shared<models::VisionTransformer>(models::VisionTransformerOptions{.classes = 3,
+                                                                                        .image_size = 32,
+                                                                                        .layers = 2,
+                                                                                        .width = 24,
+                                                                                        .heads = 3,
+                                                                                        .hidden = 48,
+                                                                                        .dropout = 0.1,
+                                                                                        .attention_dropout = 0.1,
+                                                                                        .checkpoint = checkpoint});
+  };
   return {{resnet(false), pictures, classes},
           {resnet(true), pictures, classes},
-          {[vit] { return std::make_shared<models::VisionTransformer>(vit); }, pictures, classes},
-          {[] { return models::mlp({16}); }, digits, classes},
-          {[] { return models::cnn(); }, digits, classes},
-          {[] {
-             return std::make_shared<models::Gpt>(
-                 models::GptOptions{.block_size = 8, .layers = 2, .width = 24, .heads = 3, .vocabulary = 20});
+          {vit, pictures, classes},
+          {[](bool) { return models::mlp({16}); }, digits, classes},
+          {[](bool) { return models::cnn(); }, digits, classes},
+          {[](bool checkpoint) {
+             return std::make_shared<models::Gpt>(models::GptOptions{
+                 .block_size = 8, .layers = 2, .width = 24, .heads = 3, .vocabulary = 20, .checkpoint = checkpoint});
            },
            tokens, tokens},
-          {[] {
-             return std::make_shared<models::Gpt2>(models::Gpt2Options{
-                 .vocabulary = 20, .positions = 8, .layers = 2, .width = 24, .heads = 3, .dropout = 0});
+          {[](bool checkpoint) {
+             return std::make_shared<models::Gpt2>(models::Gpt2Options{.vocabulary = 20,
+                                                                       .positions = 8,
+                                                                       .layers = 2,
+                                                                       .width = 24,
+                                                                       .heads = 3,
+                                                                       .dropout = 0,
+                                                                       .checkpoint = checkpoint});
            },
            tokens, tokens}};
 }
@@ -58,7 +72,7 @@ TEST_CASE("every network learns a batch on two ranks, in float32 and in bfloat16
   const auto precision = GENERATE(Precision::no, Precision::bf16);
   for (const Sample& sample : all_models()) {
     const auto losses = on_ranks<std::vector<double>>(2, {.mixed_precision = precision}, [&](Accelerator& accelerator) {
-      auto net = sample.make();
+      auto net = sample.make(false);
       torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
       auto [model, optimizer] = accelerator.prepare(net, sgd);
       std::vector<double> all;
@@ -75,6 +89,27 @@ TEST_CASE("every network learns a batch on two ranks, in float32 and in bfloat16
     });
     CAPTURE(sample.inputs.sizes(), losses[0]);
     CHECK(losses[0].back() < losses[0].front());
+  }
+}
+
+TEST_CASE("networks whose layers are computed again in backward passes train to the same bits") {
+  for (const Sample& sample : all_models()) {
+    std::vector<std::vector<at::Tensor>> trained;  // parameters and buffers, without and with
+    for (const bool checkpoint : {false, true}) {
+      torch::manual_seed(3);
+      const auto net = sample.make(checkpoint);
+      torch::optim::SGD sgd(net->parameters(), torch::optim::SGDOptions(0.05));
+      for (int i = 0; i < 3; ++i) {
+        torch::nn::functional::cross_entropy(net->forward(sample.inputs), sample.targets.reshape({-1})).backward();
+        sgd.step();
+        sgd.zero_grad();
+      }
+      trained.push_back(net->parameters());
+      for (const at::Tensor& buffer : net->buffers()) trained.back().push_back(buffer);
+    }
+    CAPTURE(sample.inputs.sizes(), trained[0].size());
+    CHECK(std::equal(trained[0].begin(), trained[0].end(), trained[1].begin(), trained[1].end(),
+                     [](const at::Tensor& a, const at::Tensor& b) { return at::equal(a, b); }));
   }
 }
 

@@ -71,6 +71,10 @@ class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::da
   /// that are not positive and for channels other than 1 and 3; with leave_out a DataError when no picture can be read.
   explicit ImageFolder(const std::string& directory, ImageFolderOptions options = {});
 
+  /// The pictures of `listed`, which is not listed again, with other options: as for validation, which crops otherwise.
+  /// Throws ConfigError for options as above; `on_bad` is that of `listed`.
+  ImageFolder(const ImageFolder& listed, ImageFolderOptions options);
+
   /// Reads picture `index`. Throws DataError naming the file when it cannot be read, is no JPEG, PNG or WebP (its
   /// contents count, not its name), has pixels that are missing or damaged, claims more than 2^28 pixels or is smaller
   /// than the crop; and when there is no such index.
@@ -81,6 +85,9 @@ class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::da
 
   /// The names of the classes; a label is a position in it.
   const std::vector<std::string>& classes() const;
+
+  /// The class of a picture. Throws DataError when there is no such index.
+  std::int64_t label(std::size_t index) const;
 
   /// Why each picture was left out, a sentence that begins with its file.
   const std::vector<std::string>& left_out() const;

@@ -1,0 +1,297 @@
+// train on pictures in folders.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include "support/catch.h"
+#include "support/file_bytes.h"
+#include "support/image_files.h"
+#include "support/temp_dir.h"
+#include "support/train_program.h"
+#include "tandem/data/mnist.h"
+#include "train/inputs.h"
+#include "train/options.h"
+
+using namespace tandem;
+using tandem::test::Raster;
+using tandem::test::read_log;
+using tandem::test::TempDir;
+namespace fs = std::filesystem;
+
+namespace {
+
+// A bright shape at some place of a dark, noisy picture: 0 a disc, 1 a square, 2 a triangle.
+Raster draw(int shape, int seed, int size = 32) {
+  at::manual_seed(static_cast<std::uint64_t>(seed * 3 + shape));
+  const auto between = [](int least, int most) {
+    return least + static_cast<int>(at::rand({1}).item<float>() * static_cast<float>(most - least + 1));
+  };
+  const int side = between(size / 3, size / 2), top = between(0, size - side), left = between(0, size - side);
+  const int brightness = between(150, 250);
+  const at::Tensor noise = at::randint(0, 60, {size, size, 3}, at::kByte);
+  const auto inside = [&](int y, int x) {
+    const int v = y - top, u = x - left, middle = side / 2;
+    if (v < 0 || u < 0 || v >= side || u >= side) return false;
+    if (shape == 0) return (v - middle) * (v - middle) + (u - middle) * (u - middle) <= middle * middle;
+    return shape == 1 || std::abs(u - middle) <= v / 2;
+  };
+  return Raster::of(size, size, 3, [&](int y, int x, int c) {
+    return inside(y, x) ? brightness - 20 * c : noise.const_data_ptr<std::uint8_t>()[(y * size + x) * 3 + c];
+  });
+}
+
+const std::vector<std::string> kShapes{"disc", "square", "triangle"};
+
+// `count` pictures a shape, as JPEGs from `first` on.
+void write_shapes(const std::string& folder, int first, int count) {
+  for (int shape = 0; shape < 3; ++shape) {
+    const std::string directory = folder + "/" + kShapes[static_cast<std::size_t>(shape)];
+    fs::create_directories(directory);
+    for (int i = first; i < first + count; ++i)
+      test::write_jpeg(directory + "/" + std::to_string(i) + ".jpg", draw(shape, i));
+  }
+}
+
+std::string mnist_directory() { return std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/data/mnist"; }
+
+// The first samples of a part of MNIST, in folders.
+void write_digits(const std::string& folder, data::MnistSplit split, std::size_t count, bool jpeg) {
+  auto digits = data::mnist(mnist_directory(), {.split = split, .normalize = data::MnistNormalize::none});
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto sample = digits.get_batch({i});
+    const at::Tensor bytes = (sample.data * 255).round().to(at::kByte).contiguous();
+    const auto* pixels = bytes.const_data_ptr<std::uint8_t>();
+    const std::string directory = folder + "/" + std::to_string(sample.target.item<std::int64_t>());
+    fs::create_directories(directory);
+    char name[32];
+    std::snprintf(name, sizeof name, "/%05zu", i);
+    const auto raster = Raster::of(28, 28, 1, [&](int y, int x, int) { return pixels[y * 28 + x]; });
+    if (jpeg)
+      test::write_jpeg(directory + name + ".jpg", raster,
+                       {.raster_colors = JCS_GRAYSCALE, .file_colors = JCS_GRAYSCALE});
+    else
+      test::write_png(directory + name + ".png", raster, {.color_type = PNG_COLOR_TYPE_GRAY});
+  }
+}
+
+struct Ended {
+  nlohmann::json final;
+  std::string output;
+};
+
+Ended trained(const std::string& arguments) {
+  const TempDir dir;
+  const auto result = test::train(arguments + " --no-progress --log-json " + (dir / "log"));
+  CAPTURE(arguments, result.output);
+  REQUIRE(result.exit_code == 0);
+  return {read_log(dir / "log").back().at("final"), result.output};
+}
+
+// What is wrong with a command line, or with the data that it names.
+std::string problem_with(const std::string& arguments) {
+  std::istringstream text("train --cpu 1 --quiet " + arguments);
+  std::vector<std::string> words{std::istream_iterator<std::string>(text), {}};
+  try {
+    std::vector<std::string> reversed(words.rbegin(), words.rend() - 1);
+    train::describe_command_line()->parse(std::move(reversed));
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    const auto parsed = train::parse_options(static_cast<int>(argv.size()), argv.data());
+    train::read_inputs(parsed.options.value());
+  } catch (const CLI::ParseError& error) {
+    return error.what();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "nothing";
+}
+
+void check_refused(const std::string& arguments, const std::vector<std::string>& says) {
+  const std::string problem = problem_with(arguments);
+  CAPTURE(arguments);
+  for (const std::string& text : says) CHECK_THAT(problem, ContainsSubstring(text));
+}
+
+}  // namespace
+
+TEST_CASE("a ResNet-18 learns three shapes from folders of pictures") {
+  const TempDir dir;
+  write_shapes(dir / "train", 0, 200);
+  write_shapes(dir / "val", 200, 60);
+  const auto ended = trained(
+      "--cpu 2 --model resnet18 --image-size 32 --batch-size 16 --epochs 5 --augment light "
+      "--scheduler cosine --warmup-epochs 0.5 --data-dir " +
+      dir.path());
+  CAPTURE(ended.output);
+  CHECK(ended.final["accuracy"] >= 0.95);
+  CHECK_THAT(ended.output, ContainsSubstring("600 pictures of 3 classes to train on, 180 to judge by"));
+}
+
+TEST_CASE("MNIST in folders of PNGs is judged as MNIST is and learned as well, and JPEGs nearly so") {
+  constexpr std::size_t kTrained = 4000;
+  const TempDir dir;
+  for (const bool jpeg : {false, true}) {
+    const std::string folder = dir / (jpeg ? "jpeg" : "png");
+    write_digits(folder + "/train", data::MnistSplit::train, kTrained, jpeg);
+    write_digits(folder + "/val", data::MnistSplit::test, 10'000, jpeg);
+  }
+  const std::string small = "--cpu 2 --hidden 64 --epochs 2 --eval-every 0 --batch-size 32 ";
+  const std::string pictures = "--channels 1 --image-size 28 --normalize mnist --data-dir ";
+  const auto digits = trained(small + "--limit-train-samples 4000 --save-weights " + (dir / "w.safetensors"));
+  const auto png = trained(small + pictures + (dir / "png")), jpeg = trained(small + pictures + (dir / "jpeg"));
+  CHECK(png.final["accuracy"].get<double>() == Approx(digits.final["accuracy"].get<double>()).margin(0.02));
+  CHECK(jpeg.final["accuracy"].get<double>() == Approx(digits.final["accuracy"].get<double>()).margin(0.03));
+
+  const std::string as_it_is = "--cpu 2 --hidden 64 --max-steps 1 --lr 0 --init-weights " + (dir / "w.safetensors ");
+  const auto judged = trained(as_it_is), in_png = trained(as_it_is + pictures + (dir / "png"));
+  CHECK(judged.final["accuracy"] == digits.final["accuracy"]);
+  CHECK(in_png.final["accuracy"] == digits.final["accuracy"]);
+  CHECK(in_png.final["loss"].get<double>() == Approx(digits.final["loss"].get<double>()).epsilon(1e-5));
+}
+
+TEST_CASE(
+    "a folder without validation is split by class, alike on any number of ranks, and each picture is used once") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 20);
+  for (int i = 3; i < 20; ++i) fs::remove(dir / ("shapes/disc/" + std::to_string(i) + ".jpg"));
+  const std::string flags =
+      " --hidden 8 --image-size 8 --lr 0 --max-steps 1 --batch-size 4 --data-dir " + (dir / "shapes");
+  const auto one = trained("--cpu 1" + flags), four = trained("--cpu 4 --threads-per-rank 1" + flags);
+  CHECK_THAT(one.output, ContainsSubstring("38 pictures of 3 classes to train on, 5 to judge by"));
+  CHECK(one.final["loss"] == four.final["loss"]);
+  const auto half = trained("--cpu 1 --val-split 0.5" + flags);
+  CHECK_THAT(half.output, ContainsSubstring("21 pictures of 3 classes to train on, 22 to judge by"));
+  const auto seeded = trained("--cpu 1 --seed 7" + flags);
+  CHECK(seeded.final["loss"] != one.final["loss"]);
+  const auto few = trained("--cpu 1 --limit-train-samples 7" + flags);
+  CHECK_THAT(few.output, ContainsSubstring("7 pictures of 3 classes to train on, 5 to judge by"));
+}
+
+TEST_CASE("a folder with train/ only is split, and classes may be called train and val") {
+  const TempDir dir;
+  write_shapes(dir / "a/train", 0, 4);
+  const std::string flags = "--cpu 1 --hidden 8 --image-size 8 --max-steps 1 --batch-size 4 --data-dir ";
+  CHECK_THAT(trained(flags + (dir / "a")).output,
+             ContainsSubstring("9 pictures of 3 classes to train on, 3 to judge by"));
+  fs::create_directory(dir / "b");
+  fs::rename(dir / "a/train/disc", dir / "b/train");
+  fs::rename(dir / "a/train/square", dir / "b/val");
+  CHECK_THAT(trained(flags + (dir / "b")).output,
+             ContainsSubstring("6 pictures of 2 classes to train on, 2 to judge by"));
+}
+
+TEST_CASE("classes of the validation count by their names, of which some may be missing") {
+  const TempDir dir;
+  write_shapes(dir / "train", 0, 10);
+  write_shapes(dir / "val", 0, 10);  // what was trained on, so that it is known by heart
+  fs::remove_all(dir / "val/disc");
+  const auto ended =
+      trained("--cpu 1 --hidden 256 --image-size 32 --epochs 40 --batch-size 10 --data-dir " + dir.path());
+  CHECK(ended.final["accuracy"] > 0.9);  // 0 with labels that begin with the validation's first class
+  fs::rename(dir / "val/square", dir / "val/quadrat");
+  check_refused("--data-dir " + dir.path(), {"val/quadrat", "a class that is not in"});
+}
+
+TEST_CASE(
+    "weights say their classes and what becomes of pictures, and a checkpoint goes on with its own classes only") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 6);
+  const std::string flags = "--hidden 8,4 --image-size 8 --augment standard --batch-size 2 --data-dir " +
+                            (dir / "shapes") + " --checkpoint-dir " + (dir / "c");
+  trained("--cpu 1 " + flags + " --save-best accuracy --save-weights " + (dir / "w.safetensors"));
+  const auto written = nlohmann::json::parse(std::ifstream(dir / "classes.json"));
+  CHECK(written["model"] == "mlp");
+  CHECK(written["hidden"] == std::vector<int>{8, 4});
+  CHECK(written["classes"] == kShapes);
+  CHECK(written["channels"] == 3);
+  CHECK(written["image_size"] == 8);
+  CHECK(written["resize"] == 9);
+  CHECK(written["mean"].size() == 3);
+  for (const char* weights : {"w.safetensors", "best.safetensors"}) {
+    const auto bytes = test::bytes_of(dir / weights);
+    std::uint64_t header = 0;
+    std::memcpy(&header, bytes.data(), sizeof header);
+    const auto json = nlohmann::json::parse(bytes.begin() + 8, bytes.begin() + 8 + static_cast<std::ptrdiff_t>(header));
+    CHECK(nlohmann::json::parse(json["__metadata__"]["classes"].get<std::string>()) == written);
+  }
+  fs::rename(dir / "shapes/disc", dir / "shapes/ellipse");
+  const auto renamed = test::train("--cpu 1 " + flags + " --resume auto --epochs 2");
+  CHECK(renamed.exit_code == 2);
+  CHECK_THAT(renamed.output, ContainsSubstring("class 0 was 'disc' and is 'ellipse'"));
+}
+
+TEST_CASE("a picture that cannot be read ends the training by its name, or is left out, told and counted") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 6);
+  for (const char* name : {"shapes/disc/bad.jpg", "shapes/square/empty.png"})
+    std::ofstream(dir / name) << (name[7] == 'd' ? "no" : "");
+  const std::string flags =
+      "--cpu 2 --hidden 8 --image-size 8 --batch-size 2 --no-progress --data-dir " + (dir / "shapes");
+  const auto ended = test::train(flags);
+  CHECK(ended.exit_code == 1);
+  CHECK((ended.output.find("bad.jpg") != std::string::npos || ended.output.find("empty.png") != std::string::npos));
+  const auto left_out = trained(flags + " --skip-bad-images");
+  for (const char* text : {"bad.jpg", "empty.png", "pictures that were left out: 2"})
+    CHECK_THAT(left_out.output, ContainsSubstring(text));
+  CHECK(left_out.final["left_out"].size() == 2);
+}
+
+TEST_CASE(
+    "every augmentation, with classes balanced, trains alike with any number of workers and pictures are as said") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 9);
+  for (const char* augment : {"none", "light", "standard", "strong"}) {
+    const std::string flags = std::string(
+                                  "--cpu 2 --hidden 8 --image-size 12 --batch-size 3 --epochs 2 --balance-classes "
+                                  "--no-progress --augment ") +
+                              augment + " --data-dir " + (dir / "shapes") + " --workers ";
+    const auto without = test::losses_of(flags + "0"), with_three = test::losses_of(flags + "3");
+    CHECK(without == with_three);
+    CHECK(without.size() == 8);
+  }
+}
+
+TEST_CASE("data that cannot be trained on, and flags that do not go with it, are refused before training") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 4);
+  write_shapes(dir / "two/train", 0, 2);
+  write_shapes(dir / "two/val", 0, 2);
+  fs::create_directories(dir / "one/disc");
+  fs::copy(dir / "shapes/disc", dir / "one/disc");
+  fs::create_directories(dir / "none/a/b");
+  fs::create_directories(dir / "empty");
+  fs::create_directories(dir / "single/a");
+  fs::create_directories(dir / "single/b");
+  fs::copy(dir / "shapes/disc/0.jpg", dir / "single/a");
+  fs::copy(dir / "shapes/disc/0.jpg", dir / "single/b");
+  const std::string shapes = "--data-dir " + (dir / "shapes") + " ";
+  check_refused("--data-dir " + (dir / "one"), {"one class only", "disc"});
+  check_refused("--data-dir " + (dir / "none"), {"none/a", "has no pictures"});
+  check_refused("--data-dir " + (dir / "empty"), {"neither folders of pictures", "MNIST"});
+  check_refused("--data-dir " + (dir / "single"), {"no class has two pictures"});
+  check_refused("--data-dir " + (dir / "two") + " --val-split 0.2", {"--val-split", "two/val"});
+  for (const char* value : {"0", "1", "-0.1", "nan", "x", "2"})
+    check_refused(shapes + "--val-split=" + value, {"--val-split", value});
+  for (const char* value : {"0", "-1", "9999", "1.5", "x"})
+    check_refused(shapes + "--image-size=" + value, {"--image-size", value});
+  for (const char* value : {"0", "2", "4", "rgb"})
+    check_refused(shapes + "--channels=" + value, {"--channels", value, "3"});
+  for (const char* value : {"-1", "1e9", "x", "2.5"})
+    check_refused(shapes + "--workers=" + value, {"--workers", value});
+  for (const char* value : {"", "some", "NONE"}) check_refused(shapes + "--augment=" + value + "'", {"--augment"});
+  for (const char* value : {"-1", "nan", "x"})
+    check_refused(shapes + "--warmup-epochs=" + value, {"--warmup-epochs", value});
+  check_refused(shapes + "--epochs 2 --warmup-epochs 2", {"--warmup-epochs", "nothing of the training's 2 updates"});
+  check_refused(shapes + "--warmup-epochs 1 --warmup-steps 1", {"--warmup-steps", "--warmup-epochs"});
+  check_refused(shapes + "--normalize mnist", {"--normalize mnist", "--channels 1"});
+  check_refused(shapes + "--model vit_b_16 --image-size 40", {"vit_b_16", "40 x 40", "16"});
+  check_refused(shapes + "--model cnn --image-size 5", {"cnn", "5 x 5"});
+  check_refused(shapes + "--model gpt --data-file x", {"--data-dir", "gpt"});
+  for (const char* flag : {"--augment light", "--image-size 28", "--channels 1", "--val-split 0.5", "--skip-bad-images",
+                           "--balance-classes", "--normalize imagenet"})
+    check_refused(flag, {std::string(flag).substr(0, std::string(flag).find(' ')), "MNIST"});
+}
