@@ -1,6 +1,6 @@
 # tandem_add_tests(LAYER SOURCES NAME... LIBRARIES TARGET...): the tests of one layer, tests/LAYER/NAME_test.cpp, as one
-# program whose test cases CTest runs one by one, each with a time limit: a hang is a failure. Files that test `tandem`
-# are compiled four at a time as one, which takes about half the time.
+# program whose test cases CTest runs one by one, each with a time limit: a hang is a failure. Files that include
+# LibTorch are compiled four at a time as one, which takes about half the time.
 include(Catch)
 
 function(tandem_add_tests layer)
@@ -21,10 +21,15 @@ function(tandem_add_tests layer)
     target_link_libraries(${target} PRIVATE tandem_quick_build)
     target_precompile_headers(${target} REUSE_FROM tandem_quick_build)
   endif()
-  if(tandem IN_LIST arg_LIBRARIES)
+  if(NOT layer STREQUAL core)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
+  endif()
+  set(cost 0)
+  if(layer STREQUAL apps)  # each starts programs, some very often
+    set(cost 1)
   endif()
   # Catch2 2 is content with a name that it does not have, such as one that CMake cuts off at a semicolon.
   catch_discover_tests(${target} TEST_PREFIX "${layer}: " DISCOVERY_MODE PRE_TEST
-                       PROPERTIES FAIL_REGULAR_EXPRESSION "No test cases matched" TIMEOUT 400 LABELS ${layer} ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+                       PROPERTIES FAIL_REGULAR_EXPRESSION "No test cases matched" TIMEOUT 400 LABELS ${layer} COST ${cost}
+                                  ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
 endfunction()

@@ -84,7 +84,7 @@ install_from_pypi() {
   shift
   rm -rf .deps/venv "$folder.partial"
   logged python3 -m venv .deps/venv
-  logged .deps/venv/bin/pip install --disable-pip-version-check --no-cache-dir --target "$folder.partial" "$@"
+  logged .deps/venv/bin/pip install --disable-pip-version-check --no-cache-dir --no-compile --target "$folder.partial" "$@"
   rm -rf .deps/venv "$folder"
   mv "$folder.partial" "$folder"
 }

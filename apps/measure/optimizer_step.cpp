@@ -25,7 +25,7 @@ double now() {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
-double seconds_of(const std::function<void()>& work) {
+double thread_seconds_of(const std::function<void()>& work) {
   const double start = now();
   work();
   return now() - start;
@@ -41,8 +41,8 @@ Pair compare(int runs, int in_a_row, const std::function<void()>& first, const s
   first();
   second();
   for (int run = 0; run < runs; ++run) {
-    for (int i = 0; i < in_a_row; ++i) firsts.push_back(seconds_of(first));
-    for (int i = 0; i < in_a_row; ++i) seconds.push_back(seconds_of(second));
+    for (int i = 0; i < in_a_row; ++i) firsts.push_back(thread_seconds_of(first));
+    for (int i = 0; i < in_a_row; ++i) seconds.push_back(thread_seconds_of(second));
   }
   return {spread_of(firsts).median, spread_of(seconds).median};
 }

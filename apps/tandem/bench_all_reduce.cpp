@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <sstream>
 
 #include <ATen/Functions.h>
 
+#include "measure/statistics.h"
 #include "tandem/comm/communicator.h"
 #include "tandem/core/error.h"
 #include "tandem/runtime/accelerator.h"
@@ -17,20 +17,12 @@
 namespace tandem_tool {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int kWarmUp = 5, kFewest = 11, kMost = 20'000;
 constexpr double kSecondsPerSize = 0.3;
 
-double seconds_of(const std::function<void()>& work) {
-  const auto start = Clock::now();
-  work();
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 double median_of(int calls, const std::function<void()>& work) {
   std::vector<double> seconds;
-  for (int i = 0; i < calls; ++i) seconds.push_back(seconds_of(work));
+  for (int i = 0; i < calls; ++i) seconds.push_back(measure::seconds_of(work));
   std::nth_element(seconds.begin(), seconds.begin() + calls / 2, seconds.end());
   return seconds[static_cast<std::size_t>(calls / 2)];
 }
@@ -56,7 +48,7 @@ AllReduceTime time_of(tandem::Accelerator& accelerator, std::int64_t bytes) {
   auto& communicator = accelerator.communicator();
   const auto reduce = [&] { communicator.all_reduce(tensor, tandem::comm::ReduceOp::sum); };
   for (int i = 0; i < kWarmUp; ++i) reduce();
-  at::Tensor each = at::scalar_tensor(seconds_of(reduce), at::kDouble);
+  at::Tensor each = at::scalar_tensor(measure::seconds_of(reduce), at::kDouble);
   communicator.all_reduce(each, tandem::comm::ReduceOp::max);
   at::Tensor seconds = at::scalar_tensor(median_of(calls_in(each.item<double>()), reduce), at::kDouble);
   communicator.all_reduce(seconds, tandem::comm::ReduceOp::max);
@@ -66,7 +58,7 @@ AllReduceTime time_of(tandem::Accelerator& accelerator, std::int64_t bytes) {
     const at::Tensor copy = at::zeros_like(tensor);
     const auto run = [&] { std::memcpy(copy.mutable_data_ptr(), tensor.const_data_ptr(), tensor.nbytes()); };
     run();
-    copying = median_of(calls_in(seconds_of(run)), run);
+    copying = median_of(calls_in(measure::seconds_of(run)), run);
   }
   accelerator.wait_for_everyone();
   return {accelerator.world_size(), bytes, seconds.item<double>(), copying};

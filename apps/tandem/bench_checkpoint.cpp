@@ -1,7 +1,6 @@
 #include "bench_checkpoint.h"
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <vector>
@@ -32,12 +31,6 @@ nn::Sequential make_net(std::int64_t parameters) {
     net->push_back(nn::ReLU());
   }
   return net;
-}
-
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void write_bare(const std::string& path, std::uint64_t bytes) {
@@ -76,7 +69,7 @@ CheckpointTimes time_checkpoints(const CheckpointRequest& request) {
       const std::string state = directory / c10::str("state", run), later = directory / c10::str("later", run);
       const auto timed = [&](const std::function<void()>& work) {
         accelerator.wait_for_everyone();
-        return seconds_of([&] {
+        return measure::seconds_of([&] {
           work();
           accelerator.wait_for_everyone();
         });
@@ -84,14 +77,14 @@ CheckpointTimes time_checkpoints(const CheckpointRequest& request) {
       save.push_back(timed([&] { accelerator.save_state(state); }));
       double stopped = 0;
       background.push_back(timed([&] {
-        stopped = seconds_of([&] { accelerator.save_state(later, {.background = true}); });
+        stopped = measure::seconds_of([&] { accelerator.save_state(later, {.background = true}); });
         accelerator.wait_for_saves();
       }));
       if (run > 0 || request.runs == 1) stop.push_back(stopped);
       load.push_back(timed([&] { accelerator.load_state(state); }));
       if (accelerator.is_main()) {
         times.bytes = bytes_in(state);
-        write.push_back(seconds_of([&] { write_bare(directory / "bare", times.bytes); }));
+        write.push_back(measure::seconds_of([&] { write_bare(directory / "bare", times.bytes); }));
         for (const std::string& done : {state, later, directory / "bare"}) std::filesystem::remove_all(done);
       }
       accelerator.wait_for_everyone();

@@ -105,7 +105,7 @@ int verify(const PathOptions& options) {
   return apps::kDone;
 }
 
-struct DiffOptions {
+struct CheckpointDiffOptions {
   std::string first, second;
   double tolerance = 0;
   bool json = false;
@@ -127,7 +127,7 @@ Json to_json(const Difference& difference) {
           {"different", tensors}};
 }
 
-void print(const DiffOptions& options, const Difference& difference) {
+void print(const CheckpointDiffOptions& options, const Difference& difference) {
   for (const auto& name : difference.only_in_first)
     std::printf("%s: only in %s\n", name.c_str(), options.first.c_str());
   for (const auto& name : difference.only_in_second)
@@ -140,7 +140,7 @@ void print(const DiffOptions& options, const Difference& difference) {
   std::printf("%zu tensors are the same%s\n", difference.equal, difference.none() ? ", and there are no others" : "");
 }
 
-int diff(const DiffOptions& options) {
+int diff(const CheckpointDiffOptions& options) {
   const Difference difference = compare(options.first, options.second, options.tolerance);
   if (options.json)
     std::printf("%s\n", io::shown_json(to_json(difference)).c_str());
@@ -164,7 +164,7 @@ void add_path_command(CLI::App& checkpoint, Commands& commands, const char* name
 }
 
 void add_weights_diff(CLI::App& checkpoint, Commands& commands) {
-  const auto options = std::make_shared<DiffOptions>();
+  const auto options = std::make_shared<CheckpointDiffOptions>();
   auto* command = checkpoint.add_subcommand("diff", "Compares the tensors of two; exit code 1 when they differ.");
   command->add_option("first", options->first, "a directory or file of weights")->type_name("FILE")->required();
   command->add_option("second", options->second, "another")->type_name("FILE")->required();

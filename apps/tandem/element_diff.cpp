@@ -19,11 +19,11 @@
 namespace tandem_tool {
 namespace {
 
-enum class Kind { floating, signed_integer, unsigned_integer, boolean, bits };
+enum class NumberKind { floating, signed_integer, unsigned_integer, boolean, bits };
 
 // How the bits of one number are read.
 struct Format {
-  Kind kind = Kind::bits;
+  NumberKind kind = NumberKind::bits;
   std::size_t bytes = 1;
   std::uint64_t infinity = 0;  // of a floating one: larger magnitudes are NaN
   bool has_sign = true;        // the highest bit
@@ -53,15 +53,15 @@ std::string show_small(std::uint64_t bits) {
   return digits(static_cast<float>(Small(static_cast<Bits>(bits), Small::from_bits())));
 }
 
-Format signed_integer(std::size_t bytes) { return {.kind = Kind::signed_integer, .bytes = bytes}; }
-Format unsigned_integer(std::size_t bytes) { return {.kind = Kind::unsigned_integer, .bytes = bytes}; }
+Format signed_integer(std::size_t bytes) { return {.kind = NumberKind::signed_integer, .bytes = bytes}; }
+Format unsigned_integer(std::size_t bytes) { return {.kind = NumberKind::unsigned_integer, .bytes = bytes}; }
 
 // Of a real type; types of LibTorch's that are no numbers are bytes.
 Format format_of(at::ScalarType type) {
   using Type = at::ScalarType;
   using Byte = std::uint8_t;
   const auto floating = [](std::size_t bytes, std::uint64_t infinity, std::string (*show)(std::uint64_t)) {
-    return Format{.kind = Kind::floating, .bytes = bytes, .infinity = infinity, .show = show};
+    return Format{.kind = NumberKind::floating, .bytes = bytes, .infinity = infinity, .show = show};
   };
   Format format;
   switch (type) {
@@ -77,7 +77,7 @@ Format format_of(at::ScalarType type) {
       format = floating(1, 0xfe, show_small<c10::Float8_e8m0fnu, Byte>);
       format.has_sign = false;
       return format;
-    case Type::Bool: return {.kind = Kind::boolean};
+    case Type::Bool: return {.kind = NumberKind::boolean};
     case Type::Byte: return unsigned_integer(1);
     case Type::UInt16: return unsigned_integer(2);
     case Type::UInt32: return unsigned_integer(4);
@@ -123,22 +123,22 @@ std::uint64_t between(std::int64_t a, std::int64_t b) {
 
 std::optional<std::uint64_t> distance(const Format& format, std::uint64_t a, std::uint64_t b) {
   switch (format.kind) {
-    case Kind::floating:
+    case NumberKind::floating:
       if (is_nan(format, a) || is_nan(format, b)) return {};
       return between(place_of(format, a), place_of(format, b));
-    case Kind::signed_integer: return between(extended(a, format.bytes), extended(b, format.bytes));
-    case Kind::unsigned_integer: return std::max(a, b) - std::min(a, b);
+    case NumberKind::signed_integer: return between(extended(a, format.bytes), extended(b, format.bytes));
+    case NumberKind::unsigned_integer: return std::max(a, b) - std::min(a, b);
     default: return {};
   }
 }
 
 std::string shown(const Format& format, std::uint64_t bits) {
   switch (format.kind) {
-    case Kind::floating:
+    case NumberKind::floating:
       return is_nan(format, bits) ? "nan (" + hexadecimal(bits, format.bytes) + ")" : format.show(bits);
-    case Kind::signed_integer: return std::to_string(extended(bits, format.bytes));
-    case Kind::unsigned_integer: return std::to_string(bits);
-    case Kind::boolean:
+    case NumberKind::signed_integer: return std::to_string(extended(bits, format.bytes));
+    case NumberKind::unsigned_integer: return std::to_string(bits);
+    case NumberKind::boolean:
       if (bits <= 1) return bits == 1 ? "true" : "false";
       [[fallthrough]];
     default: return hexadecimal(bits, format.bytes);
@@ -153,7 +153,7 @@ std::optional<ElementDifference> compare_elements(const void* first, const void*
   const bool complex = type && at::isComplexType(*type);
   const Format format = !type ? Format() : format_of(complex ? c10::toRealValueType(*type) : *type);
   const std::size_t parts = complex ? 2 : 1, numbers = bytes / format.bytes;
-  ElementDifference difference{.in_ulps = format.kind == Kind::floating,
+  ElementDifference difference{.in_ulps = format.kind == NumberKind::floating,
                                .elements = static_cast<std::int64_t>(numbers / parts)};
   std::int64_t last = -1;
   for (std::size_t i = 0; i < numbers; ++i) {

@@ -98,10 +98,10 @@ RunDifference compare_series(const std::string& first_path, const std::string& s
 
 // ---- what is at a path
 
-enum class Kind { safetensors, pickle, json, log, checkpoint, series };
+enum class FileKind { safetensors, pickle, json, log, checkpoint, series };
 
 struct Place {
-  Kind kind;
+  FileKind kind;
   std::string path;
 };
 
@@ -113,9 +113,9 @@ bool exists(const std::string& directory, const char* name) {
 Place place_in_directory(const std::string& path) {
   const io::CheckpointSource source(path);
   if (source.reader() || source.has("tandem_state.json") || source.has("optimizer.bin") || has_model(source, "model"))
-    return {Kind::checkpoint, path};
-  if (!io::list_checkpoints(path).empty()) return {Kind::series, path};
-  if (exists(path, "log.jsonl")) return {Kind::log, path + "/log.jsonl"};
+    return {FileKind::checkpoint, path};
+  if (!io::list_checkpoints(path).empty()) return {FileKind::series, path};
+  if (exists(path, "log.jsonl")) return {FileKind::log, path + "/log.jsonl"};
   io::throw_checkpoint_error(
       path, "is no checkpoint and no folder of weights, and holds no checkpoints by number and no log.jsonl");
 }
@@ -134,10 +134,10 @@ Place place_at(const std::string& path) {
   std::string begin(2, '\0');
   begin.resize(file.read(begin.data(), begin.size()));
   if (begin.empty()) io::throw_checkpoint_error(path, "is empty");
-  if (io::is_pickle_file(path, path)) return {Kind::pickle, path};
+  if (io::is_pickle_file(path, path)) return {FileKind::pickle, path};
   if (begin.size() == 2 && begin[0] == '{' && begin[1] != '\0') {  // the length of a safetensors header has that 0
     const bool one = is_json(io::load_bytes(path, path, io::Links::follow));
-    return {one ? Kind::json : Kind::log, path};
+    return {one ? FileKind::json : FileKind::log, path};
   }
   try {
     io::read_safetensors_header(path);
@@ -145,18 +145,20 @@ Place place_at(const std::string& path) {
     if (path.ends_with(".safetensors")) throw;
     io::throw_checkpoint_error(path, "is no file of safetensors or torch.save and no log of JSON objects, or damaged");
   }
-  return {Kind::safetensors, path};
+  return {FileKind::safetensors, path};
 }
 
-bool has_tensors(Kind kind) { return kind == Kind::safetensors || kind == Kind::pickle || kind == Kind::checkpoint; }
+bool has_tensors(FileKind kind) {
+  return kind == FileKind::safetensors || kind == FileKind::pickle || kind == FileKind::checkpoint;
+}
 
-std::string words_for(Kind kind) {
+std::string words_for(FileKind kind) {
   switch (kind) {
-    case Kind::safetensors: return "a file of safetensors";
-    case Kind::pickle: return "a file of torch.save";
-    case Kind::json: return "a file of JSON";
-    case Kind::log: return "a log";
-    case Kind::checkpoint: return "a checkpoint or folder of weights";
+    case FileKind::safetensors: return "a file of safetensors";
+    case FileKind::pickle: return "a file of torch.save";
+    case FileKind::json: return "a file of JSON";
+    case FileKind::log: return "a log";
+    case FileKind::checkpoint: return "a checkpoint or folder of weights";
     default: return "a folder of checkpoints";
   }
 }
@@ -165,7 +167,7 @@ RunDifference compare_two_files(const Place& first, const Place& second, bool ev
   RunDifference difference{.partings = {}, .compared = 1, .unit = "files"};
   const at::Tensor a = io::load_bytes(first.path, first.path, io::Links::follow);
   const at::Tensor b = io::load_bytes(second.path, second.path, io::Links::follow);
-  if (first.kind == Kind::pickle)
+  if (first.kind == FileKind::pickle)
     compare_pickles(difference.partings, a, first.path, b, second.path, everything);
   else
     compare_json(difference.partings, json_in(a, first.path), json_in(b, second.path), {});
@@ -183,11 +185,11 @@ RunDifference compare_two_checkpoints(const std::string& first, const std::strin
 RunDifference compare_runs(const std::string& first_path, const std::string& second_path, bool everything) {
   const Place first = place_at(first_path), second = place_at(second_path);
   if (first.kind == second.kind) switch (first.kind) {
-      case Kind::log: return compare_logs(first.path, second.path, everything);
-      case Kind::series: return compare_series(first.path, second.path, everything);
-      case Kind::checkpoint: return compare_two_checkpoints(first.path, second.path, everything);
-      case Kind::pickle:
-      case Kind::json: return compare_two_files(first, second, everything);
+      case FileKind::log: return compare_logs(first.path, second.path, everything);
+      case FileKind::series: return compare_series(first.path, second.path, everything);
+      case FileKind::checkpoint: return compare_two_checkpoints(first.path, second.path, everything);
+      case FileKind::pickle:
+      case FileKind::json: return compare_two_files(first, second, everything);
       default: break;
     }
   if (!has_tensors(first.kind) || !has_tensors(second.kind))

@@ -69,7 +69,7 @@ void save_and_resume(tandem::Accelerator& accelerator, const std::string& direct
                                     std::to_string(accelerator.rank()));
 }
 
-std::string run(const tandem::LaunchConfig& config) {
+std::string run_checkpoint(const tandem::LaunchConfig& config) {
   const TemporaryDirectory directory(std::filesystem::temp_directory_path());
   tandem::launch(config, [&](tandem::Accelerator& accelerator) { save_and_load(accelerator, directory / "model"); });
   tandem::launch(config, [&](tandem::Accelerator& accelerator) { save_and_resume(accelerator, directory / "state"); });
@@ -78,6 +78,6 @@ std::string run(const tandem::LaunchConfig& config) {
 
 }  // namespace
 
-SelfTestPart test_checkpoint() { return {"checkpoint", run}; }
+SelfTestPart test_checkpoint() { return {"checkpoint", run_checkpoint}; }
 
 }  // namespace tandem_tool

@@ -113,7 +113,7 @@ class Check {
   const std::int64_t size_;
 };
 
-std::string run(const tandem::LaunchConfig& config) {
+std::string run_collectives(const tandem::LaunchConfig& config) {
   tandem::launch(config, [](tandem::Accelerator& accelerator) {
     for (const at::ScalarType type : kTypes)
       for (const std::int64_t size : kSizes) Check(accelerator, type, size).all();
@@ -124,6 +124,6 @@ std::string run(const tandem::LaunchConfig& config) {
 
 }  // namespace
 
-SelfTestPart test_collectives() { return {"collectives", run}; }
+SelfTestPart test_collectives() { return {"collectives", run_collectives}; }
 
 }  // namespace tandem_tool

@@ -12,13 +12,13 @@ namespace {
 
 using Samples = std::vector<std::vector<std::int64_t>>;  // by step
 
-constexpr std::int64_t kLength = 1003, kBatch = 4;
+constexpr std::int64_t kLength = 1003, kBatchSize = 4;
 constexpr int kEpochs = 2;
 
 void check_mode(tandem::LaunchConfig config, bool dispatch) {
   const int ranks = tandem::examine(config).world_size();
   const PlanResult plan = run_plan({.length = kLength,
-                                    .batch_size = kBatch,
+                                    .batch_size = kBatchSize,
                                     .ranks = ranks,
                                     .dispatch = dispatch,
                                     .shuffle = true,
@@ -27,8 +27,8 @@ void check_mode(tandem::LaunchConfig config, bool dispatch) {
   config.data_loader.dispatch_batches = dispatch;
   tandem::launch(config, [&](tandem::Accelerator& accelerator) {
     const tandem::data::TensorDataset dataset(at::arange(kLength, at::kLong));
-    auto loader =
-        accelerator.prepare(tandem::data::DataLoader(dataset, {.batch_size = kBatch, .shuffle = true, .workers = 2}));
+    auto loader = accelerator.prepare(
+        tandem::data::DataLoader(dataset, {.batch_size = kBatchSize, .shuffle = true, .workers = 2}));
     for (int epoch = 0; epoch < kEpochs; ++epoch) {
       Samples steps;
       for (auto& batch : loader) {
@@ -44,7 +44,7 @@ void check_mode(tandem::LaunchConfig config, bool dispatch) {
   });
 }
 
-std::string run(const tandem::LaunchConfig& config) {
+std::string run_dispatch(const tandem::LaunchConfig& config) {
   check_mode(config, false);
   check_mode(config, true);
   return "the plan's samples in shard and dispatch mode, " + std::to_string(kEpochs) + " epochs of " +
@@ -53,6 +53,6 @@ std::string run(const tandem::LaunchConfig& config) {
 
 }  // namespace
 
-SelfTestPart test_dispatch() { return {"dispatch", run}; }
+SelfTestPart test_dispatch() { return {"dispatch", run_dispatch}; }
 
 }  // namespace tandem_tool

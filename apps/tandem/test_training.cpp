@@ -58,7 +58,7 @@ tandem::LaunchConfig one_rank(tandem::LaunchConfig config) {
   return config;
 }
 
-std::string run(const tandem::LaunchConfig& config) {
+std::string run_training(const tandem::LaunchConfig& config) {
   const int ranks = tandem::examine(config).world_size();
   const std::int64_t global = kBatch * ranks;
   const at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(7);
@@ -81,6 +81,6 @@ std::string run(const tandem::LaunchConfig& config) {
 
 }  // namespace
 
-SelfTestPart test_training() { return {"training", run}; }
+SelfTestPart test_training() { return {"training", run_training}; }
 
 }  // namespace tandem_tool

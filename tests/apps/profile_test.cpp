@@ -15,7 +15,7 @@ using namespace tandem::test;
 
 namespace {
 
-const std::string kTrain =
+const std::string kProfiledRun =
     std::string(TANDEM_TRAIN) + " --hidden 16 --limit-train-samples 400 --batch-size 10 --max-steps 12 --no-progress ";
 
 }  // namespace
@@ -23,8 +23,8 @@ const std::string kTrain =
 TEST_CASE("train --profile writes a trace of all ranks and says where the time goes") {
   TempDir dir;
   const int ranks = GENERATE(1, 2, 4);
-  const auto result = run_program(kTrain + "--cpu " + std::to_string(ranks) + " --epochs 2 --eval-every 0 --profile " +
-                                  dir / "p/q" + " --profile-steps 8:11");
+  const auto result = run_program(kProfiledRun + "--cpu " + std::to_string(ranks) +
+                                  " --epochs 2 --eval-every 0 --profile " + dir / "p/q" + " --profile-steps 8:11");
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("data wait"));
@@ -44,7 +44,7 @@ TEST_CASE("train --profile writes a trace of all ranks and says where the time g
 
 TEST_CASE("a profile changes nothing about the training") {
   TempDir dir;
-  const std::string train = kTrain + "--cpu 2 --quiet --save-weights ";
+  const std::string train = kProfiledRun + "--cpu 2 --quiet --save-weights ";
   REQUIRE(run_program(train + dir / "plain").output.empty());
   REQUIRE(run_program(train + dir / "profiled --profile " + dir / "p --profile-steps 2:9").output.empty());
   CHECK(run_program("cmp " + dir / "plain " + dir / "profiled").exit_code == 0);
@@ -193,7 +193,7 @@ TEST_CASE("an NVTX tool sees named threads, ranges with their kind, rank, step a
   TempDir dir;
   const auto result =
       run_program("TANDEM_NVTX_STEPS=3:5 NVTX_INJECTION64_PATH=" TANDEM_NVTX_TOOL " NVTX_TOOL_OUTPUT=" + dir / "seen " +
-                  kTrain + "--cpu 3 --quiet");
+                  kProfiledRun + "--cpu 3 --quiet");
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   Seen seen = read_tool(dir / "seen");

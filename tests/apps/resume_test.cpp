@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -36,7 +37,7 @@ std::vector<nlohmann::json> untimed_log(const std::string& path) {
   return lines;
 }
 
-// Runs train in a process group of its own, kills it after `after`, and says whether it had ended well before.
+// Runs train, kills it after `after` if it has not ended, and says whether it had ended well before.
 bool ends_before_kill(const std::string& arguments, const std::string& output, std::chrono::milliseconds after) {
   const pid_t child = fork();
   if (child == 0) {
@@ -46,10 +47,12 @@ bool ends_before_kill(const std::string& arguments, const std::string& output, s
     execl("/bin/sh", "sh", "-c", ("exec " + std::string(TANDEM_TRAIN) + " " + arguments).c_str(), nullptr);
     _exit(99);
   }
-  std::this_thread::sleep_for(after);
-  kill(child, SIGKILL);
+  const auto end = std::chrono::steady_clock::now() + after;
   int status = 0;
-  waitpid(child, &status, 0);
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    if (std::chrono::steady_clock::now() >= end) kill(child, SIGKILL);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
   if (WIFSIGNALED(status)) return false;
   CAPTURE(bytes_of(output));
   REQUIRE(WEXITSTATUS(status) == 0);
@@ -61,16 +64,22 @@ void goes_on_after_kills(int wanted, unsigned seed) {
   const std::string flags =
       "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
       "--optimizer sgd --momentum 0.5";
+  const auto start = std::chrono::steady_clock::now();
   REQUIRE(
       train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
       0);
+  const std::chrono::duration<double, std::milli> whole = std::chrono::steady_clock::now() - start;
   std::mt19937 random(seed);
   int kills = 0;
   for (int training = 0; kills < wanted; ++training) {
     const std::string name = dir / std::to_string(training);
     const std::string all = flags + " --log-json " + name + ".log --save-weights " + name + ".weights --save-every 5 " +
                             "--checkpoint-dir " + name + " --total-limit 2 --resume auto";
-    const auto after = [&] { return std::chrono::milliseconds(std::uniform_int_distribution(150, 800)(random)); };
+    // At any moment of a run, however busy the machine is; the last goes to its end.
+    const auto after = [&] {
+      const double part = kills < wanted ? std::uniform_real_distribution(0.15, 0.9)(random) : 100;
+      return std::chrono::milliseconds(std::llround(part * whole.count()));
+    };
     while (!ends_before_kill(all, dir / "output", after())) kills += 1;
     CAPTURE(kills, training);
     REQUIRE(bytes_of(name + ".weights") == bytes_of(dir / "whole.weights"));

@@ -62,13 +62,13 @@ class EndlessTraining {
   const pid_t child_;
 };
 
-const std::string kShort = "--cpu 2 --hidden 16 --limit-train-samples 400 --epochs 1 --batch-size 20 ";
+const std::string kShortRun = "--cpu 2 --hidden 16 --limit-train-samples 400 --epochs 1 --batch-size 20 ";
 
 }  // namespace
 
 TEST_CASE("a short training writes its log and weights and says how it went") {
   TempDir dir;
-  const auto result = train(kShort + "--log-json " + (dir / "log") + " --save-weights " + (dir / "w"));
+  const auto result = train(kShortRun + "--log-json " + (dir / "log") + " --save-weights " + (dir / "w"));
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("training mlp on 2 CPU ranks") && ContainsSubstring("test accuracy"));
   const auto log = read_log(dir / "log");
@@ -128,7 +128,7 @@ TEST_CASE("the same command gives the same weights to the bit") {
   TempDir dir;
   const std::string precision = GENERATE("no", "bf16", "fp16");
   for (const std::string name : {"a", "b"})
-    REQUIRE(train(kShort + "--quiet --mixed-precision " + precision + " --save-weights " + (dir / name)).exit_code ==
+    REQUIRE(train(kShortRun + "--quiet --mixed-precision " + precision + " --save-weights " + (dir / name)).exit_code ==
             0);
   const auto a = io::load_safetensors(dir / "a"), b = io::load_safetensors(dir / "b");
   for (std::size_t i = 0; i < a.size(); ++i) CHECK(at::equal(a[i].second, b[i].second));
@@ -229,7 +229,7 @@ TEST_CASE("plateau lowers the learning rate after two epochs whose loss did not 
   for (std::size_t i = 0; i < 60; ++i) CHECK(log[i]["lr"].get<double>() == Approx(by_epoch[i / 10]));
 }
 
-TEST_CASE("quiet prints nothing") { CHECK(train(kShort + "--quiet").output.empty()); }
+TEST_CASE("quiet prints nothing") { CHECK(train(kShortRun + "--quiet").output.empty()); }
 
 TEST_CASE("wrong arguments get one sentence that names flag and value, and exit code 2") {
   struct Case {
@@ -312,7 +312,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
 TEST_CASE("weights that do not fit the model are an error that names the parameter") {
   TempDir dir;
   io::save_safetensors(dir / "w", {{"0.weight", at::zeros({3, 3})}});
-  const auto result = train(kShort + "--init-weights " + (dir / "w"));
+  const auto result = train(kShortRun + "--init-weights " + (dir / "w"));
   CHECK(result.exit_code == 2);
   CHECK_THAT(result.output, ContainsSubstring("0.weight") && ContainsSubstring("[3, 3]"));
 }

@@ -12,7 +12,7 @@ if ! cmp -s "$requirements" "$environment/requirements.txt"; then
   rm -rf "$environment"
   {
     python3 -m venv "$environment"
-    "$environment/bin/pip" install --disable-pip-version-check --retries 5 -r "$requirements"
+    "$environment/bin/pip" install --disable-pip-version-check --retries 5 --no-compile -r "$requirements"
   } >"$environment.log" 2>&1 || {
     tail -n 20 "$environment.log" >&2
     echo "tandem: the tests' Python packages could not be installed; the whole log is in $environment.log" >&2
