@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -77,7 +78,12 @@ class MetricsLog {
 class Throughput {
  public:
   void start() { resumed_ = Clock::now(); }
-  void pause() { elapsed_ += seconds_since(resumed_); }
+
+  /// What is paused stays so.
+  void pause() {
+    elapsed_ = now();
+    resumed_.reset();
+  }
   void resume() { resumed_ = Clock::now(); }
 
   /// An update over `samples` of all ranks has ended. Returns the samples a second since the one before.
@@ -90,9 +96,9 @@ class Throughput {
 
  private:
   static constexpr std::int64_t kWarmupUpdates = 20;
-  double now() const { return elapsed_ + seconds_since(resumed_); }
+  double now() const { return elapsed_ + (resumed_ ? seconds_since(*resumed_) : 0); }
 
-  Clock::time_point resumed_{};
+  std::optional<Clock::time_point> resumed_;  // nothing: it is paused
   double elapsed_ = 0;
   std::int64_t updates_ = 0, samples_ = 0, warmup_samples_ = 0;
   double last_update_ = 0, warmup_end_ = 0;

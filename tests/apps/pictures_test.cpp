@@ -206,8 +206,8 @@ TEST_CASE("classes of the validation count by their names, of which some may be 
   write_shapes(dir / "train", 0, 10);
   write_shapes(dir / "val", 0, 10);  // what was trained on, so that it is known by heart
   fs::remove_all(dir / "val/disc");
-  const auto ended =
-      trained("--cpu 1 --hidden 256 --image-size 32 --epochs 40 --batch-size 10 --data-dir " + dir.path());
+  const auto ended = trained(
+      "--cpu 1 --hidden 128 --image-size 16 --epochs 40 --eval-every 0 --batch-size 10 --data-dir " + dir.path());
   CHECK(ended.final["accuracy"] > 0.9);  // 0 with labels that begin with the validation's first class
   fs::rename(dir / "val/square", dir / "val/quadrat");
   check_refused("--data-dir " + dir.path(), {"val/quadrat", "a class that is not in"});

@@ -9,6 +9,7 @@
 
 #include "support/catch.h"
 #include "support/train_program.h"
+#include "train/metrics.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -91,4 +92,22 @@ TEST_CASE("elsewhere there are plain lines, and none when they are not wanted") 
   CHECK(shown.find('\r') == std::string::npos);
   CHECK(test::train(kTraining + "--no-progress").output.find("step 1/") == std::string::npos);
   CHECK(in_terminal(kTraining + "--quiet", 80).empty());
+}
+
+TEST_CASE("time that passes while training is paused does not count, however often it is paused") {
+  train::Throughput throughput;
+  throughput.start();
+  throughput.pause();
+  const double seconds = throughput.train_seconds();
+  const auto later = [](auto since) {
+    while (train::Clock::now() == since) {
+    }
+  };
+  later(train::Clock::now());
+  throughput.pause();
+  CHECK(throughput.train_seconds() == seconds);
+  throughput.resume();
+  later(train::Clock::now());
+  throughput.pause();
+  CHECK(throughput.train_seconds() > seconds);
 }
