@@ -134,6 +134,12 @@ std::shared_ptr<const tandem::io::StoredWeights> read_weights(const Options& opt
   }
 }
 
+// Of an error of TorchScript, what it comes to after the places that led there.
+std::string last_line(std::string text) {
+  text.erase(text.find_last_not_of('\n') + 1);
+  return text.substr(text.rfind('\n') + 1);
+}
+
 // A script does not say what it takes and gives before it is called.
 void try_script(const Options& options, const Task& task, Net& net) {
   const std::string begin = "--model " + options.script + ": ";
@@ -143,9 +149,9 @@ void try_script(const Options& options, const Task& task, Net& net) {
     const torch::NoGradGuard no_grad;
     net.eval();
     scores = net.forward(example.data);
-  } catch (const c10::Error& error) {
+  } catch (const std::exception& error) {
     throw tandem::ConfigError(begin + "does not take inputs of sizes " + c10::str(example.data.sizes()) + ": " +
-                              error.what_without_backtrace());
+                              last_line(error.what()));
   }
   const auto classes = static_cast<std::int64_t>(task.classes().size());
   if (classes > 0 && (scores.dim() != 2 || scores.size(1) != classes))

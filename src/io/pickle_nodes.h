@@ -20,7 +20,12 @@ namespace tandem::io {
 [[noreturn]] inline void fail_pickle(const std::string& problem) { throw UnpickleError(problem); }
 
 [[noreturn]] inline void fail_foreign(const std::string& name) {
-  fail_pickle("needs '" + name + "' of Python's, which Tandem does not run");
+  if (name.starts_with("__torch__."))
+    fail_pickle("is a TorchScript module; save its weights alone, with torch.save(module.state_dict(), …) in Python");
+  fail_pickle("needs '" + name + "' of Python's, which Tandem does not run" +
+              (name.find(".modules.") == std::string::npos
+                   ? ""
+                   : "; of a whole module save the weights alone, with torch.save(module.state_dict(), …)"));
 }
 
 struct PickleNode;

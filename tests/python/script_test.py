@@ -140,6 +140,23 @@ class ScriptTest(unittest.TestCase):
             self.assertIn(name, result.stderr)
 
 
+    def refused(self, *flags):
+        result = subprocess.run([TRAIN, "--cpu", "1", *map(str, flags)], capture_output=True, text=True)
+        self.assertEqual((result.returncode, result.stdout), (2, ""), result)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        return result.stderr
+
+    def test_a_script_for_other_data_and_scripts_in_place_of_weights_are_refused_before_training(self):
+        for name, inputs, classes in [("small.pt", 100, 10), ("three.pt", 784, 3)]:
+            net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, classes))
+            torch.jit.script(net).save(self.path(name))
+        self.assertRegex(self.refused("--model", self.path("small.pt")), r"small.pt: does not take inputs of sizes \[1, 1, 28, 28\]")
+        self.assertIn("the data has 10 classes", self.refused("--model", self.path("three.pt")))
+        torch.save(net, self.path("whole.pt"))
+        self.assertIn("is a TorchScript module; save its weights alone", self.refused("--init-weights", self.path("small.pt")))
+        self.assertIn("of a whole module save the weights alone", self.refused("--init-weights", self.path("whole.pt")))
+
+
 class PageTest(unittest.TestCase):
     def test_the_lines_of_the_page(self):
         with open(PAGE) as file:
