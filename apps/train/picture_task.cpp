@@ -1,5 +1,6 @@
 // Networks for images on pictures in folders, one a class.
 #include <algorithm>
+#include <cstdio>
 
 #include "classification.h"
 #include "make_net.h"
@@ -62,7 +63,8 @@ data::ImageFolderOptions centre(const PictureFormat& format) {
           .shorter_side = format.resize,
           .crop = data::ImageSize{format.size, format.size},
           .channels = format.channels,
-          .transform = composed(std::move(all))};
+          .transform = composed(std::move(all)),
+          .on_warning = [](const std::string& text) { std::fprintf(stderr, "train: warning: %s\n", text.c_str()); }};
 }
 
 // docs/train.md says the same in words.
