@@ -29,6 +29,7 @@ void add_env(CLI::App& tandem, Commands& commands);
 void add_estimate(CLI::App& tandem, Commands& commands);
 void add_man(CLI::App& tandem, Commands& commands);
 void add_plan(CLI::App& tandem, Commands& commands);
+void add_predict(CLI::App& tandem, Commands& commands);
 void add_report(CLI::App& tandem, Commands& commands);
 void add_test(CLI::App& tandem, Commands& commands);
 

@@ -17,8 +17,8 @@ namespace {
 
 using namespace tandem_tool;
 
-constexpr auto kSubcommands = {add_env,   add_test,   add_estimate, add_checkpoint, add_diff, add_plan,
-                               add_bench, add_report, add_config,   add_completion, add_man};
+constexpr auto kSubcommands = {add_env,  add_test,  add_estimate, add_checkpoint, add_diff,       add_predict,
+                               add_plan, add_bench, add_report,   add_config,     add_completion, add_man};
 
 // The innermost subcommand that was named.
 const CLI::App& chosen(const CLI::App& app) {

@@ -7,6 +7,7 @@
 #include "tandem/data/image_folder.h"
 #include "tandem/data/mnist.h"
 #include "tandem/data/padding.h"
+#include "tandem/data/read_image.h"
 #include "tandem/data/tensor_dataset.h"
 #include "tandem/data/text_dataset.h"
 #include "tandem/data/transforms.h"

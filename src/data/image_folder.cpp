@@ -21,6 +21,7 @@
 #include "image_decoder.h"
 #include "image_operations.h"
 #include "tandem/core/error.h"
+#include "tandem/data/read_image.h"
 
 namespace tandem::data {
 namespace {
@@ -94,17 +95,19 @@ std::vector<std::string> list_classes(const fs::path& directory) {
   throw DataError(link.string() + ": is a link that leads back to a folder that it is in; remove it");
 }
 
-std::vector<std::string> list_pictures(const fs::path& directory) {
+// All below `directory`, which is in the folders `around`.
+std::vector<std::string> list_pictures(const fs::path& directory, std::vector<FolderId> around) {
   std::vector<std::pair<std::string, std::string>> found;  // folder and name, the order of torchvision
-  std::vector<FolderId> around{id_of(directory.parent_path()), id_of(directory)};  // the entry
-  if (around[0] == around[1]) throw_loop(directory);
+  const std::size_t above = around.size();
+  around.push_back(id_of(directory));
+  if (std::find(around.begin(), around.end() - 1, around.back()) != around.end() - 1) throw_loop(directory);
   constexpr auto kFollow = fs::directory_options::follow_directory_symlink;
   for (fs::recursive_directory_iterator entry(directory, kFollow), end; entry != end; ++entry) {
     const fs::path& path = entry->path();
     if (is_hidden(path)) {
       entry.disable_recursion_pending();
     } else if (is_folder(*entry)) {
-      around.resize(static_cast<std::size_t>(entry.depth()) + 2);
+      around.resize(above + 1 + static_cast<std::size_t>(entry.depth()));  // the entry's folders
       const FolderId id = id_of(path);
       if (std::find(around.begin(), around.end(), id) != around.end()) throw_loop(path);
       around.push_back(id);
@@ -152,7 +155,7 @@ struct ReadImage {
   ImageSize whole, crop;
 };
 
-ReadImage read_image(const std::string& file, const ImageFolderOptions& options, std::int64_t least_side) {
+ReadImage decode(const std::string& file, const ImageFolderOptions& options, std::int64_t least_side) {
   DecodedImage image = decode_image(file, read_file(file),
                                     {.channels = static_cast<int>(options.channels),
                                      .least_side = least_side,
@@ -190,7 +193,37 @@ at::Tensor unit_of(const at::Tensor& bytes) {
   return look_up(bytes, values.expand({bytes.size(-3), 256}).contiguous());
 }
 
+using Warning = std::function<void(const std::string&)>;
+
+// A sample without its label. `warn`, if there is one, hears of an odd file.
+at::Tensor sample_of(const std::string& file, const ImageFolderOptions& options, const Warning& warn) {
+  std::int64_t least_side = options.shorter_side.value_or(0);
+  if (options.resize) least_side = std::max(options.resize->height, options.resize->width);
+  const auto [image, whole, crop] = decode(file, options, least_side);
+  if (!image.oddity.empty() && warn)
+    warn(file + ": its file has no good end (" + image.oddity + "), but all pixels; it is used");
+  const at::Tensor upright = turn_upright(image.pixels.permute({2, 0, 1}), image.orientation);
+  const at::Tensor pixels = centre_of(resize_image(upright, whole), crop);
+  at::Tensor result = options.transform ? options.transform(pixels) : pixels;
+  if (!result.defined()) throw DataError(file + ": the transform gave an undefined tensor");
+  if (result.scalar_type() != at::kByte) return result;
+  return options.values == ImageValues::bytes ? result.contiguous() : unit_of(result);
+}
+
 }  // namespace
+
+at::Tensor read_image(const std::string& file, const ImageFolderOptions& options) {
+  check_options(options);
+  return sample_of(file, options, options.on_warning);
+}
+
+std::vector<std::string> list_images(const std::string& directory) {
+  try {
+    return list_pictures(directory, {});
+  } catch (const fs::filesystem_error& error) {
+    throw DataError(directory + ": cannot be listed: " + error.code().message());
+  }
+}
 
 struct ImageFolder::Listing {
   std::vector<std::string> classes;
@@ -212,7 +245,7 @@ ImageFolder::ImageFolder(const std::string& directory, ImageFolderOptions option
   try {
     listing->classes = list_classes(directory);
     for (const std::string& name : listing->classes) {
-      std::vector<std::string> paths = list_pictures(fs::path(directory) / name);
+      std::vector<std::string> paths = list_pictures(fs::path(directory) / name, {id_of(directory)});
       listing->labels.resize(listing->labels.size() + paths.size(), &name - listing->classes.data());
       std::move(paths.begin(), paths.end(), std::back_inserter(listing->paths));
     }
@@ -233,7 +266,7 @@ void ImageFolder::leave_out_bad(Listing& listing) const {
   std::vector<std::string> problems(listing.paths.size());
   for_each_index(problems.size(), [&](std::size_t i) {
     try {
-      read_image(listing.paths[i], options_, kSmall);
+      decode(listing.paths[i], options_, kSmall);
     } catch (const DataError& error) {
       problems[i] = error.what();
     }
@@ -254,23 +287,12 @@ void ImageFolder::leave_out_bad(Listing& listing) const {
 }
 
 torch::data::Example<> ImageFolder::get(std::size_t index) {
-  const std::string& file = path(index);
-  std::int64_t least_side = options_.shorter_side.value_or(0);
-  if (options_.resize) least_side = std::max(options_.resize->height, options_.resize->width);
-  const auto [image, whole, crop] = read_image(file, options_, least_side);
-  if (!image.oddity.empty() && options_.on_warning) {
+  const auto warn = [&](const std::string& text) {
     const std::lock_guard lock(told_->mutex);
-    if (told_->pictures.insert(index).second)
-      options_.on_warning(file + ": its file has no good end (" + image.oddity + "), but all pixels; it is used");
-  }
-  const at::Tensor upright = turn_upright(image.pixels.permute({2, 0, 1}), image.orientation);
-  const at::Tensor pixels = centre_of(resize_image(upright, whole), crop);
-  const at::Tensor label = at::scalar_tensor(listing_->labels[index], at::kLong);
-  const at::Tensor result = options_.transform ? options_.transform(pixels) : pixels;
-  if (!result.defined()) throw DataError(file + ": the transform gave an undefined tensor");
-  if (result.scalar_type() != at::kByte) return {result, label};
-  if (options_.values == ImageValues::bytes) return {result.contiguous(), label};
-  return {unit_of(result), label};
+    if (told_->pictures.insert(index).second) options_.on_warning(text);
+  };
+  at::Tensor image = sample_of(path(index), options_, options_.on_warning ? warn : Warning());
+  return {std::move(image), at::scalar_tensor(listing_->labels[index], at::kLong)};
 }
 
 std::optional<std::size_t> ImageFolder::size() const { return listing_->paths.size(); }

@@ -65,7 +65,7 @@ TEST_CASE("every subcommand has help with examples") {
   const std::string help = tool("--help").output;
   for (const std::string name :
        {"env", "test", "estimate", "plan", "checkpoint show", "checkpoint verify", "checkpoint diff",
-        "checkpoint convert", "checkpoint merge", "diff", "bench allreduce"}) {
+        "checkpoint convert", "checkpoint merge", "diff", "predict", "bench allreduce"}) {
     CAPTURE(name);
     const auto result = tool(name + " --help");
     CHECK(result.exit_code == 0);

@@ -14,6 +14,7 @@
 #include "support/temp_dir.h"
 #include "tandem/core/error.h"
 #include "tandem/data/data_loader.h"
+#include "tandem/data/read_image.h"
 
 using namespace tandem;
 using data::ImageFolder;
@@ -119,6 +120,33 @@ TEST_CASE("classes are the sorted names of sub-directories, pictures sorted by f
     CHECK(folder.path(i) == dir / expected[i].first);
     CHECK(folder.get(i).target.item<std::int64_t>() == expected[i].second);
   }
+}
+
+TEST_CASE("one picture is read as the folder's sample, and pictures of a folder are listed without classes") {
+  const TempDir dir;
+  for (const char* name : {"a", "a/below", "b"}) std::filesystem::create_directories(dir / name);
+  for (const char* name : {"a/z.png", "a/below/y.png", "b/x.PNG"}) write_png(dir / name, distinct(12, 20, 3));
+  std::ofstream(dir / "b/notes.txt") << "no picture";
+  const ImageFolderOptions options{
+      .shorter_side = 9, .crop = ImageSize{8, 7}, .channels = 1, .transform = [](const at::Tensor& image) {
+        return image.to(at::kFloat) * 2;
+      }};
+  ImageFolder folder(dir.path(), options);
+  const auto listed = data::list_images(dir.path());
+  REQUIRE(listed.size() == 3);
+  for (std::size_t i = 0; i < listed.size(); ++i) {
+    CHECK(listed[i] == folder.path(i));
+    CHECK(at::equal(data::read_image(listed[i], options), folder.get(i).data));
+  }
+  CHECK(data::list_images(dir / "b") == std::vector<std::string>{dir / "b/x.PNG"});
+  CHECK(data::read_image(dir / "b/x.PNG").sizes() == std::vector<std::int64_t>{3, 12, 20});
+  CHECK_THROWS_AS(data::read_image(dir / "b/x.PNG", {.channels = 2}), ConfigError);
+  CHECK_THROWS_WITH(data::read_image(dir / "b/none.png"), ContainsSubstring("b/none.png: cannot be opened"));
+  std::filesystem::create_directory_symlink(dir.path(), dir / "b/up");
+  CHECK_THROWS_WITH(data::list_images(dir.path()), ContainsSubstring("b/up: is a link that leads back"));
+  std::filesystem::create_directory(dir / "empty");
+  CHECK_THROWS_WITH(data::list_images(dir / "empty"), ContainsSubstring("empty: has no pictures"));
+  CHECK_THROWS_AS(data::list_images(dir / "nowhere"), DataError);
 }
 
 TEST_CASE("a PNG comes out as the bytes that were written, and as numbers from 0 to 1") {

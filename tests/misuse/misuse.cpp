@@ -1,7 +1,10 @@
 // Lines that must not compile, each with a part of what the compiler has to say about it. check.sh compiles this file
 // once, and looks for all of them.
 #include <tandem/tandem.h>
-#include <torch/torch.h>
+
+#include <torch/nn/modules/linear.h>
+#include <torch/optim.h>
+#include <torch/serialize.h>
 
 struct NoFields {
   at::Tensor loss;
