@@ -184,10 +184,11 @@ void name_parameters(Partings& partings, std::size_t begin, const c10::IValue& s
 
 bool names_the_machine(const std::string& flag) {
   static const std::set<std::string> all{
-      "cpu",        "gpus",         "devices",        "transport",    "config",        "data-dir",
-      "data-file",  "init-weights", "weights-prefix", "save-weights", "log-json",      "checkpoint-dir",
-      "save-every", "total-limit",  "resume",         "profile",      "profile-steps", "nvtx-steps",
-      "log-with",   "project-dir",  "report",         "log-every",    "quiet",         "expandable-segments",
+      "cpu",          "gpus",      "devices",        "transport",    "config",
+      "data-dir",     "data-file", "val-file",       "init-weights", "weights-prefix",
+      "save-weights", "log-json",  "checkpoint-dir", "save-every",   "total-limit",
+      "resume",       "profile",   "profile-steps",  "nvtx-steps",   "log-with",
+      "project-dir",  "report",    "log-every",      "quiet",        "expandable-segments",
       "no-progress"};
   return all.contains(flag);
 }

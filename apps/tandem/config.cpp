@@ -1,4 +1,5 @@
 // tandem config: asks what to train and how, and writes it as a file for train --config.
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
@@ -25,27 +26,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // In the order in which they are asked. What they mean, their defaults and what is right is in train's command line.
-const std::vector<std::string> kAsked{"model",
-                                      "hidden",
-                                      "layers",
-                                      "width",
-                                      "heads",
-                                      "block-size",
-                                      "data-dir",
-                                      "data-file",
-                                      "cpu",
-                                      "batch-size",
-                                      "epochs",
-                                      "optimizer",
-                                      "lr",
-                                      "scheduler",
-                                      "weight-decay",
-                                      "clip-grad-norm",
-                                      "gradient-accumulation-steps",
-                                      "mixed-precision",
-                                      "seed",
-                                      "save-weights",
-                                      "log-json"};
+const std::vector<std::string> kAsked{
+    "model",           "hidden", "layers",       "width",        "heads",          "block-size",
+    "data-file",       "tokens", "data-dir",     "cpu",          "batch-size",     "epochs",
+    "optimizer",       "lr",     "scheduler",    "weight-decay", "clip-grad-norm", "gradient-accumulation-steps",
+    "mixed-precision", "seed",   "save-weights", "log-json"};
 
 std::string question(const std::string& key, const CLI::Option& setting) {
   std::string text = key + ": " + setting.get_description();
@@ -94,6 +79,13 @@ std::optional<std::string> ask(const std::string& key, const CLI::Option& settin
   }
 }
 
+// Whether an answer that was given says otherwise than this setting could.
+bool is_excluded(const CLI::Option& setting, const Json& settings) {
+  const auto& others = setting.get_excludes();
+  return std::any_of(others.begin(), others.end(),
+                     [&](const CLI::Option* other) { return settings.contains(other->get_single_name()); });
+}
+
 // What goes wrong only when several settings meet, or on this machine.
 void check(const std::string& path) {
   std::vector<std::string> words{"train", "--config", path};
@@ -118,8 +110,9 @@ int ask_and_write(const std::string& path, bool force) {
   Json settings = Json::object();
   std::string model = "mlp";
   for (const std::string& key : kAsked) {
-    if (!train::flag_goes_with("--" + key, model)) continue;
-    const auto answer = ask(key, *train::find_setting(*flags, key));
+    const CLI::Option& setting = *train::find_setting(*flags, key);
+    if (!train::flag_goes_with("--" + key, model) || is_excluded(setting, settings)) continue;
+    const auto answer = ask(key, setting);
     if (answer) settings[key] = value_of(*answer);
     if (key == "model") model = *answer;
   }

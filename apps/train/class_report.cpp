@@ -57,7 +57,9 @@ void ClassReport::log(tandem::io::TrackerSet& trackers, const Samples& test_set,
     samples.push_back(static_cast<std::size_t>(sample));
     captions.push_back(caption(name(labels), name(taken_for), certainty[sample].exp().item<double>()));
   }
-  trackers.log_images("eval/worst", brightness(test_set.read(samples).data), step, captions);
+  const at::Tensor inputs = test_set.read(samples).data;
+  const bool are_pictures = inputs.dim() == 4 && (inputs.size(1) == 1 || inputs.size(1) == 3);
+  if (are_pictures) trackers.log_images("eval/worst", brightness(inputs), step, captions);
 }
 
 }  // namespace train

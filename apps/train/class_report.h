@@ -14,8 +14,8 @@ class ClassReport {
   /// Scores [B, C] and labels of the next B samples, in the order of the test set.
   void add(const at::Tensor& scores, const at::Tensor& labels);
 
-  /// Records the matrix of true and predicted classes (eval/confusion), and the pictures of
-  /// `test_set` with the largest losses, worst first (eval/worst). `classes`: the classes' names.
+  /// Records the matrix of true and predicted classes (eval/confusion), and of
+  /// pictures those of `test_set` with the largest losses, worst first (eval/worst). `classes`: the classes' names.
   void log(tandem::io::TrackerSet& trackers, const Samples& test_set, const std::vector<std::string>& classes,
            std::int64_t step) const;
 

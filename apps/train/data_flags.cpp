@@ -26,6 +26,10 @@ CLI::Option* add_choice(CLI::App& app, const char* flag, std::optional<Value>& v
       ->check(CLI::IsMember(names));
 }
 
+const std::map<std::string, tandem::data::TextTokens> kTokens{{"bytes", tandem::data::TextTokens::bytes},
+                                                              {"uint16", tandem::data::TextTokens::uint16},
+                                                              {"uint32", tandem::data::TextTokens::uint32}};
+
 std::string refuse_ends(const std::string& text) {
   const double share = std::atof(text.c_str());
   if (share <= 0) return text + " leaves nothing to judge by; use more than 0";
@@ -46,25 +50,44 @@ void add_picture_flags(CLI::App& app, DataOptions& options) {
       ->check(one_or_three());
   add_choice(app, "--augment", options.augment, kAugments,
              "how pictures are changed at random while they are trained on (default: none)");
-  app.add_option("--val-split", options.val_split,
-                 "share of the samples that the network is judged by, where none are apart (default: 0.1)")
-      ->check(real_range(0.0, 1.0))
-      ->check(refuse_ends);
   app.add_flag("--balance-classes", options.balance_classes,
                "draw the pictures so that each class comes as often as the others");
   app.add_flag("--skip-bad-images", options.skip_bad_images,
                "leave out pictures that cannot be read, instead of ending; all are read once before training");
 }
 
+void add_file_flags(CLI::App& app, DataOptions& options) {
+  auto* const directory =
+      app.add_option("--data-dir", options.dir,
+                     "folder of pictures, with train/ and val/ or one folder a class, or with the four files of MNIST")
+          ->type_name("DIR")
+          ->capture_default_str();
+  auto* const file =
+      app.add_option("--data-file", options.file,
+                     "text or token ids for the gpt or gpt2; for other models a table: a safetensors file with the "
+                     "tensors inputs and targets")
+          ->type_name("FILE")
+          ->excludes(directory);
+  auto* const val_file = app.add_option("--val-file", options.val_file, "such a file that the network is judged by")
+                             ->type_name("FILE")
+                             ->needs(file);
+  app.add_option("--val-split", options.val_split,
+                 "share of the samples that the network is judged by, where none are apart: of a text its end "
+                 "(default: 0.1)")
+      ->check(real_range(0.0, 1.0))
+      ->check(refuse_ends)
+      ->excludes(val_file);
+  app.add_option_function<std::string>(
+         "--tokens", [&options](const std::string& name) { options.tokens = kTokens.at(name); },
+         "what the file of the gpt or gpt2 has: bytes of text, or token ids of two or four bytes")
+      ->check(CLI::IsMember(kTokens))
+      ->default_str("bytes");
+}
+
 }  // namespace
 
 void add_data_flags(CLI::App& app, DataOptions& options) {
-  app.add_option("--data-dir", options.dir,
-                 "folder of pictures, with train/ and val/ or one folder a class, or with the four files of MNIST")
-      ->type_name("DIR")
-      ->capture_default_str();
-  app.add_option("--data-file", options.file, "text that the gpt or gpt2 trains on; its last tenth is for validation")
-      ->type_name("FILE");
+  add_file_flags(app, options);
   add_picture_flags(app, options);
   app.add_option("--workers", options.workers,
                  "threads that read ahead, for all ranks together (default: for pictures as many as there are cores "
@@ -89,7 +112,6 @@ void refuse_picture_flags(const DataOptions& options, const std::string& data) {
   if (options.image_size) refuse("--image-size");
   if (options.channels) refuse("--channels");
   if (options.augment) refuse("--augment");
-  if (options.val_split) refuse("--val-split");
   if (options.balance_classes) refuse("--balance-classes");
   if (options.skip_bad_images) refuse("--skip-bad-images");
   if (options.normalize == Normalize::imagenet) refuse("--normalize imagenet");

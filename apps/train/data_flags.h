@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "tandem/data/text_dataset.h"
+
 namespace CLI {
 class App;
 }  // namespace CLI
@@ -23,8 +25,10 @@ enum class Normalize {
 
 struct DataOptions {
   std::string dir = TANDEM_DEFAULT_DATA_DIR;  ///< MNIST's files, or pictures in folders
-  std::string file;                           ///< text
-  std::optional<std::int64_t> limit;          ///< samples that are trained on, at most
+  std::string file;                           ///< text, token ids, or a table
+  std::string val_file;                       ///< another one that is judged by; empty: a part of `file`
+  tandem::data::TextTokens tokens = tandem::data::TextTokens::bytes;  ///< what a language model's file has
+  std::optional<std::int64_t> limit;                                  ///< samples that are trained on, at most
   bool shuffle = true;
   std::optional<int> workers;              ///< threads that read
   std::optional<Normalize> normalize;      ///< nothing: as the data has it
@@ -34,6 +38,9 @@ struct DataOptions {
   std::optional<Augment> augment;
   bool balance_classes = false;  ///< each class as often as the others
   bool skip_bad_images = false;
+
+  /// Share of the samples that is judged by, where it is a part of them.
+  double held_out_share() const { return val_split.value_or(0.1); }
 };
 
 /// Adds these flags.

@@ -10,6 +10,8 @@
 namespace train {
 namespace {
 
+constexpr std::size_t kMostInMatrix = 1000;  // classes, whose matrix has the square of them
+
 // Of each column, whatever the order of the rows.
 class ColumnMeans {
  public:
@@ -63,7 +65,7 @@ std::optional<std::vector<double>> evaluate(tandem::Accelerator& accelerator, ta
                                      .workers = options.data.workers.value_or(task.workers())});
   const auto classes = task.classes();
   std::optional<ClassReport> report;
-  if (tracking && tracking->enabled() && !classes.empty()) report.emplace();
+  if (tracking && tracking->enabled() && !classes.empty() && classes.size() <= kMostInMatrix) report.emplace();
   ColumnMeans means(task.figures());
   const auto take = [&](const at::Tensor& inputs, const at::Tensor& targets) {
     const at::Tensor scores = scores_of(model, inputs, task.test_batch());

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "batch_size.h"
 #include "class_names.h"
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
@@ -153,11 +154,14 @@ void try_script(const Options& options, const Task& task, Net& net) {
     throw tandem::ConfigError(begin + "does not take inputs of sizes " + c10::str(example.data.sizes()) + ": " +
                               last_line(error.what()));
   }
-  const auto classes = static_cast<std::int64_t>(task.classes().size());
-  if (classes > 0 && (scores.dim() != 2 || scores.size(1) != classes))
+  const std::int64_t outputs = task.outputs();
+  if (scores.dim() != 2 || scores.size(1) != outputs)
     throw tandem::ConfigError(begin + "gives scores of sizes " + c10::str(scores.sizes()) +
-                              " for a batch of one; the data has " + std::to_string(classes) +
-                              " classes, for which they must be [1, " + std::to_string(classes) + "]");
+                              " for a batch of one; the data has " + std::to_string(outputs) +
+                              (!task.classes().empty() ? " classes"
+                               : outputs == 1          ? " number to predict"
+                                                       : " numbers to predict") +
+                              ", for which they must be [1, " + std::to_string(outputs) + "]");
 }
 
 bool suits_all_sizes(ModelKind model) { return model != ModelKind::vit_b_16 && model != ModelKind::cnn; }
@@ -181,15 +185,28 @@ void try_weights(const Options& options, Inputs& inputs) {
 
 }  // namespace
 
-Inputs read_inputs(const Options& options) {
+std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs) {
+  auto net = inputs.task->make_net();
+  if (inputs.initial_weights) set_weights(*net, *inputs.initial_weights, options);
+  freeze(*net, options.fine_tuning);
+  return net;
+}
+
+std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Options& options, const Net& net) {
+  if (!options.ema) return nullptr;
+  return std::make_unique<tandem::optim::ExponentialMovingAverage>(
+      net, tandem::optim::ExponentialMovingAverageOptions{.decay = *options.ema});
+}
+
+Inputs read_inputs(Options& options) {
   Inputs inputs;
   inputs.initial_weights = read_weights(options);
   inputs.task = make_task(options);
   inputs.classes = describe_classes(options, *inputs.task);
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
-  const Task* const task = inputs.task.get();
-  const auto samples = static_cast<std::int64_t>(task->train_set().size());
+  if (options.finds_batch_size) inputs.batch_size = find_batch_size(options, inputs);
+  const auto samples = static_cast<std::int64_t>(inputs.task->train_set().size());
   check_fills_a_step(options, samples);
   count_updates(options, samples, inputs);
   check_profile(options, inputs.total_steps);

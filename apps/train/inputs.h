@@ -25,6 +25,7 @@ struct Inputs {
   std::shared_ptr<const tandem::io::StoredWeights> initial_weights;  ///< null: the model's own
   std::string weights_table;                                         ///< for people, what of them is taken
   std::string half_made;                  ///< for people, what of the backbone they do not have; empty: nothing
+  std::string batch_size;                 ///< for people, what --batch-size auto has found; empty: nothing
   std::optional<std::string> checkpoint;  ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;           ///< optimizer updates of the whole training
   std::int64_t warmup_steps = 0;          ///< those in which the learning rate grows
@@ -33,9 +34,15 @@ struct Inputs {
   std::unique_ptr<MetricsLog> log;                       ///< of rank 0
 };
 
-/// Reads what `options` name, and makes sure of the places for output: nobody else writes checkpoints there, and what
-/// gets the weights in a stream is open. If that is the standard output, text goes to standard error from now on.
-/// Throws tandem::ConfigError that names the flag.
-Inputs read_inputs(const Options& options);
+/// Reads what `options` name, finds the batch size where they ask for that and puts it into them, and makes sure of the
+/// places for output: nobody else writes checkpoints there, and what gets the weights in a stream is open. If that is
+/// the standard output, text goes to standard error from now on. Throws tandem::ConfigError that names the flag.
+Inputs read_inputs(Options& options);
+
+/// The network that training begins with, with --init-weights and --freeze.
+std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs);
+
+/// The average of its weights that --ema asks for; null: none.
+std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Options& options, const Net& net);
 
 }  // namespace train

@@ -38,6 +38,7 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
               (options.script.empty() ? train::name_of(options.model) : options.script).c_str(), precision, ranks,
               name.c_str(), ranks == 1 ? "" : "s",
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
+  if (!inputs.batch_size.empty()) std::printf("%s\n", inputs.batch_size.c_str());
   if (const std::string about = inputs.task->about(); !about.empty()) std::printf("%s\n", about.c_str());
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::printf("%s", inputs.weights_table.c_str());
@@ -102,9 +103,9 @@ void check_all_is_written(const train::Outcome& outcome) {
 }
 
 int run(int argc, char** argv) {
-  const auto parsed = train::parse_options(argc, argv);
+  auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
-  const train::Options& options = *parsed.options;
+  train::Options& options = *parsed.options;
   const train::Inputs inputs = train::read_inputs(options);
   announce(options, inputs);
   prepare_profile(options);

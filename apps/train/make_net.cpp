@@ -37,17 +37,22 @@ std::shared_ptr<Net> make_image_net(const Options& options, const models::ImageS
   }
 }
 
-std::shared_ptr<Net> make_text_net(const Options& options, std::int64_t vocabulary) {
+std::shared_ptr<Net> make_table_net(const Options& options, at::IntArrayRef sizes, std::int64_t outputs) {
+  if (options.model == ModelKind::mlp) return models::mlp(options.hidden, c10::multiply_integers(sizes), outputs);
+  if (options.model == ModelKind::script) return make_image_net(options);
+  return make_image_net(options, {.channels = sizes[0], .size = sizes[1], .classes = outputs});
+}
+
+std::shared_ptr<Net> make_text_net(const Options& options) {
   const models::GptOptions& sizes = options.gpt;
   if (options.model == ModelKind::gpt2)
-    return std::make_shared<models::Gpt2>(models::Gpt2Options{.vocabulary = vocabulary,
+    return std::make_shared<models::Gpt2>(models::Gpt2Options{.vocabulary = sizes.vocabulary,
                                                               .layers = sizes.layers,
                                                               .width = sizes.width,
                                                               .heads = sizes.heads,
                                                               .dropout = sizes.dropout,
                                                               .checkpoint = options.checkpoint_activations});
   models::GptOptions gpt = sizes;
-  gpt.vocabulary = vocabulary;
   gpt.checkpoint = options.checkpoint_activations;
   return std::make_shared<models::Gpt>(gpt);
 }

@@ -52,6 +52,7 @@ class MnistTask : public Classification {
 
 std::unique_ptr<const Task> make_mnist_task(const Options& options) {
   refuse_picture_flags(options.data, "MNIST");
+  if (options.data.val_split) throw tandem::ConfigError("--val-split does not go with MNIST, which has test images");
   // Beside the larger set, so that damage is found before training and costs no time.
   auto test_set =
       std::async(std::launch::async, [&options] { return read(options.data, MnistSplit::test, std::nullopt); });

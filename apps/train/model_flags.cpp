@@ -23,17 +23,11 @@ const std::vector<ModelKind> kCheckpointed{ModelKind::resnet18, ModelKind::resne
                                            ModelKind::vit_b_16, ModelKind::gpt,      ModelKind::gpt2};
 
 // Flags that go with some models only.
-const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{{"--hidden", {ModelKind::mlp}},
-                                                                   {"--data-dir", kImageModels},
-                                                                   {"--normalize", kImageModels},
-                                                                   {"--data-file", kTextModels},
-                                                                   {"--block-size", kTextModels},
-                                                                   {"--layers", kTextModels},
-                                                                   {"--width", kTextModels},
-                                                                   {"--heads", kTextModels},
-                                                                   {"--dropout", kTextModels},
-                                                                   {"--sample-bytes", kTextModels},
-                                                                   {"--checkpoint-activations", kCheckpointed}};
+const std::map<std::string, std::vector<ModelKind>> kFlagsOfModels{
+    {"--hidden", {ModelKind::mlp}}, {"--data-dir", kImageModels},    {"--normalize", kImageModels},
+    {"--tokens", kTextModels},      {"--vocabulary", kTextModels},   {"--block-size", kTextModels},
+    {"--layers", kTextModels},      {"--width", kTextModels},        {"--heads", kTextModels},
+    {"--dropout", kTextModels},     {"--sample-bytes", kTextModels}, {"--checkpoint-activations", kCheckpointed}};
 
 bool is_script_file(const std::string& name) { return name.ends_with(".pt"); }
 
@@ -83,7 +77,7 @@ CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
   const auto size = [&](const char* flag, std::int64_t& value, std::int64_t most, const char* what) {
     app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most))->capture_default_str();
   };
-  size("--block-size", flags.block_size, 1'000'000, "bytes of the text that the gpt or gpt2 sees");
+  size("--block-size", flags.block_size, 1'000'000, "bytes or tokens of the text that the gpt or gpt2 sees");
   const auto size_of_model = [&](const char* flag, std::optional<std::int64_t>& value, std::int64_t most,
                                  const char* what) {
     app.add_option(flag, value, what)->check(CLI::Range(std::int64_t{1}, most));
@@ -91,6 +85,8 @@ CLI::Option* add_model_flags(CLI::App& app, ModelFlags& flags) {
   size_of_model("--layers", flags.layers, 10'000, "of the gpt (default: 4) or gpt2 (12)");
   size_of_model("--width", flags.width, 65536, "of the layers of the gpt (default: 128) or gpt2 (768)");
   size_of_model("--heads", flags.heads, 65536, "of the attention of the gpt (default: 4) or gpt2 (12)");
+  size_of_model("--vocabulary", flags.vocabulary, 10'000'000,
+                "token ids that the gpt or gpt2 knows (default: 256 for bytes, 50257 for files of token ids)");
   app.add_flag("--checkpoint-activations", flags.checkpoint,
                "compute the layers again in backward passes: the same training with less memory, in more time");
   return model;
@@ -109,6 +105,7 @@ Options read_model_flags(const ModelFlags& flags) {
   options.gpt.width = flags.width.value_or(gpt2 ? sizes_of_gpt2.width : options.gpt.width);
   options.gpt.heads = flags.heads.value_or(gpt2 ? sizes_of_gpt2.heads : options.gpt.heads);
   options.gpt.dropout = flags.dropout.value_or(gpt2 ? sizes_of_gpt2.dropout : options.gpt.dropout);
+  options.gpt.vocabulary = flags.vocabulary.value_or(options.gpt.vocabulary);
   check_sizes(options.model, options.gpt);
   return options;
 }

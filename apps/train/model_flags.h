@@ -21,6 +21,7 @@ struct ModelFlags {
   std::vector<std::int64_t> hidden = {512, 512};     // widths of the mlp's hidden layers
   std::int64_t block_size = 128;                     // of the gpt and of gpt2
   std::optional<std::int64_t> layers, width, heads;  // without them, as the model has them
+  std::optional<std::int64_t> vocabulary;
   std::optional<double> dropout;
   bool checkpoint = false;  // activations
 };

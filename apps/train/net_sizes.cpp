@@ -12,11 +12,12 @@
 namespace train {
 namespace {
 
-constexpr double kFloat = 4;              // bytes
-constexpr double kTestImages = 100;       // of a batch of the test set
-constexpr double kTestPictures = 32;      // the same of pictures in folders
-constexpr double kTestText = 100 * 128;   // bytes of a batch of the validation
-constexpr double kMnist = 70'000 * 785.;  // bytes of the images and labels in memory
+constexpr double kFloat = 4;                        // bytes
+constexpr double kTestImages = 100;                 // of a batch of the test set
+constexpr double kTestPictures = 32;                // the same of pictures in folders
+constexpr std::int64_t kJudgedBytes = 100 * 128;    // of a batch of the validation
+constexpr std::int64_t kJudgedScores = 64'000'000;  // of a batch of it at most
+constexpr double kMnist = 70'000 * 785.;            // bytes of the images and labels in memory
 
 using tandem::models::ImageShape;
 
@@ -68,7 +69,7 @@ NetSizes gpt(const GptOptions& options, bool gpt2, bool checkpoint) {
                      (embeddings * options.vocabulary + positions + 2) * options.width;
   sizes.training_bytes = kFloat * static_cast<double>(options.block_size) *
                          (kept_by(layers, checkpoint) * w + 2 * w + 3 * static_cast<double>(options.vocabulary));
-  const double tokens = std::max(kTestText, static_cast<double>(options.block_size));
+  const auto tokens = static_cast<double>(std::max(judged_tokens(options.vocabulary), options.block_size));
   sizes.evaluation_bytes = kFloat * tokens * (12 * w + 2 * static_cast<double>(options.vocabulary));
   return sizes;
 }
@@ -151,6 +152,8 @@ NetSizes image_net(const Options& options, const ImageShape& image) {
 }
 
 }  // namespace
+
+std::int64_t judged_tokens(std::int64_t vocabulary) { return std::min(kJudgedBytes, kJudgedScores / vocabulary); }
 
 NetSizes sizes_of(const Options& options, const std::optional<ImageShape>& images) {
   if (is_text_model(options.model))

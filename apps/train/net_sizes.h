@@ -17,6 +17,9 @@ struct NetSizes {
   double data_bytes = 0;        ///< of the data set, which all ranks share
 };
 
+/// Tokens of a batch that a language model is judged by, so that its scores take at most some hundred MB.
+std::int64_t judged_tokens(std::int64_t vocabulary);
+
 /// `images`: what networks for images are given; those of MNIST are in memory, others are read each time.
 NetSizes sizes_of(const Options& options, const std::optional<tandem::models::ImageShape>& images = {});
 

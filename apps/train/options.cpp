@@ -22,6 +22,7 @@
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 #include "tandem/launch_flags.h"
+#include "tandem/models/gpt2.h"
 #include "weights.h"
 
 namespace train {
@@ -39,13 +40,29 @@ const std::map<std::string, SchedulerKind> kSchedulers{
 // The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
-  std::optional<std::int64_t> batch_size, global_batch_size;
+  std::string batch_size;  // a number or auto; empty: neither
+  std::optional<std::int64_t> global_batch_size;
   std::optional<double> lr, weight_decay;
   ModelFlags model;
   std::string optimizer = "adamw", scheduler = "constant";
   std::string profile_steps = "10:20", early_stop;
   bool no_progress = false;
 };
+
+constexpr const char* kAuto = "auto";
+
+// A number as --batch-size has it; nothing when it is none.
+std::optional<std::int64_t> read_batch_size(const std::string& text) {
+  std::int64_t size = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
+  if (error != std::errc() || end != text.data() + text.size() || size < 1 || size > kMany) return {};
+  return size;
+}
+
+std::string check_batch_size(const std::string& text) {
+  if (text == kAuto || read_batch_size(text)) return {};
+  return text + " is no number from 1 to " + std::to_string(kMany) + ", nor auto";
+}
 
 std::string refuse_one(const std::string& text) {
   return std::atof(text.c_str()) < 1 ? std::string() : text + " leaves nothing; use less than 1";
@@ -69,8 +86,11 @@ void add_training(CLI::App& app, Raw& raw) {
   const auto rate = real_range(0.0, 1e6);
   app.add_option("--epochs", options.epochs, "passes over the training data")->check(positive)->capture_default_str();
   app.add_option("--max-steps", options.max_steps, "stop after N optimizer updates")->check(positive);
-  auto* batch =
-      app.add_option("--batch-size", raw.batch_size, "samples of a rank's batch (default: 64)")->check(positive);
+  auto* batch = app.add_option("--batch-size", raw.batch_size,
+                               "samples of a rank's batch (default: 64), or auto: the largest power of two that fits "
+                               "into memory, which is tried before training")
+                    ->type_name("N|auto")
+                    ->check(check_batch_size);
   auto* global = app.add_option("--global-batch-size", raw.global_batch_size, "samples of all ranks' batches together")
                      ->check(positive);
   batch->excludes(global);
@@ -179,7 +199,7 @@ void add_files(CLI::App& app, Raw& raw) {
 
 struct CommandLine {
   Raw raw;
-  CLI::App app{"Trains a network on MNIST, or a language model on a text, with every rank of one process.", "train"};
+  CLI::App app{"Trains a network on pictures, a table or a text with every rank of one process.", "train"};
 
   CommandLine() {
     app.option_defaults()->always_capture_default(false);
@@ -208,7 +228,7 @@ struct CommandLine {
 std::int64_t loader_batch_size(const Raw& raw, int ranks) {
   const bool split = raw.options.launch.data_loader.split_batches;
   if (!raw.global_batch_size) {
-    const std::int64_t size = raw.batch_size.value_or(split ? 64 * ranks : 64);
+    const std::int64_t size = read_batch_size(raw.batch_size).value_or(split ? 64 * ranks : 64);
     if (split && size % ranks != 0)
       throw tandem::ConfigError("--batch-size " + std::to_string(size) + " does not divide by " +
                                 std::to_string(ranks) + " ranks with --split-batches; use a multiple of " +
@@ -278,6 +298,14 @@ SchedulerKind scheduler_of(const Raw& raw) {
   return kind;
 }
 
+std::int64_t vocabulary_of(const Raw& raw) {
+  const bool ids = raw.options.data.tokens != tandem::data::TextTokens::bytes;
+  if (!ids && raw.model.vocabulary)
+    throw tandem::ConfigError("--vocabulary is for files of token ids, --tokens uint16 or uint32; of bytes there are " +
+                              std::to_string(GptOptions{}.vocabulary));
+  return raw.model.vocabulary.value_or(ids ? tandem::models::Gpt2Options{}.vocabulary : GptOptions{}.vocabulary);
+}
+
 Options finish(Raw raw) {
   Options& options = raw.options;
   const Options model = read_model_flags(raw.model);
@@ -286,6 +314,7 @@ Options finish(Raw raw) {
   options.hidden = model.hidden;
   options.checkpoint_activations = model.checkpoint_activations;
   options.gpt = model.gpt;
+  options.gpt.vocabulary = vocabulary_of(raw);
   const OptimizerDefaults optimizer = defaults_of_optimizer(raw.optimizer);
   options.optimizer = optimizer.kind;
   options.lr = raw.lr.value_or(optimizer.lr);
@@ -297,6 +326,7 @@ Options finish(Raw raw) {
   if (options.check_exact && !options.launch.exact) options.launch.exact.emplace();
   options.machine = examine_ranks(raw);
   options.batch_size = loader_batch_size(raw, options.logical_ranks());
+  options.finds_batch_size = raw.batch_size == kAuto;
   check_output("--save-weights", options.save_weights);
   if (!raw.early_stop.empty()) options.early_stop = read_early_stop(raw.early_stop);
   if (!options.save_best.empty() && options.save_weights.empty() && options.launch.checkpoints.directory.empty())
@@ -315,6 +345,12 @@ Options finish(Raw raw) {
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;
   return options;
+}
+
+// Nobody here knows what token ids stand for.
+void check_flags_of_tokens(const CLI::App& app, const DataOptions& data) {
+  if (data.tokens != tandem::data::TextTokens::bytes && app.get_option("--sample-bytes")->count() > 0)
+    throw tandem::ConfigError("--sample-bytes is for --tokens bytes; a network of token ids writes no sample");
 }
 
 // A flag's text as what it means.
@@ -336,6 +372,7 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
   for (const CLI::Option* option : app.get_options()) {
     const std::string name = option->get_single_name();
     if (name == "help" || !flag_goes_with("--" + name, name_of(options.model))) continue;
+    if (name == "data-dir" && !options.data.file.empty()) continue;
     if (name == "lr")
       flags.emplace_back(name, options.lr);
     else if (name == "weight-decay")
@@ -352,6 +389,8 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
       flags.emplace_back(name, options.gpt.heads);
     else if (name == "dropout")
       flags.emplace_back(name, options.gpt.dropout);
+    else if (name == "vocabulary" && options.data.tokens != tandem::data::TextTokens::bytes)
+      flags.emplace_back(name, options.gpt.vocabulary);
     else if (option->count() > 0)
       flags.emplace_back(name, value_of(CLI::detail::join(option->reduced_results(), ",")));
     else if (!option->get_default_str().empty())
@@ -384,6 +423,23 @@ std::optional<int> parse(CLI::App& app, std::vector<std::string> words) {
   return std::nullopt;
 }
 
+// --batch-size auto has found it then, and the number of ranks may be another.
+void go_on_with_batch_size(Raw& raw, const tandem::io::Config& checkpoint) {
+  const bool given = raw.global_batch_size || !(raw.batch_size.empty() || raw.batch_size == kAuto);
+  if (given) return;
+  const auto find = [&](const std::string& name) -> std::optional<std::int64_t> {
+    for (const auto& [its, value] : checkpoint)
+      if (const auto* const number = std::get_if<std::int64_t>(&value); number && its == name) return *number;
+    return {};
+  };
+  if (const auto global = find("global-batch-size")) {
+    raw.global_batch_size = global;
+    raw.batch_size.clear();
+  } else if (const auto size = find("batch-size"); size && raw.batch_size == kAuto) {
+    raw.batch_size = std::to_string(*size);
+  }
+}
+
 }  // namespace
 
 ParseResult parse_options(int argc, char** argv) {
@@ -400,6 +456,8 @@ ParseResult parse_options(int argc, char** argv) {
     if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
   }
   check_flags_of_models(line->app, line->raw.model.model);
+  check_flags_of_tokens(line->app, line->raw.options.data);
+  if (checkpoint) go_on_with_batch_size(line->raw, *checkpoint);
   Options options = finish(std::move(line->raw));
   options.flags = flags_of(line->app, options);
   if (checkpoint) {

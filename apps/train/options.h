@@ -62,6 +62,7 @@ struct Options {
   std::int64_t epochs = 4;
   std::optional<std::int64_t> max_steps;  // optimizer updates
   std::int64_t batch_size = 64;           // of the data loader: a rank's, or all ranks' with split_batches
+  bool finds_batch_size = false;          // batch_size is not known yet: as many as fit
   bool drop_last = false;
 
   OptimizerKind optimizer = OptimizerKind::adamw;

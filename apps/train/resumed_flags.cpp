@@ -27,7 +27,7 @@ std::map<std::string, OnResume> make_decisions() {
   };
   // Another one would be another training: other parameters, another state, another order of samples.
   add(kept, {"model", "heads", "optimizer", "seed", "exact", "logical-ranks", "freeze", "lr-scale", "decay-norms",
-             "ema", "val-split", "skip-bad-images", "balance-classes"});
+             "ema", "val-split", "skip-bad-images", "balance-classes", "tokens", "vocabulary"});
   // What is trained, and how. Weights of other sizes are refused when they are loaded.
   add(inherited, {"hidden", "block-size", "layers", "width", "dropout"});
   add(inherited, {"lr", "momentum", "weight-decay", "scheduler", "warmup-steps", "warmup-epochs", "mixed-precision"});
@@ -35,8 +35,9 @@ std::map<std::string, OnResume> make_decisions() {
   add(inherited, {"image-size", "channels", "augment"});
   add(inherited, {"normalize", "limit-train-samples", "no-shuffle", "drop-last", "no-even-batches"});
   add(inherited, {"dispatch-batches", "label-smoothing", "save-best", "early-stop"});
-  // Where the data is, which may have moved.
-  add(told, {"data-dir", "data-file"});
+  // Where the data is, which may have moved. Without them it would be other data.
+  add(inherited, {"data-file", "val-file"});
+  add(told, {"data-dir"});
   // Another global batch is refused when the loader's place is loaded.
   add(used, {"batch-size", "global-batch-size", "split-batches", "workers"});
   // How long.
@@ -117,11 +118,19 @@ std::optional<Config> flags_of_checkpoint(const std::string& resume, const std::
 
 namespace {
 
-// What it has since another version; without it a checkpoint is as that one made it.
+// With what it does not say: it is of a version without that flag, or it was not given.
 Config with_later_flags(Config checkpoint) {
-  for (const auto& [name, before] :
-       Config{{"decay-norms", true}, {"freeze", std::string()}, {"lr-scale", std::string()}})
+  const auto add = [&](const std::string& name, const ConfigValue& before) {
     if (!find(checkpoint, name)) checkpoint.emplace_back(name, before);
+  };
+  const bool says_flags = !checkpoint.empty();
+  add("decay-norms", true);
+  add("freeze", std::string());
+  add("lr-scale", std::string());
+  if (!says_flags) return checkpoint;
+  if (text_in(checkpoint, "model").starts_with("gpt")) add("tokens", std::string("bytes"));
+  for (const auto& [name, decision] : decisions())
+    if (decision == OnResume::kept) add(name, std::string());
   return checkpoint;
 }
 
@@ -138,7 +147,7 @@ std::vector<std::string> inherited_flags(const CLI::App& app, const Config& of_c
       if (!text_of(value).empty()) flags.push_back("--" + name + "=" + text_of(value));
     } else if (decision == OnResume::kept) {
       const std::string given = CLI::detail::join(option->reduced_results(), ",");
-      if (!same(given, text_of(value)))
+      if (!same_flag(given, text_of(value)))
         throw tandem::ConfigError("--" + name + " " + given + " cannot go on from a checkpoint that was made with" +
                                   (text_of(value).empty() ? "out it" : " " + text_of(value)) +
                                   "; leave it out, or begin anew without --resume");
@@ -147,18 +156,19 @@ std::vector<std::string> inherited_flags(const CLI::App& app, const Config& of_c
   return flags;
 }
 
-Differences compare_flags(const Config& flags, const Config& checkpoint) {
+Differences compare_flags(const Config& flags, const Config& of_checkpoint) {
   static const std::set<std::string> of_optimizer{"lr",        "momentum",     "weight-decay",
                                                   "scheduler", "warmup-steps", "warmup-epochs"};
   Differences differences;
-  if (checkpoint.empty()) {
+  if (of_checkpoint.empty()) {
     differences.lines = {
         "the checkpoint is of an older version, which does not say its flags: learning rate, momentum and "
         "weight decay are those that it was made with"};
     return differences;
   }
+  const Config checkpoint = with_later_flags(of_checkpoint);
   for (const auto& [name, decision] : decisions()) {
-    if (decision == OnResume::used || name == "decay-norms") continue;  // which older checkpoints do not have
+    if (decision == OnResume::used) continue;
     const std::string now = text_in(flags, name), before = text_in(checkpoint, name);
     if (same_flag(now, before)) continue;
     if (name == "scheduler" && (now == "plateau" || before == "plateau"))

@@ -66,6 +66,9 @@ class Task {
   /// Names of the classes, where samples have labels of one; otherwise empty.
   virtual std::vector<std::string> classes() const { return {}; }
 
+  /// How many scores a sample has: its classes, or the numbers to predict.
+  virtual std::int64_t outputs() const { return static_cast<std::int64_t>(classes().size()); }
+
   /// Of the pictures that it is trained on, if it is.
   virtual std::optional<PictureFormat> picture_format() const { return {}; }
 
@@ -83,9 +86,10 @@ class Task {
 /// Reads the data that `options` name. Throws tandem::ConfigError that names the flag.
 std::unique_ptr<const Task> make_task(const Options& options);
 
-/// The same for MNIST, for folders of pictures, and for language models on a text.
+/// The same for MNIST, for folders of pictures, for tables of numbers, and for language models on a text or tokens.
 std::unique_ptr<const Task> make_mnist_task(const Options& options);
 std::unique_ptr<const Task> make_picture_task(const Options& options);
+std::unique_ptr<const Task> make_table_task(const Options& options);
 std::unique_ptr<const Task> make_text_task(const Options& options);
 
 }  // namespace train

@@ -27,19 +27,6 @@ namespace {
 using LossAndNorm = std::pair<at::Tensor, at::Tensor>;  // of a step; the norm is its gradient's
 using Step = std::function<LossAndNorm(const at::Tensor&, const at::Tensor&)>;
 
-std::shared_ptr<Net> make_net(const Options& options, const Inputs& inputs) {
-  auto net = inputs.task->make_net();
-  if (inputs.initial_weights) set_weights(*net, *inputs.initial_weights, options);
-  freeze(*net, options.fine_tuning);
-  return net;
-}
-
-std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Options& options, const Net& net) {
-  if (!options.ema) return nullptr;
-  return std::make_unique<tandem::optim::ExponentialMovingAverage>(
-      net, tandem::optim::ExponentialMovingAverageOptions{.decay = *options.ema});
-}
-
 tandem::data::DataLoaderOptions loader_options(const Options& options, const Task& task) {
   tandem::data::DataLoaderOptions loader{.batch_size = options.batch_size,
                                          .drop_last = options.drop_last,
@@ -56,7 +43,7 @@ class Trainer {
         options_(options),
         inputs_(inputs),
         unsaved_(unsaved),
-        net_(make_net(options, inputs)),
+        net_(make_initial_net(options, inputs)),
         inner_(make_optimizer(options, *net_)),
         model_(accelerator.prepare(net_)),
         optimizer_(accelerator.prepare(*inner_)),

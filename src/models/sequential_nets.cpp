@@ -34,14 +34,18 @@ class SequentialNet : public Net {
 }  // namespace
 
 std::shared_ptr<Net> mlp(const std::vector<std::int64_t>& hidden, const ImageShape& shape) {
+  return mlp(hidden, shape.channels * shape.size * shape.size, shape.classes);
+}
+
+std::shared_ptr<Net> mlp(const std::vector<std::int64_t>& hidden, std::int64_t inputs, std::int64_t outputs) {
   torch::nn::Sequential layers;
-  std::int64_t width = shape.channels * shape.size * shape.size;
+  std::int64_t width = inputs;
   for (const std::int64_t next : hidden) {
     layers->push_back(torch::nn::Linear(width, next));
     layers->push_back(torch::nn::ReLU());
     width = next;
   }
-  layers->push_back(torch::nn::Linear(width, shape.classes));
+  layers->push_back(torch::nn::Linear(width, outputs));
   return std::make_shared<SequentialNet>(layers, true);
 }
 

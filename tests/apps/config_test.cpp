@@ -71,8 +71,8 @@ TEST_CASE("what is wrong in a file is one sentence that names file and key") {
 TEST_CASE("the answers to config train, and what is not answered is the default") {
   const TempDir dir;
   const std::string path = dir / "train.json";
-  // model, hidden, data-dir, cpu, batch-size, epochs, optimizer, lr, and nothing more
-  const auto result = answer(path, "mlp\\n16,8\\n\\n2\\n20\\n1\\nsgd\\n0.02\\n\\n\\n\\n\\n\\n\\n\\n\\n");
+  // model, hidden, data-file, data-dir, cpu, batch-size, epochs, optimizer, lr, and nothing more
+  const auto result = answer(path, "mlp\\n16,8\\n\\n\\n2\\n20\\n1\\nsgd\\n0.02\\n\\n\\n\\n\\n\\n\\n\\n\\n");
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   const Json settings = read_json(path);
@@ -89,7 +89,7 @@ TEST_CASE("the answers to config train, and what is not answered is the default"
 
 TEST_CASE("config refuses a bad answer with the reason, and asks again") {
   const TempDir dir;
-  const auto result = answer(dir / "c", "rnn\\ncnn\\n\\ntwo\\n0\\n2\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
+  const auto result = answer(dir / "c", "rnn\\ncnn\\n\\n\\ntwo\\n0\\n2\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("rnn not in") && ContainsSubstring("two"));
@@ -99,7 +99,7 @@ TEST_CASE("config refuses a bad answer with the reason, and asks again") {
 
 TEST_CASE("config takes no path that JSON cannot hold") {
   const TempDir dir;
-  const auto result = answer(dir / "c", "mlp\\n\\n\\377\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
+  const auto result = answer(dir / "c", "mlp\\n\\n\\377\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n\\n");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("is no UTF-8, which the file has to be"));

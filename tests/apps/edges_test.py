@@ -481,7 +481,7 @@ def test_limited_files(folder):
 def test_empty_values(folder):
     """As of a shell's variable that is not set."""
     for flag in ["save-weights", "log-json", "checkpoint-dir", "resume", "init-weights", "project-dir", "profile",
-                 "data-dir", "data-file", "config"]:
+                 "data-dir", "data-file", "val-file", "config"]:
         code, out, err = shell(folder, f"{TRAIN} {SHORT} --{flag} ''")
         require(code == 2 and f"--{flag}: " in err and not out, flag, code, out, err)
     for command in ["report run -o ''", "checkpoint convert w ''", "checkpoint show ''", "config ''"]:

@@ -61,6 +61,7 @@ TEST_CASE("the parameters of torchvision's networks are as many as they have") {
   CHECK(estimated("--model resnet34")["parameters"] == parameters_of(*models::resnet34(digits)));
   CHECK(estimated("--model resnet50")["parameters"] == parameters_of(*models::resnet50(digits)));
   // Of torchvision's, with 10 classes and one channel.
+  CHECK(estimated("--model gpt2 --vocabulary 50257")["parameters"] == 124'439'808);
   CHECK(estimated("--model vit_b_16")["parameters"] == 86'567'656 - 990 * (768 + 1) - 2 * 768 * 16 * 16);
 }
 

@@ -324,7 +324,7 @@ TEST_CASE("wrong arguments of gpt get one sentence that names flag and value, an
       {"--dropout nan" + data, {"--dropout", "nan"}},
       {"--sample-bytes -1" + data, {"--sample-bytes", "-1"}},
       {"--hidden 5" + data, {"--hidden", "--model gpt", "mlp"}},
-      {"--data-dir ." + data, {"--data-dir", "--model gpt", "mlp, cnn"}},
+      {"--data-dir .", {"--data-dir", "--model gpt", "mlp, cnn"}},
       {"--normalize none" + data, {"--normalize", "--model gpt", "mlp, cnn"}}};
   for (const auto& c : cases) {
     const auto result = train("--cpu 2 --model gpt " + c.arguments);
@@ -336,12 +336,139 @@ TEST_CASE("wrong arguments of gpt get one sentence that names flag and value, an
 }
 
 TEST_CASE("other models refuse gpt's options") {
-  for (const std::string flag :
-       {"--data-file x", "--block-size 8", "--layers 1", "--width 8", "--heads 1", "--dropout 0", "--sample-bytes 0"}) {
+  for (const std::string flag : {"--tokens uint16", "--vocabulary 300", "--block-size 8", "--layers 1", "--width 8",
+                                 "--heads 1", "--dropout 0", "--sample-bytes 0"}) {
     const auto result = train("--cpu 2 --model cnn " + flag);
     CAPTURE(flag, result.output);
     CHECK(result.exit_code == 2);
     CHECK_THAT(result.output, ContainsSubstring(flag.substr(0, flag.find(' ')) + " does not go with --model cnn") &&
                                   ContainsSubstring("gpt"));
   }
+}
+
+namespace {
+
+// The file's bytes as token ids of so many bytes each, after a header of int32.
+std::string write_ids(const TempDir& dir, const std::string& name, const std::string& text, int id_bytes,
+                      const std::vector<std::int32_t>& header = {}) {
+  std::ofstream file(dir / name, std::ios::binary);
+  const auto put = [&](std::int64_t number, int bytes) {
+    for (int byte = 0; byte < bytes; ++byte) file.put(static_cast<char>(number >> (8 * byte)));
+  };
+  for (std::size_t i = 0; i < (header.empty() ? 0 : 256); ++i) put(i < header.size() ? header[i] : 0, 4);
+  std::ifstream in(text, std::ios::binary);
+  for (char byte; in.get(byte);) put(static_cast<unsigned char>(byte), id_bytes);
+  return dir / name;
+}
+
+nlohmann::json final_of(const std::string& arguments) {
+  const TempDir dir;
+  const auto result = train(arguments + " --quiet --log-json " + (dir / "log"));
+  CAPTURE(arguments, result.output);
+  REQUIRE(result.exit_code == 0);
+  return read_log(dir / "log").back().at("final");
+}
+
+// Refused with one sentence that has these words.
+void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
+  const auto result = train("--max-steps 1 " + arguments);
+  CAPTURE(arguments, result.output);
+  CHECK(result.exit_code == 2);
+  CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
+  for (const auto& word : words) CHECK_THAT(result.output, ContainsSubstring(word));
+}
+
+}  // namespace
+
+TEST_CASE("the same tokens as bytes, uint16, uint32 and with llm.c's header give the same losses") {
+  const TempDir dir;
+  const std::string text = write_text(dir, 4000), ids = kSmall + "--cpu 2 --batch-size 4 --max-steps 3 ";
+  const auto as_bytes = losses_of(ids + "--data-file " + text);
+  const auto with = [&](const std::string& tokens, const std::string& file) {
+    return losses_of(ids + "--vocabulary 256 --tokens " + tokens + " --data-file " + file);
+  };
+  CHECK(with("uint16", write_ids(dir, "two", text, 2)) == as_bytes);
+  CHECK_THAT(train(ids + "--data-file " + (dir / "two")).output, ContainsSubstring("two has bytes of 0"));
+  CHECK(with("uint32", write_ids(dir, "four", text, 4)) == as_bytes);
+  CHECK(with("uint16", write_ids(dir, "llmc", text, 2, {20240520, 1, 4000})) == as_bytes);
+  CHECK(with("uint32", write_ids(dir, "llmc4", text, 4, {20240801, 7, 4000})) == as_bytes);
+}
+
+TEST_CASE("a network of token ids is judged by loss and perplexity, knows GPT-2's ids by default, and writes nothing") {
+  const TempDir dir;
+  const std::string ids = write_ids(dir, "ids", write_text(dir, 4000), 2);
+  const std::string gpt = kSmall + "--cpu 1 --batch-size 4 --max-steps 2 --tokens uint16 --data-file " + ids;
+  const auto result = train(gpt + " --save-weights " + (dir / "w") + " --log-json " + (dir / "log"));
+  CAPTURE(result.output);
+  REQUIRE(result.exit_code == 0);
+  CHECK_THAT(result.output, ContainsSubstring("3584 tokens to train on, 384 to judge by, of a vocabulary of 50257") &&
+                                ContainsSubstring(", perplexity ") && !ContainsSubstring("per byte") &&
+                                !ContainsSubstring("sample of what"));
+  const auto last = read_log(dir / "log").back()["final"];
+  CHECK(last["perplexity"].get<double>() == Approx(std::exp(last["validation_loss"].get<double>())));
+  CHECK(!last.contains("bits_per_byte"));
+  CHECK(!last.contains("sample"));
+  for (const auto& [name, tensor] : io::load_safetensors(dir / "w"))
+    if (name == "head.weight") CHECK(tensor.sizes() == at::IntArrayRef({50257, 32}));
+}
+
+TEST_CASE("a file of --val-file is what a text or tokens are judged by, and all of --data-file is trained on") {
+  const TempDir dir, others;
+  const std::string text = write_text(dir, 4000), val = others / "val";
+  std::ofstream(val) << std::string(500, 'a');
+  const std::string gpt = kSmall + "--cpu 2 --batch-size 4 --lr 0 --epochs 1 --data-file ";
+  const auto apart = final_of(gpt + text + " --val-file " + val);
+  CHECK(apart["validation_loss"] != final_of(gpt + text)["validation_loss"]);
+  // The same weights, judged by the same samples.
+  CHECK(apart["validation_loss"] == final_of(gpt + val + " --val-file " + val)["validation_loss"]);
+  CHECK(apart["validation_loss"] ==
+        final_of(gpt + write_ids(dir, "ids", text, 2) + " --tokens uint16 --vocabulary 256 --val-file " +
+                 write_ids(others, "ids", val, 2))["validation_loss"]);
+  // 124 samples, of which 12 are the last tenth, and 62 the last half.
+  CHECK(losses_of(gpt + text + " --val-file " + val).size() == 16);
+  CHECK(losses_of(gpt + text).size() == 14);
+  CHECK(losses_of(gpt + text + " --val-split 0.5").size() == 8);
+}
+
+TEST_CASE("wrong files of tokens and flags about them get one sentence that names file, field and flag") {
+  const TempDir dir;
+  const std::string text = write_text(dir, 4000), two = write_ids(dir, "two", text, 2),
+                    four = write_ids(dir, "four", text, 4),
+                    header = write_ids(dir, "llmc", text, 2, {20240520, 1, 4000}),
+                    version = write_ids(dir, "version", text, 2, {20240520, 3, 4000}), few = dir / "few",
+                    table = dir / "table.safetensors";
+  std::ofstream(few) << std::string(20, 'x');
+  io::save_safetensors(table, {{"inputs", at::zeros({4, 3})}, {"targets", at::zeros({4})}});
+  const std::string ids = kSmall + "--tokens uint16 --data-file ", bytes = kSmall + "--data-file ";
+  const std::vector<std::pair<std::string, std::vector<std::string>>> cases{
+      {ids + version, {"--data-file", version, "version is 3"}},
+      {bytes + header, {"--data-file", header, "magic 20240520", "uint16"}},
+      {kSmall + "--tokens uint32 --data-file " + header, {"--data-file", header, "uint16"}},
+      {ids + four, {"--data-file", four, "every second token is 0", "uint32"}},
+      {kSmall + "--tokens uint32 --data-file " + two, {"--data-file", two, "token 0", "vocabulary of 50257"}},
+      {ids + two + " --vocabulary 100", {two, "has the id 1", "vocabulary of 100 (0 to 99)", "or more"}},
+      {ids + few, {"--data-file", few, "10 tokens"}},
+      {ids + two + " --val-file " + few, {"--val-file", few, "10 tokens"}},
+      {bytes + text + " --val-file " + few, {"--val-file", few, "20 bytes", "at least 33"}},
+      {bytes + text + " --val-file " + text + " --val-split 0.5", {"--val-file", "--val-split"}},
+      {bytes + text + " --val-split 1", {"--val-split", "1"}},
+      {bytes + text + " --vocabulary 300", {"--vocabulary", "--tokens uint16"}},
+      {ids + two + " --sample-bytes 9", {"--sample-bytes", "--tokens"}},
+      {bytes + text + " --tokens int16", {"--tokens", "int16", "uint16"}},
+      {bytes + text + " --image-size 8", {"--image-size", "a text"}},
+      {bytes + table, {"--data-file", table, "is a table"}}};
+  for (const auto& [arguments, words] : cases) check_refused(arguments, words);
+}
+
+TEST_CASE("a training on tokens goes on with their type and vocabulary, and refuses others") {
+  const TempDir dir;
+  const std::string ids = write_ids(dir, "ids", write_text(dir, 4000), 2), begin = kSmall + "--batch-size 8 ",
+                    checkpoints = " --checkpoint-dir " + (dir / "c");
+  const auto all = begin + "--tokens uint16 --vocabulary 300 --val-split 0.25 --data-file " + ids;
+  const auto straight = losses_of(all + " --max-steps 6");
+  REQUIRE(train(all + " --max-steps 3" + checkpoints).exit_code == 0);
+  const std::string resume = begin + "--resume auto" + checkpoints;
+  for (const std::string other : {"--tokens uint32", "--vocabulary 301", "--val-split 0.5"})
+    check_refused(resume + " " + other, {other + " cannot go on"});
+  CHECK(losses_of(resume + " --max-steps 6") == std::vector<double>(straight.begin() + 3, straight.end()));
 }

@@ -103,7 +103,8 @@ train::Options options_of(const std::string& arguments) {
 // What is wrong with a command line, or with the data that it names.
 std::string problem_with(const std::string& arguments) {
   try {
-    train::read_inputs(options_of(arguments));
+    train::Options options = options_of(arguments);
+    train::read_inputs(options);
   } catch (const CLI::ParseError& error) {
     return error.what();
   } catch (const ConfigError& error) {

@@ -148,6 +148,7 @@ TEST_CASE("a flag that would make it another training is refused, by name") {
                                                         {"--model mlp", "--model cnn"},
                                                         {"--freeze backbone", "--freeze head"},
                                                         {"--lr-scale head=2", "--lr-scale head=3"},
+                                                        {"", "--ema 0.9"},
                                                         {"--scheduler cosine", "--scheduler plateau"},
                                                         {"--scheduler plateau", "--scheduler cosine"}}) {
     Begun training(first, "--cpu 1 --batch-size 50 --limit-train-samples 100 --no-progress");

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <numeric>
 
 #include <torch/types.h>
@@ -22,12 +23,21 @@ struct TokenFile {
   TempDir dir;
   std::string path = dir / "tokens.bin";
 
-  TokenFile(const std::vector<std::uint32_t>& tokens, int token_bytes) {
+  // After a header of these int32, filled up with zeros to `header_size` of them.
+  TokenFile(const std::vector<std::uint32_t>& tokens, int token_bytes, std::vector<std::uint32_t> header = {},
+            std::size_t header_size = 256) {
+    if (!header.empty()) header.resize(header_size);
     std::ofstream file(path, std::ios::binary);
-    for (std::uint32_t token : tokens)
-      for (int byte = 0; byte < token_bytes; ++byte) file.put(static_cast<char>(token >> (8 * byte)));
+    for (std::uint32_t number : header) put(file, number, 4);
+    for (std::uint32_t token : tokens) put(file, token, token_bytes);
+  }
+
+  static void put(std::ofstream& file, std::uint32_t number, int bytes) {
+    for (int byte = 0; byte < bytes; ++byte) file.put(static_cast<char>(number >> (8 * byte)));
   }
 };
+
+const std::map<TextTokens, int> kBytes{{TextTokens::bytes, 1}, {TextTokens::uint16, 2}, {TextTokens::uint32, 4}};
 
 std::vector<std::uint32_t> counting(std::uint32_t count) {
   std::vector<std::uint32_t> tokens(count);
@@ -105,4 +115,82 @@ TEST_CASE("block sizes, strides and indices out of range are errors") {
   CHECK_THROWS_AS(TextDataset(file.path, {.block_size = 4, .stride = 0}), ConfigError);
   TextDataset text(file.path, {.block_size = 4});
   CHECK_THROWS_WITH(text.get_batch(std::vector<std::size_t>{0, 2}), ContainsSubstring("sample 2 does not exist"));
+}
+
+TEST_CASE("llm.c's headers are left out, and the samples are those without one") {
+  for (const auto& [tokens, header] : std::map<TextTokens, std::vector<std::uint32_t>>{
+           {TextTokens::uint16, {20240520, 1, 12}}, {TextTokens::uint32, {20240801, 7, 12}}}) {
+    const TokenFile with(counting(12), kBytes.at(tokens), header), without(counting(12), kBytes.at(tokens));
+    TextDataset a(with.path, {.tokens = tokens, .block_size = 3}), b(without.path, {.tokens = tokens, .block_size = 3});
+    REQUIRE(a.size() == b.size());
+    CHECK(a.tokens() == 12);
+    const std::vector<std::size_t> all{0, 1, 2};
+    CHECK(at::equal(a.get_batch(all).data, b.get_batch(all).data));
+    CHECK(at::equal(a.get_batch(all).target, b.get_batch(all).target));
+  }
+}
+
+TEST_CASE("a header of llm.c's that does not fit its file is an error that names file and field") {
+  struct Case {
+    TextTokens tokens;
+    int token_bytes;
+    std::vector<std::uint32_t> header;
+    std::size_t header_size;
+    std::string words;
+  };
+  using enum TextTokens;
+  for (const Case& c : std::vector<Case>{
+           {uint16, 2, {20240520, 2, 12}, 256, "field version is 2; only 1"},
+           {uint16, 2, {20240520, 0, 12}, 256, "field version is 0"},
+           {uint16, 2, {20240520, 1, 11}, 256, "number of tokens is 11, but 24 bytes follow, of 12 tokens"},
+           {uint16, 2, {20240520, 1, 13}, 256, "number of tokens is 13"},
+           {uint16, 2, {20240520, 1, 0xffffffff}, 256, "number of tokens is -1"},
+           {uint16, 1, {20240520, 1, 12}, 256, "number of tokens is 12, but 12 bytes follow"},
+           {uint16, 2, {20240520, 1, 12}, 100, "ends after 424 of its 1024 bytes"},
+           {bytes, 2, {20240520, 1, 12}, 256, "header of uint16 tokens (magic 20240520), and is to be read"},
+           {uint32, 4, {20240520, 1, 12}, 256, "read it as uint16"},
+           {uint16, 2, {20240801, 7, 12}, 256, "read it as uint32"},
+           {uint32, 4, {20240801, 1, 12}, 256, "field version is 1; only 7"}}) {
+    const TokenFile file(counting(12), c.token_bytes, c.header, c.header_size);
+    CHECK_THROWS_WITH((TextDataset(file.path, {.tokens = c.tokens, .block_size = 3})),
+                      ContainsSubstring(file.path) && ContainsSubstring(c.words));
+  }
+}
+
+TEST_CASE("an id beyond the vocabulary is an error that names the first one and its place, in files of any length") {
+  for (const auto& [tokens, size] : kBytes) {
+    for (const std::size_t count : {10, 9'000'000}) {
+      if (count > 10 && tokens != TextTokens::uint16) continue;
+      std::vector<std::uint32_t> ids(count, 7);
+      for (const std::size_t place : {std::size_t{0}, count / 2, count - 1}) {
+        ids[place] = 100;
+        const TokenFile file(ids, size);
+        const data::TextOptions options{.tokens = tokens, .block_size = 2, .vocabulary = 101};
+        CHECK_NOTHROW(TextDataset(file.path, options));
+        ids[count - 1] = 200;
+        const TokenFile wrong(ids, size);
+        const std::string first =
+            std::to_string(count - 1) + " has the id 200, beyond the vocabulary of 101 (0 to 100)";
+        CHECK_THROWS_WITH(TextDataset(wrong.path, options),
+                          ContainsSubstring(wrong.path) && ContainsSubstring("token " + first));
+        const data::TextOptions smaller{.tokens = tokens, .block_size = 2, .vocabulary = 100};
+        const std::string id = place == count - 1 ? "200" : "100";
+        CHECK_THROWS_WITH(TextDataset(wrong.path, smaller),
+                          ContainsSubstring("token " + std::to_string(place) + " has the id " + id));
+        ids[count - 1] = ids[place] = 7;
+        if (count > 10) break;
+      }
+    }
+  }
+  const TokenFile file(counting(12), 1);
+  CHECK_THROWS_AS(TextDataset(file.path, {.block_size = 4, .vocabulary = 0}), ConfigError);
+  CHECK_NOTHROW(TextDataset(file.path, {.block_size = 4}));
+}
+
+TEST_CASE("uint32 that are read as uint16 are recognised where ids are checked") {
+  std::vector<std::uint32_t> ids = counting(50);
+  const TokenFile file(ids, 4), zeros(std::vector<std::uint32_t>(50), 4);
+  CHECK_THROWS_WITH((TextDataset(file.path, {.tokens = TextTokens::uint16, .block_size = 4, .vocabulary = 60})),
+                    ContainsSubstring(file.path) && ContainsSubstring("every second token is 0"));
+  CHECK_NOTHROW(TextDataset(zeros.path, {.tokens = TextTokens::uint16, .block_size = 4, .vocabulary = 60}));
 }

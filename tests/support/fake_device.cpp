@@ -147,12 +147,13 @@ void* allocate_host(std::size_t bytes, bool on_device) {
 }
 
 std::atomic<std::size_t> largest_tensor{std::size_t{1} << 40};
+std::atomic<int> small_device = -1;  // that has no more than this; -1: all have
 std::function<void(const OutOfMemory&)> tell_out_of_memory;
 
 class DeviceAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
-    if (bytes > largest_tensor) {
+    if (bytes > largest_tensor && (small_device < 0 || small_device == this_device)) {
       if (tell_out_of_memory) tell_out_of_memory({this_device, bytes, largest_tensor});
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", bytes, " bytes.");
     }
@@ -535,7 +536,10 @@ void note_read(void* stream, const void* data, std::size_t bytes) { order().note
 void note_write(void* stream, const void* data, std::size_t bytes) { order().note(key_of(stream), data, bytes, true); }
 
 void on_out_of_memory(std::function<void(const OutOfMemory&)> tell) { tell_out_of_memory = std::move(tell); }
-void set_largest_tensor(std::size_t bytes) { largest_tensor = bytes; }
+void set_largest_tensor(std::size_t bytes, int only) {
+  small_device = only;
+  largest_tensor = bytes;
+}
 
 std::unique_ptr<Graph> make_graph() { return std::make_unique<Tape>(); }
 

@@ -36,8 +36,8 @@ std::unique_ptr<Graph> make_graph();
 /// As of LibTorch's allocator: `tell` hears when device memory runs out.
 void on_out_of_memory(std::function<void(const OutOfMemory&)> tell);
 
-/// Bytes that a device has for a single tensor; a larger one is an out of memory.
-void set_largest_tensor(std::size_t bytes);
+/// Bytes that a device has for a single tensor; a larger one is an out of memory. `only`: on that device; -1: on all.
+void set_largest_tensor(std::size_t bytes, int only = -1);
 
 /// What was found since `reset`, one text each.
 std::vector<std::string> races();

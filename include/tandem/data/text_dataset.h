@@ -24,18 +24,24 @@ struct TextOptions {
   TextTokens tokens = TextTokens::bytes;    ///< what the file has
   std::int64_t block_size = 1024;           ///< tokens of a sample
   std::optional<std::int64_t> stride = {};  ///< tokens from one sample's beginning to the next's; default: block_size
+  /// How many ids there are: all of the file's are checked to be less, which reads it once. Nothing: they are not.
+  std::optional<std::int64_t> vocabulary = {};
 };
 
 /// A file of tokens as samples for predicting the next token: sample i is a window of block_size tokens that begins at
 /// token i * stride, and its targets are the same window one token later. What is left at the end is not used, so n
 /// tokens give (n - 1 - block_size) / stride + 1 samples.
 ///
+/// The header of llm.c's files (256 int32: magic 20240520, version 1, the number of tokens, for uint16; or magic
+/// 20240801 and version 7 for uint32) is recognised and left out.
+///
 /// The file is mapped, not read: it takes no memory but the system's file cache, which all copies and all ranks share.
 /// It must not shrink meanwhile. A batch is {inputs int64 [B, block_size], targets int64 [B, block_size]}.
 class TextDataset : public torch::data::datasets::BatchDataset<TextDataset, torch::data::Example<>> {
  public:
   /// Maps the file. Throws DataError naming it when it is missing, empty, no multiple of the token's size or shorter
-  /// than one sample; ConfigError when block_size or stride is not positive.
+  /// than one sample, when its header is of other tokens, another version or another number of them, or when an id is
+  /// beyond the vocabulary; ConfigError when block_size, stride or vocabulary is not positive.
   explicit TextDataset(const std::string& path, TextOptions options = {});
 
   /// The samples with these indices. Throws DataError when one is out of range.
@@ -43,6 +49,9 @@ class TextDataset : public torch::data::datasets::BatchDataset<TextDataset, torc
 
   /// How many windows there are.
   std::optional<std::size_t> size() const override { return size_; }
+
+  /// How many tokens the file has, without a header.
+  std::int64_t tokens() const { return count_; }
 
  private:
   template <class Token>
@@ -52,6 +61,8 @@ class TextDataset : public torch::data::datasets::BatchDataset<TextDataset, torc
   TextTokens tokens_;
   std::int64_t block_size_;
   std::int64_t stride_;
+  const char* first_;   // token, after a header
+  std::int64_t count_;  // of tokens
   std::size_t size_;
 };
 

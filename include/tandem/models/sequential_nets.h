@@ -21,6 +21,9 @@ struct ImageShape {
 /// [B, classes].
 std::shared_ptr<Net> mlp(const std::vector<std::int64_t>& hidden = {512, 512}, const ImageShape& shape = {});
 
+/// The same for samples of `inputs` numbers each, in any shape: input [B, …], scores [B, outputs].
+std::shared_ptr<Net> mlp(const std::vector<std::int64_t>& hidden, std::int64_t inputs, std::int64_t outputs);
+
 /// Two convolutions of 3 x 3, pooling and two linear layers, freshly initialised; it lies in memory with the channels
 /// last. Input and scores as mlp's. Throws ConfigError for images smaller than 6 x 6.
 std::shared_ptr<Net> cnn(const ImageShape& shape = {});
