@@ -84,7 +84,7 @@ class GlooLink final : public NodeLink {
   Frame receive(int peer, Channel channel) override {
     Lane& lane = this->lane(peer, channel);
     // Gloo sends at once what is waited for. What comes in a row is waited for in a row.
-    const std::size_t ahead = channel == Channel::partial || channel == Channel::result ? kWindow : 1;
+    const std::size_t ahead = channel == Channel::partial || channel == Channel::result ? kWindow : 2;
     post_receives(peer, channel, ahead);
     wait(*lane.receiving.front().work, peer);
     Frame message = std::move(lane.receiving.front().frame);

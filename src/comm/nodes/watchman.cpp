@@ -68,19 +68,23 @@ NodeFailure Watchman::tell(const NodeFailure& mine, bool consequence) {
 
 void Watchman::leave() {
   stop();
+  if (!store_works_) return;
   const auto began = Clock::now();
+  // After a failure they only have to hear of it.
+  const milliseconds limit = failure_ ? std::min(options_.silence, milliseconds(1000)) : options_.silence;
   try {
     store_->set(key("left", options_.node), "1");
-    while (options_.serves_store && Clock::now() - began < options_.silence && !all_have_left())
+    while (options_.serves_store && Clock::now() - began < limit && !all_have_left())
       std::this_thread::sleep_for(milliseconds(5));
   } catch (const StoreError&) {  // then nobody needs to hear of it
   }
 }
 
 bool Watchman::all_have_left() {
-  if (store_->get(failure_key(options_.joined.prefix))) return true;
-  for (std::size_t node = 0; node < peers_.size(); ++node)
-    if (!store_->get(key("left", static_cast<int>(node)))) return false;
+  for (int node = 0; node < static_cast<int>(peers_.size()); ++node) {
+    const bool has_failed = failure_ && failure_->node == node;
+    if (!has_failed && !store_->get(key("left", node))) return false;
+  }
   return true;
 }
 
@@ -94,6 +98,7 @@ void Watchman::run() {
       lock.lock();
     } catch (const std::exception& error) {
       if (!lock.owns_lock()) lock.lock();
+      store_works_ = false;
       if (!stopping_) {
         lock.unlock();
         failed(store_failure(error.what()));

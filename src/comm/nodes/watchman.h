@@ -45,7 +45,8 @@ class Watchman {
     /// Longest silence of a node. The store's calls must have a limit of at most two thirds of it.
     std::chrono::milliseconds silence = std::chrono::seconds(15);
     std::chrono::milliseconds beat = std::chrono::milliseconds(250);  ///< how often it looks
-    /// Called once, on the watchman's thread, when something has failed on another node.
+    /// Called once, on the watchman's thread, when something has failed on another node. Must not wait for whoever
+    /// calls `tell` or `leave`.
     std::function<void(const NodeFailure&)> on_failure{};
   };
 
@@ -62,8 +63,8 @@ class Watchman {
   /// the time limit, with `mine` where the store does not answer.
   NodeFailure tell(const NodeFailure& mine, bool consequence = false);
 
-  /// Tells that this node has ended well. The one that has the store waits here for the others, for as long as the time
-  /// limit, since they need it.
+  /// Tells that this node has ended, well or after a failure, and looks no more. The one that has the store waits here
+  /// for the others, which need it: for as long as the time limit, or a second after a failure.
   void leave();
 
  private:
@@ -94,6 +95,7 @@ class Watchman {
   bool ended_ = false;                  // the thread looks no more
   std::optional<NodeFailure> to_tell_;  // what `tell` has for the thread
   std::optional<NodeFailure> failure_;  // what counts
+  bool store_works_ = true;
   std::thread thread_;
 };
 
