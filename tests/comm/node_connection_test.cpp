@@ -35,11 +35,11 @@ void say(const std::string& text) {
   if (write(1, line.data(), line.size()) < 0) std::abort();
 }
 
-// Stops this process for 3 s.
+// Stops this process for 6 s.
 void freeze() {
   const pid_t self = getpid();
   if (fork() == 0) {
-    sleep(3);
+    sleep(6);
     kill(self, SIGCONT);
     _exit(0);
   }
@@ -110,12 +110,40 @@ long long milliseconds_between(const std::vector<Ended>& ended, int acting, int 
          time_after(ended[static_cast<std::size_t>(acting)].output, "acts at ");
 }
 
+// Runs three processes of which one does `what`; each goes `silence` milliseconds without hearing of another.
+void check_that_all_end(int acting, const std::string& what, const std::string& silence) {
+  CAPTURE(what, acting);
+  const auto ended = run_processes(3, acting, what, "TANDEM_TEST_NODE_TIMEOUT=" + silence);
+  std::string said;
+  for (int node = 0; node < 3; ++node) {
+    if (node == acting && what == "kill") continue;
+    const auto& [output, exit_code] = ended[static_cast<std::size_t>(node)];
+    INFO("node " << node << ": " << output);
+    CHECK(exit_code == 0);
+    CHECK_THAT(output, ContainsSubstring("ended"));
+    const auto at = output.find(": node ");
+    REQUIRE(at != std::string::npos);
+    const std::string text = output.substr(at, output.find('\n', at) - at);
+    if (what == "throw") {
+      CHECK(text == ": node " + std::to_string(acting) + ": disk on fire");
+    } else if (node != acting) {
+      CHECK_THAT(text, ContainsSubstring("node " + std::to_string(acting) + " (host " + host_name() + ")"));
+      // Node 0 has the store, so that each finds out for itself that it has gone.
+      if (acting == 0) continue;
+      if (said.empty()) said = text;
+      CHECK(text == said);
+    }
+  }
+  INFO("the others said so after " << milliseconds_between(ended, acting, acting == 1 ? 0 : 1) << " and "
+                                   << milliseconds_between(ended, acting, acting == 2 ? 0 : 2) << " ms");
+  SUCCEED();
+}
+
 }  // namespace
 
 // What the processes below run; it can be started by a launcher too.
 TEST_CASE("one node of several", "[.node]") {
   Nodes nodes = nodes_from_environment().value();
-  nodes.node_timeout = std::chrono::milliseconds(2000);
   if (const auto limit = variable("TANDEM_TEST_NODE_TIMEOUT"); !limit.empty())
     nodes.node_timeout = std::chrono::milliseconds(std::stoi(limit));
   nodes.join_timeout = std::chrono::seconds(30);
@@ -166,32 +194,12 @@ TEST_CASE("processes join, reduce together and leave") {
 }
 
 TEST_CASE("whatever ends one process ends all, and all say the same") {
-  const std::string host = host_name();
-  for (const std::string what : {"throw", "kill", "freeze"})
-    for (const int acting : {0, 2}) {
-      CAPTURE(what, acting);
-      const auto ended = run_processes(3, acting, what);
-      std::string said;
-      for (int node = 0; node < 3; ++node) {
-        const auto& [output, exit_code] = ended[static_cast<std::size_t>(node)];
-        if (node == acting && what == "kill") continue;
-        INFO("node " << node << ": " << output);
-        CHECK(exit_code == 0);
-        CHECK_THAT(output, ContainsSubstring("ended"));
-        const auto at = output.find(": node ");
-        REQUIRE(at != std::string::npos);
-        const std::string text = output.substr(at, output.find('\n', at) - at);
-        if (what == "throw") CHECK(text == ": node " + std::to_string(acting) + ": disk on fire");
-        if (what != "throw" && node != acting)
-          CHECK_THAT(text, ContainsSubstring("node " + std::to_string(acting) + " (host " + host + ")"));
-        // Node 0 has the store, so that the others find out each for itself that it has gone.
-        if (what != "throw" && (acting == 0 || acting == node)) continue;
-        if (said.empty()) said = text;
-        CHECK(text == said);
-      }
-      WARN(what << " of node " << acting << ": the others said so after " << milliseconds_between(ended, acting, 1)
-                << " and " << milliseconds_between(ended, acting, acting == 0 ? 2 : 0) << " ms");
-    }
+  for (const std::string what : {"throw", "kill"})
+    for (const int acting : {0, 2}) check_that_all_end(acting, what, "15000");
+}
+
+TEST_CASE("a process that is stopped ends the others, and itself when it goes on", "[.long-stopped]") {
+  for (const int acting : {0, 1, 2}) check_that_all_end(acting, "freeze", "4000");
 }
 
 TEST_CASE("processes that differ say so, all the same") {

@@ -110,6 +110,8 @@ void NodeConnection::connect_links(const Nodes& nodes) {
     const NodeFailure failure{nodes.node, mine.host, -1, error.what()};
     try {
       store_->set_first(failure_key(joined_.prefix), to_bytes(failure));
+      leave_store(*store_, joined_.prefix, nodes.node, nodes.nodes, nodes.node == 0 && !nodes.launcher_has_store,
+                  milliseconds(1000));
     } catch (const StoreError&) {  // the others find out by themselves
     }
     throw;

@@ -40,9 +40,16 @@ class Joining {
     for (;;) {
       JoinedNodes joined{open_generation(), {}};
       store_.set(joined.prefix + "card" + std::to_string(nodes_.node), to_bytes(mine_));
-      if (!await_all(joined)) continue;
-      if (const std::string problem = settle(joined.cards); !problem.empty()) throw ConfigError(problem);
-      return joined;
+      try {
+        if (!await_cards(joined)) continue;
+        if (const std::string problem = settle(joined.cards); !problem.empty()) throw ConfigError(problem);
+        return joined;
+      } catch (const StoreError&) {
+        throw;
+      } catch (const Error& error) {
+        give_up(joined.prefix, error.what());
+        throw;
+      }
     }
   }
 
@@ -75,16 +82,11 @@ class Joining {
            mine_.host + ", and " + owner.substr(0, std::min<std::size_t>(owner.find('\n'), 300));
   }
 
-  // Whoever gives up ends the others too, which wait for him.
-  bool await_all(JoinedNodes& joined) {
-    try {
-      return await_cards(joined);
-    } catch (const StoreError&) {
-      throw;
-    } catch (const Error& error) {
-      store_.set_first(failure_key(joined.prefix), to_bytes(NodeFailure{nodes_.node, mine_.host, -1, error.what()}));
-      throw;
-    }
+  // Ends the others too, which may wait for this node, and read of it before the store goes.
+  void give_up(const std::string& prefix, const std::string& why) {
+    store_.set_first(failure_key(prefix), to_bytes(NodeFailure{nodes_.node, mine_.host, -1, why}));
+    leave_store(store_, prefix, nodes_.node, nodes_.nodes, nodes_.node == 0 && !nodes_.launcher_has_store,
+                milliseconds(1000));
   }
 
   // False: this generation is over.
@@ -102,11 +104,12 @@ class Joining {
         if (nodes_.node != 0) return false;
         throw CollectiveError("another process has started as node 0");
       }
+      // Before what others say of the cards: all say it.
+      if (missing.empty()) return true;
       if (const auto bytes = store_.get(failure_key(joined.prefix))) {
         const NodeFailure failure = node_failure_of(*bytes);
         throw CollectiveError(name_of(failure.node, failure.host) + ": " + failure.text);
       }
-      if (missing.empty()) return true;
     }
   }
 
@@ -268,6 +271,17 @@ std::string settle(std::vector<NodeCard>& cards) {
     }
   }
   return "";
+}
+
+std::string left_key(const std::string& prefix, int node) { return prefix + "left" + std::to_string(node); }
+
+void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool serves, milliseconds limit,
+                 int without) {
+  const auto began = Clock::now();
+  store.set(left_key(prefix, node), "1");
+  for (int other = 0; serves && other < nodes; ++other)
+    while (other != without && !store.get(left_key(prefix, other)) && Clock::now() - began < limit)
+      std::this_thread::sleep_for(milliseconds(5));
 }
 
 JoinedNodes join_nodes(KeyStore& store, const Nodes& nodes, const NodeCard& mine, const JoinOptions& options) {

@@ -60,6 +60,14 @@ struct JoinOptions {
 /// has failed; Cancelled; StoreError.
 JoinedNodes join_nodes(KeyStore& store, const Nodes& nodes, const NodeCard& mine, const JoinOptions& options = {});
 
+/// Tells that `node` needs the store no more. Who serves it waits for the others' word first, but for the node
+/// `without` and no longer than `limit`.
+void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool serves,
+                 std::chrono::milliseconds limit, int without = -1);
+
+/// The key by which `leave_store` tells it.
+std::string left_key(const std::string& prefix, int node);
+
 /// What keeps nodes with these cards from training together; empty: nothing. Replaces addresses that only the node's
 /// own host understands by those at which the others have reached that host.
 std::string settle(std::vector<NodeCard>& cards);

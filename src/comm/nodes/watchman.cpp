@@ -69,23 +69,13 @@ NodeFailure Watchman::tell(const NodeFailure& mine, bool consequence) {
 void Watchman::leave() {
   stop();
   if (!store_works_) return;
-  const auto began = Clock::now();
   // After a failure they only have to hear of it.
   const milliseconds limit = failure_ ? std::min(options_.silence, milliseconds(1000)) : options_.silence;
   try {
-    store_->set(key("left", options_.node), "1");
-    while (options_.serves_store && Clock::now() - began < limit && !all_have_left())
-      std::this_thread::sleep_for(milliseconds(5));
+    leave_store(*store_, options_.joined.prefix, options_.node, static_cast<int>(peers_.size()), options_.serves_store,
+                limit, failure_ ? failure_->node : -1);
   } catch (const StoreError&) {  // then nobody needs to hear of it
   }
-}
-
-bool Watchman::all_have_left() {
-  for (int node = 0; node < static_cast<int>(peers_.size()); ++node) {
-    const bool has_failed = failure_ && failure_->node == node;
-    if (!has_failed && !store_->get(key("left", node))) return false;
-  }
-  return true;
 }
 
 void Watchman::run() {
@@ -145,7 +135,7 @@ void Watchman::look_after(int node, Clock::time_point now) {
   }
   // Its last beat may have been just before we looked, and ours comes a beat later.
   if (now - peer.when < options_.silence - std::min(2 * options_.beat, options_.silence / 4)) return;
-  if (store_->get(key("left", node))) {
+  if (store_->get(left_key(options_.joined.prefix, node))) {
     peer.left = true;
     return;
   }

@@ -81,7 +81,6 @@ class Watchman {
   NodeFailure store_failure(const std::string& what) const;
   void failed(const NodeFailure& failure);
   void stop();
-  bool all_have_left();
   std::string key(const char* what, int node) const;
 
   const std::unique_ptr<KeyStore> store_;  // the watchman's thread's, until that has ended
