@@ -1,16 +1,21 @@
 // Nodes' links over LibTorch's Gloo, and their store over its TCPStore, on loopback.
 #define USE_C10D_GLOO  // for a node that sends garbage
 
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
+#include <set>
 
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include "comm/nodes/broken_pipe.h"
 #include "comm/nodes/gloo_link.h"
 #include "comm/nodes/tcp_store.h"
 #include "support/catch.h"
@@ -253,6 +258,47 @@ TEST_CASE("what is no message, or another one, is an error that names the sender
   CHECK_THAT(error_for(message_of("hello", 0, 7)), ContainsSubstring("of node 7"));
   CHECK_THAT(error_for(message_of("hello", 0, 0, 3)), ContainsSubstring("channel 3, in place of"));
   CHECK(error_for(good).empty());  // and so all of these come from what was spoilt
+}
+
+TEST_CASE("neither this thread nor one of Gloo's or the store's ends the process when it writes to who has gone") {
+  const auto threads = [] {
+    std::set<std::string> found;
+    for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) found.insert(thread.path());
+    return found;
+  };
+  const auto blocks_sigpipe = [](const std::string& thread) {
+    std::ifstream status(thread + "/status");
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("SigBlk:")) return (std::stoull(line.substr(7), nullptr, 16) >> (SIGPIPE - 1) & 1) == 1;
+    return false;
+  };
+  const auto before = threads();
+  const Stores stores;
+  const auto connection = stores.connect();
+  std::unique_ptr<NodeLink> other;
+  std::thread peer(
+      [&, of_peer = stores.connect()] { other = make_gloo_link(of_peer->libtorch(), 1, 2, {.address = "127.0.0.1"}); });
+  const auto link = make_gloo_link(connection->libtorch(), 0, 2, {.address = "127.0.0.1"});
+  peer.join();
+  int started = 0;
+  for (const std::string& thread : threads()) {
+    if (before.contains(thread)) continue;
+    CAPTURE(thread);
+    ++started;
+    CHECK(blocks_sigpipe(thread));
+  }
+  CHECK(started >= 3);  // the store's, and one of each link at least
+  CHECK(!blocks_sigpipe("/proc/thread-self"));
+
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  close(ends[0]);
+  {
+    const BrokenPipesAreErrors here;
+    CHECK(write(ends[1], "x", 1) == -1);
+    CHECK(errno == EPIPE);
+  }
+  close(ends[1]);
 }
 
 TEST_CASE("a store over TCP keeps what nodes write, and the first of several") {

@@ -11,6 +11,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "comm/error_text.h"
+#include "comm/nodes/broken_pipe.h"
 
 namespace tandem::comm {
 namespace {
@@ -59,6 +60,7 @@ class GlooLink final : public NodeLink {
         gloo_(c10::make_intrusive<c10d::ProcessGroupGloo>(store, node, nodes, gloo_options(options))) {}
 
   ~GlooLink() override {
+    const BrokenPipesAreErrors here;
     lanes_.clear();  // Gloo forgets them before their memory goes
   }
 
@@ -105,6 +107,7 @@ class GlooLink final : public NodeLink {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
     if (!waiting_) return;
+    const BrokenPipesAreErrors here;
     try {
       waiting_->abort();
     } catch (...) {  // it has just ended
@@ -148,6 +151,7 @@ class GlooLink final : public NodeLink {
   template <class Post>
   c10::intrusive_ptr<c10d::Work> post(int peer, const Post& call) {
     throw_if_cancelled();
+    const BrokenPipesAreErrors here;
     try {
       return call();
     } catch (const std::exception&) {
@@ -162,6 +166,7 @@ class GlooLink final : public NodeLink {
       if (cancelled_) throw_cancelled();
       waiting_ = &work;
     }
+    const BrokenPipesAreErrors here;
     bool done = false;
     std::exception_ptr error;
     try {
@@ -219,6 +224,7 @@ class GlooLink final : public NodeLink {
 
 std::unique_ptr<NodeLink> make_gloo_link(c10::intrusive_ptr<c10d::Store> store, int node, int nodes,
                                          const GlooLinkOptions& options) {
+  const BrokenPipesAreErrors for_its_threads;
   try {
     return std::make_unique<GlooLink>(store, node, nodes, options);
   } catch (const Error&) {

@@ -13,6 +13,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "comm/error_text.h"
+#include "comm/nodes/broken_pipe.h"
 
 namespace tandem::comm {
 namespace {
@@ -72,6 +73,7 @@ class Connection final : public TcpStore {
  private:
   template <class Call>
   static auto call(const Call& call) -> decltype(call()) {
+    const BrokenPipesAreErrors here;
     try {
       return call();
     } catch (const std::exception&) {
@@ -86,8 +88,10 @@ class Connection final : public TcpStore {
 // LibTorch waits for ever for an answer of somebody who is no store. Then a thread is left behind.
 std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const c10d::TCPStoreOptions& options,
                                                milliseconds limit) {
-  std::packaged_task<std::unique_ptr<TcpStore>()> task(
-      [=] { return std::make_unique<Connection>(address, options, limit); });
+  std::packaged_task<std::unique_ptr<TcpStore>()> task([=] {
+    const BrokenPipesAreErrors for_its_threads;
+    return std::make_unique<Connection>(address, options, limit);
+  });
   auto result = task.get_future();
   std::thread thread(std::move(task));
   const std::string where = "port " + std::to_string(options.port) + " of " + address;
