@@ -240,7 +240,7 @@ TEST_CASE("over Gloo whoever waits for a node that has gone gets an error that n
         });
       }(),
       std::runtime_error);
-  CHECK_THAT(error, ContainsSubstring("the link to node 0 failed: Connection closed by peer"));
+  CHECK_THAT(error, ContainsSubstring("the link to node 0 failed: "));
 }
 
 TEST_CASE("what is no message, or another one, is an error that names the sender, never data") {
@@ -321,7 +321,7 @@ TEST_CASE("a call of a store that does not answer ends with its time limit, or w
   const Stores stores;
   {
     Passage passage(stores.port);
-    const auto store = connect_store("127.0.0.1", passage.port(), 1s);
+    const auto store = connect_store("127.0.0.1", passage.port(), 2s);
     CHECK(store->add("count", 1) == 1);
     passage.freeze();
     CHECK_THAT(error_of<StoreError>([&] { store->add("count", 1); }), ContainsSubstring("does not answer"));

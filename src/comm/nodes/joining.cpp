@@ -275,11 +275,11 @@ std::string settle(std::vector<NodeCard>& cards) {
 
 std::string left_key(const std::string& prefix, int node) { return prefix + "left" + std::to_string(node); }
 
-void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool serves, milliseconds limit,
+void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool waits, milliseconds limit,
                  int without) {
   const auto began = Clock::now();
   store.set(left_key(prefix, node), "1");
-  for (int other = 0; serves && other < nodes; ++other)
+  for (int other = 0; waits && other < nodes; ++other)
     while (other != without && !store.get(left_key(prefix, other)) && Clock::now() - began < limit)
       std::this_thread::sleep_for(milliseconds(5));
 }

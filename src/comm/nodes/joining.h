@@ -62,7 +62,7 @@ JoinedNodes join_nodes(KeyStore& store, const Nodes& nodes, const NodeCard& mine
 
 /// Tells that `node` needs the store no more. Who serves it waits for the others' word first, but for the node
 /// `without` and no longer than `limit`.
-void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool serves,
+void leave_store(KeyStore& store, const std::string& prefix, int node, int nodes, bool waits,
                  std::chrono::milliseconds limit, int without = -1);
 
 /// The key by which `leave_store` tells it.

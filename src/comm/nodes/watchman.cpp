@@ -72,8 +72,10 @@ void Watchman::leave() {
   // After a failure they only have to hear of it.
   const milliseconds limit = failure_ ? std::min(options_.silence, milliseconds(1000)) : options_.silence;
   try {
-    leave_store(*store_, options_.joined.prefix, options_.node, static_cast<int>(peers_.size()), options_.serves_store,
-                limit, failure_ ? failure_->node : -1);
+    // Links that close too early take what was sent with them. After a failure nobody minds.
+    const bool waits = options_.serves_store || !failure_;
+    leave_store(*store_, options_.joined.prefix, options_.node, static_cast<int>(peers_.size()), waits, limit,
+                failure_ ? failure_->node : -1);
   } catch (const StoreError&) {  // then nobody needs to hear of it
   }
 }

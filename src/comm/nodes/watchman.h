@@ -63,8 +63,9 @@ class Watchman {
   /// the time limit, with `mine` where the store does not answer.
   NodeFailure tell(const NodeFailure& mine, bool consequence = false);
 
-  /// Tells that this node has ended, well or after a failure, and looks no more. The one that has the store waits here
-  /// for the others, which need it: for as long as the time limit, or a second after a failure.
+  /// Tells that this node has ended, well or after a failure, and looks no more. Waits for the others, as long as the
+  /// time limit, so that no link closes while somebody has yet to read from it; after a failure only the node that has
+  /// the store does, for a second, since they have to read of it.
   void leave();
 
  private:
