@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "comm/partial_reduction.h"
 #include "comm/reduction_arithmetic.h"
 
 // One source for all vector units: the compiler makes a version of the loops for each and picks one at run time.
@@ -194,6 +195,113 @@ double sum_of_squares(ElementType type, const void* data, std::int64_t elements)
     case ElementType::bfloat16: return squares_of(static_cast<const BFloat16*>(data), elements);
     default: return std::numeric_limits<double>::quiet_NaN();
   }
+}
+
+namespace {
+
+template <class Element>
+using AccumulatorOf = decltype(widen(std::declval<Element>()));
+
+// Calls `use` with an element of `type`.
+template <class Use>
+auto with_element(ElementType type, const Use& use) {
+  switch (type) {
+    case ElementType::float32: return use(float{});
+    case ElementType::float64: return use(double{});
+    case ElementType::float16: return use(Float16{});
+    case ElementType::bfloat16: return use(BFloat16{});
+    case ElementType::complex64: return use(Complex<float>{});
+    case ElementType::complex128: return use(Complex<double>{});
+    case ElementType::int8: return use(std::int8_t{});
+    case ElementType::int16: return use(std::int16_t{});
+    case ElementType::int32: return use(std::int32_t{});
+    case ElementType::int64: return use(std::int64_t{});
+    case ElementType::uint8: return use(std::uint8_t{});
+    case ElementType::uint16: return use(std::uint16_t{});
+    case ElementType::uint32: return use(std::uint32_t{});
+    case ElementType::uint64: return use(std::uint64_t{});
+    case ElementType::boolean: break;
+  }
+  return use(Bool{});
+}
+
+// Calls `use` with what combines such elements.
+template <class Element, class Use>
+void with_combine(ReduceOp op, const Use& use) {
+  if constexpr (std::is_same_v<Element, Bool>) {
+    if (op == ReduceOp::product || op == ReduceOp::min) return use(And{});
+    return use(Or{});
+  } else {
+    if (op == ReduceOp::product) return use(Product{});
+    if constexpr (std::is_same_v<Element, RealOf<Element>>) {
+      if (op == ReduceOp::max) return use(Max{});
+      if (op == ReduceOp::min) return use(Min{});
+    }
+    return use(Sum{});
+  }
+}
+
+template <class Element, class Combine>
+TANDEM_EACH_VECTOR_UNIT void accumulate_with(const void* before, std::span<const void* const> inputs,
+                                             std::int64_t begin, std::int64_t end, void* after) {
+  using Accumulator = AccumulatorOf<Element>;
+  const Combine combine;
+  const std::size_t first = before ? 0 : 1;
+  for (std::int64_t at = begin; at < end; at += kBlock) {
+    const std::int64_t n = std::min(kBlock, end - at);
+    auto* total = static_cast<Accumulator*>(after) + (at - begin);
+    if (before) {
+      const auto* values = static_cast<const Accumulator*>(before) + (at - begin);
+      if (values != total) std::copy(values, values + n, total);
+    } else {
+      const auto* values = static_cast<const Element*>(inputs[0]) + at;
+      for (std::int64_t i = 0; i < n; ++i) total[i] = widen(values[i]);
+    }
+    for (std::size_t rank = first; rank < inputs.size(); ++rank) {
+      const auto* values = static_cast<const Element*>(inputs[rank]) + at;
+      for (std::int64_t i = 0; i < n; ++i) total[i] = combine(total[i], widen(values[i]));
+    }
+  }
+}
+
+// `divisor` is 0 where nothing is divided.
+template <class Element>
+TANDEM_EACH_VECTOR_UNIT void finish_with(const void* partial, int divisor, void* output, std::int64_t begin,
+                                         std::int64_t end) {
+  using Accumulator = AccumulatorOf<Element>;
+  const auto* totals = static_cast<const Accumulator*>(partial);
+  auto* values = static_cast<Element*>(output) + begin;
+  const std::int64_t n = end - begin;
+  if constexpr (!std::is_integral_v<Accumulator>) {
+    if (divisor != 0) {
+      const auto by = static_cast<RealOf<Accumulator>>(divisor);
+      for (std::int64_t i = 0; i < n; ++i) values[i] = narrow(totals[i] / by, Element{});
+      return;
+    }
+  }
+  for (std::int64_t i = 0; i < n; ++i) values[i] = narrow(totals[i], Element{});
+}
+
+}  // namespace
+
+std::size_t partial_size_of(ElementType type) {
+  return with_element(type, []<class Element>(Element) { return sizeof(AccumulatorOf<Element>); });
+}
+
+void accumulate(ElementType type, ReduceOp op, const void* before, std::span<const void* const> inputs,
+                std::int64_t begin, std::int64_t end, void* after) {
+  with_element(type, [&]<class Element>(Element) {
+    with_combine<Element>(
+        op, [&]<class Combine>(Combine) { accumulate_with<Element, Combine>(before, inputs, begin, end, after); });
+  });
+}
+
+void finish_partial(ElementType type, ReduceOp op, const void* partial, int ranks, std::span<void* const> outputs,
+                    std::int64_t begin, std::int64_t end) {
+  const int divisor = op == ReduceOp::mean ? ranks : 0;
+  with_element(type, [&]<class Element>(Element) {
+    for (void* output : outputs) finish_with<Element>(partial, divisor, output, begin, end);
+  });
 }
 
 }  // namespace tandem::comm

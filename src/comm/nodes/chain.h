@@ -1,0 +1,64 @@
+// Reductions over the ranks of all nodes, in their order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "comm/nodes/link.h"
+#include "comm/shared_reducer.h"
+
+namespace tandem::comm {
+
+/// Reduces what the ranks of all nodes have, to the very bits that one process with all these ranks gets.
+///
+/// Partial results go from node 0 to the last one, each of which goes on with its ranks in order; results come back the
+/// same way, in pieces that are under way at the same time. So each node sends and receives twice what it reduces. What
+/// is smaller than a few KiB all nodes send to all others, and each reduces it for itself.
+class NodeChain {
+ public:
+  /// Over the nodes of `link`, which outlives it, with `ranks_of_nodes` ranks each.
+  NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes);
+
+  /// Of all nodes.
+  int world_size() const { return world_size_; }
+
+  /// Reduces the ranks' inputs into the outputs, and squares, of all of them: `ranks` are what this node's ranks lend,
+  /// which have the same types and lengths as those of all others. Collective over nodes. Throws what the link throws,
+  /// and LinkError for a message that is not of this reduction.
+  void reduce(std::span<const SharedReducer::Lists* const> ranks);
+
+ private:
+  // A part of a row that lies within one piece.
+  struct Segment {
+    std::size_t row;
+    std::int64_t begin, end;             // its elements
+    std::size_t partial_offset, offset;  // of its bytes in a frame of partial results, and of results
+  };
+  // What goes into one frame.
+  struct Piece {
+    std::size_t first, last;           // its segments
+    std::size_t partial_bytes, bytes;  // of its frames
+  };
+
+  void reduce_small(std::span<const SharedReducer::Lists* const> ranks, std::size_t bytes);
+  void cut(std::span<const ElementRow> rows);
+  void collect_inputs(std::span<const SharedReducer::Lists* const> ranks, std::size_t row);
+  void collect_outputs(std::span<const SharedReducer::Lists* const> ranks, std::size_t row);
+  Frame add_node(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece);
+  Frame finish_piece(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece, Frame partial);
+  void take_back(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece);
+  void write_squares(std::span<const SharedReducer::Lists* const> ranks, std::size_t row, std::int64_t begin,
+                     std::int64_t end);
+  Frame receive(int peer, Channel channel, std::size_t bytes);
+
+  NodeLink& link_;
+  const std::vector<int> ranks_of_nodes_;
+  int world_size_ = 0;
+  std::vector<Segment> segments_;  // of the current call, as all below
+  std::vector<Piece> pieces_;
+  std::vector<const void*> inputs_;  // of the ranks, of one row
+  std::vector<void*> outputs_;
+};
+
+}  // namespace tandem::comm

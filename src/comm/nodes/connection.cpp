@@ -1,0 +1,126 @@
+#include "comm/nodes/connection.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <future>
+#include <thread>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include "comm/nodes/gloo_link.h"
+#include "comm/nodes/sockets.h"
+
+namespace tandem::comm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// What a call of the store may take: a watchman's silence is longer.
+milliseconds call_limit(const Nodes& nodes) { return nodes.node_timeout * 2 / 3; }
+
+// The system's resolver may take minutes, and cannot be ended. Then a thread is left behind.
+std::vector<std::string> resolve_within(const std::string& host, milliseconds limit) {
+  std::packaged_task<std::vector<std::string>()> task([host] { return resolve(host); });
+  auto result = task.get_future();
+  std::thread thread(std::move(task));
+  if (result.wait_for(limit) == std::future_status::timeout) {
+    thread.detach();
+    throw ConfigError("the host name '" + host + "' was not resolved within " + to_text(limit));
+  }
+  thread.join();
+  return result.get();
+}
+
+}  // namespace
+
+NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOptions& options,
+                               std::function<void(const NodeFailure&)> on_failure)
+    : port_(nodes.port) {
+  check(nodes);
+  find_store(nodes, options);
+  mine.host = host_name();
+  mine.host_id = host_id();
+  mine.process = getpid();
+  mine.head_address = head_address_;
+  mine.address = own_address_towards(head_address_, port_);
+  joined_ = join_nodes(*store_, nodes, mine, options);
+  connect_links(nodes);
+  Watchman::Options watch{.node = nodes.node,
+                          .joined = joined_,
+                          .serves_store = nodes.node == 0 && !nodes.launcher_has_store,
+                          .store_node = nodes.launcher_has_store ? -1 : 0,
+                          .silence = nodes.node_timeout,
+                          .beat = std::min(milliseconds(250), nodes.node_timeout / 8),
+                          .on_failure = [this, on_failure = std::move(on_failure)](const NodeFailure& failure) {
+                            if (on_failure) on_failure(failure);
+                            link_->cancel();
+                          }};
+  watchman_ = std::make_unique<Watchman>(connect_store(head_address_, port_, call_limit(nodes)), std::move(watch));
+  try_links(*link_, joined_);
+}
+
+// Serves it, or waits until it is there.
+void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) {
+  const std::vector<std::string> addresses =
+      resolve_within(nodes.head, std::min(nodes.join_timeout, milliseconds(30'000)));
+  head_address_ = addresses[0];
+  if (nodes.node == 0 && !nodes.launcher_has_store) {
+    store_ = serve_store(listen_at(port_), call_limit(nodes));
+    return;
+  }
+  const auto began = Clock::now();
+  auto reported = began;
+  for (;;) {
+    std::string problem;
+    for (const std::string& address : addresses) {
+      problem = try_to_connect(address, port_, 1000);
+      if (!problem.empty()) continue;
+      head_address_ = address;
+      store_ = connect_store(address, port_, call_limit(nodes));
+      return;
+    }
+    const auto now = Clock::now();
+    const std::string waiting = "waiting for the store of node 0 at port " + std::to_string(port_) + " of " +
+                                nodes.head + " (" + addresses[0] + "; " + problem + ")";
+    if (options.stop.stop_requested()) throw Cancelled("joining the other nodes was cancelled");
+    if (now - began >= nodes.join_timeout)
+      throw CollectiveError("gave up after " + to_text(nodes.join_timeout) + ": " + waiting);
+    if (options.progress && now - reported >= milliseconds(1000)) {
+      reported = now;
+      options.progress(waiting + ": " + to_text(std::chrono::duration_cast<milliseconds>(now - began)) + " of " +
+                       to_text(nodes.join_timeout));
+    }
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+}
+
+// Whoever cannot be connected tells the others, which wait for him.
+void NodeConnection::connect_links(const Nodes& nodes) {
+  const NodeCard& mine = joined_.cards[static_cast<std::size_t>(nodes.node)];
+  try {
+    const auto store = c10::make_intrusive<c10d::PrefixStore>(joined_.prefix + "gloo", store_->libtorch());
+    link_ = make_gloo_link(store, nodes.node, nodes.nodes,
+                           {.address = mine.address,
+                            .network_interface = nodes.network_interface,
+                            .connect_limit = std::min(nodes.join_timeout, milliseconds(30'000)),
+                            .names = joined_.names()});
+  } catch (const Error& error) {
+    const NodeFailure failure{nodes.node, mine.host, -1, error.what()};
+    try {
+      store_->set_first(failure_key(joined_.prefix), to_bytes(failure));
+      leave_store(*store_, joined_.prefix, nodes.node, nodes.nodes, nodes.node == 0 && !nodes.launcher_has_store,
+                  milliseconds(1000));
+    } catch (const StoreError&) {  // the others find out by themselves
+    }
+    throw;
+  }
+}
+
+void NodeConnection::leave() {
+  link_->finish();
+  watchman_->leave();
+}
+
+}  // namespace tandem::comm

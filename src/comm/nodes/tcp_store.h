@@ -1,0 +1,33 @@
+// A store of keys in LibTorch's TCPStore.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include <c10/util/intrusive_ptr.h>
+
+#include "comm/nodes/key_store.h"
+#include "comm/nodes/sockets.h"
+
+namespace c10d {
+class Store;
+}
+
+namespace tandem::comm {
+
+/// A connection to a store.
+class TcpStore : public KeyStore {
+ public:
+  /// LibTorch's own connection, for its classes; they use it while nobody else does.
+  virtual c10::intrusive_ptr<c10d::Store> libtorch() const = 0;
+};
+
+/// Serves a store at `listening`, and connects to it. No others may connect once it is gone.
+std::unique_ptr<TcpStore> serve_store(Descriptor listening, std::chrono::milliseconds call_limit);
+
+/// Connects to the store at `port` of a numeric address; a call may take `call_limit`. Throws StoreError when nobody
+/// listens there, or somebody else does.
+std::unique_ptr<TcpStore> connect_store(const std::string& address, int port, std::chrono::milliseconds call_limit);
+
+}  // namespace tandem::comm
