@@ -1,7 +1,5 @@
 #include "checkpoints.h"
 
-#include <algorithm>
-
 #include "warn.h"
 
 namespace train {
@@ -12,25 +10,9 @@ Checkpoints::Checkpoints(tandem::Accelerator& accelerator, const Options& option
   accelerator_.register_for_checkpointing(state_);
 }
 
-namespace {
-
-// Otherwise labels would mean other classes than before.
-void check_classes(const std::vector<std::string>& before, const std::vector<std::string>& now) {
-  if (before.empty() || before == now) return;
-  const auto differs = std::mismatch(before.begin(), before.end(), now.begin(), now.end());
-  const auto name = [](auto at, const auto& all) { return at == all.end() ? "none" : "'" + *at + "'"; };
-  throw tandem::ConfigError("--resume: the data has other classes than the checkpoint: class " +
-                            std::to_string(differs.first - before.begin()) + " was " + name(differs.first, before) +
-                            " and is " + name(differs.second, now) + "; there were " + std::to_string(before.size()) +
-                            ", there are " + std::to_string(now.size()));
-}
-
-}  // namespace
-
 bool Checkpoints::resume() {
   if (!inputs_.checkpoint) return false;
   resumed_from_ = accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
-  check_classes(state_.classes, inputs_.task->classes());
   saved_at_ = state_.steps;
   return true;
 }
@@ -56,6 +38,7 @@ void Checkpoints::save_if_due(bool last, const Losses& epoch_losses) {
   saved_at_ = state_.steps;
   state_.flags = options_.flags;
   state_.classes = inputs_.task->classes();
+  state_.data = inputs_.data;
   if (options_.launch.exact) {
     state_.epoch_losses = {epoch_losses.sum_of_means};
     state_.epoch_batches = {epoch_losses.windows};

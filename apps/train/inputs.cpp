@@ -16,6 +16,7 @@
 #include "io/model_weights.h"
 #include "io/output_file.h"
 #include "judging.h"
+#include "resumed_flags.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
 #include "weights.h"
@@ -31,6 +32,15 @@ void check_fills_a_step(const Options& options, std::int64_t samples) {
     throw tandem::ConfigError("the training set of " + std::to_string(samples) +
                               " samples is smaller than a batch of all ranks (" + std::to_string(step) +
                               ") with --drop-last; use a smaller --batch-size");
+}
+
+// For people; empty: there are as many samples as a step takes.
+std::string what_is_repeated(const Options& options, std::int64_t samples) {
+  const auto& loaders = options.launch.data_loader;
+  const std::int64_t step = options.batch_size * (loaders.split_batches ? 1 : options.logical_ranks());
+  if (samples >= step || options.drop_last || !loaders.even_batches) return {};
+  return "a step takes " + std::to_string(step) + " samples, and the training set has " + std::to_string(samples) +
+         ": some are repeated in each; use a smaller --batch-size, fewer ranks or --no-even-batches";
 }
 
 // Optimizer updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
@@ -100,6 +110,31 @@ std::optional<std::string> checkpoint_to_resume(const Options& options) {
   if (!std::filesystem::is_directory(options.resume, error))
     throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
   return options.resume;
+}
+
+// The names of `some` that are not in `others`, for people.
+std::string names_beyond(const std::vector<std::string>& some, const std::vector<std::string>& others) {
+  std::string names;
+  for (const std::string& name : some)
+    if (std::find(others.begin(), others.end(), name) == others.end())
+      names += (names.empty() ? "'" : ", '") + name + "'";
+  return names.empty() ? "none" : names;
+}
+
+// Otherwise labels would mean other classes than before, and what was trained on could be judged by.
+void check_is_its_data(const Options& options, const Inputs& inputs) {
+  const auto state = state_of_checkpoint(options.resume, options.launch.checkpoints.directory);
+  if (!state) return;
+  const auto before = state->classes, now = inputs.task->classes();
+  if (!before.empty() && before != now)
+    throw tandem::ConfigError("--resume: the data has other classes than the checkpoint: gone are " +
+                              names_beyond(before, now) + ", new are " + names_beyond(now, before) +
+                              "; begin anew, with --init-weights if you like");
+  if (!state->data.empty() && state->data != inputs.data)
+    throw tandem::ConfigError("--resume: the data is not that of the checkpoint, which had " + state->data +
+                              "; now there are " + inputs.data +
+                              ". What was trained on would be judged by: begin anew, with --init-weights if you like, "
+                              "or put the data back");
 }
 
 std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
@@ -203,17 +238,20 @@ Inputs read_inputs(Options& options) {
   inputs.initial_weights = read_weights(options);
   inputs.task = make_task(options);
   inputs.classes = describe_classes(options, *inputs.task);
+  inputs.data = inputs.task->data();
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
   if (options.finds_batch_size) inputs.batch_size = find_batch_size(options, inputs);
   const auto samples = static_cast<std::int64_t>(inputs.task->train_set().size());
   check_fills_a_step(options, samples);
+  inputs.repeated = what_is_repeated(options, samples);
   count_updates(options, samples, inputs);
   check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   inputs.series = begin_series(options.launch.checkpoints.directory);
   inputs.checkpoint = checkpoint_to_resume(options);
+  if (inputs.checkpoint) check_is_its_data(options, inputs);
   inputs.weights = open_weights(options.save_weights);
   inputs.log = std::make_unique<MetricsLog>(options.log_json);  // last: it may wait for a reader
   return inputs;

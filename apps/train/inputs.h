@@ -22,10 +22,12 @@ namespace train {
 struct Inputs {
   std::unique_ptr<const Task> task;
   std::string classes;                                               ///< of it, by describe_classes
+  std::string data;                                                  ///< what Task::data says of it
   std::shared_ptr<const tandem::io::StoredWeights> initial_weights;  ///< null: the model's own
   std::string weights_table;                                         ///< for people, what of them is taken
   std::string half_made;                  ///< for people, what of the backbone they do not have; empty: nothing
   std::string batch_size;                 ///< for people, what --batch-size auto has found; empty: nothing
+  std::string repeated;                   ///< for people, that samples are; empty: they are not
   std::optional<std::string> checkpoint;  ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;           ///< optimizer updates of the whole training
   std::int64_t warmup_steps = 0;          ///< those in which the learning rate grows

@@ -158,6 +158,7 @@ void Judging::keep_best() {
     try_to([&] {
       state_.flags = options_.flags;
       state_.classes = inputs_.task->classes();
+      state_.data = inputs_.data;
       accelerator_.save_state(directory + "/best");
     });
 }

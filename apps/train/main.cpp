@@ -21,6 +21,14 @@ namespace {
 
 constexpr const char* kWarning = "train: warning: ";
 
+// What takes long before there is anything else to tell.
+void announce_waiting(const train::Options& options) {
+  if (options.quiet) return;
+  if (options.data.skip_bad_images) std::printf("reads every picture once, for --skip-bad-images\n");
+  if (options.finds_batch_size) std::printf("looks for the largest batch that fits into memory\n");
+  std::fflush(stdout);
+}
+
 void announce(const train::Options& options, const train::Inputs& inputs) {
   if (!inputs.half_made.empty()) std::fprintf(stderr, "%s%s\n", kWarning, inputs.half_made.c_str());
   const auto left_out = inputs.task->left_out();
@@ -40,6 +48,7 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
               asked ? "" : (name == "CPU" ? " (no GPU is usable; choose with --cpu N)" : " (all GPUs)"));
   if (!inputs.batch_size.empty()) std::printf("%s\n", inputs.batch_size.c_str());
   if (const std::string about = inputs.task->about(); !about.empty()) std::printf("%s\n", about.c_str());
+  if (!inputs.repeated.empty()) std::printf("%s\n", inputs.repeated.c_str());
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::printf("%s", inputs.weights_table.c_str());
   std::fflush(stdout);
@@ -106,6 +115,7 @@ int run(int argc, char** argv) {
   auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
   train::Options& options = *parsed.options;
+  announce_waiting(options);
   const train::Inputs inputs = train::read_inputs(options);
   announce(options, inputs);
   prepare_profile(options);

@@ -448,7 +448,8 @@ ParseResult parse_options(int argc, char** argv) {
   if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
   std::optional<tandem::io::Config> checkpoint;
   if (const Options& given = line->raw.options; !given.resume.empty())
-    checkpoint = flags_of_checkpoint(given.resume, given.launch.checkpoints.directory);
+    if (auto state = state_of_checkpoint(given.resume, given.launch.checkpoints.directory))
+      checkpoint = std::move(state->flags);
   if (checkpoint) {
     const auto inherited = inherited_flags(line->app, *checkpoint);
     words.insert(words.end(), inherited.begin(), inherited.end());

@@ -1,6 +1,7 @@
 #include "picture_folders.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <filesystem>
 #include <numeric>
@@ -8,6 +9,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/randperm.h>
 
+#include "fingerprint.h"
 #include "tandem/core/error.h"
 
 namespace train {
@@ -33,12 +35,25 @@ bool has_mnist(const fs::path& directory) {
   return false;
 }
 
+// What is left of each class when bad pictures are left out.
+void check_has_all_classes(const ImageFolder& folder) {
+  std::vector<bool> has(folder.classes().size());
+  for (std::size_t i = 0; i < *folder.size(); ++i) has[static_cast<std::size_t>(folder.label(i))] = true;
+  const auto empty = std::find(has.begin(), has.end(), false);
+  if (empty == has.end()) return;
+  throw tandem::ConfigError("--data-dir: of the class '" +
+                            folder.classes()[static_cast<std::size_t>(empty - has.begin())] +
+                            "' no picture can be read; the first that cannot: " + folder.left_out().front());
+}
+
 // As it is listed once; how pictures are made is for later.
 ImageFolder list(const fs::path& directory, const DataOptions& options) {
   tandem::data::ImageFolderOptions listing{.exif_orientation = true};
   if (options.skip_bad_images) listing.on_bad = tandem::data::BadPictures::leave_out;
   try {
-    return ImageFolder(directory.string(), listing);
+    ImageFolder folder(directory.string(), listing);
+    check_has_all_classes(folder);
+    return folder;
   } catch (const tandem::DataError& error) {
     throw tandem::ConfigError(std::string("--data-dir: ") + error.what());
   }
@@ -64,7 +79,7 @@ std::vector<std::int64_t> labels_by_name(const fs::path& directory, const std::v
     const auto found = std::find(classes.begin(), classes.end(), name);
     if (found == classes.end())
       throw tandem::ConfigError("--data-dir: " + (directory / name).string() + " is a class that is not in " +
-                                (directory.parent_path() / "train").string() + "; a network cannot know it");
+                                "the folder that is trained on" + "; a network cannot know it");
     labels.push_back(found - classes.begin());
   }
   return labels;
@@ -114,6 +129,31 @@ void keep_some(PictureSet& set, std::size_t limit, std::uint64_t seed) {
   set.pictures = std::move(kept);
 }
 
+// The folder of `root` that is called so, in any case; empty: there is none.
+fs::path find(const fs::path& root, const std::string& name) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(root, error)) {
+    std::string its = entry.path().filename().string();
+    std::transform(its.begin(), its.end(), its.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (its == name && entry.is_directory(error)) return entry.path();
+  }
+  return {};
+}
+
+// What is judged by beside the pictures that are trained on, by the names that people give it; empty: nothing.
+fs::path find_val(const fs::path& root) {
+  for (const char* name : {"val", "valid", "validation", "test"}) {
+    const fs::path val = find(root, name);
+    if (val.empty()) continue;
+    if (!has_folders(val))
+      throw tandem::ConfigError("--data-dir: " + val.string() +
+                                " has no folders of classes, though there is a folder to train on beside it; put some "
+                                "there, or remove it");
+    return val;
+  }
+  return {};
+}
+
 PictureSets list_in_two(const fs::path& train, const fs::path& val, const DataOptions& options) {
   if (options.val_split)
     throw tandem::ConfigError("--val-split does not go with " + val.string() + ", whose pictures are judged by");
@@ -134,6 +174,19 @@ PictureSets list_in_one(const fs::path& directory, const Options& options) {
   return {.train = std::move(train), .val = std::move(val), .classes = folder.classes()};
 }
 
+std::string data_of(const PictureSets& sets) {
+  Fingerprint fingerprint;
+  for (const PictureSet* set : {&sets.train, &sets.val}) {
+    for (const std::size_t picture : set->pictures)
+      fingerprint.add(
+          sets.classes[static_cast<std::size_t>(set->labels[static_cast<std::size_t>(set->folder.label(picture))])] +
+          '/' + fs::path(set->folder.path(picture)).filename().string());
+    fingerprint.add("judged");
+  }
+  return std::to_string(sets.train.pictures.size()) + " pictures to train on and " +
+         std::to_string(sets.val.pictures.size()) + " to judge by (fingerprint " + fingerprint.text() + ")";
+}
+
 }  // namespace
 
 DataIn recognise(const std::string& directory) {
@@ -152,12 +205,15 @@ std::int64_t PictureSet::label(std::size_t sample) const {
 PictureSets list_pictures(const Options& options) {
   const fs::path root = options.data.dir;
   // A class may be called so too.
-  const bool has_train = has_folders(root / "train"), has_val = has_folders(root / "val");
-  PictureSets sets = has_train && has_val ? list_in_two(root / "train", root / "val", options.data)
-                                          : list_in_one(has_train ? root / "train" : root, options);
+  const fs::path train = find(root, "train");
+  const bool has_train = !train.empty() && has_folders(train);  // otherwise it is a class
+  const fs::path val = has_train ? find_val(root) : fs::path();
+  PictureSets sets =
+      val.empty() ? list_in_one(has_train ? train : root, options) : list_in_two(train, val, options.data);
   if (sets.classes.size() < 2)
     throw tandem::ConfigError("--data-dir " + root.string() + ": has pictures of one class only, '" +
                               sets.classes.front() + "'; put those of each class into a folder of their own");
+  sets.data = data_of(sets);
   if (options.data.limit) keep_some(sets.train, static_cast<std::size_t>(*options.data.limit), options.launch.seed);
   return sets;
 }

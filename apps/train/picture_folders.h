@@ -30,6 +30,7 @@ struct PictureSet {
 struct PictureSets {
   PictureSet train, val;
   std::vector<std::string> classes;
+  std::string data{};  ///< how many there are, and a fingerprint of their names and of who is judged by
 };
 
 /// Lists what --data-dir names: train/ and val/ with a folder a class, or such folders alone, of which --val-split goes

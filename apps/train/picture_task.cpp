@@ -114,8 +114,12 @@ class Pictures : public torch::data::datasets::Dataset<Pictures, Batch> {
             PictureSet{data::ImageFolder(set.folder, std::move(options)), set.pictures, set.labels})) {}
 
   Batch get(std::size_t index) override {
-    Batch sample = set_->folder.get(set_->pictures[index]);
-    return {std::move(sample.data), at::scalar_tensor(set_->label(index), at::kLong)};
+    try {
+      Batch sample = set_->folder.get(set_->pictures[index]);
+      return {std::move(sample.data), at::scalar_tensor(set_->label(index), at::kLong)};
+    } catch (const tandem::DataError& error) {
+      throw tandem::DataError(std::string(error.what()) + "; --skip-bad-images leaves out what cannot be read");
+    }
   }
 
   std::optional<std::size_t> size() const override { return set_->pictures.size(); }
@@ -170,12 +174,28 @@ class PictureTask : public Classification {
     const auto count = [](const PictureSet& set) { return std::to_string(set.pictures.size()); };
     const std::string side = std::to_string(format_.size);
     return options_.data.dir + ": " + count(sets_.train) + " pictures of " + std::to_string(classes().size()) +
-           " classes to train on, " + count(sets_.val) + " to judge by, of " + side + " x " + side + " pixels";
+           " classes to train on, " + count(sets_.val) + " to judge by, of " + side + " x " + side + " pixels\n" +
+           count_classes();
   }
+
+  std::string data() const override { return sets_.data; }
 
   std::vector<std::string> left_out() const override { return train::left_out(sets_); }
 
  private:
+  // So that folders that were taken for classes by mistake are seen.
+  std::string count_classes() const {
+    constexpr std::size_t kShown = 20;
+    const auto names = classes();
+    std::vector<std::int64_t> pictures(names.size());
+    for (std::size_t i = 0; i < sets_.train.pictures.size(); ++i)
+      pictures[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    std::string text = "classes:";
+    for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
+      text += (i > 0 ? ", " : " ") + names[i] + " (" + std::to_string(pictures[i]) + ")";
+    return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
+  }
+
   const Options options_;
   PictureSets sets_;
   PictureFormat format_;

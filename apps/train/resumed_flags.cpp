@@ -102,14 +102,14 @@ std::optional<OnResume> on_resume(const std::string& flag) {
   return found == decisions().end() ? std::nullopt : std::optional(found->second);
 }
 
-std::optional<Config> flags_of_checkpoint(const std::string& resume, const std::string& directory) {
+std::optional<TrainingState> state_of_checkpoint(const std::string& resume, const std::string& directory) {
   std::vector<std::string> paths{resume};
   if (resume == "auto") paths = tandem::io::list_checkpoints(directory);
   for (; !paths.empty(); paths.pop_back()) {
     try {
       TrainingState state;
       state.load_state_dict(tandem::io::read_pickle(paths.back() + "/custom_checkpoint_0.pkl"));
-      return state.flags;
+      return state;
     } catch (const tandem::CheckpointError&) {  // which load_state says, or it takes the one before as well
     }
   }

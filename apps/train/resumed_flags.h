@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tandem/io/tracker.h"
+#include "training_state.h"
 
 namespace CLI {
 class App;
@@ -25,9 +26,9 @@ enum class OnResume {
 /// By a flag's name, such as "lr"; nothing for what is none of train's.
 std::optional<OnResume> on_resume(const std::string& flag);
 
-/// The flags with which the checkpoint was made that `resume` names: a directory, or auto for the newest one in
-/// `directory` that can be read. Nothing when there is none; none when it is an older one, which does not say them.
-std::optional<tandem::io::Config> flags_of_checkpoint(const std::string& resume, const std::string& directory);
+/// What the checkpoint says of its training that `resume` names: a directory, or auto for the newest one in `directory`
+/// that can be read. Nothing when there is none; an older one says no flags, classes and data.
+std::optional<TrainingState> state_of_checkpoint(const std::string& resume, const std::string& directory);
 
 /// The flags of a checkpoint that count because `app` was not given them, as "--lr=0.01". Throws tandem::ConfigError
 /// when it was given another value of one that is kept.

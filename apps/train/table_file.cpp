@@ -6,6 +6,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
 
+#include "fingerprint.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -158,6 +159,17 @@ Table read_validation(const std::string& path, const Table& train) {
   return val;
 }
 
+std::string describe(const Tables& tables) {
+  Fingerprint fingerprint;
+  for (const Table* table : {&tables.train, &tables.val})
+    for (const at::Tensor& tensor : {table->inputs, table->targets}) {
+      const at::Tensor whole = tensor.contiguous();
+      fingerprint.add({static_cast<const char*>(whole.const_data_ptr()), whole.nbytes()});
+    }
+  return std::to_string(tables.train.size()) + " samples to train on and " + std::to_string(tables.val.size()) +
+         " to judge by (fingerprint " + fingerprint.text() + ")";
+}
+
 }  // namespace
 
 Tables read_tables(const Options& options) {
@@ -170,6 +182,7 @@ Tables read_tables(const Options& options) {
         "floating-point numbers");
   Tables tables = data.val_file.empty() ? split(table, file, data.held_out_share(), options.launch.seed)
                                         : Tables{.train = table, .val = read_validation(data.val_file, table)};
+  tables.data = describe(tables);
   if (data.limit && *data.limit < tables.train.size())
     tables.train = rows(tables.train, at::arange(*data.limit, at::kLong));
   return tables;

@@ -23,7 +23,8 @@ struct Table {
 
 /// Those that are trained on, and those that the network is judged by.
 struct Tables {
-  Table train, val;
+  Table train{}, val{};
+  std::string data{};  ///< how many samples there are, and a fingerprint of them, and of which are judged by
 };
 
 /// Reads what --data-file names, and --val-file; without that, --val-split of the samples goes to the validation, drawn

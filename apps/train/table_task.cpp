@@ -51,6 +51,7 @@ class TableClassification : public Classification {
   Samples test_set() const override { return samples_of(tables_.val); }
   std::shared_ptr<Net> make_net() const override { return make_net_for(options_, tables_.train); }
   std::string about() const override { return about_table(options_, tables_); }
+  std::string data() const override { return tables_.data; }
 
  private:
   const Options options_;
@@ -84,6 +85,7 @@ class Regression : public Task {
   Samples test_set() const override { return samples_of(tables_.val); }
   std::shared_ptr<Net> make_net() const override { return make_net_for(options_, tables_.train); }
   std::string about() const override { return about_table(options_, tables_); }
+  std::string data() const override { return tables_.data; }
 
   at::Tensor loss(const at::Tensor& scores, const at::Tensor& targets) const override {
     return F::mse_loss(scores, targets);

@@ -76,6 +76,9 @@ class Task {
   /// evaluation mode.
   virtual std::string sample(Net&) const { return {}; }
 
+  /// A sentence that is another one when other samples are trained on or judged by; empty: not looked at.
+  virtual std::string data() const { return {}; }
+
   /// What of its data is worth knowing before the training, for people; empty: nothing.
   virtual std::string about() const { return {}; }
 

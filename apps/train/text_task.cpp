@@ -133,6 +133,11 @@ class TextTask : public Task {
     return printable(write_text(net, options_.gpt.block_size, options_.sample_bytes));
   }
 
+  std::string data() const override {
+    return "a text of " + std::to_string(*parts_.train.text.size()) + " pieces, and " +
+           std::to_string(parts_.val.size) + " to judge by";
+  }
+
   std::string about() const override {
     if (!has_ids(options_)) return begins_as_text() ? "" : options_.data.file + kNoText;
     const auto tokens = [&](const Part& part) {

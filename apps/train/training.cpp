@@ -2,6 +2,7 @@
 // checkpoints, records (what is told), evaluation, weights.
 #include "training.h"
 
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -200,12 +201,25 @@ class Trainer {
     }
   }
 
+  void warn_of_no_numbers(const Verdict& verdict) {
+    for (const auto& [name, value] : verdict.figures)
+      if (name.ends_with("loss") && !std::isfinite(value)) {
+        warn(accelerator_, "the " + name +
+                               " is no number: the training has diverged; use a smaller --lr, or "
+                               "--clip-grad-norm 1");
+        break;
+      }
+    if (!options_.save_best.empty() && judging_.best().empty())
+      warn(accelerator_, "--save-best: " + options_.save_best + " never was a number; no best weights were kept");
+  }
+
   Outcome finish() {
     // The weights first: they are what an interrupted user waits for.
     if (accelerator_.is_main() && inputs_.weights) write_weights();
     checkpoints_.wait();
     std::optional<Verdict> verdict;
     if (!stopped_ && !judging_.interrupted()) verdict = judging_.at_end(last_epoch_);
+    if (verdict) warn_of_no_numbers(*verdict);
     for (const std::string& problem : judging_.unwritten()) unwritten_.push_back(problem);
     Outcome outcome{.interrupted = !verdict,
                     .steps = state_.steps,

@@ -59,6 +59,7 @@ c10::IValue TrainingState::state_dict() const {
   c10::impl::GenericList names(c10::AnyType::get());
   for (const std::string& name : classes) names.push_back(name);
   state.insert("classes", names);
+  state.insert("data", data);
   state.insert("judged_at", judged_at);
   state.insert("best", best.state_dict());
   state.insert("stops_by", stops_by.state_dict());
@@ -96,6 +97,8 @@ void TrainingState::load_state_dict(const c10::IValue& state) {
     throw tandem::CheckpointError("its state of the training is damaged");
   flags = state.toGenericDict().contains("flags") ? flags_in(of("flags")) : tandem::io::Config();
   classes.clear();
+  data.clear();
+  if (state.toGenericDict().contains("data") && of("data").isString()) data = of("data").toStringRef();
   if (state.toGenericDict().contains("classes") && of("classes").isList())
     for (const c10::IValue& name : of("classes").toListRef()) classes.push_back(name.toStringRef());
   judged_at = 0;

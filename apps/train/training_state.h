@@ -34,6 +34,7 @@ struct TrainingState {
   std::int64_t judged_at = 0;               ///< updates after which the network was judged last
   BestFigure best, stops_by;                ///< of --save-best and --early-stop
   std::vector<std::string> classes;         ///< names of the task's; empty in older checkpoints
+  std::string data;                         ///< what Task::data says; empty in older checkpoints
   tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
 
   c10::IValue state_dict() const;

@@ -13,6 +13,7 @@
 #include "support/temp_dir.h"
 #include "support/train_program.h"
 #include "tandem/data/mnist.h"
+#include "tandem/io/safetensors.h"
 #include "train/inputs.h"
 #include "train/options.h"
 
@@ -211,7 +212,7 @@ TEST_CASE("classes of the validation count by their names, of which some may be 
       "--cpu 1 --hidden 128 --image-size 16 --epochs 40 --eval-every 0 --batch-size 10 --data-dir " + dir.path());
   CHECK(ended.final["accuracy"] > 0.9);  // 0 with labels that begin with the validation's first class
   fs::rename(dir / "val/square", dir / "val/quadrat");
-  check_refused("--data-dir " + dir.path(), {"val/quadrat", "a class that is not in"});
+  check_refused("--data-dir " + dir.path(), {"val/quadrat", "is a class that is not in"});
 }
 
 TEST_CASE(
@@ -239,7 +240,68 @@ TEST_CASE(
   fs::rename(dir / "shapes/disc", dir / "shapes/ellipse");
   const auto renamed = test::train("--cpu 1 " + flags + " --resume auto --epochs 2");
   CHECK(renamed.exit_code == 2);
-  CHECK_THAT(renamed.output, ContainsSubstring("class 0 was 'disc' and is 'ellipse'"));
+  CHECK_THAT(renamed.output, ContainsSubstring("gone are 'disc', new are 'ellipse'"));
+}
+
+TEST_CASE("a training goes on with the data that it began with only, wherever that lies now") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 10);
+  const std::string flags =
+      "--cpu 1 --hidden 8 --image-size 8 --batch-size 3 --no-progress --checkpoint-dir " + (dir / "c") + " --data-dir ";
+  trained(flags + (dir / "shapes") + " --epochs 1");
+  const auto refused = [&](const std::string& data, const std::string& says) {
+    const auto result = test::train(flags + data + " --epochs 2 --resume auto");
+    CAPTURE(data, result.output);
+    CHECK(result.exit_code == 2);
+    CHECK_THAT(result.output, ContainsSubstring("the data is not that of the checkpoint"));
+    CHECK_THAT(result.output, ContainsSubstring(says));
+  };
+  for (const char* copy : {"more", "fewer", "renamed", "same"})
+    fs::copy(dir / "shapes", dir / copy, fs::copy_options::recursive);
+  fs::copy(dir / "more/disc/0.jpg", dir / "more/disc/new.jpg");
+  fs::remove(dir / "fewer/disc/0.jpg");
+  fs::rename(dir / "renamed/disc/0.jpg", dir / "renamed/disc/a.jpg");
+  refused(dir / "more", "now there are 28 pictures to train on and 3 to judge by");
+  refused(dir / "fewer", "now there are 26 pictures");
+  refused(dir / "renamed", "now there are 27 pictures");
+  CHECK(test::train(flags + (dir / "same") + " --epochs 2 --resume auto").exit_code == 0);
+
+  io::save_safetensors(dir / "table", {{"inputs", at::rand({20, 3})}, {"targets", at::rand({20})}});
+  const std::string table = "--cpu 1 --hidden 8 --batch-size 2 --no-progress --data-file " + (dir / "table") +
+                            " --checkpoint-dir " + (dir / "t");
+  trained(table + " --epochs 1");
+  io::save_safetensors(dir / "table", {{"inputs", at::rand({20, 3})}, {"targets", at::rand({20})}});
+  const auto other = test::train(table + " --epochs 2 --resume auto");
+  CHECK(other.exit_code == 2);
+  CHECK_THAT(other.output, ContainsSubstring("the data is not that of the checkpoint"));
+}
+
+TEST_CASE("folders to train on and to judge by have the names that people give them, and an empty one is refused") {
+  const TempDir dir;
+  write_shapes(dir / "a/Train", 0, 4);
+  write_shapes(dir / "a/Valid", 4, 2);
+  write_shapes(dir / "b/train", 0, 4);
+  write_shapes(dir / "b/test", 4, 2);
+  const std::string flags = "--cpu 1 --hidden 8 --image-size 8 --max-steps 1 --batch-size 4 --data-dir ";
+  for (const char* folder : {"a", "b"})
+    CHECK_THAT(trained(flags + (dir / folder)).output,
+               ContainsSubstring("12 pictures of 3 classes to train on, 6 to judge by") &&
+                   ContainsSubstring("classes: disc (4), square (4), triangle (4)"));
+  fs::create_directory(dir / "b/val");
+  check_refused("--data-dir " + (dir / "b"), {"b/val", "no folders of classes"});
+}
+
+TEST_CASE("a training that diverges, and batches that are more than there is, are told of") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 6);
+  const std::string flags = "--cpu 1 --hidden 64,64 --image-size 8 --epochs 3 --data-dir " + (dir / "shapes");
+  const auto diverged = trained(
+      flags + " --optimizer sgd --momentum 0.9 --lr 1e6 --batch-size 4 --save-best loss --save-weights " + (dir / "w"));
+  CHECK_THAT(diverged.output, ContainsSubstring("the training has diverged"));
+  CHECK_THAT(diverged.output, ContainsSubstring("no best weights were kept"));
+  CHECK_THAT(trained(flags + " --batch-size 64").output,
+             ContainsSubstring("a step takes 64 samples, and the training set has 15"));
+  CHECK_THAT(trained(flags + " --batch-size 15").output, !ContainsSubstring("a step takes"));
 }
 
 TEST_CASE("a picture that cannot be read ends the training by its name, or is left out, told and counted") {
@@ -252,10 +314,15 @@ TEST_CASE("a picture that cannot be read ends the training by its name, or is le
   const auto ended = test::train(flags);
   CHECK(ended.exit_code == 1);
   CHECK((ended.output.find("bad.jpg") != std::string::npos || ended.output.find("empty.png") != std::string::npos));
+  CHECK_THAT(ended.output, ContainsSubstring("--skip-bad-images leaves out"));
   const auto left_out = trained(flags + " --skip-bad-images");
   for (const char* text : {"bad.jpg", "empty.png", "pictures that were left out: 2"})
     CHECK_THAT(left_out.output, ContainsSubstring(text));
   CHECK(left_out.final["left_out"].size() == 2);
+  fs::remove_all(dir / "shapes/disc");
+  fs::create_directory(dir / "shapes/disc");
+  std::ofstream(dir / "shapes/disc/bad.jpg") << "no";
+  check_refused("--skip-bad-images --data-dir " + (dir / "shapes"), {"of the class 'disc' no picture can be read"});
 }
 
 TEST_CASE(
@@ -308,7 +375,7 @@ TEST_CASE("data that cannot be trained on, and flags that do not go with it, are
   check_refused(shapes + "--normalize mnist", {"--normalize mnist", "--channels 1"});
   check_refused(shapes + "--model vit_b_16 --image-size 40", {"vit_b_16", "40 x 40", "16"});
   check_refused(shapes + "--model cnn --image-size 5", {"cnn", "5 x 5"});
-  check_refused(shapes + "--model gpt --data-file x", {"--data-dir", "gpt"});
+  check_refused(shapes + "--model gpt --data-file x", {"--data-dir", "--data-file"});
   for (const char* flag : {"--augment light", "--image-size 28", "--channels 1", "--val-split 0.5", "--skip-bad-images",
                            "--balance-classes", "--normalize imagenet"})
     check_refused(flag, {std::string(flag).substr(0, std::string(flag).find(' ')), "MNIST"});
