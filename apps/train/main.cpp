@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,8 @@
 #include "training.h"
 
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr const char* kWarning = "train: warning: ";
 
@@ -49,6 +52,8 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
   if (!inputs.batch_size.empty()) std::printf("%s\n", inputs.batch_size.c_str());
   if (const std::string about = inputs.task->about(); !about.empty()) std::printf("%s\n", about.c_str());
   if (!inputs.repeated.empty()) std::printf("%s\n", inputs.repeated.c_str());
+  if (const std::string best = train::best_weights_path(options); options.resume.empty() && fs::exists(best))
+    std::printf("%s is there already, and will be replaced\n", best.c_str());
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::printf("%s", inputs.weights_table.c_str());
   std::fflush(stdout);
