@@ -10,6 +10,15 @@
 #include "warn.h"
 
 namespace train {
+namespace {
+
+// Empty where the weights go to a stream.
+std::string classes_path(const std::string& weights) {
+  if (tandem::io::OutputFile(weights).is_stream()) return {};
+  return (std::filesystem::path(tandem::io::follow_links(weights)).parent_path() / "classes.json").string();
+}
+
+}  // namespace
 
 std::string describe_classes(const Options& options, const Task& task) {
   const auto classes = task.classes();
@@ -31,11 +40,6 @@ std::map<std::string, std::string> metadata_of_weights(const std::string& descri
   std::map<std::string, std::string> metadata{{"format", "pt"}};
   if (!description.empty()) metadata.emplace("classes", description);
   return metadata;
-}
-
-std::string classes_path(const std::string& weights) {
-  if (tandem::io::OutputFile(weights).is_stream()) return {};
-  return (std::filesystem::path(tandem::io::follow_links(weights)).parent_path() / "classes.json").string();
 }
 
 void try_to_write_classes(const tandem::Accelerator& accelerator, const std::string& weights,

@@ -16,10 +16,8 @@ std::string describe_classes(const Options& options, const Task& task);
 /// Metadata of a safetensors file of weights: that they are PyTorch's, and the description, if there is one.
 std::map<std::string, std::string> metadata_of_weights(const std::string& description);
 
-/// Where it is written beside weights: classes.json; empty where the weights go to a stream.
-std::string classes_path(const std::string& weights);
-
-/// Writes `description` beside `weights`; a problem is a warning, as the weights have it too.
+/// Writes `description` to classes.json beside `weights`, unless these go to a stream; a problem is a warning, as the
+/// weights have it too.
 void try_to_write_classes(const tandem::Accelerator& accelerator, const std::string& weights,
                           const std::string& description);
 

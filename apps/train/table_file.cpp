@@ -182,7 +182,8 @@ Tables read_tables(const Options& options) {
         "floating-point numbers");
   Tables tables = data.val_file.empty() ? split(table, file, data.held_out_share(), options.launch.seed)
                                         : Tables{.train = table, .val = read_validation(data.val_file, table)};
-  tables.data = describe(tables);
+  const bool may_go_on = !options.launch.checkpoints.directory.empty() || !options.resume.empty();
+  if (may_go_on) tables.data = describe(tables);  // a pass over all numbers
   if (data.limit && *data.limit < tables.train.size())
     tables.train = rows(tables.train, at::arange(*data.limit, at::kLong));
   return tables;

@@ -24,7 +24,8 @@ struct Table {
 /// Those that are trained on, and those that the network is judged by.
 struct Tables {
   Table train{}, val{};
-  std::string data{};  ///< how many samples there are, and a fingerprint of them, and of which are judged by
+  std::string data{};  ///< how many samples there are, and a fingerprint of them, and of which are judged by; empty
+                       ///< where no checkpoint is written or read
 };
 
 /// Reads what --data-file names, and --val-file; without that, --val-split of the samples goes to the validation, drawn
