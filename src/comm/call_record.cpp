@@ -7,6 +7,8 @@
 
 #include <cxxabi.h>
 
+#include "comm/nodes/fields.h"
+
 namespace tandem::comm {
 namespace {
 
@@ -42,6 +44,30 @@ std::string to_string(const CallRecord& record) {
     text << " of " << readable(record.type);
   }
   return text.str();
+}
+
+std::string to_bytes(const CallRecord& record) {
+  CallRecord plain = record;
+  plain.operation = plain.type = nullptr;
+  std::string bytes;
+  add_field(bytes, record.operation);
+  add_field(bytes, record.type);
+  add_field(bytes, std::string(reinterpret_cast<const char*>(&plain), sizeof plain));
+  return bytes;
+}
+
+CallRecord call_record_of(const std::string& bytes, int node, RecordTexts& texts) {
+  Fields fields(bytes, node);
+  const std::string operation = fields.text(), type = fields.text(), plain = fields.text();
+  fields.end();
+  constexpr std::size_t kLongest = 4096;
+  if (plain.size() != sizeof(CallRecord) || operation.size() > kLongest || type.size() > kLongest)
+    throw LinkError(node, "node " + std::to_string(node) + " sent something that is no call");
+  CallRecord record;
+  std::memcpy(static_cast<void*>(&record), plain.data(), sizeof record);
+  record.operation = texts.keep(operation);
+  record.type = texts.keep(type);
+  return record;
 }
 
 }  // namespace tandem::comm

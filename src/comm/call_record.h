@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <string>
 #include <typeinfo>
 
@@ -47,5 +48,21 @@ CallRecord describe_object_call(const char* operation, const std::type_info& typ
 /// `record` as a person reads it, for example `all_reduce(sum) of float32[512, 784] and 5 more tensors, 669706
 /// elements`.
 std::string to_string(const CallRecord& record);
+
+/// Keeps the texts of records that come from other processes, where no literal has them.
+class RecordTexts {
+ public:
+  /// The same text, which stays as long as this. One thread at a time.
+  const char* keep(const std::string& text) { return texts_.insert(text).first->c_str(); }
+
+ private:
+  std::set<std::string> texts_;
+};
+
+/// `record` as bytes for another process of the same version.
+std::string to_bytes(const CallRecord& record);
+
+/// What to_bytes has made on `node`, with its texts in `texts`. Throws LinkError when it is none.
+CallRecord call_record_of(const std::string& bytes, int node, RecordTexts& texts);
 
 }  // namespace tandem::comm

@@ -1,13 +1,24 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 
 #include "comm/call_record.h"
+#include "comm/nodes/exchange.h"
 #include "core/bell.h"
 #include "core/cancel_token.h"
 
 namespace tandem::comm {
+
+/// What is said where reduction `number` is not the same on two ranks.
+std::string different_reductions(std::uint64_t number, const CallRecord& mine, int rank, const CallRecord& theirs,
+                                 int peer);
+
+/// What is said where one rank has returned from its body, and another one waits for it in a reduction.
+std::string departed_while_reducing(int departed, int waiting);
 
 /// Calls of a group's ranks that nobody waits for when they are made: a rank posts call n, goes on, and does its part
 /// of it once all ranks have posted theirs. The n-th call of every rank is the same one.
@@ -16,8 +27,9 @@ class PostedCalls {
   /// Calls that can be under way.
   static constexpr std::uint64_t kOpen = 1024;
 
-  /// Of `world_size` ranks, without a call. `token` outlives it.
-  PostedCalls(int world_size, CancelToken& token);
+  /// Of the ranks of `place`, without a call. `token` outlives it. `carried`: the ranks do no parts, but one thread
+  /// does what is to be done for all of them: see `await_carried`.
+  PostedCalls(const NodePlace& place, CancelToken& token, bool carried = false);
   ~PostedCalls();
   PostedCalls(const PostedCalls&) = delete;
   PostedCalls& operator=(const PostedCalls&) = delete;
@@ -61,6 +73,11 @@ class PostedCalls {
   /// departed that has not posted `number`.
   void wait(int rank, std::uint64_t number);
 
+  /// For the thread that carries calls to other nodes: waits until all ranks of this one have posted the next call,
+  /// and calls `work` with its number, its record and the ranks' payloads, which counts it as done. False, without a
+  /// call, when the ranks have departed. Throws like Part, and what `work` throws; then the call is not done.
+  bool await_carried(const std::function<void(std::uint64_t, const CallRecord&, std::span<const void* const>)>& work);
+
   /// Tells the others that `rank` posts no more calls. Whoever waits for one, or will, gets a CollectiveError.
   void depart(int rank);
 
@@ -80,10 +97,14 @@ class PostedCalls {
   void check_same(int rank, std::uint64_t number) const;
   void check_departed(int rank, std::uint64_t number) const;
 
-  int world_size_;
+  Lane& lane(int rank) const noexcept;
+
+  const int first_rank_, end_rank_;
+  const bool carried_;
+  std::atomic<bool> carrying_{false};
   CancelToken& token_;
   const SpinBudget budget_;
-  std::unique_ptr<Lane[]> lanes_;  // by rank
+  std::unique_ptr<Lane[]> lanes_;  // of the ranks of this node
   Bell bell_;
   CancelToken::Subscription subscription_;
 };

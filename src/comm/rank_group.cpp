@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "comm/nodes/fields.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {
@@ -79,6 +80,7 @@ struct alignas(64) RankGroup::Rank {
   alignas(64) std::uint64_t mails = 0;  // exchanges begun
   bool forbidden = false;               // to make calls
   std::vector<std::uint64_t> met;
+  std::array<std::size_t, 2> mail_bytes{};  // of the mailboxes
   // One is written for the next exchange while the peers may still read the other.
   alignas(64) std::array<std::array<std::byte, kMailBytes>, 2> mailboxes;
 
@@ -87,16 +89,27 @@ struct alignas(64) RankGroup::Rank {
 };
 
 RankGroup::RankGroup(int world_size, CancelToken& token)
-    : token_(token),
-      opening_(world_size, token),
-      closing_(world_size, never_),
-      budget_(spin_budget(world_size)),
-      ranks_(new Rank[static_cast<std::size_t>(world_size)]),  // not make_unique, which would clear the mailboxes
-      posted_(world_size, token),
-      subscription_(token, [this] { bell_.ring(); }) {
-  for (int rank = 0; rank < world_size; ++rank) {
+    : RankGroup({.local_ranks = world_size, .world_size = world_size}, nullptr, token) {}
+
+RankGroup::RankGroup(NodeExchange& nodes, CancelToken& token)
+    : RankGroup(nodes.place(), nodes.place().nodes > 1 ? &nodes : nullptr, token) {}
+
+RankGroup::RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token)
+    : place_(place),
+      nodes_(nodes),
+      token_(token),
+      opening_(place.local_ranks, token),
+      closing_(place.local_ranks, never_),
+      budget_(spin_budget(place.local_ranks)),
+      ranks_(new Rank[static_cast<std::size_t>(place.world_size)]),  // not make_unique, which would clear mailboxes
+      posted_(place, token, nodes != nullptr),
+      subscription_(token, [this] {
+        if (nodes_) nodes_->link().cancel();
+        bell_.ring();
+      }) {
+  for (int rank = 0; rank < world_size(); ++rank) {
     ranks_[rank].last_change.store(now_ns(), std::memory_order_relaxed);
-    ranks_[rank].met.resize(static_cast<std::size_t>(world_size));
+    ranks_[rank].met.resize(static_cast<std::size_t>(world_size()));
   }
 }
 
@@ -133,7 +146,7 @@ bool RankGroup::announce(int rank, const CallRecord& record) {
 std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void* payload) {
   announce(rank, record);
   WaitScope waiting(*this, rank, nullptr);
-  return opening_.exchange(rank, payload);
+  return opening_.exchange(rank - place_.first_rank, payload);
 }
 
 void RankGroup::forbid_calls(int rank, bool forbidden) noexcept { ranks_[rank].forbidden = forbidden; }
@@ -147,10 +160,13 @@ const std::byte* RankGroup::mail(int rank, int peer) const noexcept {
   return ranks_[peer].mailboxes[ranks_[rank].mails % 2].data();
 }
 
-void RankGroup::exchange_mail(int rank, const CallRecord& record) {
+void RankGroup::exchange_mail(int rank, const CallRecord& record, std::size_t bytes) {
+  Rank& self = ranks_[rank];
+  self.mail_bytes[(self.mails + 1) % 2] = bytes;
   const bool compared = announce(rank, record);
-  ranks_[rank].mails += 1;  // a call that was refused is none
-  const std::uint64_t number = ranks_[rank].calls.load(std::memory_order_relaxed);
+  self.mails += 1;  // a call that was refused is none
+  const std::uint64_t number = self.calls.load(std::memory_order_relaxed);
+  if (nodes_ && last_of_node(self.mails)) carry_mail(rank, record, number);
   // Of ranks that arrive at the same time, at least the last in the order of seq_cst sees all, and wakes the others.
   if (!all_arrived(number))
     await_all(rank, number);
@@ -159,9 +175,125 @@ void RankGroup::exchange_mail(int rank, const CallRecord& record) {
   if (!compared) check_against_peers(rank, number, record);
 }
 
+// Whether the ranks of this node have all written their mail of this number, of which this is the last one's.
+bool RankGroup::last_of_node(std::uint64_t mails) noexcept {
+  // acq_rel: who writes the last one sees all others.
+  return mails_written_.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+         mails * static_cast<std::uint64_t>(place_.local_ranks);
+}
+
+// Gets the mail of the other nodes' ranks, and makes their calls here. What goes wrong ends the launch.
+void RankGroup::carry_mail(int rank, const CallRecord& record, std::uint64_t number) {
+  try {
+    const WaitScope waiting(*this, rank, "for the other nodes");
+    const auto messages = nodes_->exchange_all(mail_of_node(number, ranks_[rank].mails));
+    for (int node = 0; node < place_.nodes; ++node)
+      if (node != place_.node) deliver(messages[static_cast<std::size_t>(node)], node, rank, record, number);
+    bell_.ring_if_awaited();
+  } catch (...) {
+    token_.cancel(std::current_exception(), rank);
+    throw;
+  }
+}
+
+std::string RankGroup::mail_of_node(std::uint64_t number, std::uint64_t mails) const {
+  std::string message;
+  add_field(message, std::to_string(number));
+  for (int rank = place_.first_rank; rank < place_.first_rank + place_.local_ranks; ++rank) {
+    add_field(message, to_bytes(ranks_[rank].cell(number).load(number).value()));
+    const auto& box = ranks_[rank].mailboxes[mails % 2];
+    add_field(message, std::string(reinterpret_cast<const char*>(box.data()), ranks_[rank].mail_bytes[mails % 2]));
+  }
+  return message;
+}
+
+// `rank`, `record` and `number`: the call in which this node waits for `node`.
+void RankGroup::deliver(const std::string& message, int node, int rank, const CallRecord& record,
+                        std::uint64_t number) {
+  const int first = nodes_->first_rank_of(node), last = nodes_->first_rank_of(node + 1);
+  if (message.empty()) {  // a farewell
+    const CollectiveError error(departed_text(first, rank, record, number));
+    token_.cancel(std::make_exception_ptr(error), first);
+    throw error;
+  }
+  Fields fields(message, node);
+  const auto theirs = static_cast<std::uint64_t>(fields.number(std::int64_t{1} << 39));
+  for (int peer = first; peer < last; ++peer) {
+    const CallRecord call = call_record_of(fields.text(), node, texts_);
+    const std::string mail = fields.text();
+    if (theirs != number)
+      throw CollectiveError(mismatch_text(rank, record, peer, call, number) + " (it is call " + std::to_string(theirs) +
+                            " of rank " + std::to_string(peer) + ")");
+    if (mail.size() > kMailBytes) throw LinkError(node, "node " + std::to_string(node) + " sent more than a mail");
+    std::memcpy(ranks_[peer].mailboxes[ranks_[rank].mails % 2].data(), mail.data(), mail.size());
+    ranks_[peer].calls.store(number, std::memory_order_relaxed);
+    ranks_[peer].cell(number).store(number, call);
+  }
+  fields.end();
+}
+
+// When the last rank of this node has departed: tells the other nodes, and hears whether theirs have too.
+void RankGroup::say_farewell(int rank) {
+  try {
+    const auto messages = nodes_->exchange_all("");
+    for (int node = 0; node < place_.nodes; ++node) {
+      const std::string& message = messages[static_cast<std::size_t>(node)];
+      if (message.empty()) continue;
+      Fields fields(message, node);
+      const auto number = static_cast<std::uint64_t>(fields.number(std::int64_t{1} << 39));
+      const CallRecord call = call_record_of(fields.text(), node, texts_);
+      throw CollectiveError(departed_text(rank, nodes_->first_rank_of(node), call, number));
+    }
+  } catch (...) {
+    token_.cancel(std::current_exception(), rank);
+  }
+}
+
+std::shared_ptr<const std::vector<std::string>> RankGroup::gather_bytes(int rank, const CallRecord& record,
+                                                                        const std::string& mine) {
+  const auto all = std::make_shared<std::vector<std::string>>();
+  if (!nodes_) {
+    const Call call(*this, rank, record, &mine);
+    for (int peer = 0; peer < world_size(); ++peer) all->push_back(call.payload<std::string>(peer));
+    return all;
+  }
+  struct Part {
+    const std::string* mine;
+    std::shared_ptr<const std::vector<std::string>> all;
+  };
+  Part part{&mine, nullptr};
+  carry(rank, record, &part, [&](const Call& call, NodeExchange& nodes) {
+    std::string message;
+    for (int i = 0; i < place_.local_ranks; ++i) add_field(message, *call.payload<Part>(place_.first_rank + i).mine);
+    const auto messages = nodes.exchange_all(message);
+    for (int node = 0; node < place_.nodes; ++node) {
+      Fields fields(messages[static_cast<std::size_t>(node)], node);
+      for (int i = 0; i < nodes.ranks_of_nodes()[static_cast<std::size_t>(node)]; ++i) all->push_back(fields.text());
+      fields.end();
+    }
+    for (int i = 0; i < place_.local_ranks; ++i) const_cast<Part&>(call.payload<Part>(place_.first_rank + i)).all = all;
+  });
+  return part.all;
+}
+
+void RankGroup::carry(int rank, const CallRecord& record, const void* payload,
+                      const std::function<void(const Call&, NodeExchange&)>& work) {
+  meet(rank, record);
+  {
+    const Call call(*this, rank, record, payload);
+    if (rank == place_.first_rank) try {
+        const WaitScope waiting(*this, rank, "for the other nodes");
+        work(call, *nodes_);
+      } catch (...) {
+        token_.cancel(std::current_exception(), rank);  // before the others go on
+      }
+  }
+  token_.check();
+}
+
 std::span<const std::uint64_t> RankGroup::meet(int rank, const CallRecord& record, std::uint64_t value) {
   std::memcpy(outbox(rank), &value, sizeof value);
-  exchange_mail(rank, record);
+  exchange_mail(rank, record, sizeof value);
   auto& met = ranks_[rank].met;
   for (int peer = 0; peer < world_size(); ++peer)
     std::memcpy(&met[static_cast<std::size_t>(peer)], mail(rank, peer), sizeof value);
@@ -188,7 +320,7 @@ RankGroup::Call::Call(RankGroup& group, int rank, const CallRecord& record, cons
 
 RankGroup::Call::~Call() {
   WaitScope waiting(group_, rank_, nullptr);
-  group_.closing_.wait(rank_);
+  group_.closing_.wait(rank_ - group_.place_.first_rank);
 }
 
 // True when all peers have made the same call already.
@@ -231,19 +363,21 @@ void RankGroup::depart(int rank) {
     token_.cancel(std::make_exception_ptr(CollectiveError(text)), rank);
     return;
   }
+  const bool last = departed_.fetch_add(1, std::memory_order_acq_rel) + 1 == place_.local_ranks;
+  if (nodes_ && last && !token_.cancelled()) say_farewell(rank);
 }
 
 std::optional<int> RankGroup::overdue(std::chrono::nanoseconds limit) const {
   const std::int64_t now = now_ns();
   bool late = false;
   std::optional<int> blamed;
-  for (int rank = 0; rank < world_size(); ++rank) {
+  for (int rank = place_.first_rank; rank < place_.first_rank + place_.local_ranks; ++rank) {
     const std::int64_t since = ranks_[rank].waiting_since.load(std::memory_order_acquire);
     late = late || (since != 0 && now - since > limit.count());
     if (since == 0 && !blamed) blamed = rank;
   }
   if (!late) return std::nullopt;
-  return blamed.value_or(0);
+  return blamed.value_or(place_.first_rank);
 }
 
 bool RankGroup::waits(int rank) const noexcept {
@@ -251,7 +385,7 @@ bool RankGroup::waits(int rank) const noexcept {
 }
 
 void RankGroup::forgive_waits() noexcept {
-  for (int rank = 0; rank < world_size(); ++rank) {
+  for (int rank = place_.first_rank; rank < place_.first_rank + place_.local_ranks; ++rank) {
     std::int64_t since = ranks_[rank].waiting_since.load(std::memory_order_acquire);
     // Not when it has ended its wait meanwhile.
     if (since != 0) ranks_[rank].waiting_since.compare_exchange_strong(since, now_ns(), std::memory_order_acq_rel);
@@ -262,7 +396,7 @@ std::string RankGroup::report() const {
   std::ostringstream text;
   text << std::fixed << std::setprecision(1);
   const std::int64_t now = now_ns();
-  for (int rank = 0; rank < world_size(); ++rank) {
+  for (int rank = place_.first_rank; rank < place_.first_rank + place_.local_ranks; ++rank) {
     const Rank& self = ranks_[rank];
     const std::uint64_t number = self.calls.load(std::memory_order_seq_cst);
     auto record = self.cell(number).load(number);
@@ -271,7 +405,7 @@ std::string RankGroup::report() const {
         record ? "call " + std::to_string(number) + ", " + to_string(*record) : std::string("no collective call yet");
     const std::int64_t since = self.waiting_since.load(std::memory_order_acquire);
     const char* what = self.waiting_for.load(std::memory_order_relaxed);
-    if (rank > 0) text << '\n';
+    if (rank > place_.first_rank) text << '\n';
     text << "rank " << rank << ": ";
     if (self.departed.load(std::memory_order_acquire))
       text << "has returned; its last was " << call;

@@ -5,12 +5,15 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "comm/call_record.h"
+#include "comm/nodes/exchange.h"
 #include "comm/posted_calls.h"
 #include "core/bell.h"
 #include "core/cancel_token.h"
@@ -21,23 +24,31 @@ namespace tandem::comm {
 /// The ranks of one launch, as far as they wait for each other: the meeting point of every collective, with the check
 /// that all ranks make the same calls, and the record of what each rank is doing.
 ///
-/// All backends use it, whatever moves their data. Every member takes the calling rank.
+/// All backends use it, whatever moves their data. Every member takes the calling rank, of all nodes'.
+///
+/// With several nodes the last rank of a node to come to an exchange of mail carries what all of them have written,
+/// with the records of their calls, to the other nodes, and what theirs have to these. Pointers stay within a node.
 class RankGroup {
  public:
   /// A group of `world_size` ranks that gives up waiting when `token` fires.
   RankGroup(int world_size, CancelToken& token);
+
+  /// The ranks of all nodes, of which this process has those of `nodes.place()`; outlives it, as does `token`, which
+  /// cancels the links when it fires. With one node as above.
+  RankGroup(NodeExchange& nodes, CancelToken& token);
   ~RankGroup();
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
 
-  int world_size() const noexcept { return opening_.parties(); }  ///< how many ranks there are
-  CancelToken& token() noexcept { return token_; }                ///< what ends the waits of its ranks
+  int world_size() const noexcept { return place_.world_size; }  ///< how many ranks there are, on all nodes
+  const NodePlace& place() const noexcept { return place_; }     ///< those of this process
+  CancelToken& token() noexcept { return token_; }               ///< what ends the waits of its ranks
 
-  /// One collective call of one rank, from the moment all ranks have come to the moment all are done with each
-  /// other's payloads.
+  /// One call of the ranks of a node, from the moment all have come to the moment all are done with each other's
+  /// payloads.
   class Call {
    public:
-    /// Waits for all ranks. `payload` may be read by the others until the destructor returns. Collective.
+    /// Waits for all ranks of this node. `payload` may be read by these until the destructor returns. Collective.
     ///
     /// Throws CollectiveError when another rank's call of the same number is a different one (without waiting for the
     /// others), or when a rank has returned from its body; Cancelled when the token fires. It throws on all ranks or on
@@ -49,14 +60,14 @@ class RankGroup {
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
-    /// `rank`'s payload, of the type that all ranks gave.
+    /// The payload of a `rank` of this node, of the type that all ranks gave.
     template <class T>
     const T& payload(int rank) const {
       return *static_cast<const T*>(object(rank));
     }
 
-    /// Where `rank`'s payload is.
-    const void* object(int rank) const { return payloads_[static_cast<std::size_t>(rank)]; }
+    /// Where that of `rank` is.
+    const void* object(int rank) const { return payloads_[static_cast<std::size_t>(rank - group_.place_.first_rank)]; }
 
    private:
     RankGroup& group_;
@@ -71,9 +82,10 @@ class RankGroup {
   /// Where `rank` writes what it sends with its next `exchange_mail`: kMailBytes, aligned to a cache line.
   std::byte* outbox(int rank) noexcept;
 
-  /// Waits until the mail of all ranks is there. Collective. Throws CollectiveError like `Call`, and Cancelled when the
-  /// token fires, but then perhaps not on all ranks: the mail stays where it is.
-  void exchange_mail(int rank, const CallRecord& record);
+  /// Waits until the mail of all ranks is there, of which `rank` has written so many bytes. Collective. Throws
+  /// CollectiveError like `Call`, and Cancelled when the token fires, but then perhaps not on all ranks: the mail stays
+  /// where it is. LinkError when another node cannot be reached.
+  void exchange_mail(int rank, const CallRecord& record, std::size_t bytes = kMailBytes);
 
   /// `peer`'s mail of the last exchange, valid until the next call of `rank`.
   const std::byte* mail(int rank, int peer) const noexcept;
@@ -82,13 +94,26 @@ class RankGroup {
   /// rank's next call. Collective; throws like `exchange_mail`.
   std::span<const std::uint64_t> meet(int rank, const CallRecord& record, std::uint64_t value = 0);
 
+  /// What each rank of all nodes says, by rank: any number of bytes, the same object for the ranks of a node.
+  /// Collective; throws like `exchange_mail`.
+  std::shared_ptr<const std::vector<std::string>> gather_bytes(int rank, const CallRecord& record,
+                                                               const std::string& mine);
+
+  /// A call in which one rank of each node does something with other nodes on behalf of all its ranks: `work` is called
+  /// on the first one with the Call, whose payloads are those of the node's ranks. Returns when that has been done.
+  /// Collective over all nodes, which have compared the records before. Throws like `exchange_mail`, and what `work`
+  /// throws, which ends the launch.
+  void carry(int rank, const CallRecord& record, const void* payload,
+             const std::function<void(const Call&, NodeExchange&)>& work);
+
   /// The calls that nobody waits for when they are made.
   PostedCalls& posted() noexcept { return posted_; }
 
   /// While forbidden, `rank`'s calls throw ConfigError: the step that it records would have to wait in each replay.
   void forbid_calls(int rank, bool forbidden) noexcept;
 
-  /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError.
+  /// Tells the others that `rank` makes no more calls. Whoever waits for it, or will, gets a CollectiveError. With
+  /// several nodes the last rank of each waits here for those of all others.
   void depart(int rank);
 
   /// While alive, reports `rank` as waiting for `what` (a string literal), and lets the time limit apply to it.
@@ -120,6 +145,13 @@ class RankGroup {
  private:
   struct Rank;
 
+  RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token);
+
+  bool last_of_node(std::uint64_t mails) noexcept;
+  void carry_mail(int rank, const CallRecord& record, std::uint64_t number);
+  std::string mail_of_node(std::uint64_t number, std::uint64_t mails) const;
+  void deliver(const std::string& message, int node, int rank, const CallRecord& record, std::uint64_t number);
+  void say_farewell(int rank);
   bool announce(int rank, const CallRecord& record);
   std::span<void* const> open(int rank, const CallRecord& record, void* payload);
   bool check_against_peers(int rank, std::uint64_t number, const CallRecord& record) const;
@@ -127,6 +159,8 @@ class RankGroup {
   bool all_arrived(std::uint64_t number) const noexcept;
   void await_all(int rank, std::uint64_t number);
 
+  const NodePlace place_;
+  NodeExchange* const nodes_;  // null: one process
   CancelToken& token_;
   CancelToken never_;  // fires for nobody: the end of a call cannot be cancelled
   Rendezvous opening_;
@@ -134,7 +168,10 @@ class RankGroup {
   const SpinBudget budget_;
   std::unique_ptr<Rank[]> ranks_;
   PostedCalls posted_;
-  Bell bell_;  // for those who wait for long in exchange_mail
+  Bell bell_;                                    // for those who wait for long in exchange_mail
+  std::atomic<std::uint64_t> mails_written_{0};  // by the ranks of this node
+  std::atomic<int> departed_{0};                 // ranks of this node
+  RecordTexts texts_;                            // of other nodes' records
   CancelToken::Subscription subscription_;
 };
 

@@ -1,11 +1,13 @@
 #include "comm/shared_memory_communicator.h"
 
+#include <cstring>
 #include <string>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
 #include "comm/check_tensors.h"
+#include "comm/nodes/fields.h"
 #include "comm/shared_memory.h"
 #include "comm/shared_reducer.h"
 #include "tandem/core/error.h"
@@ -48,6 +50,32 @@ class MemoryRows {
   std::vector<ElementRow> rows_;
   std::vector<at::Tensor> copies_;
 };
+
+// A tensor as bytes for other nodes: its sizes and its elements in order. Types are compared before.
+void add_tensor(std::string& bytes, const at::Tensor& tensor) {
+  const at::Tensor elements = tensor.resolve_conj().resolve_neg().contiguous();
+  add_field(bytes, std::to_string(elements.dim()));
+  for (const std::int64_t size : elements.sizes()) add_field(bytes, std::to_string(size));
+  bytes.append(static_cast<const char*>(elements.const_data_ptr()), elements.nbytes());
+}
+
+// What add_tensor has made of as many tensors as `like`, of whose types they are, on `rank`.
+std::vector<at::Tensor> tensors_of(std::string_view bytes, at::TensorList like, int rank) {
+  std::vector<at::Tensor> tensors;
+  for (const at::Tensor& one : like) {
+    Fields fields(bytes, rank);
+    std::vector<std::int64_t> sizes(static_cast<std::size_t>(fields.number(64)));
+    for (std::int64_t& size : sizes) size = fields.number(std::int64_t{1} << 39);
+    bytes = fields.rest();
+    const at::Tensor tensor = at::empty(sizes, one.options().requires_grad(false));
+    if (tensor.nbytes() > bytes.size())
+      throw CollectiveError("rank " + std::to_string(rank) + " sent a tensor that is cut off");
+    if (tensor.nbytes() > 0) std::memcpy(tensor.mutable_data_ptr(), bytes.data(), tensor.nbytes());
+    bytes.remove_prefix(tensor.nbytes());
+    tensors.push_back(tensor);
+  }
+  return tensors;
+}
 
 // A reduction that was started, with all that it needs until it is done.
 struct StartedReduction {
@@ -107,7 +135,7 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
     return start(call, inputs, outputs, {}, op);
   }
 
-  SharedMemory* do_shared_memory() noexcept override { return this; }
+  SharedMemory* do_shared_memory() noexcept override { return over_nodes() ? nullptr : this; }
 
   std::uint64_t start_with_squares(at::TensorList inputs, at::TensorList outputs, at::TensorList squares,
                                    ReduceOp op) override {
@@ -129,6 +157,10 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   }
 
   void do_forget_started() override {
+    if (over_nodes() && !started_.empty())
+      throw CollectiveError(
+          "gradients were being reduced when the call was given up, and ranks of other nodes may "
+          "wait for them; that cannot be made good with several nodes");
     group_.posted().forget(rank());
     started_.clear();
   }
@@ -138,6 +170,7 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   }
 
   void do_broadcast(const CallRecord& record, at::TensorList tensors, int root) override {
+    if (over_nodes()) return broadcast_over_nodes(record, tensors, root);
     const RankGroup::Call call(group_, rank(), record, &tensors);
     if (rank() == root) return;
     const auto& source = call.payload<at::TensorList>(root);
@@ -148,6 +181,11 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
 
   std::vector<at::Tensor> do_all_gather(const CallRecord& record, const at::Tensor& tensor) override {
     const at::Tensor input = tensor.detach();
+    if (over_nodes()) {
+      std::vector<at::Tensor> gathered;
+      for (auto& of_rank : gather_over_nodes(record, input)) gathered.push_back(std::move(of_rank.front()));
+      return gathered;
+    }
     const RankGroup::Call call(group_, rank(), record, &input);
     std::vector<at::Tensor> gathered;
     for (int peer = 0; peer < world_size(); ++peer)
@@ -160,6 +198,11 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
     auto sizes = input.sizes().vec();
     sizes[0] /= world_size();
     at::Tensor output = at::empty(sizes, input.options());
+    if (over_nodes()) {
+      const at::Tensor whole = at::empty_like(work);
+      reduce_into(record, work, whole, op, -1);
+      return output.copy_(whole.narrow(0, rank() * sizes[0], sizes[0]));
+    }
     const RankGroup::Call call(group_, rank(), record, &work);
     std::vector<const void*> inputs;
     for (int peer = 0; peer < world_size(); ++peer) inputs.push_back(call.payload<at::Tensor>(peer).const_data_ptr());
@@ -170,8 +213,13 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   }
 
   std::vector<at::Tensor> do_all_to_all(const CallRecord& record, at::TensorList inputs) override {
-    const RankGroup::Call call(group_, rank(), record, &inputs);
     std::vector<at::Tensor> received;
+    if (over_nodes()) {
+      for (const auto& of_rank : gather_over_nodes(record, inputs))
+        received.push_back(of_rank[static_cast<std::size_t>(rank())]);
+      return received;
+    }
+    const RankGroup::Call call(group_, rank(), record, &inputs);
     for (int peer = 0; peer < world_size(); ++peer)
       received.push_back(call.payload<at::TensorList>(peer)[static_cast<std::size_t>(rank())].detach().clone(
           at::MemoryFormat::Contiguous));
@@ -179,6 +227,39 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   }
 
   void do_barrier(const CallRecord& call) override { group_.meet(rank(), call); }
+
+  bool over_nodes() const { return group_.place().nodes > 1; }
+
+  // One rank of each node gets the root's bytes and gives them to the others.
+  void broadcast_over_nodes(const CallRecord& record, at::TensorList tensors, int root) {
+    using Rows = std::vector<std::span<std::byte>>;
+    const std::vector<at::Tensor> elements = all_plain(tensors);
+    Rows rows;
+    for (const at::Tensor& one : elements)
+      rows.emplace_back(static_cast<std::byte*>(one.mutable_data_ptr()), one.nbytes());
+    group_.carry(rank(), record, &rows, [&](const RankGroup::Call& call, NodeExchange& nodes) {
+      const NodePlace& place = nodes.place();
+      const int root_node = nodes.node_of(root), source = root_node == place.node ? root : place.first_rank;
+      const Rows& from = call.payload<Rows>(source);
+      nodes.broadcast(root_node, from);
+      for (int i = place.first_rank; i < place.first_rank + place.local_ranks; ++i)
+        for (std::size_t row = 0; row < from.size(); ++row)
+          if (const auto to = call.payload<Rows>(i)[row]; to.data() != from[row].data() && !to.empty())
+            std::memcpy(to.data(), from[row].data(), to.size());
+    });
+    if (rank() != root) copy_back(elements, tensors);
+  }
+
+  // The tensors of all ranks, by rank.
+  std::vector<std::vector<at::Tensor>> gather_over_nodes(const CallRecord& record, at::TensorList tensors) {
+    std::string mine;
+    for (const at::Tensor& tensor : tensors) add_tensor(mine, tensor);
+    const auto all = group_.gather_bytes(rank(), record, mine);
+    std::vector<std::vector<at::Tensor>> of_ranks;
+    for (const std::string& bytes : *all)
+      of_ranks.push_back(tensors_of(bytes, tensors, static_cast<int>(of_ranks.size())));
+    return of_ranks;
+  }
 
   // The memory is ours again.
   void end_started(std::uint64_t number) {

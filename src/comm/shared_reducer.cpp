@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "comm/nodes/chain.h"
 #include "comm/shares.h"
 
 namespace tandem::comm {
@@ -36,9 +37,32 @@ void SharedReducer::reduce(const CallRecord& record, std::span<const ElementRow>
                            std::span<const ElementRow> outputs, ReduceOp op, int root) {
   if (mail_bytes(inputs) <= RankGroup::kMailBytes) return reduce_mail(record, inputs, outputs, op, root);
   if (group_.world_size() == 1 && inputs.data() == outputs.data()) return;
+  if (group_.place().nodes > 1) return reduce_over_nodes(record, inputs, outputs, op, root);
   const Parts mine{inputs, outputs};
   const RankGroup::Call call(group_, rank_, record, &mine);
   reduce_share([&](int peer) -> const Parts& { return call.payload<Parts>(peer); }, inputs, op, root);
+}
+
+// One rank of each node takes the rows of all of its ranks along the chain, which writes results everywhere: those that
+// are not wanted go to memory of their own.
+void SharedReducer::reduce_over_nodes(const CallRecord& record, std::span<const ElementRow> inputs,
+                                      std::span<const ElementRow> outputs, ReduceOp op, int root) {
+  std::vector<ElementRow> unwanted;
+  std::vector<std::vector<std::byte>> memory;
+  if (root >= 0 && root != rank_) {
+    for (const ElementRow& row : inputs) {
+      memory.emplace_back(bytes_of(row));
+      unwanted.push_back({memory.back().data(), row.elements, row.type});
+    }
+    outputs = unwanted;
+  }
+  const Lists mine{inputs, outputs, op};
+  group_.carry(rank_, record, &mine, [&](const RankGroup::Call& call, NodeExchange& nodes) {
+    std::vector<const Lists*> lists;
+    for (int i = 0; i < nodes.place().local_ranks; ++i)
+      lists.push_back(&call.payload<Lists>(nodes.place().first_rank + i));
+    nodes.chain().reduce(lists);
+  });
 }
 
 std::uint64_t SharedReducer::start(const CallRecord& record, const Lists& mine) {
@@ -75,7 +99,7 @@ void SharedReducer::reduce_mail(const CallRecord& record, std::span<const Elemen
     if (part.elements > 0) std::memcpy(to, part.data, bytes_of(part));
     to += mail_bytes(part);
   }
-  group_.exchange_mail(rank_, record);
+  group_.exchange_mail(rank_, record, mail_bytes(inputs));
   if (root >= 0 && root != rank_) return;
   sources_.clear();
   for (int peer = 0; peer < group_.world_size(); ++peer) sources_.push_back(group_.mail(rank_, peer));

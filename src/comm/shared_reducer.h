@@ -22,7 +22,8 @@ struct ElementRow {
 /// Up to RankGroup::kMailBytes every rank sends its rows to all, and each reduces all of them for itself: one wait,
 /// and R reads. More than that is reduced in place: each rank reduces 1/R of the elements straight out of all ranks'
 /// memory, and writes the result to all of them: two waits, but no copy, and together as many bytes read and written as
-/// R copies of the rows. Both give the same bits.
+/// R copies of the rows. Both give the same bits. With several nodes the second goes along a NodeChain, and so do
+/// reductions that were started: a ReductionThread takes those along, and no rank does a part of them.
 class SharedReducer {
  public:
   /// `group` outlives it.
@@ -60,6 +61,8 @@ class SharedReducer {
   void do_parts();
   void reduce_mail(const CallRecord& record, std::span<const ElementRow> inputs, std::span<const ElementRow> outputs,
                    ReduceOp op, int root);
+  void reduce_over_nodes(const CallRecord& record, std::span<const ElementRow> inputs,
+                         std::span<const ElementRow> outputs, ReduceOp op, int root);
   template <class PeersParts>
   void reduce_share(const PeersParts& of, std::span<const ElementRow> parts, ReduceOp op, int root);
 

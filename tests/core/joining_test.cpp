@@ -286,7 +286,7 @@ TEST_CASE("cards and failures come back as they were, and bytes that are neither
   CHECK(refused > 2000);
   for (const char* bytes : {"", ":", "x", "1", "1:", "99999999999:", "1:a1:b1:c1:d1:-", "0:0:0:0:1:11:110:999999999999",
                             "0:0:0:0:1:11:17:10485761:a"})
-    CHECK_THAT(error_of<LinkError>([&] { node_card_of(bytes, 1); }), ContainsSubstring("node 1 has written"));
+    CHECK_THAT(error_of<LinkError>([&] { node_card_of(bytes, 1); }), ContainsSubstring("node 1 has sent"));
 }
 
 TEST_CASE("each link is tried, and one to another start is an error that names the node") {

@@ -20,9 +20,10 @@ std::size_t bytes_of(const ElementRow& row) { return static_cast<std::size_t>(ro
 
 }  // namespace
 
-NodeChain::NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes)
+NodeChain::NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes, ChainChannels channels)
     : link_(link),
       ranks_of_nodes_(std::move(ranks_of_nodes)),
+      channels_(channels),
       world_size_(std::accumulate(ranks_of_nodes_.begin(), ranks_of_nodes_.end(), 0)) {}
 
 void NodeChain::reduce(Ranks ranks) {
@@ -39,10 +40,10 @@ void NodeChain::reduce(Ranks ranks) {
     if (node != last && i - back == NodeLink::kWindow) take_back(ranks, pieces_[back++]);
     Frame frame = add_node(ranks, pieces_[i]);
     if (node != last) {
-      link_.send(node + 1, Channel::partial, std::move(frame));
+      link_.send(node + 1, channels_.partial, std::move(frame));
     } else {
       frame = finish_piece(ranks, pieces_[i], std::move(frame));
-      if (node != 0) link_.send(node - 1, Channel::result, std::move(frame));
+      if (node != 0) link_.send(node - 1, channels_.result, std::move(frame));
     }
   }
   if (node == last) return;
@@ -57,7 +58,7 @@ void NodeChain::reduce_small(Ranks ranks, std::size_t bytes) {
       if (row.elements > 0) std::memcpy(to, row.data, bytes_of(row));
       to += aligned(bytes_of(row));
     }
-  const std::vector<Frame> frames = exchange(link_, Channel::meeting, mine);
+  const std::vector<Frame> frames = exchange(link_, channels_.partial, mine);
   inputs_.clear();
   for (int node = 0; node < link_.nodes(); ++node) {
     const auto theirs = frames[static_cast<std::size_t>(node)].bytes();
@@ -117,7 +118,7 @@ void NodeChain::collect_outputs(Ranks ranks, std::size_t row) {
 // The partial results after this node's ranks.
 Frame NodeChain::add_node(Ranks ranks, const Piece& piece) {
   const bool first = link_.node() == 0;
-  Frame frame = first ? link_.frame() : receive(link_.node() - 1, Channel::partial, piece.partial_bytes);
+  Frame frame = first ? link_.frame() : receive(link_.node() - 1, channels_.partial, piece.partial_bytes);
   frame.resize(piece.partial_bytes);
   for (std::size_t i = piece.first; i < piece.last; ++i) {
     const Segment& segment = segments_[i];
@@ -149,7 +150,7 @@ Frame NodeChain::finish_piece(Ranks ranks, const Piece& piece, Frame partial) {
 }
 
 void NodeChain::take_back(Ranks ranks, const Piece& piece) {
-  Frame results = receive(link_.node() + 1, Channel::result, piece.bytes);
+  Frame results = receive(link_.node() + 1, channels_.result, piece.bytes);
   for (std::size_t i = piece.first; i < piece.last; ++i) {
     const Segment& segment = segments_[i];
     const std::size_t size = size_of(ranks[0]->inputs[segment.row].type);
@@ -160,7 +161,7 @@ void NodeChain::take_back(Ranks ranks, const Piece& piece) {
                   static_cast<std::size_t>(segment.end - segment.begin) * size);
     write_squares(ranks, segment.row, segment.begin, segment.end);
   }
-  if (link_.node() != 0) link_.send(link_.node() - 1, Channel::result, std::move(results));
+  if (link_.node() != 0) link_.send(link_.node() - 1, channels_.result, std::move(results));
 }
 
 // Of the results that are in the first rank's output.
@@ -177,6 +178,12 @@ void NodeChain::write_squares(Ranks ranks, std::size_t row, std::int64_t begin, 
 
 Frame NodeChain::receive(int peer, Channel channel, std::size_t bytes) {
   Frame frame = link_.receive(peer, channel);
+  if (frame.bytes().empty()) {  // a farewell: see ReductionThread
+    const auto first_rank_of = [&](int node) {
+      return std::accumulate(ranks_of_nodes_.begin(), ranks_of_nodes_.begin() + node, 0);
+    };
+    throw CollectiveError(departed_while_reducing(first_rank_of(peer), first_rank_of(link_.node())));
+  }
   if (frame.bytes().size() != bytes)
     throw LinkError(peer, "node " + std::to_string(peer) + " sent " + std::to_string(frame.bytes().size()) +
                               " bytes to a reduction, in place of " + std::to_string(bytes));

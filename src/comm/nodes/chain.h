@@ -10,6 +10,11 @@
 
 namespace tandem::comm {
 
+/// The way to the last node, and back.
+struct ChainChannels {
+  Channel partial = Channel::partial, result = Channel::result;
+};
+
 /// Reduces what the ranks of all nodes have, to the very bits that one process with all these ranks gets.
 ///
 /// Partial results go from node 0 to the last one, each of which goes on with its ranks in order; results come back the
@@ -17,8 +22,9 @@ namespace tandem::comm {
 /// is smaller than a few KiB all nodes send to all others, and each reduces it for itself.
 class NodeChain {
  public:
-  /// Over the nodes of `link`, which outlives it, with `ranks_of_nodes` ranks each.
-  NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes);
+  /// Over the nodes of `link`, which outlives it, with `ranks_of_nodes` ranks each. Nobody else uses `channels` while
+  /// it reduces.
+  NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes, ChainChannels channels = {});
 
   /// Of all nodes.
   int world_size() const { return world_size_; }
@@ -54,6 +60,7 @@ class NodeChain {
 
   NodeLink& link_;
   const std::vector<int> ranks_of_nodes_;
+  const ChainChannels channels_;
   int world_size_ = 0;
   std::vector<Segment> segments_;  // of the current call, as all below
   std::vector<Piece> pieces_;

@@ -1,4 +1,4 @@
-// What nodes write into the store: fields, each with its length before it.
+// What nodes tell each other, in the store and over links: fields, each with its length before it.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,9 @@
 namespace tandem::comm {
 
 /// Adds a field to `bytes`.
-inline void add_field(std::string& bytes, const std::string& field) {
-  bytes += std::to_string(field.size()) + ":" + field;
+inline void add_field(std::string& bytes, std::string_view field) {
+  bytes += std::to_string(field.size()) + ":";
+  bytes += field;
 }
 
 /// Reads fields one after another. Nothing in the bytes is trusted: members throw LinkError that names the node which
@@ -24,7 +25,7 @@ class Fields {
   /// The next one.
   std::string text() {
     const auto colon = rest_.find(':');
-    if (colon == 0 || colon > 9 || rest_.find_first_not_of("0123456789") != colon) fail();
+    if (colon == 0 || colon > 12 || rest_.find_first_not_of("0123456789") != colon) fail();
     const std::size_t length = std::stoul(std::string(rest_.substr(0, colon)));
     rest_.remove_prefix(colon + 1);
     if (length > rest_.size()) fail();
@@ -42,6 +43,8 @@ class Fields {
     return value;
   }
 
+  std::string_view rest() const { return rest_; }  ///< what has not been read
+
   /// There is to be no more.
   void end() const {
     if (!rest_.empty()) fail();
@@ -49,8 +52,8 @@ class Fields {
 
  private:
   [[noreturn]] void fail() const {
-    throw LinkError(node_, "node " + std::to_string(node_) +
-                               " has written something to the store that is not of Tandem's of this version");
+    throw LinkError(node_,
+                    "node " + std::to_string(node_) + " has sent something that is not of Tandem's of this version");
   }
 
   std::string_view rest_;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <set>
 
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -86,7 +87,7 @@ class GlooLink final : public NodeLink {
   Frame receive(int peer, Channel channel) override {
     Lane& lane = this->lane(peer, channel);
     // Gloo sends at once what is waited for. What comes in a row is waited for in a row.
-    const std::size_t ahead = channel == Channel::partial || channel == Channel::result ? kWindow : 2;
+    const std::size_t ahead = channel == Channel::trial || channel == Channel::meeting ? 2 : kWindow;
     post_receives(peer, channel, ahead);
     wait(*lane.receiving.front().work, peer);
     Frame message = std::move(lane.receiving.front().frame);
@@ -106,12 +107,11 @@ class GlooLink final : public NodeLink {
   void cancel() noexcept override {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
-    if (!waiting_) return;
     const BrokenPipesAreErrors here;
-    try {
-      waiting_->abort();
-    } catch (...) {  // it has just ended
-    }
+    for (c10d::Work* work : waiting_) try {
+        work->abort();
+      } catch (...) {  // it has just ended
+      }
   }
 
  private:
@@ -164,7 +164,7 @@ class GlooLink final : public NodeLink {
     {
       const std::lock_guard lock(mutex_);
       if (cancelled_) throw_cancelled();
-      waiting_ = &work;
+      waiting_.insert(&work);
     }
     const BrokenPipesAreErrors here;
     bool done = false;
@@ -176,7 +176,7 @@ class GlooLink final : public NodeLink {
     }
     {
       const std::lock_guard lock(mutex_);
-      waiting_ = nullptr;
+      waiting_.erase(&work);
       if (cancelled_) throw_cancelled();
     }
     if (error) fail(peer, without_place(text_of(error)));
@@ -217,7 +217,7 @@ class GlooLink final : public NodeLink {
   const c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_;
   std::mutex mutex_;  // guards both below
   bool cancelled_ = false;
-  c10d::Work* waiting_ = nullptr;  // what the thread that sends and receives waits for
+  std::set<c10d::Work*> waiting_;  // what the threads that send and receive wait for
 };
 
 }  // namespace

@@ -94,19 +94,24 @@ class Joining {
     joined.cards.resize(static_cast<std::size_t>(nodes_.nodes));
     std::vector<int> missing(static_cast<std::size_t>(nodes_.nodes));
     for (int node = 0; node < nodes_.nodes; ++node) missing[static_cast<std::size_t>(node)] = node;
-    for (;; pause(missing_text(missing))) {
+    const auto look = [&] {
       std::erase_if(missing, [&](int node) {
         const auto bytes = store_.get(joined.prefix + "card" + std::to_string(node));
         if (bytes) joined.cards[static_cast<std::size_t>(node)] = node_card_of(*bytes, node);
         return bytes.has_value();
       });
+      return missing.empty();
+    };
+    for (;; pause(missing_text(missing))) {
+      const bool all = look();
       if (store_.get(joined.prefix + "over")) {
         if (nodes_.node != 0) return false;
         throw CollectiveError("another process has started as node 0");
       }
-      // Before what others say of the cards: all say it.
-      if (missing.empty()) return true;
+      if (all) return true;
       if (const auto bytes = store_.get(failure_key(joined.prefix))) {
+        // Where it is about the cards, all are there by now, and this node says the same of them.
+        if (look()) return true;
         const NodeFailure failure = node_failure_of(*bytes);
         throw CollectiveError(name_of(failure.node, failure.host) + ": " + failure.text);
       }

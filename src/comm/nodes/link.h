@@ -88,16 +88,18 @@ inline void Frame::Return::operator()(Storage* storage) const noexcept {
 /// What a message is part of. Messages of one channel from one node to another arrive in the order in which they were
 /// sent.
 enum class Channel : std::uint8_t {
-  trial,    ///< a link's first message
-  meeting,  ///< what all nodes tell all others
-  partial,  ///< partial results, on the way to the last node
-  result    ///< results, on the way back
+  trial,         ///< a link's first message
+  meeting,       ///< what all nodes tell all others
+  partial,       ///< partial results, on the way to the last node
+  result,        ///< results, on the way back
+  call_partial,  ///< partial results of a reduction that ranks wait for
+  call_result    ///< its results
 };
 
-inline constexpr int kChannels = 4;
+inline constexpr int kChannels = 6;
 
-/// A node's end of the links between all nodes. One thread at a time sends and receives; `cancel` may be called from
-/// any other.
+/// A node's end of the links between all nodes. One thread at a time sends and receives on a channel; `cancel` may be
+/// called from any other.
 ///
 /// What arrives is what was sent, whole and in order, or there is an error: a LinkError that names the node, or
 /// Cancelled after `cancel`. After an error nothing more is to be expected of the link.
@@ -115,7 +117,7 @@ class NodeLink {
   int node() const { return node_; }    ///< this one
   int nodes() const { return nodes_; }  ///< how many there are
 
-  /// An empty frame, which has to go before the link.
+  /// An empty frame, which has to go before the link. Any thread.
   virtual Frame frame() = 0;
 
   /// Sends a message. Waits only while kWindow of them have not been taken by `peer`.
