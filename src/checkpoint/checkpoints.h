@@ -35,7 +35,7 @@ namespace tandem {
 struct CheckpointedRank {
   comm::RankGroup& group;                   ///< of the launch
   int rank;                                 ///< in it
-  const std::vector<c10::Device>& devices;  ///< by rank
+  const std::vector<c10::Device>& devices;  ///< of this process's ranks
   std::uint64_t seed;                       ///< the master seed
   int scheduler_steps_per_update;           ///< of the launch
   const CheckpointOptions& options;         ///< of the launch
@@ -84,10 +84,16 @@ class Checkpoints {
   };
 
   bool is_main() const { return rank_.rank == 0; }
-  c10::Device device() const { return rank_.devices[static_cast<std::size_t>(rank_.rank)]; }
+  int first_rank() const { return rank_.group.place().first_rank; }  // of this process
+  c10::Device device() const { return rank_.devices[static_cast<std::size_t>(rank_.rank - first_rank())]; }
   template <class T>
   T of_main(const T& object) const {  // rank 0's
     return comm::detail::object_of_main(rank_.group, rank_.rank, "broadcast_object", object);
+  }
+  template <class T>
+  T of_first_here(const T& object) const {  // that of this process's first rank
+    const comm::RankGroup::Call call(rank_.group, rank_.rank, {.operation = "broadcast_object"}, &object);
+    return call.payload<T>(first_rank());
   }
   void check_on_all(const std::function<void()>& check) const;
   void on_main_for_all(const std::function<void()>& work) const;
@@ -106,6 +112,7 @@ class Checkpoints {
   // ---- load_state.cpp
   std::shared_ptr<LoadedState> read_state(const std::string& directory) const;
   std::shared_ptr<LoadedState> read_latest() const;
+  std::shared_ptr<LoadedState> on_all_ranks(std::shared_ptr<LoadedState> loaded) const;
   void check_counts(const LoadedState& loaded) const;
   Steps prepare_state(const LoadedState& loaded, const LoadStateOptions& options);
   void prepare_scheduler(Steps& steps, optim::AcceleratedScheduler scheduler, const LoadedState& loaded,

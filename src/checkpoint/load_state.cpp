@@ -15,6 +15,18 @@
 #include "tandem/io/checkpoint_series.h"
 #include "tandem/trace/range.h"
 
+namespace tandem::io {
+
+static std::string to_bytes(const StoredWeights& weights) {
+  return comm::pack(weights.directory, weights.tensors, weights.files);
+}
+
+static void from_bytes(std::string_view bytes, StoredWeights& weights) {
+  comm::unpack(bytes, weights.directory, weights.tensors, weights.files);
+}
+
+}  // namespace tandem::io
+
 namespace tandem {
 
 // What the files of a checkpoint hold, read once for all ranks.
@@ -25,6 +37,18 @@ struct Checkpoints::LoadedState {
   std::vector<c10::IValue> optimizers, schedulers, objects;
   std::optional<c10::IValue> scaler;
   StateFiles hook_files;
+
+  // For other nodes.
+  friend std::string to_bytes(const LoadedState& loaded) {
+    return comm::pack(loaded.directory, loaded.state ? to_text(*loaded.state, loaded.directory) : "", loaded.models,
+                      loaded.optimizers, loaded.schedulers, loaded.objects, loaded.scaler, loaded.hook_files);
+  }
+  friend void from_bytes(std::string_view bytes, LoadedState& loaded) {
+    std::string state;
+    comm::unpack(bytes, loaded.directory, state, loaded.models, loaded.optimizers, loaded.schedulers, loaded.objects,
+                 loaded.scaler, loaded.hook_files);
+    if (!state.empty()) loaded.state = parse_state_file(state, loaded.directory);
+  }
 };
 
 namespace {
@@ -110,6 +134,17 @@ std::shared_ptr<Checkpoints::LoadedState> Checkpoints::read_state(const std::str
     for (const std::string& name : loaded->state->hook_files) loaded->hook_files[name] = source.reader()->read(name);
   source.verify();
   return loaded;
+}
+
+// Rank 0's, which the ranks of a process share: other nodes need not see its files.
+std::shared_ptr<Checkpoints::LoadedState> Checkpoints::on_all_ranks(std::shared_ptr<LoadedState> loaded) const {
+  if (rank_.group.place().nodes > 1) {
+    const auto bytes = rank_.group.gather_bytes(rank_.rank, {.operation = "load_state"},
+                                                is_main() ? to_bytes(*loaded) : std::string());
+    if (rank_.rank == first_rank() && !is_main())
+      from_bytes(bytes->front(), *(loaded = std::make_shared<LoadedState>()));
+  }
+  return of_first_here(loaded);
 }
 
 // In exact mode: whether it goes on with the same bits.
@@ -315,7 +350,7 @@ Checkpoints::Loaded Checkpoints::load(const std::string& directory, const LoadSt
     finish_saving();
     loaded = directory.empty() ? read_latest() : read_state(directory);
   });
-  loaded = of_main(loaded);
+  loaded = on_all_ranks(loaded);
   for (const auto& reducer : parts_.reducers) reducer->weights().notice();
   Steps steps;
   // When it is done, nobody computes with weights that are shared.

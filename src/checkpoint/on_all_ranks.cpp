@@ -8,11 +8,21 @@
 
 namespace tandem {
 
+namespace {
+
+struct Failure {
+  enum class Kind { none, of_configuration, other } kind = Kind::none;
+  std::string text{};
+};
+
+std::string to_bytes(const Failure& failure) { return comm::pack(failure.kind, failure.text); }
+
+void from_bytes(std::string_view bytes, Failure& failure) { comm::unpack(bytes, failure.kind, failure.text); }
+
+}  // namespace
+
 void check_on_all(comm::RankGroup& group, int rank, const std::function<void()>& check) {
-  struct Failure {
-    enum class Kind { none, of_configuration, other } kind = Kind::none;
-    std::string text{};
-  } mine;
+  Failure mine;
   try {
     check();
   } catch (const Cancelled&) {

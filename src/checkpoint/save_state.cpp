@@ -207,7 +207,8 @@ std::string Checkpoints::save(const std::string& directory, const SaveStateOptio
   });
   const auto [path, background] = of_main(std::pair(job.directory, options.background));
   if (!background || path.empty()) return path;
-  of_main(saver_)->snapshot().copy_part(rank_.rank, rank_.devices);
+  // The ranks of rank 0's process share the work.
+  if (const auto saver = of_first_here(saver_)) saver->snapshot().copy_part(rank_.rank, rank_.devices);
   synchronize(device());
   rank_.group.meet(rank_.rank, {.operation = "barrier"});
   if (!is_main()) return path;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tandem/comm/object_bytes.h"
 #include "tandem/data/loader_state.h"
 
 namespace tandem {
@@ -15,6 +16,11 @@ namespace tandem {
 struct GeneratorStates {
   std::string cpu, cuda;  ///< empty: it has none
 };
+
+inline std::string to_bytes(const GeneratorStates& states) { return comm::pack(states.cpu, states.cuda); }
+inline void from_bytes(std::string_view bytes, GeneratorStates& states) {
+  comm::unpack(bytes, states.cpu, states.cuda);
+}
 
 struct OptimizerCounts {
   std::int64_t updates = 0;

@@ -28,6 +28,10 @@ struct Kind {
 };
 using Kinds = std::vector<Kind>;
 
+std::string to_bytes(const Kind& kind) { return pack(kind.layout, kind.sparse_dims); }
+
+void from_bytes(std::string_view bytes, Kind& kind) { unpack(bytes, kind.layout, kind.sparse_dims); }
+
 Kind kind_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
   if (!tensor.is_sparse()) return {Layout::dense};

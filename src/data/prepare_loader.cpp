@@ -14,9 +14,21 @@
 #include "data/data_loader_shard.h"
 #include "data/map_steps.h"
 #include "data/stream_steps.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 
 namespace tandem::data {
+
+static std::string to_bytes(const EpochPlanOptions& plan) {
+  return comm::pack(plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
+                    plan.dispatch);
+}
+
+static void from_bytes(std::string_view bytes, EpochPlanOptions& plan) {
+  comm::unpack(bytes, plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
+               plan.dispatch);
+}
+
 namespace {
 
 std::string to_string(const EpochPlanOptions& plan) {
@@ -81,13 +93,14 @@ std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const
 }
 
 void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
-  const auto record = comm::describe_object_call("prepare(data loader)", typeid(EpochPlanOptions));
   std::string difference;  // the same on all ranks
   {
-    const comm::RankGroup::Call call(*context.group, context.rank, record, &plan);
-    const auto& main = call.payload<EpochPlanOptions>(0);
+    const comm::detail::ObjectExchange all(*context.group, context.rank,
+                                           comm::detail::object_call<EpochPlanOptions>("prepare(data loader)", false),
+                                           &plan);
+    const auto& main = all.of<EpochPlanOptions>(0);
     for (int rank = 1; rank < context.group->world_size() && difference.empty(); ++rank) {
-      const auto& theirs = call.payload<EpochPlanOptions>(rank);
+      const auto& theirs = all.of<EpochPlanOptions>(rank);
       if (main.length != theirs.length || main.batch_size != theirs.batch_size || main.drop_last != theirs.drop_last)
         difference = "rank " + std::to_string(rank) + " has " + to_string(theirs) + ", rank 0 has " + to_string(main);
     }
@@ -99,12 +112,13 @@ void check_together(const LoaderContext& context, const std::function<void()>& c
   comm::check_together(*context.group, context.rank, {.operation = "prepare(data loader)"}, check);
 }
 
-// Rank 0's parts on every rank. Throws CollectiveError where ranks make batches of different types.
+// The parts of this node's first rank on all of its ranks. Throws CollectiveError where ranks make batches of different
+// types.
 std::shared_ptr<const SharedParts> share_from_main(const LoaderContext& context, const std::type_info& batch_type,
                                                    const std::shared_ptr<const SharedParts>& parts) {
   const auto record = comm::describe_object_call("prepare(data loader)", batch_type);
   const comm::RankGroup::Call call(*context.group, context.rank, record, &parts);
-  return call.payload<std::shared_ptr<const SharedParts>>(0);
+  return call.payload<std::shared_ptr<const SharedParts>>(context.group->place().first_rank);
 }
 
 // What errors call a loader.
@@ -187,6 +201,9 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
             "in_order = false in exact mode, whose batches come in the order of their logical shards; leave it on");
     plan = plan_options(options, configuration, dataset.length(), dataset.iterable(),
                         context.group->world_size() * context.shards);
+    require(context.group->place().nodes == 1 || !plan.dispatch,
+            "dispatch_batches, which is the default of iterable datasets, with several machines; set it to false: then "
+            "each reads its own part");
   });
   check_same_plan(context, plan);
   context.name = name_of_loader(dataset, plan);
@@ -194,7 +211,7 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
   context.pin_memory = options.pin_memory;
   std::shared_ptr<const SharedParts> shared;
   check_together(context, [&] {
-    if (context.rank == 0)
+    if (context.rank == context.group->place().first_rank)
       shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->world_size(),
                                  context.group->token());
   });

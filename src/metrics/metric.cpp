@@ -70,16 +70,12 @@ Metric::States Metric::own_states() const {
 
 at::Tensor Metric::compute() {
   const at::NoGradGuard no_grad;
-  struct OfRank {
-    std::int64_t samples;
-    States states;
-  };
-  const auto all = rank_.gather_objects(OfRank{samples_, own_states()});
+  const auto all = rank_.gather_objects(std::pair(samples_, own_states()));
   States merged;
   for (const auto& [name, state] : states_) {
     std::vector<at::Tensor> parts;
-    for (const OfRank& one : all)
-      if (one.samples > 0) parts.push_back(one.states.at(name));
+    for (const auto& [samples, states] : all)
+      if (samples > 0) parts.push_back(states.at(name));
     if (parts.empty()) refuse("no rank has given it a sample; call update before compute");
     for (const at::Tensor& part : parts)
       if (part.sizes().slice(state.merge == Merge::join) != parts[0].sizes().slice(state.merge == Merge::join))

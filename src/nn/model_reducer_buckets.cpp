@@ -169,8 +169,8 @@ bool ModelReducer::shares_buckets() const {
 void ModelReducer::share_buckets(std::size_t first) {
   const auto record = comm::describe_object_call("reduce_gradients", typeid(ModelReducer));
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
-  if (communicator_.rank() == 0) return;
-  const auto& main = call.payload<ModelReducer>(0);
+  if (communicator_.rank() == group_.place().first_rank) return;
+  const auto& main = call.payload<ModelReducer>(group_.place().first_rank);
   for (std::size_t b = first; b < buckets_.size(); ++b)
     for (const std::size_t i : buckets_[b].slots) {
       const ParameterSlot& of_main = main.slots_[i];

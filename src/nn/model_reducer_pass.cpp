@@ -12,6 +12,7 @@
 #include "nn/copy_on_write.h"
 #include "nn/model_reducer.h"
 #include "nn/tensor_layout.h"
+#include "tandem/comm/object_bytes.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -132,15 +133,26 @@ std::size_t ModelReducer::tell_each_other() {
   told_.started = started_;
   const comm::CallRecord record{
       .operation = "reduce_gradients", .tensors = static_cast<std::int32_t>(slots_.size()), .signature = told_.passes};
-  const comm::RankGroup::Call call(group_, communicator_.rank(), record, &told_);
   std::size_t most_started = 0;
-  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
-    const auto& told = call.payload<PassReport>(peer);
+  const auto hear = [&](const PassReport& told, int peer) {
     most_started = std::max(most_started, told.started);
-    for (std::size_t i = 0; i < slots_.size(); ++i) anywhere_[i] |= told.states[i];
+    for (std::size_t i = 0; i < slots_.size(); ++i) anywhere_[i] |= told.states.at(i);
+    if (peer > 0) return;
+    order_ = told.order;
+    last_arrival_ = told.last_arrival;
+  };
+  if (group_.place().nodes == 1) {
+    const comm::RankGroup::Call call(group_, communicator_.rank(), record, &told_);
+    for (int peer = 0; peer < communicator_.world_size(); ++peer) hear(call.payload<PassReport>(peer), peer);
+    return most_started;
   }
-  order_ = call.payload<PassReport>(0).order;
-  last_arrival_ = call.payload<PassReport>(0).last_arrival;
+  int peer = 0;
+  for (const std::string& bytes : *group_.gather_bytes(
+           communicator_.rank(), record, comm::pack(told_.states, told_.started, told_.order, told_.last_arrival))) {
+    PassReport told;
+    comm::unpack(bytes, told.states, told.started, told.order, told.last_arrival);
+    hear(told, peer++);
+  }
   return most_started;
 }
 

@@ -5,17 +5,26 @@
 #include <string>
 #include <utility>
 
-#include "comm/call_record.h"
+#include "comm/rank_group.h"
 #include "nn/tensor_layout.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 
 namespace tandem::nn {
 namespace {
 
-struct Tensors {
+// A model as other ranks see it.
+struct Described {
   bool given = false;
-  NamedTensors parameters{}, buffers{};
+  std::vector<std::string> parameters{}, buffers{};
+  std::vector<const void*> to_train{};  // the parameters that need a gradient; null: others. Within a process
 };
+
+std::string to_bytes(const Described& model) { return comm::pack(model.given, model.parameters, model.buffers); }
+
+void from_bytes(std::string_view bytes, Described& model) {
+  comm::unpack(bytes, model.given, model.parameters, model.buffers);
+}
 
 template <class Items>
 NamedTensors each_once(const Items& items) {
@@ -27,9 +36,7 @@ NamedTensors each_once(const Items& items) {
   return tensors;
 }
 
-std::string describe(const NamedTensors& tensors, std::size_t index) {
-  if (index >= tensors.size()) return "nothing";
-  const auto& [name, tensor] = tensors[index];
+std::string describe(const std::string& name, const at::Tensor& tensor) {
   std::string text = name + ' ' + c10::str(tensor.scalar_type(), tensor.sizes());
   if (tensor.layout() != at::kStrided && tensor.layout() != at::kMkldnn)
     text += ' ' + c10::str(tensor.layout()) + " of " + std::to_string(tensor._nnz()) + " entries";
@@ -38,22 +45,35 @@ std::string describe(const NamedTensors& tensors, std::size_t index) {
   return text;
 }
 
-std::optional<std::string> difference(const char* kind, int rank, const NamedTensors& theirs,
-                                      const NamedTensors& main) {
+Described describe(const torch::nn::Module& module) {
+  Described model{.given = true};
+  for (const auto& [name, tensor] : parameters_once(module)) {
+    model.parameters.push_back(describe(name, tensor));
+    model.to_train.push_back(tensor.requires_grad() ? tensor.unsafeGetTensorImpl() : nullptr);
+  }
+  for (const auto& [name, tensor] : buffers_once(module)) model.buffers.push_back(describe(name, tensor));
+  return model;
+}
+
+std::optional<std::string> difference(const char* kind, int rank, const std::vector<std::string>& theirs,
+                                      const std::vector<std::string>& main) {
+  const auto at = [](const std::vector<std::string>& all, std::size_t i) {
+    return i < all.size() ? all[i] : "nothing";
+  };
   for (std::size_t i = 0; i < std::max(theirs.size(), main.size()); ++i)
-    if (const std::string here = describe(theirs, i), there = describe(main, i); here != there)
+    if (const std::string here = at(theirs, i), there = at(main, i); here != there)
       return "the model differs between ranks: " + std::string(kind) + ' ' + std::to_string(i) + " is " + here +
              " on rank " + std::to_string(rank) + " and " + there + " on rank 0; build the same model on every rank";
   return std::nullopt;
 }
 
 // What is wrong with the model of `rank`, which is not 0, when rank 0 has `main`.
-std::optional<std::string> problem_of(int rank, const Tensors& theirs, const Tensors& main) {
+std::optional<std::string> problem_of(int rank, const Described& theirs, const Described& main) {
   if (auto problem = difference("parameter", rank, theirs.parameters, main.parameters)) return problem;
-  for (std::size_t i = 0; i < theirs.parameters.size(); ++i)
-    if (const auto& [name, tensor] = theirs.parameters[i];
-        tensor.requires_grad() && tensor.is_same(main.parameters[i].second))
-      return "parameter " + name + " of rank " + std::to_string(rank) +
+  for (std::size_t i = 0; i < std::min(theirs.to_train.size(), main.to_train.size()); ++i)
+    if (theirs.to_train[i] && theirs.to_train[i] == main.to_train[i])
+      return "parameter " + theirs.parameters[i].substr(0, theirs.parameters[i].find(' ')) + " of rank " +
+             std::to_string(rank) +
              " is the very tensor of rank 0; make the module within the body, so that each rank has its own";
   return difference("buffer", rank, theirs.buffers, main.buffers);
 }
@@ -65,17 +85,16 @@ NamedTensors parameters_once(const torch::nn::Module& module) { return each_once
 NamedTensors buffers_once(const torch::nn::Module& module) { return each_once(module.named_buffers()); }
 
 void check_same_models(comm::RankGroup& group, int rank, const torch::nn::Module* module) {
-  Tensors mine;
-  if (module) mine = {true, parameters_once(*module), buffers_once(*module)};
-  const auto record = comm::describe_object_call("prepare(model)", typeid(Tensors));
+  const Described mine = module ? describe(*module) : Described();
   std::optional<std::string> problem;
   {
-    const comm::RankGroup::Call call(group, rank, record, &mine);
+    const comm::detail::ObjectExchange all(group, rank, comm::detail::object_call<Described>("prepare(model)", false),
+                                           &mine);
     for (int peer = 0; peer < group.world_size() && !problem; ++peer)
-      if (!call.payload<Tensors>(peer).given)
+      if (!all.of<Described>(peer).given)
         problem = "prepare got an empty module on rank " + std::to_string(peer) + "; give it one that was made";
     for (int peer = 1; peer < group.world_size() && !problem; ++peer)
-      problem = problem_of(peer, call.payload<Tensors>(peer), call.payload<Tensors>(0));
+      problem = problem_of(peer, all.of<Described>(peer), all.of<Described>(0));
   }
   if (problem) throw ConfigError(*problem);
 }

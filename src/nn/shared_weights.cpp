@@ -70,7 +70,7 @@ SharedWeights::Candidates SharedWeights::candidates() const {
 std::vector<std::uint8_t> SharedWeights::agreed(const std::vector<std::uint8_t>& mine, bool any) const {
   std::vector<std::uint8_t> all(mine);
   const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &mine);
-  for (int peer = 0; peer < communicator_.world_size(); ++peer) {
+  for (int peer = first_rank(); peer < first_rank() + group_.place().local_ranks; ++peer) {
     const auto& theirs = call.payload<std::vector<std::uint8_t>>(peer);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = any ? all[i] | theirs[i] : all[i] & theirs[i];
   }
@@ -86,7 +86,7 @@ void SharedWeights::lend(Lending lending) {
   std::vector<std::uint8_t> fits(parameters_.size(), 0);
   {
     const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &mine);
-    const auto& main = call.payload<Candidates>(0);
+    const auto& main = call.payload<Candidates>(first_rank());
     std::vector<std::uint8_t> storage_fits(mine.possible);
     const bool alike = mine.places == main.places;
     for (std::size_t s = 0; s < storage_fits.size(); ++s)
@@ -155,7 +155,7 @@ void SharedWeights::separate() {
   if (lending_ != Lending::shared || separated_) return;
   const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);  // all copy before anybody writes
   separated_ = true;
-  if (communicator_.rank() == 0) return;
+  if (communicator_.rank() == first_rank()) return;
   for (const auto& lent : lent_)
     if (lent) lent->separate();
 }
@@ -169,9 +169,9 @@ void SharedWeights::share() {
     if (const auto place = lent_storage(parameter); place && touched(parameter)) fits[*place] = 0;
   {
     const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);
-    const auto& main = call.payload<SharedWeights>(0);
+    const auto& main = call.payload<SharedWeights>(first_rank());
     for (std::size_t k = 0; k < lent_.size(); ++k)
-      if (fits[k] && communicator_.rank() != 0)
+      if (fits[k] && communicator_.rank() != first_rank())
         fits[k] = main.lent_[k]->untouched() && same_bytes(lent_[k]->storage(), main.lent_[k]->storage()) ? 1 : 0;
   }
   fits = agreed(fits, /*any=*/false);
@@ -180,8 +180,8 @@ void SharedWeights::share() {
     if (!fits[k]) others.push_back(k);
   give_up(others);
   const comm::RankGroup::Call call(group_, communicator_.rank(), record(), this);
-  if (communicator_.rank() == 0) return;
-  const auto& main = call.payload<SharedWeights>(0);
+  if (communicator_.rank() == first_rank()) return;
+  const auto& main = call.payload<SharedWeights>(first_rank());
   for (std::size_t k = 0; k < lent_.size(); ++k)
     if (lent_[k]) lent_[k]->refer_to(main.lent_[k]->memory());
 }
@@ -193,6 +193,8 @@ void SharedWeights::write(const std::function<void()>& write) {
   const LentStorage::Writing writing(std::move(all));
   write();
 }
+
+int SharedWeights::first_rank() const { return group_.place().first_rank; }
 
 LentStorage* SharedWeights::storage_of(const at::Tensor& parameter) const {
   const auto place = lent_storage(parameter);

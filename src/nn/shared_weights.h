@@ -81,6 +81,7 @@ class SharedWeights {
   void write(const std::function<void()>& write);
 
   /// The storage of `parameter`; null when it is not lent.
+  int first_rank() const;  // of this process
   LentStorage* storage_of(const at::Tensor& parameter) const;
 
   // ---- where nothing is lent, as on GPUs: LibTorch's count of a tensor's versions

@@ -7,17 +7,22 @@
 
 #include <c10/util/Type.h>
 
-#include "comm/describe_call.h"
+#include "comm/rank_group.h"
 #include "nn/reducer_group.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 
 namespace tandem::optim {
 namespace {
 
 struct Listed {
-  std::string optimizer_class;
+  std::string optimizer_class{};
   std::vector<std::vector<std::string>> groups{};  // names of parameters
 };
+
+std::string to_bytes(const Listed& listed) { return comm::pack(listed.optimizer_class, listed.groups); }
+
+void from_bytes(std::string_view bytes, Listed& listed) { comm::unpack(bytes, listed.optimizer_class, listed.groups); }
 
 std::string parameter_at(const Listed& listed, std::size_t group, std::size_t index) {
   const bool exists = group < listed.groups.size() && index < listed.groups[group].size();
@@ -70,12 +75,12 @@ void check_same_optimizers(comm::RankGroup& group, int rank, const torch::optim:
       names.push_back((name.empty() ? name : name + ' ') + c10::str(parameter.scalar_type(), parameter.sizes()));
     }
   }
-  const auto record = comm::describe_object_call("prepare(optimizer)", typeid(Listed));
   std::optional<std::string> problem;
   {
-    const comm::RankGroup::Call call(group, rank, record, &mine);
+    const comm::detail::ObjectExchange all(group, rank, comm::detail::object_call<Listed>("prepare(optimizer)", false),
+                                           &mine);
     for (int peer = 1; peer < group.world_size() && !problem; ++peer)
-      problem = difference(peer, call.payload<Listed>(peer), call.payload<Listed>(0));
+      problem = difference(peer, all.of<Listed>(peer), all.of<Listed>(0));
   }
   if (problem) throw ConfigError(*problem);
 }

@@ -4,6 +4,9 @@
 
 namespace tandem {
 
+/// Whether the launch is one of several processes'.
+bool spans_nodes(const LaunchConfig& config);
+
 /// Throws ConfigError for what fits no machine.
 void check_config(const LaunchConfig& config);
 

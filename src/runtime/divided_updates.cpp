@@ -16,7 +16,7 @@ std::unique_ptr<optim::ShardedOptimizer> DividedUpdates::divide(torch::optim::Op
   const Sharding sharding = context_.config().sharding;
   const bool wanted =
       sharding == Sharding::optimizer || (sharding == Sharding::automatic && context_.device().is_cpu());
-  if (context_.world_size() == 1 || !wanted) return nullptr;
+  if (context_.world_size() == 1 || !wanted || context_.group->place().nodes > 1) return nullptr;
   auto divided = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
                                                            parts_.reducers, context_.config().on_warning);
   if (apart_) divided->pause();

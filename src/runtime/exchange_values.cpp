@@ -61,9 +61,13 @@ void agree_on(RankContext& context, const ValueParts& parts, CallRecord record, 
 // Every rank's numbers, by rank.
 std::vector<std::vector<Numbers>> exchange_numbers(RankContext& context, const ValueParts& parts, CallRecord record) {
   record.signature = typeid(Numbers).hash_code();
-  const comm::RankGroup::Call call(*context.group, context.rank, record, &parts.numbers);
+  std::string mine;
+  for (const Numbers& numbers : parts.numbers) mine += comm::pack(numbers.row, numbers.integers, numbers.values);
   std::vector<std::vector<Numbers>> of_ranks;
-  for (int peer = 0; peer < context.world_size(); ++peer) of_ranks.push_back(call.payload<std::vector<Numbers>>(peer));
+  for (std::string_view bytes : *context.group->gather_bytes(context.rank, record, mine)) {
+    auto& of_rank = of_ranks.emplace_back(parts.numbers);  // of the same types
+    for (Numbers& numbers : of_rank) comm::unpack_some(bytes, numbers.row, numbers.integers, numbers.values);
+  }
   return of_ranks;
 }
 

@@ -73,7 +73,8 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     if (context_.observer) context_.observer->come_back();  // bodies have ended at different steps
     free_rank_memory();                                     // of sizes that are not wanted again
     context_.group->meet(rank(), record);
-    if (is_main()) free_device_memory(device());  // on all devices, before a rank may wait for another on one
+    if (context_.rank == context_.group->place().first_rank)
+      free_device_memory(device());  // on all devices, before a rank may wait for another on one
     context_.group->meet(rank(), record);
   }
   throw ConfigError("no batch size fits: rank " + std::to_string(failed) + " ran out of memory with 1 too");
@@ -96,7 +97,7 @@ void Accelerator::free_memory() {
   training_.forget_parts({});
   free_rank_memory();
   context_.group->meet(rank(), record);  // each rank has given up what lies on its device
-  if (is_main()) free_device_memory(device());
+  if (context_.rank == context_.group->place().first_rank) free_device_memory(device());
   context_.group->meet(rank(), record);
 }
 

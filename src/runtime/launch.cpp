@@ -18,10 +18,12 @@
 #include "backend/out_of_memory.h"
 #include "backend/rank_memory.h"
 #include "comm/error_text.h"
+#include "comm/nodes/reduction_thread.h"
 #include "core/thread_team.h"
 #include "runtime/check_config.h"
 #include "runtime/determinism.h"
 #include "runtime/launch_observer.h"
+#include "runtime/launched_node.h"
 #include "runtime/rank_training.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
@@ -144,7 +146,7 @@ struct Program {
 // `note`: what more is to be said of the rank's failure.
 void run_rank(const AcceleratorState& state, comm::RankGroup& group, BackendSession& session, int rank,
               const Program& program, std::string& note) {
-  const c10::Device device = state.devices[static_cast<std::size_t>(rank)];
+  const c10::Device device = state.device_of(rank);
   RankContext context{.rank = rank,
                       .state = &state,
                       .group = &group,
@@ -228,13 +230,14 @@ bool says_out_of_memory(const std::exception_ptr& error) {
 }
 
 // `notes`: of the ranks.
+// Of the ranks from `first_rank` on.
 [[noreturn]] void throw_rank_error(const CancelToken& token, const LaunchEnd& end,
-                                   const std::vector<std::string>& notes) {
+                                   const std::vector<std::string>& notes, int first_rank) {
   const std::string blamed = token.rank() >= 0 ? "rank " + std::to_string(token.rank()) + ": " : "";
   std::string text = blamed + text_of(token.reason());
-  if (token.rank() >= 0 && says_out_of_memory(token.reason()))
-    if (const std::string& note = notes[static_cast<std::size_t>(token.rank())]; !note.empty())
-      text += ". Then " + note;
+  const auto place = static_cast<std::size_t>(token.rank() - first_rank);
+  if (place < notes.size() && says_out_of_memory(token.reason()) && !notes[place].empty())
+    text += ". Then " + notes[place];
   text += (end.problem.empty() ? "" : ". When the launch was ended: " + end.problem);
   try {
     std::rethrow_exception(token.reason());
@@ -262,27 +265,76 @@ void require_no_rank() {
                       " of a running launch; call it outside of every rank's body");
 }
 
-void run_ranks(const AcceleratorState& state, const Program& program) {
+// Runs the ranks of `group`, which are of this process. `exchange`: with the ranks of other nodes; null: there are
+// none.
+LaunchEnd run_team(const AcceleratorState& state, const Program& program, comm::RankGroup& group,
+                   comm::NodeExchange* exchange, std::vector<std::string>& notes) {
   const LaunchConfig& config = state.config;
-  const Determinism determinism(config);
-  const GpuSettings settings(config);
-  if (config.keep_tensor_memory) install_rank_memory();
-  CancelToken token;
-  comm::RankGroup group(state.world_size(), token);
+  CancelToken& token = group.token();
   const auto session = state.backend->begin(group, state.devices, config.transport, config.on_warning);
-  std::vector<std::string> notes(state.devices.size());
   const ObservedRanks observed(program.observer, group);
-  ThreadTeam team({.size = state.world_size(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int rank) {
+  std::optional<comm::ReductionThread> reductions;
+  if (exchange) reductions.emplace(*exchange, group.posted(), token);
+  ThreadTeam team({.size = state.local_ranks(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int i) {
     const ObservedThread thread(program.observer);
-    run_rank(state, group, *session, rank, program, notes[static_cast<std::size_t>(rank)]);
+    run_rank(state, group, *session, state.first_rank() + i, program, notes[static_cast<std::size_t>(i)]);
   });
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
   watch(team, group, config.timeout, program.observer);
-  const LaunchEnd end = join(team, *session, token);
-  if (token.cancelled()) throw_rank_error(token, end, notes);
+  return join(team, *session, token);
+}
+
+void throw_if_not_well(const LaunchEnd& end) {
   if (!end.problem.empty()) throw Error("all ranks have ended well, but not what they shared: " + end.problem);
+}
+
+void run_in_one_process(const AcceleratorState& state, const Program& program) {
+  CancelToken token;
+  comm::RankGroup group(state.world_size(), token);
+  std::vector<std::string> notes(state.devices.size());
+  const LaunchEnd end = run_team(state, program, group, nullptr, notes);
+  if (token.cancelled()) throw_rank_error(token, end, notes, 0);
+  throw_if_not_well(end);
+}
+
+[[noreturn]] void throw_failure_of(const comm::NodeFailure& failure) {
+  std::string text = failure.rank >= 0 ? "rank " + std::to_string(failure.rank) + ", " : "";
+  if (failure.node >= 0) text += "node " + std::to_string(failure.node) + " (host " + failure.host + "): ";
+  try {
+    throw CollectiveError(failure.text);
+  } catch (...) {
+    throw RankError(failure.rank, text + failure.text);  // nests it
+  }
+}
+
+void run_on_node(AcceleratorState state, const Program& program) {
+  CancelToken token;
+  LaunchedNode node(state, token);
+  std::vector<std::string> notes(state.devices.size());
+  LaunchEnd end;
+  std::exception_ptr error;  // of this process and no rank
+  try {
+    apply_exact(state);  // the ranks are known now
+    comm::RankGroup group(node.exchange(), token);
+    end = run_team(state, program, group, &node.exchange(), notes);
+    if (!token.cancelled()) throw_if_not_well(end);
+  } catch (...) {
+    error = std::current_exception();
+    token.cancel(error);
+  }
+  if (const auto failure = node.leave()) throw_failure_of(*failure);
+  if (error) std::rethrow_exception(error);
+  if (token.cancelled()) throw_rank_error(token, end, notes, state.first_rank());
+}
+
+void run_ranks(const AcceleratorState& state, const Program& program) {
+  const LaunchConfig& config = state.config;
+  const Determinism determinism(config);
+  const GpuSettings settings(config);
+  if (config.keep_tensor_memory) install_rank_memory();
+  spans_nodes(config) ? run_on_node(state, program) : run_in_one_process(state, program);
 }
 
 }  // namespace

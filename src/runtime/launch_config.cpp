@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include <torch/version.h>
 
@@ -68,12 +69,23 @@ void choose_cpu(PartialState& state, int ranks) {
 
 }  // namespace
 
+int PartialState::first_rank() const {
+  return std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.begin() + (ranks_of_nodes.empty() ? 0 : node), 0);
+}
+
+int PartialState::world_size() const {
+  return ranks_of_nodes.empty() ? local_ranks() : std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.end(), 0);
+}
+
+bool spans_nodes(const LaunchConfig& config) { return config.nodes && config.nodes->nodes > 1; }
+
 void apply_exact(AcceleratorState& state) {
   if (!state.config.exact) return;
+  const bool knows_ranks = !spans_nodes(state.config) || !state.ranks_of_nodes.empty();
   const int ranks = state.world_size(), logical = state.config.exact->logical_ranks;
-  require(logical % ranks == 0, std::to_string(ranks) + " ranks do not divide the " + std::to_string(logical) +
-                                    " logical ranks of exact mode; use " +
-                                    std::to_string(fitting_ranks(ranks, state.config)) + " ranks");
+  require(!knows_ranks || logical % ranks == 0, std::to_string(ranks) + " ranks do not divide the " +
+                                                    std::to_string(logical) + " logical ranks of exact mode; use " +
+                                                    std::to_string(fitting_ranks(ranks, state.config)) + " ranks");
   state.config.tf32 = state.config.tf32.value_or(false);
   if (state.config.threads_per_rank == 0) state.config.threads_per_rank = 1;  // cores / ranks depends on the ranks
 }
@@ -94,6 +106,9 @@ void check_config(const LaunchConfig& config) {
                                                       " is too small; use 1 or more");
   if (config.exact) check_logical_ranks(config.exact->logical_ranks);
   require(config.timeout.count() > 0, "timeout must be positive");
+  if (config.nodes) check(*config.nodes);
+  require(!spans_nodes(config) || config.sharding != Sharding::optimizer,
+          "sharding = optimizer with several machines; leave it on automatic: each rank has its own weights and state");
   const auto [first, last] = config.nvtx_capture;
   require(first >= 0 && last >= 0 && (last == 0 || first <= last),
           "nvtx_capture from " + std::to_string(first) + " to " + std::to_string(last) +
@@ -107,6 +122,7 @@ AcceleratorState examine(const LaunchConfig& config) {
   check_config(config);
   AcceleratorState state;
   state.config = config;
+  if (config.nodes) state.node = config.nodes->node;
   state.cores = cpu_backend()->device_count();
   state.libtorch_version = TORCH_VERSION;
   if (config.cpu) {
@@ -121,9 +137,11 @@ AcceleratorState examine(const LaunchConfig& config) {
     }
   }
   apply_exact(state);
+  require(!spans_nodes(config) || state.devices.front().is_cpu(),
+          "GPUs with several machines are not there yet; use cpu = N, or start one process");
   state.backend_name = state.backend->name();
-  state.threads_per_rank =
-      state.config.threads_per_rank > 0 ? state.config.threads_per_rank : std::max(1, state.cores / state.world_size());
+  state.threads_per_rank = state.config.threads_per_rank > 0 ? state.config.threads_per_rank
+                                                             : std::max(1, state.cores / state.local_ranks());
   return state;
 }
 

@@ -65,6 +65,8 @@ Profile Accelerator::profile(const ProfileOptions& options, const std::function<
   std::string path;
   comm::check_together(*context_.group, rank(), {.operation = "broadcast_object"}, [&] {
     check(options);
+    if (context_.group->place().nodes > 1)
+      throw ConfigError("profile with several machines; profile a training of one process");
     if (!is_main()) return;
     path = make_path(options.directory);
     session = std::make_shared<ProfileSession>(world_size(), !device().is_cpu());

@@ -51,6 +51,24 @@ void Rank::run_main_first(const std::function<void()>& function) {
   context_.group->meet(rank(), record);
 }
 
+void Rank::run_local_main_first(const std::function<void()>& function) {
+  const comm::CallRecord record{.operation = "local_main_first"};
+  const auto meet = [&] { const comm::RankGroup::Call call(*context_.group, rank(), record, nullptr); };
+  if (!is_local_main()) {
+    meet();
+    return function();
+  }
+  try {
+    function();
+  } catch (...) {
+    context_.group->token().cancel(std::current_exception(), rank());  // the others wait for it to end well
+    throw;
+  }
+  meet();
+}
+
+int Rank::local_rank() const { return rank() - context_.group->place().first_rank; }
+
 bool Rank::check_trigger() {
   const trace::Range range(trace::Event::collective);
   const comm::CallRecord record{.operation = "check_trigger"};

@@ -35,7 +35,7 @@ struct RankContext {
   int world_size() const { return state->world_size(); }
   bool is_main() const { return rank == 0; }
   const LaunchConfig& config() const { return state->config; }
-  c10::Device device() const { return state->devices[static_cast<std::size_t>(rank)]; }  ///< that it computes on
+  c10::Device device() const { return state->device_of(rank); }  ///< that it computes on
 };
 
 /// The context of the calling rank thread; null on any other thread.

@@ -12,6 +12,20 @@
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
+namespace tandem::optim {
+
+static std::string to_bytes(const GradScalerState& state) {
+  return comm::pack(state.scale, state.growth_factor, state.backoff_factor, state.growth_interval,
+                    state.growth_tracker);
+}
+
+static void from_bytes(std::string_view bytes, GradScalerState& state) {
+  comm::unpack(bytes, state.scale, state.growth_factor, state.backoff_factor, state.growth_interval,
+               state.growth_tracker);
+}
+
+}  // namespace tandem::optim
+
 namespace tandem {
 
 void Join::run(const std::function<void()>& body) {

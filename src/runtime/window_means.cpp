@@ -21,7 +21,8 @@ double tree_sum(std::vector<double> leaves) {
 }  // namespace
 
 double sum_over_shards(RankContext& context, const char* operation, const std::vector<double>& mine) {
-  const comm::detail::ObjectExchange exchange(*context.group, context.rank, {operation, typeid(mine), false}, &mine);
+  const comm::detail::ObjectExchange exchange(*context.group, context.rank,
+                                              comm::detail::object_call<std::vector<double>>(operation, false), &mine);
   std::vector<double> all;
   for (std::size_t sub_step = 0; sub_step < mine.size(); ++sub_step)
     for (int rank = 0; rank < context.world_size(); ++rank)

@@ -24,6 +24,9 @@ struct Nodes {
   std::string network_interface{};   ///< to reach the others by, such as "eth0"; empty: the one that leads to `head`
   std::chrono::milliseconds join_timeout = std::chrono::minutes(10);  ///< longest wait for all nodes to come
   std::chrono::milliseconds node_timeout = std::chrono::seconds(15);  ///< longest silence of a node
+  /// Hears about once a second, on the launching thread, for whom it waits while nodes come: "waiting for node 2 of 3
+  /// (host b): 40 s of 10 min".
+  std::function<void(const std::string&)> on_waiting{};
 };
 
 /// Most nodes of a training.

@@ -12,6 +12,7 @@
 
 #include "tandem/backend/transport.h"
 #include "tandem/checkpoint/checkpoint_options.h"
+#include "tandem/comm/nodes.h"
 #include "tandem/core/warning_sink.h"
 #include "tandem/data/data_loader_configuration.h"
 #include "tandem/nn/gradient_reducer_options.h"
@@ -79,18 +80,31 @@ struct LaunchConfig {
   /// Called on ranks' threads, one at a time.
   WarningSink on_warning{};
   std::stop_token cancel{};  ///< ends the launch from outside, as a failure would
+  /// This process's place in a training on several machines; nothing: it trains alone. See nodes_from_environment() and
+  /// docs/machines.md.
+  std::optional<Nodes> nodes{};
 };
 
 /// The machine and the ranks of a launch: examined once, before any rank starts, and immutable.
 struct PartialState {
   std::shared_ptr<const Backend> backend;  ///< of the ranks' devices
   std::string backend_name;                ///< as messages show it, "CPU"
-  std::vector<c10::Device> devices;        ///< by rank
+  std::vector<c10::Device> devices;        ///< of this process's ranks
   int cores = 1;                           ///< that this process may use at a time
   int threads_per_rank = 1;                ///< intra-op threads
   std::string libtorch_version;            ///< such as "2.11.0"
 
-  int world_size() const { return static_cast<int>(devices.size()); }  ///< how many ranks there are
+  int node = 0;  ///< this process, from 0: see LaunchConfig::nodes
+  /// Ranks of each node; empty before a launch has joined them, and for a process that trains alone.
+  std::vector<int> ranks_of_nodes{};
+
+  int local_ranks() const { return static_cast<int>(devices.size()); }  ///< of this process
+  int first_rank() const;  ///< of this process's ranks, which have the numbers from it on
+  /// How many ranks there are on all nodes, as far as they are known: before a launch has joined them, those of this
+  /// process.
+  int world_size() const;
+  /// The device of one of this process's ranks, by its number among all.
+  c10::Device device_of(int rank) const { return devices[static_cast<std::size_t>(rank - first_rank())]; }
 };
 
 /// PartialState and how to train on it; shared by all ranks of a launch.

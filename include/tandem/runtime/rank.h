@@ -44,6 +44,8 @@ class Rank {
   int logical_ranks() const;
   bool is_main() const { return rank_ == 0; }                ///< whether it is rank 0
   bool is_last() const { return rank_ == world_size_ - 1; }  ///< whether no rank has a higher number
+  int local_rank() const;                                    ///< from 0, among those of this process
+  bool is_local_main() const { return local_rank() == 0; }   ///< whether it is the first one of this process
   c10::Device device() const { return device_; }             ///< that this rank computes on
   const AcceleratorState& state() const { return *state_; }  ///< the launch's, shared by all ranks
 
@@ -165,6 +167,25 @@ class Rank {
     }
   }
 
+  /// As main_first with the first rank of each process in the place of rank 0: for what each machine needs once, such
+  /// as a download. The ranks wait for those of their own process. Collective.
+  template <class Function>
+  auto local_main_first(Function&& function) {
+    if constexpr (std::is_void_v<decltype(function())>) {
+      run_local_main_first([&] { function(); });
+    } else {
+      std::optional<std::decay_t<decltype(function())>> result;
+      run_local_main_first([&] { result.emplace(function()); });
+      return *std::move(result);
+    }
+  }
+
+  /// Runs `function` on the first rank of each process only, and waits for nobody.
+  template <class Function>
+  void on_local_main(Function&& function) const {
+    if (is_local_main()) function();
+  }
+
   /// Runs `function` on rank 0 only, and waits for nobody.
   template <class Function>
   void on_main(Function&& function) const {
@@ -247,6 +268,7 @@ class Rank {
 
   comm::RankGroup& group() const;
   void run_main_first(const std::function<void()>& function);
+  void run_local_main_first(const std::function<void()>& function);
   Share share_of(std::size_t size, bool padding) const;
   static void write_out(const std::string& text);
 

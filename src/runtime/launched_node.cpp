@@ -1,0 +1,87 @@
+#include "runtime/launched_node.h"
+
+#include <c10/util/Exception.h>
+
+#include "comm/error_text.h"
+#include "tandem/core/error.h"
+#include "tandem/version.h"
+
+namespace tandem {
+namespace {
+
+// What has to be the same on all nodes, or ranks would make different calls, or different numbers of the same ones.
+std::vector<comm::NamedValue> values_of(const AcceleratorState& state) {
+  const LaunchConfig& config = state.config;
+  const nn::GradientReducerOptions& reducer = config.gradient_reducer;
+  const auto text = [](auto value) { return c10::str(value); };
+  const auto on_or_off = [](bool value) -> std::string { return value ? "on" : "off"; };
+  const auto number = [](auto value) { return std::to_string(static_cast<std::int64_t>(value)); };
+  std::vector<comm::NamedValue> values{
+      {"Tandem", TANDEM_VERSION},
+      {"LibTorch", state.libtorch_version},
+      {"the backend", state.backend_name},
+      {"seed", text(config.seed)},
+      {"mixed_precision", number(config.mixed_precision)},
+      {"exact.logical_ranks", number(config.exact ? config.exact->logical_ranks : 0)},
+      {"gradient_accumulation_steps", number(config.gradient_accumulation_steps)},
+      {"sync_with_dataloader", on_or_off(config.sync_with_dataloader)},
+      {"scheduler_steps_per_update", number(config.scheduler_steps_per_update)},
+      {"fused_optimizers", on_or_off(config.fused_optimizers)},
+      {"gradient_reducer.bucket_bytes", number(reducer.bucket_bytes)},
+      {"gradient_reducer.first_bucket_bytes", number(reducer.first_bucket_bytes)},
+      {"gradient_reducer.static_graph", on_or_off(reducer.static_graph)},
+      {"data_loader.split_batches", on_or_off(config.data_loader.split_batches)},
+      {"data_loader.even_batches", on_or_off(config.data_loader.even_batches)},
+  };
+  // What products and sums are cut into depends on it.
+  if (config.exact) values.push_back({"threads_per_rank", number(state.threads_per_rank)});
+  return values;
+}
+
+comm::NodeCard card_of(const AcceleratorState& state) {
+  return {.ranks = state.local_ranks(), .values = values_of(state)};
+}
+
+}  // namespace
+
+LaunchedNode::LaunchedNode(AcceleratorState& state, CancelToken& token) : token_(token) {
+  const Nodes& nodes = *state.config.nodes;
+  connection_.emplace(nodes, card_of(state),
+                      comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
+                      [this](const comm::NodeFailure& failure) {
+                        token_.cancel(std::make_exception_ptr(CollectiveError(failure.text)), failure.rank);
+                      });
+  exchange_.emplace(connection_->link(), connection_->joined().ranks());
+  state.ranks_of_nodes = exchange_->ranks_of_nodes();
+}
+
+comm::NodeFailure LaunchedNode::failure_of(const std::exception_ptr& reason, int rank) const {
+  const auto& place = exchange_->place();
+  return {place.node, connection_->joined().cards[static_cast<std::size_t>(place.node)].host, rank,
+          text_of(reason)};
+}
+
+std::optional<comm::NodeFailure> LaunchedNode::leave() {
+  if (!token_.cancelled()) {
+    try {
+      connection_->leave();
+    } catch (...) {
+      token_.cancel(std::current_exception());
+    }
+    if (!token_.cancelled()) return std::nullopt;
+  }
+  // A link breaks because a node has gone, which may have said why.
+  bool follows = false;
+  try {
+    std::rethrow_exception(token_.reason());
+  } catch (const comm::LinkError&) {
+    follows = true;
+  } catch (...) {
+  }
+  const auto failure = connection_->watchman().tell(failure_of(token_.reason(), token_.rank()), follows);
+  connection_->watchman().leave();
+  if (failure.node == exchange_->place().node) return std::nullopt;
+  return failure;
+}
+
+}  // namespace tandem
