@@ -141,8 +141,7 @@ std::shared_ptr<Checkpoints::LoadedState> Checkpoints::on_all_ranks(std::shared_
   if (rank_.group.place().nodes > 1) {
     const auto bytes = rank_.group.gather_bytes(rank_.rank, {.operation = "load_state"},
                                                 is_main() ? to_bytes(*loaded) : std::string());
-    if (rank_.rank == first_rank() && !is_main())
-      from_bytes(bytes->front(), *(loaded = std::make_shared<LoadedState>()));
+    if (rank_.rank == first_rank() && !is_main()) from_bytes(bytes[0], *(loaded = std::make_shared<LoadedState>()));
   }
   return of_first_here(loaded);
 }

@@ -60,7 +60,7 @@ std::vector<std::exception_ptr> exceptions_of_all(RankGroup& group, int rank, co
   const NodePlace& place = group.place();
   std::vector<std::exception_ptr> all;
   if (place.nodes > 1)
-    for (const std::string& bytes : *group.gather_bytes(rank, record, to_bytes(mine)))
+    for (const std::string& bytes : group.gather_bytes(rank, record, to_bytes(mine)))
       all.push_back(exception_of(bytes));
   all.resize(static_cast<std::size_t>(place.world_size));
   const RankGroup::Call call(group, rank, record, &mine);
@@ -73,7 +73,7 @@ std::vector<std::exception_ptr> exceptions_of_all(RankGroup& group, int rank, co
 std::vector<Told> told_by_all(RankGroup& group, int rank, const CallRecord& record, const Told& mine) {
   std::vector<Told> all;
   const auto refusals = exceptions_of_all(group, rank, record, mine.refusal);
-  for (const std::string& bytes : *group.gather_bytes(rank, record, pack(mine.signature, mine.call))) {
+  for (const std::string& bytes : group.gather_bytes(rank, record, pack(mine.signature, mine.call))) {
     Told told{.refusal = refusals[all.size()]};
     unpack(bytes, told.signature, told.call);
     all.push_back(std::move(told));

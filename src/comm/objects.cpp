@@ -50,11 +50,11 @@ std::vector<std::shared_ptr<const void>> objects_of_others(RankGroup& group, int
                       "containers of them, or write to_bytes and from_bytes for it (tandem/comm/object_bytes.h)");
   const bool wanted = !call.root || *call.root == rank;
   const auto all = group.gather_bytes(rank, record, wanted ? call.codec.to_bytes(object) : std::string());
-  std::vector<std::shared_ptr<const void>> objects(all->size());
+  std::vector<std::shared_ptr<const void>> objects(all.size());
   for (int peer = 0; peer < place.world_size; ++peer) {
     const bool here = peer >= place.first_rank && peer < place.first_rank + place.local_ranks;
     if (!here && (!call.root || *call.root == peer))
-      objects[static_cast<std::size_t>(peer)] = call.codec.from_bytes((*all)[static_cast<std::size_t>(peer)]);
+      objects[static_cast<std::size_t>(peer)] = call.codec.from_bytes(all[static_cast<std::size_t>(peer)]);
   }
   return objects;
 }

@@ -249,31 +249,33 @@ void RankGroup::say_farewell(int rank) {
   }
 }
 
-std::shared_ptr<const std::vector<std::string>> RankGroup::gather_bytes(int rank, const CallRecord& record,
-                                                                        const std::string& mine) {
-  const auto all = std::make_shared<std::vector<std::string>>();
+GatheredBytes RankGroup::gather_bytes(int rank, const CallRecord& record, const std::string& mine) {
+  std::vector<std::string> all;
   if (!nodes_) {
     const Call call(*this, rank, record, &mine);
-    for (int peer = 0; peer < world_size(); ++peer) all->push_back(call.payload<std::string>(peer));
-    return all;
+    for (int peer = 0; peer < world_size(); ++peer) all.push_back(call.payload<std::string>(peer));
+    return GatheredBytes(std::move(all));
   }
   struct Part {
     const std::string* mine;
-    std::shared_ptr<const std::vector<std::string>> all;
+    GatheredBytes* all;
   };
-  Part part{&mine, nullptr};
+  GatheredBytes gathered;
+  const Part part{&mine, &gathered};
   carry(rank, record, &part, [&](const Call& call, NodeExchange& nodes) {
+    const auto part_of = [&](int i) { return call.payload<Part>(place_.first_rank + i); };
     std::string message;
-    for (int i = 0; i < place_.local_ranks; ++i) add_field(message, *call.payload<Part>(place_.first_rank + i).mine);
+    for (int i = 0; i < place_.local_ranks; ++i) add_field(message, *part_of(i).mine);
     const auto messages = nodes.exchange_all(message);
     for (int node = 0; node < place_.nodes; ++node) {
       Fields fields(messages[static_cast<std::size_t>(node)], node);
-      for (int i = 0; i < nodes.ranks_of_nodes()[static_cast<std::size_t>(node)]; ++i) all->push_back(fields.text());
+      for (int i = 0; i < nodes.ranks_of_nodes()[static_cast<std::size_t>(node)]; ++i) all.push_back(fields.text());
       fields.end();
     }
-    for (int i = 0; i < place_.local_ranks; ++i) const_cast<Part&>(call.payload<Part>(place_.first_rank + i)).all = all;
+    const GatheredBytes shared(std::move(all));
+    for (int i = 0; i < place_.local_ranks; ++i) *part_of(i).all = shared;
   });
-  return part.all;
+  return gathered;
 }
 
 void RankGroup::carry(int rank, const CallRecord& record, const void* payload,

@@ -21,6 +21,25 @@
 
 namespace tandem::comm {
 
+/// What ranks have said, by rank, in memory that the ranks of a node share.
+class GatheredBytes {
+ public:
+  /// Of nobody.
+  GatheredBytes() = default;
+
+  /// Of all.
+  explicit GatheredBytes(std::vector<std::string> all)
+      : all_(std::make_shared<const std::vector<std::string>>(std::move(all))) {}
+
+  std::size_t size() const { return all_->size(); }                                ///< ranks
+  const std::string& operator[](std::size_t rank) const { return (*all_)[rank]; }  ///< what it has said
+  auto begin() const { return all_->begin(); }                                     ///< of the first rank
+  auto end() const { return all_->end(); }                                         ///< behind the last one
+
+ private:
+  std::shared_ptr<const std::vector<std::string>> all_;
+};
+
 /// The ranks of one launch, as far as they wait for each other: the meeting point of every collective, with the check
 /// that all ranks make the same calls, and the record of what each rank is doing.
 ///
@@ -94,10 +113,8 @@ class RankGroup {
   /// rank's next call. Collective; throws like `exchange_mail`.
   std::span<const std::uint64_t> meet(int rank, const CallRecord& record, std::uint64_t value = 0);
 
-  /// What each rank of all nodes says, by rank: any number of bytes, the same object for the ranks of a node.
-  /// Collective; throws like `exchange_mail`.
-  std::shared_ptr<const std::vector<std::string>> gather_bytes(int rank, const CallRecord& record,
-                                                               const std::string& mine);
+  /// What each rank of all nodes says, by rank: any number of bytes. Collective; throws like `exchange_mail`.
+  GatheredBytes gather_bytes(int rank, const CallRecord& record, const std::string& mine);
 
   /// A call in which one rank of each node does something with other nodes on behalf of all its ranks: `work` is called
   /// on the first one with the Call, whose payloads are those of the node's ranks. Returns when that has been done.

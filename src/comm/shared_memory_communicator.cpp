@@ -256,7 +256,7 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
     for (const at::Tensor& tensor : tensors) add_tensor(mine, tensor);
     const auto all = group_.gather_bytes(rank(), record, mine);
     std::vector<std::vector<at::Tensor>> of_ranks;
-    for (const std::string& bytes : *all)
+    for (const std::string& bytes : all)
       of_ranks.push_back(tensors_of(bytes, tensors, static_cast<int>(of_ranks.size())));
     return of_ranks;
   }

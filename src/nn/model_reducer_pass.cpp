@@ -147,7 +147,7 @@ std::size_t ModelReducer::tell_each_other() {
     return most_started;
   }
   int peer = 0;
-  for (const std::string& bytes : *group_.gather_bytes(
+  for (const std::string& bytes : group_.gather_bytes(
            communicator_.rank(), record, comm::pack(told_.states, told_.started, told_.order, told_.last_arrival))) {
     PassReport told;
     comm::unpack(bytes, told.states, told.started, told.order, told.last_arrival);

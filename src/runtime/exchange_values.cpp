@@ -64,7 +64,7 @@ std::vector<std::vector<Numbers>> exchange_numbers(RankContext& context, const V
   std::string mine;
   for (const Numbers& numbers : parts.numbers) mine += comm::pack(numbers.row, numbers.integers, numbers.values);
   std::vector<std::vector<Numbers>> of_ranks;
-  for (std::string_view bytes : *context.group->gather_bytes(context.rank, record, mine)) {
+  for (std::string_view bytes : context.group->gather_bytes(context.rank, record, mine)) {
     auto& of_rank = of_ranks.emplace_back(parts.numbers);  // of the same types
     for (Numbers& numbers : of_rank) comm::unpack_some(bytes, numbers.row, numbers.integers, numbers.values);
   }

@@ -57,8 +57,7 @@ LaunchedNode::LaunchedNode(AcceleratorState& state, CancelToken& token) : token_
 
 comm::NodeFailure LaunchedNode::failure_of(const std::exception_ptr& reason, int rank) const {
   const auto& place = exchange_->place();
-  return {place.node, connection_->joined().cards[static_cast<std::size_t>(place.node)].host, rank,
-          text_of(reason)};
+  return {place.node, connection_->joined().cards[static_cast<std::size_t>(place.node)].host, rank, text_of(reason)};
 }
 
 std::optional<comm::NodeFailure> LaunchedNode::leave() {

@@ -50,7 +50,7 @@ TEST_CASE("ranks of several nodes meet and see what each says") {
                                  static_cast<char>('a' + rank));
           const auto said = group.gather_bytes(rank, {.operation = "gather"}, mine);
           for (std::size_t peer = 0; peer < all.size(); ++peer)
-            if (said->at(peer) != std::string(peer * 200'000 * (round == 7), static_cast<char>('a' + peer)))
+            if (said[peer] != std::string(peer * 200'000 * (round == 7), static_cast<char>('a' + peer)))
               throw Error("rank " + std::to_string(peer) + " gave other bytes");
         }
       }
