@@ -249,11 +249,12 @@ Inputs read_inputs(Options& options) {
   check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
-  inputs.series = begin_series(options.launch.checkpoints.directory);
+  const bool writes = options.machine.node == 0;  // others have the same files, or none
+  if (writes) inputs.series = begin_series(options.launch.checkpoints.directory);
   inputs.checkpoint = checkpoint_to_resume(options);
   if (inputs.checkpoint) check_is_its_data(options, inputs);
-  inputs.weights = open_weights(options.save_weights);
-  inputs.log = std::make_unique<MetricsLog>(options.log_json);  // last: it may wait for a reader
+  if (writes) inputs.weights = open_weights(options.save_weights);
+  inputs.log = std::make_unique<MetricsLog>(writes ? options.log_json : "");  // last: it may wait for a reader
   return inputs;
 }
 

@@ -136,7 +136,7 @@ int run(int argc, char** argv) {
   apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet);
   tandem::launch_on(launch, [&](tandem::Accelerator& accelerator) {
     const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved);
-    if (accelerator.is_main()) outcome = mine;
+    if (accelerator.is_local_main()) outcome = mine;
   });
   report_profile(options, outcome);
   report(options, outcome);

@@ -284,6 +284,25 @@ tandem::PartialState examine_ranks(const Raw& raw) {
   }
 }
 
+// What a launcher has started is one of several processes, unless --nodes says otherwise.
+void find_nodes(Options& options) {
+  auto& nodes = options.launch.nodes;
+  if (!nodes) nodes = tandem::nodes_from_environment();
+  if (!nodes || options.quiet) return;
+  nodes->on_waiting = [](const std::string& text) { std::fprintf(stderr, "train: %s\n", text.c_str()); };
+}
+
+void check_nodes(Options& options) {
+  find_nodes(options);
+  if (!options.launch.nodes || options.launch.nodes->nodes == 1) return;
+  const auto refuse = [](const char* flag) {
+    throw tandem::ConfigError(std::string(flag) + " does not go with several machines; find it out on one first");
+  };
+  if (options.finds_batch_size) refuse("--batch-size auto");
+  if (options.check_exact) refuse("--check-exact");
+  if (!options.profile.directory.empty()) refuse("--profile");
+}
+
 SchedulerKind scheduler_of(const Raw& raw) {
   const SchedulerKind kind = kSchedulers.at(raw.scheduler);
   const bool by_steps = raw.options.warmup_steps > 0, by_epochs = raw.options.warmup_epochs.value_or(0) > 0;
@@ -324,8 +343,6 @@ Options finish(Raw raw) {
   options.scheduler = scheduler_of(raw);
   options.progress = !raw.no_progress && !options.quiet && !options.check_exact;
   if (options.check_exact && !options.launch.exact) options.launch.exact.emplace();
-  options.machine = examine_ranks(raw);
-  options.batch_size = loader_batch_size(raw, options.logical_ranks());
   options.finds_batch_size = raw.batch_size == kAuto;
   check_output("--save-weights", options.save_weights);
   if (!raw.early_stop.empty()) options.early_stop = read_early_stop(raw.early_stop);
@@ -344,6 +361,11 @@ Options finish(Raw raw) {
   const auto profiled = read_steps("--profile-steps", raw.profile_steps);
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;
+  check_nodes(options);
+  options.machine = examine_ranks(raw);  // last: it waits for the other nodes, where there are some
+  options.batch_size = loader_batch_size(raw, options.logical_ranks());
+  if (options.machine.node > 0) options.quiet = true;  // node 0 speaks for all
+  options.progress = options.progress && !options.quiet;
   return options;
 }
 

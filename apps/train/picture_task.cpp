@@ -148,7 +148,7 @@ class PictureTask : public Classification {
 
   int workers() const override {
     const auto& machine = options_.machine;
-    return std::max(1, machine.cores - machine.world_size() * machine.threads_per_rank);
+    return std::max(1, machine.cores - machine.local_ranks() * machine.threads_per_rank);
   }
 
   std::shared_ptr<data::Sampler> sampler() const override {

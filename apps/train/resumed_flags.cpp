@@ -44,7 +44,7 @@ std::map<std::string, OnResume> make_decisions() {
   add(used, {"epochs", "max-steps", "check-exact", "eval-every"});
   // On what.
   add(used, {"gpus", "devices", "cpu", "threads-per-rank", "transport", "checkpoint-activations", "cuda-graphs", "tf32",
-             "expandable-segments"});
+             "expandable-segments", "nodes", "node", "head"});
   // What is read and written. --init-weights is refused with --resume.
   add(used, {"config", "init-weights", "weights-prefix", "save-weights", "sample-bytes", "log-json", "checkpoint-dir",
              "save-every"});

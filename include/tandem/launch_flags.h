@@ -118,6 +118,32 @@ inline void add_flags_of_ranks(CLI::App& app, LaunchConfig& config) {
       ->check(CLI::Range(1, 1024));
 }
 
+// --nodes, --node and --head, for those who start the processes of several machines by hand.
+inline void add_flags_of_nodes(CLI::App& app, LaunchConfig& config) {
+  const auto nodes = [&config]() -> Nodes& { return config.nodes ? *config.nodes : config.nodes.emplace(); };
+  app.add_option_function<int>(
+         "--nodes", [nodes](int count) { nodes().nodes = count; },
+         "processes of the training, mostly one a machine (default: what a launcher says); 1: this one alone")
+      ->check(CLI::Range(1, kMostNodes));
+  app.add_option_function<int>(
+         "--node", [nodes](int node) { nodes().node = node; }, "which of them this is, from 0")
+      ->check(CLI::Range(0, kMostNodes - 1))
+      ->needs("--nodes");
+  app.add_option_function<std::string>(
+         "--head",
+         [nodes](const std::string& head) {
+           const std::size_t colon = head.rfind(':');
+           const std::string digits = colon == std::string::npos ? "" : head.substr(colon + 1);
+           const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), nodes().port);
+           if (colon == 0 || error != std::errc() || end != digits.data() + digits.size())
+             throw CLI::ValidationError("--head " + head + " is not HOST:PORT, such as head:29500");
+           nodes().head = head.substr(0, colon);
+           nodes().started_by = "--node";
+         },
+         "HOST:PORT at which node 0 listens for the others")
+      ->needs("--nodes");
+}
+
 // What the ranks compute in, and with.
 inline void add_flags_of_computing(CLI::App& app, LaunchConfig& config) {
   add_choice<Transport>(
@@ -150,8 +176,8 @@ inline void add_flags_of_batches(CLI::App& app, LaunchConfig& config) {
 
 }  // namespace detail
 
-/// Adds flags for what a launch takes to `app`: --gpus, --devices, --cpu, --threads-per-rank, --transport, --tf32,
-/// --expandable-segments, --seed, --mixed-precision, --gradient-accumulation-steps, --no-even-batches, --split-batches,
+/// Adds flags for what a launch takes to `app`: --gpus, --devices, --cpu, --threads-per-rank, --nodes, --node, --head,
+/// --transport, --tf32, --expandable-segments, --seed, --mixed-precision, --gradient-accumulation-steps, --no-even-batches, --split-batches,
 /// --dispatch-batches and --nvtx-steps. `train` has the same ones.
 ///
 /// Parsing writes into `config`, which has to outlive it. What is not given stays as it was before, so a program sets
@@ -162,6 +188,7 @@ inline void add_flags_of_batches(CLI::App& app, LaunchConfig& config) {
 /// What a program does with checkpoints is its own: LaunchConfig::checkpoints has no flags here.
 inline void add_launch_flags(CLI::App& app, LaunchConfig& config) {
   detail::add_flags_of_ranks(app, config);
+  detail::add_flags_of_nodes(app, config);
   detail::add_flags_of_computing(app, config);
   detail::add_flags_of_batches(app, config);
   const auto take_steps = [&config](const std::string& text) {

@@ -309,14 +309,14 @@ void run_in_one_process(const AcceleratorState& state, const Program& program) {
   }
 }
 
-void run_on_node(AcceleratorState state, const Program& program) {
+void run_on_node(const AcceleratorState& state, const Program& program) {
   CancelToken token;
-  LaunchedNode node(state, token);
+  LaunchedNode& node = *state.joined;
+  node.begin(token);
   std::vector<std::string> notes(state.devices.size());
   LaunchEnd end;
   std::exception_ptr error;  // of this process and no rank
   try {
-    apply_exact(state);  // the ranks are known now
     comm::RankGroup group(node.exchange(), token);
     end = run_team(state, program, group, &node.exchange(), notes);
     if (!token.cancelled()) throw_if_not_well(end);
@@ -334,7 +334,7 @@ void run_ranks(const AcceleratorState& state, const Program& program) {
   const Determinism determinism(config);
   const GpuSettings settings(config);
   if (config.keep_tensor_memory) install_rank_memory();
-  spans_nodes(config) ? run_on_node(state, program) : run_in_one_process(state, program);
+  state.joined ? run_on_node(state, program) : run_in_one_process(state, program);
 }
 
 }  // namespace
@@ -345,6 +345,8 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
 
 void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body, LaunchObserver* observer) {
   require_no_rank();
+  if (observer && spans_nodes(config))
+    throw ConfigError("a Session with several machines is not there yet; use launch, or one process");
   run_ranks(examine(config), {body, observer});
 }
 

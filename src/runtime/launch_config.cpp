@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "runtime/check_config.h"
+#include "runtime/launched_node.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -106,7 +107,7 @@ void check_config(const LaunchConfig& config) {
                                                       " is too small; use 1 or more");
   if (config.exact) check_logical_ranks(config.exact->logical_ranks);
   require(config.timeout.count() > 0, "timeout must be positive");
-  if (config.nodes) check(*config.nodes);
+  if (spans_nodes(config)) check(*config.nodes);
   require(!spans_nodes(config) || config.sharding != Sharding::optimizer,
           "sharding = optimizer with several machines; leave it on automatic: each rank has its own weights and state");
   const auto [first, last] = config.nvtx_capture;
@@ -142,6 +143,10 @@ AcceleratorState examine(const LaunchConfig& config) {
   state.backend_name = state.backend->name();
   state.threads_per_rank = state.config.threads_per_rank > 0 ? state.config.threads_per_rank
                                                              : std::max(1, state.cores / state.local_ranks());
+  if (!spans_nodes(config)) return state;
+  state.joined = std::make_shared<LaunchedNode>(state);
+  state.ranks_of_nodes = state.joined->exchange().ranks_of_nodes();
+  apply_exact(state);  // the ranks are known now
   return state;
 }
 

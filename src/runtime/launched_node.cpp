@@ -44,41 +44,66 @@ comm::NodeCard card_of(const AcceleratorState& state) {
 
 }  // namespace
 
-LaunchedNode::LaunchedNode(AcceleratorState& state, CancelToken& token) : token_(token) {
+LaunchedNode::LaunchedNode(const AcceleratorState& state) {
   const Nodes& nodes = *state.config.nodes;
   connection_.emplace(nodes, card_of(state),
                       comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
-                      [this](const comm::NodeFailure& failure) {
-                        token_.cancel(std::make_exception_ptr(CollectiveError(failure.text)), failure.rank);
-                      });
+                      [this](const comm::NodeFailure& failure) { heard(failure); });
   exchange_.emplace(connection_->link(), connection_->joined().ranks());
-  state.ranks_of_nodes = exchange_->ranks_of_nodes();
+}
+
+LaunchedNode::~LaunchedNode() {
+  if (left_ || !exchange_) return;
+  connection_->watchman().tell(failure_of(std::make_exception_ptr(Error("its process ended before its ranks did")), -1));
+  connection_->watchman().leave();
+}
+
+// On the watchman's thread.
+void LaunchedNode::heard(const comm::NodeFailure& failure) {
+  const std::lock_guard lock(mutex_);
+  failure_ = failure;
+  if (token_) token_->cancel(std::make_exception_ptr(CollectiveError(failure.text)), failure.rank);
+}
+
+void LaunchedNode::begin(CancelToken& token) {
+  if (std::exchange(begun_, true))
+    throw ConfigError("a state of several nodes is for one launch; examine the configuration again for the next one");
+  const std::lock_guard lock(mutex_);
+  token_ = &token;
+  if (failure_) token.cancel(std::make_exception_ptr(CollectiveError(failure_->text)), failure_->rank);
 }
 
 comm::NodeFailure LaunchedNode::failure_of(const std::exception_ptr& reason, int rank) const {
-  const auto& place = exchange_->place();
-  return {place.node, connection_->joined().cards[static_cast<std::size_t>(place.node)].host, rank, text_of(reason)};
+  const int node = exchange_->place().node;
+  return {node, connection_->joined().cards[static_cast<std::size_t>(node)].host, rank, text_of(reason)};
 }
 
 std::optional<comm::NodeFailure> LaunchedNode::leave() {
-  if (!token_.cancelled()) {
+  left_ = true;
+  if (!token_->cancelled()) {
     try {
       connection_->leave();
     } catch (...) {
-      token_.cancel(std::current_exception());
+      token_->cancel(std::current_exception());
     }
-    if (!token_.cancelled()) return std::nullopt;
+    if (!token_->cancelled()) {
+      const std::lock_guard lock(mutex_);
+      token_ = nullptr;
+      return std::nullopt;
+    }
   }
   // A link breaks because a node has gone, which may have said why.
   bool follows = false;
   try {
-    std::rethrow_exception(token_.reason());
+    std::rethrow_exception(token_->reason());
   } catch (const comm::LinkError&) {
     follows = true;
   } catch (...) {
   }
-  const auto failure = connection_->watchman().tell(failure_of(token_.reason(), token_.rank()), follows);
+  const auto failure = connection_->watchman().tell(failure_of(token_->reason(), token_->rank()), follows);
   connection_->watchman().leave();
+  const std::lock_guard lock(mutex_);
+  token_ = nullptr;
   if (failure.node == exchange_->place().node) return std::nullopt;
   return failure;
 }

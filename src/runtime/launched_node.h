@@ -1,9 +1,8 @@
-// This process's part in a launch over several nodes, from joining the others to leaving them.
+// This process's part in a training on several nodes, from joining the others to leaving them.
 #pragma once
 
-#include <exception>
+#include <mutex>
 #include <optional>
-#include <string>
 
 #include "comm/nodes/connection.h"
 #include "comm/nodes/exchange.h"
@@ -12,23 +11,36 @@
 
 namespace tandem {
 
-/// The connection to the other nodes of a launch. What fails there fires the token here, and the other way round.
+/// The connection to the other nodes of a training, of which one launch is made. What fails on another node fires that
+/// launch's token, and what fires it is told to the others.
 class LaunchedNode {
  public:
-  /// Waits for all nodes, and tells `state` how many ranks each has. Collective over nodes. Throws what NodeConnection
-  /// throws. `token` outlives it.
-  LaunchedNode(AcceleratorState& state, CancelToken& token);
+  /// Waits for all nodes. `state` is what this one brings. Collective over nodes. Throws what NodeConnection throws.
+  explicit LaunchedNode(const AcceleratorState& state);
 
-  comm::NodeExchange& exchange() { return *exchange_; }  ///< beneath this launch's RankGroup
+  /// Tells the others that this process ended, unless it has left.
+  ~LaunchedNode();
+  LaunchedNode(const LaunchedNode&) = delete;
+  LaunchedNode& operator=(const LaunchedNode&) = delete;
 
-  /// When all is over here: leaves the others, and returns what has ended the training on another node; nothing where
-  /// it ended well, or by what the token has.
+  comm::NodeExchange& exchange() { return *exchange_; }  ///< beneath the launch's RankGroup
+
+  /// From now on `token`, which outlives `leave`, fires when another node fails, or has failed. Throws ConfigError when
+  /// there has been a launch.
+  void begin(CancelToken& token);
+
+  /// When all is over here: leaves the others, and returns what has ended the training on another node; nothing where it
+  /// ended well, or by what the token has.
   std::optional<comm::NodeFailure> leave();
 
  private:
   comm::NodeFailure failure_of(const std::exception_ptr& reason, int rank) const;
+  void heard(const comm::NodeFailure& failure);
 
-  CancelToken& token_;
+  std::mutex mutex_;  // guards both below
+  CancelToken* token_ = nullptr;
+  std::optional<comm::NodeFailure> failure_;  // of another node
+  bool begun_ = false, left_ = false;
   std::optional<comm::NodeConnection> connection_;
   std::optional<comm::NodeExchange> exchange_;
 };

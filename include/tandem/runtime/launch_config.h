@@ -23,6 +23,7 @@
 namespace tandem {
 
 class Backend;
+class LaunchedNode;
 
 /// What the ranks share: the optimizers' updates and state, and the weights. Results do not depend on it, to the bit.
 enum class Sharding {
@@ -95,14 +96,15 @@ struct PartialState {
   std::string libtorch_version;            ///< such as "2.11.0"
 
   int node = 0;  ///< this process, from 0: see LaunchConfig::nodes
-  /// Ranks of each node; empty before a launch has joined them, and for a process that trains alone.
+  /// Ranks of each node; empty for a process that trains alone.
   std::vector<int> ranks_of_nodes{};
+
+  /// The connection to the other nodes, for one launch; null for a process that trains alone.
+  std::shared_ptr<LaunchedNode> joined{};
 
   int local_ranks() const { return static_cast<int>(devices.size()); }  ///< of this process
   int first_rank() const;  ///< of this process's ranks, which have the numbers from it on
-  /// How many ranks there are on all nodes, as far as they are known: before a launch has joined them, those of this
-  /// process.
-  int world_size() const;
+  int world_size() const;  ///< how many ranks there are, on all nodes
   /// The device of one of this process's ranks, by its number among all.
   c10::Device device_of(int rank) const { return devices[static_cast<std::size_t>(rank - first_rank())]; }
 };
@@ -115,7 +117,9 @@ struct AcceleratorState : PartialState {
   int logical_ranks() const { return config.exact ? config.exact->logical_ranks : world_size(); }
 };
 
-/// Examines the machine. Throws ConfigError saying what is wrong with `config` and what would be right.
+/// Examines the machine, and with LaunchConfig::nodes waits for the other nodes and compares their configurations with
+/// this one; then the state is for one launch. Throws ConfigError saying what is wrong with `config` and what would be
+/// right, and CollectiveError when nodes do not come, or fail.
 AcceleratorState examine(const LaunchConfig& config);
 
 /// Number of CPU ranks when none is asked for: one for each core that this process may use, or, where that is less, as
