@@ -177,7 +177,8 @@ inline void add_flags_of_batches(CLI::App& app, LaunchConfig& config) {
 }  // namespace detail
 
 /// Adds flags for what a launch takes to `app`: --gpus, --devices, --cpu, --threads-per-rank, --nodes, --node, --head,
-/// --transport, --tf32, --expandable-segments, --seed, --mixed-precision, --gradient-accumulation-steps, --no-even-batches, --split-batches,
+/// --transport, --tf32, --expandable-segments, --seed, --mixed-precision, --gradient-accumulation-steps,
+/// --no-even-batches, --split-batches,
 /// --dispatch-batches and --nvtx-steps. `train` has the same ones.
 ///
 /// Parsing writes into `config`, which has to outlive it. What is not given stays as it was before, so a program sets

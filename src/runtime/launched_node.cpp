@@ -54,7 +54,8 @@ LaunchedNode::LaunchedNode(const AcceleratorState& state) {
 
 LaunchedNode::~LaunchedNode() {
   if (left_ || !exchange_) return;
-  connection_->watchman().tell(failure_of(std::make_exception_ptr(Error("its process ended before its ranks did")), -1));
+  connection_->watchman().tell(
+      failure_of(std::make_exception_ptr(Error("its process ended before its ranks did")), -1));
   connection_->watchman().leave();
 }
 

@@ -29,8 +29,8 @@ class LaunchedNode {
   /// there has been a launch.
   void begin(CancelToken& token);
 
-  /// When all is over here: leaves the others, and returns what has ended the training on another node; nothing where it
-  /// ended well, or by what the token has.
+  /// When all is over here: leaves the others, and returns what has ended the training on another node; nothing where
+  /// it ended well, or by what the token has.
   std::optional<comm::NodeFailure> leave();
 
  private:

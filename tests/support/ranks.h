@@ -5,12 +5,14 @@
 #include <optional>
 
 #include "support/catch.h"
+#include "support/launch_nodes.h"
 #include "tandem/tandem.h"
 
 namespace tandem::test {
 
-/// Runs `body` on `ranks` CPU ranks.
+/// Runs `body` on `ranks` CPU ranks: of one process, unless TANDEM_TEST_NODES says otherwise.
 inline void run_ranks(int ranks, LaunchConfig config, const std::function<void(Accelerator&)>& body) {
+  if (const auto nodes = nodes_of_test(ranks, config); !nodes.empty()) return launch_on_nodes(nodes, config, body);
   config.cpu = ranks;
   launch(config, body);
 }

@@ -1,0 +1,268 @@
+// Trainings on several nodes, against the same one in one process with as many ranks: to the bit.
+#include <map>
+#include <numeric>
+
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
+
+#include "support/error_of.h"
+#include "support/ranks.h"
+#include "support/temp_dir.h"
+
+using namespace tandem;
+using namespace tandem::test;
+
+namespace {
+
+const std::vector<std::vector<int>> kNodes{{1, 1}, {2, 1}, {1, 2, 1}, {2, 2}};
+
+std::string bits_of(const at::Tensor& tensor) {
+  const at::Tensor row = tensor.detach().contiguous();
+  return {static_cast<const char*>(row.const_data_ptr()), row.nbytes()};
+}
+
+std::string bits_of(const torch::nn::Module& net) {
+  std::string bits;
+  for (const at::Tensor& tensor : net.parameters()) bits += bits_of(tensor);
+  for (const at::Tensor& tensor : net.buffers()) bits += bits_of(tensor);
+  return bits;
+}
+
+using Body = std::function<std::string(Accelerator&)>;
+
+// What each rank returned on so many nodes; one: in one process.
+std::vector<std::string> results_on(const std::vector<int>& nodes, LaunchConfig config, const Body& body) {
+  const int ranks = std::accumulate(nodes.begin(), nodes.end(), 0);
+  std::vector<std::string> results(static_cast<std::size_t>(ranks));
+  const auto keep = [&](Accelerator& a) { results[static_cast<std::size_t>(a.rank())] = body(a); };
+  config.threads_per_rank = 1;
+  config.cpu = ranks;
+  nodes.size() == 1 ? launch(config, keep) : launch_on_nodes(nodes, config, keep);
+  return results;
+}
+
+void check_same_on_nodes(const LaunchConfig& config, const Body& body,
+                         const std::vector<std::vector<int>>& of_nodes = kNodes) {
+  for (const std::vector<int>& nodes : of_nodes) {
+    CAPTURE(nodes);
+    const auto alone = results_on({std::accumulate(nodes.begin(), nodes.end(), 0)}, config, body);
+    CHECK_FALSE(alone[0].empty());
+    CHECK((results_on(nodes, config, body) == alone));
+  }
+}
+
+struct Line {
+  torch::nn::Sequential net{torch::nn::Linear(6, 700), torch::nn::BatchNorm1d(700), torch::nn::Dropout(0.3),
+                            torch::nn::Linear(700, 3)};
+  torch::optim::AdamW adamw{net->parameters(), 0.01};
+  optim::CosineAnnealingLR cosine{adamw, {.T_max = 50}};
+};
+
+// Passes over a shuffled dataset whose length no number of ranks divides.
+std::string train(Accelerator& a, int epochs, const std::function<void(nn::GradientReducer&)>& set_up = {}) {
+  Line line;
+  data::DataLoader samples(data::TensorDataset(torch::randn({53, 6}), torch::randint(0, 3, {53}, at::kLong)),
+                           {.batch_size = 4, .shuffle = true});
+  auto [model, optimizer, scheduler, batches] = a.prepare(line.net, line.adamw, line.cosine, samples);
+  if (set_up) set_up(model.reducer());
+  double losses = 0;
+  for (int epoch = 0; epoch < epochs; ++epoch)
+    for (auto& [inputs, targets] : batches) {
+      auto window = a.accumulate(model);
+      const auto loss = torch::nn::functional::cross_entropy(model(inputs), targets);
+      a.backward(loss);
+      a.clip_grad_norm_(model, 1.0);
+      optimizer.step();
+      scheduler.step();
+      optimizer.zero_grad();
+      losses += a.reduce(loss.item<double>());
+    }
+  return bits_of(*line.net) + std::to_string(losses) + bits_of(torch::rand({3}));
+}
+
+}  // namespace
+
+TEST_CASE("a training on several nodes has the bits of one process, in all precisions and with accumulation") {
+  const Precision precision = GENERATE(Precision::no, Precision::bf16, Precision::fp16);
+  check_same_on_nodes({.mixed_precision = precision, .gradient_accumulation_steps = 2},
+                      [](Accelerator& a) { return train(a, 2); });
+}
+
+TEST_CASE("exact mode on several nodes has its bits") {
+  check_same_on_nodes({.exact = ExactOptions{}}, [](Accelerator& a) { return train(a, 1); }, {{1, 1}, {1, 2, 1}});
+  const Body body = [](Accelerator& a) { return bits_of(torch::ones({1})) + train(a, 1); };
+  const auto on_one = results_on({1}, {.exact = ExactOptions{}}, body);
+  CHECK((results_on({1, 1}, {.exact = ExactOptions{}}, body)[1] == on_one[0]));
+}
+
+TEST_CASE("communication hooks on several nodes have the bits of one process") {
+  const auto hook = GENERATE(0, 1);
+  check_same_on_nodes({},
+                      [&](Accelerator& a) {
+                        return train(a, 1, [&](nn::GradientReducer& reducer) {
+                          reducer.set_communication_hook(hook == 0 ? nn::power_sgd({.start_powerSGD_iter = 2})
+                                                                   : nn::bf16_compression());
+                        });
+                      },
+                      {{2, 1}});
+}
+
+TEST_CASE("every collective on several nodes gives what one process gives") {
+  check_same_on_nodes({}, [](Accelerator& a) {
+    std::string said;
+    const auto say = [&](const at::Tensor& tensor) { said += bits_of(tensor) + "|"; };
+    const int rank = a.rank();
+    for (const std::int64_t length : {1, 5000, 200'000}) {
+      for (const auto op : {comm::ReduceOp::sum, comm::ReduceOp::mean, comm::ReduceOp::max})
+        say(a.reduce(torch::rand({length}), op));
+      at::Tensor mine = torch::rand({length});
+      a.broadcast(mine, a.world_size() - 1);
+      say(mine);
+      say(a.gather(torch::rand({length + rank})));
+      say(a.pad_across_ranks(torch::rand({length + rank})));
+      comm::Communicator& calls = a.communicator();
+      say(calls.reduce_scatter(torch::rand({length * a.world_size()}), comm::ReduceOp::sum));
+      std::vector<at::Tensor> parts;
+      for (int to = 0; to < a.world_size(); ++to) parts.push_back(torch::rand({length + to}));
+      for (const at::Tensor& part : calls.all_to_all(parts)) say(part);
+      at::Tensor reduced = torch::rand({length});
+      calls.reduce(reduced, comm::ReduceOp::sum, a.world_size() - 1);
+      say(reduced);
+    }
+    at::Tensor across = torch::rand({300, 400}).t();  // not contiguous
+    a.communicator().broadcast(across, 0);
+    say(across);
+    for (const int number : a.gather(rank * 3)) said += std::to_string(number) + ",";
+    said += std::to_string(a.reduce(0.1 * (rank + 1)));
+    using Object = std::map<std::string, std::pair<std::vector<std::string>, at::Tensor>>;
+    for (const Object& object : a.gather_objects(
+             Object{{"rank", {{std::string(static_cast<std::size_t>(rank), 'x'), ""}, torch::rand({2})}}})) {
+      said += object.at("rank").first.front();
+      say(object.at("rank").second);
+    }
+    said += a.broadcast_object(std::string("from ") + std::to_string(rank), a.world_size() - 1);
+    if (rank == a.world_size() - 1) a.set_trigger();
+    said += a.check_trigger() ? "set" : "not set";
+    said += a.check_trigger() ? "set" : "not set";
+    a.wait_for_everyone();
+    said += std::to_string(a.main_first([&] { return rank; }));
+    return said;
+  });
+}
+
+TEST_CASE("what cannot be sent to another node is an error on all that names the type") {
+  const auto errors =
+      try_to_launch_on_nodes({1, 1}, {}, [](Accelerator& a) { a.gather_objects(std::make_shared<int>(a.rank())); });
+  for (const auto& error : errors) CHECK_THAT(text_of_error(error), ContainsSubstring("std::shared_ptr<int>"));
+}
+
+TEST_CASE("uneven inputs and local SGD on several nodes have the bits of one process") {
+  const bool local = GENERATE(false, true);
+  check_same_on_nodes({},
+                      [&](Accelerator& a) {
+                        Line line;
+                        auto [model, optimizer, scheduler] = a.prepare(line.net, line.adamw, line.cosine);
+                        const auto step = [&, &model = model, &optimizer = optimizer] {
+                          auto window = a.accumulate(model);
+                          a.backward(model(torch::randn({6, 6})).pow(2).mean());
+                          optimizer.step();
+                          optimizer.zero_grad();
+                        };
+                        if (local)
+                          a.local_sgd(2, [&](nn::LocalSgd& sgd) {
+                            for (int i = 0; i < 5; ++i) {
+                              step();
+                              sgd.step();
+                            }
+                          });
+                        else
+                          a.join_uneven_inputs([&] {
+                            for (int i = 0; i < 2 + 2 * a.rank(); ++i) step();
+                          });
+                        step();
+                        return bits_of(*line.net);
+                      },
+                      {{1, 1}, {1, 2, 1}});
+}
+
+TEST_CASE("a state that is saved on several nodes goes on on any number of them") {
+  const TempDir dir;
+  const std::string path = dir / "state";
+  const auto go_on = [&](Accelerator& a, bool saves, bool background) {
+    Line line;
+    data::DataLoader samples(data::TensorDataset(torch::randn({53, 6}), torch::randint(0, 3, {53}, at::kLong)),
+                             {.batch_size = 4, .shuffle = true});
+    auto [model, optimizer, scheduler, batches] = a.prepare(line.net, line.adamw, line.cosine, samples);
+    const auto epoch = [&, &model = model, &optimizer = optimizer, &batches = batches] {
+      for (auto& [inputs, targets] : batches) {
+        auto window = a.accumulate(model);
+        a.backward(torch::nn::functional::cross_entropy(model(inputs), targets));
+        optimizer.step();
+        optimizer.zero_grad();
+      }
+    };
+    if (saves) {
+      epoch();
+      a.save_state(path, {.background = background});
+      a.wait_for_saves();
+    } else {
+      a.load_state(path);
+    }
+    epoch();
+    return bits_of(*line.net) + bits_of(torch::rand({3}));
+  };
+  for (const bool background : {false, true})
+    for (const std::vector<int>& saving : {std::vector<int>{3}, std::vector<int>{2, 1}}) {
+      const auto saved = results_on(saving, {}, [&](Accelerator& a) { return go_on(a, true, background); });
+      for (const std::vector<int>& loading : {std::vector<int>{3}, std::vector<int>{1, 2}, std::vector<int>{1, 1, 1}})
+        CHECK((results_on(loading, {}, [&](Accelerator& a) { return go_on(a, false, background); }) == saved));
+    }
+}
+
+TEST_CASE("the error of one rank ends all nodes, which name it, its node and its host") {
+  for (const int failing : {0, 2}) {
+    const auto errors = try_to_launch_on_nodes({1, 2}, {}, [&](Accelerator& a) {
+      a.wait_for_everyone();
+      if (a.rank() == failing) throw DataError("the disk is full");
+      a.wait_for_everyone();
+      a.wait_for_everyone();
+    });
+    const int node = failing == 0 ? 0 : 1;
+    const std::string rank = "rank " + std::to_string(failing);
+    CHECK(text_of_error(errors[static_cast<std::size_t>(node)]) == rank + ": the disk is full");
+    CHECK_THAT(text_of_error(errors[static_cast<std::size_t>(1 - node)]),
+               Catch::Matchers::StartsWith(rank + ", node " + std::to_string(node) + " (host ") &&
+                   Catch::Matchers::EndsWith("): the disk is full"));
+  }
+}
+
+TEST_CASE("nodes with other settings refuse each other, and name both") {
+  const int port = comm::port_of(comm::listen_at(0));
+  std::vector<std::string> errors(2);
+  std::vector<std::thread> threads;
+  for (int node = 0; node < 2; ++node)
+    threads.emplace_back([&, node] {
+      LaunchConfig config{.cpu = 1, .seed = static_cast<std::uint64_t>(node + 7)};
+      config.nodes = Nodes{.node = node, .nodes = 2, .head = "127.0.0.1", .port = port};
+      errors[static_cast<std::size_t>(node)] = error_of<ConfigError>([&] { launch(config, [](Accelerator&) {}); });
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, ContainsSubstring("seed is 7 on node 0") && ContainsSubstring("8 on node 1"));
+  }
+}
+
+TEST_CASE("ranks of several nodes know their node, and which is its first rank") {
+  const auto said = results_on({1, 2}, {}, [](Accelerator& a) {
+    int here = 0;
+    a.on_local_main([&] { here = a.local_main_first([] { return 5; }); });
+    if (!a.is_local_main()) a.local_main_first([] {});
+    return c10::str(a.state().node, " ", a.local_rank(), " ", a.state().first_rank(), " ", a.state().world_size(), " ",
+                    here);
+  });
+  CHECK(said == std::vector<std::string>{"0 0 0 3 5", "1 0 1 3 5", "1 1 1 3 0"});
+}
