@@ -11,12 +11,16 @@
 
 #include "batch_size.h"
 #include "class_names.h"
+#include "comm/error_text.h"
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
 #include "io/model_weights.h"
 #include "io/output_file.h"
 #include "judging.h"
+#include "model_flags.h"
+#include "printable.h"
 #include "resumed_flags.h"
+#include "stored_description.h"
 #include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
 #include "weights.h"
@@ -26,40 +30,66 @@ namespace {
 
 // Before the ranks start, so that nothing is printed of a training that cannot be.
 void check_fills_a_step(const Options& options, std::int64_t samples) {
-  const bool split = options.launch.data_loader.split_batches;
-  const std::int64_t step = options.batch_size * (split ? 1 : options.logical_ranks());
+  const std::int64_t step = options.global_batch();
   if (options.drop_last && samples < step)
     throw tandem::ConfigError("the training set of " + std::to_string(samples) +
                               " samples is smaller than a batch of all ranks (" + std::to_string(step) +
                               ") with --drop-last; use a smaller --batch-size");
 }
 
-// For people; empty: there are as many samples as a step takes.
-std::string what_is_repeated(const Options& options, std::int64_t samples) {
+tandem::data::EpochPlan plan_of(const Options& options, std::int64_t samples) {
   const auto& loaders = options.launch.data_loader;
-  const std::int64_t step = options.batch_size * (loaders.split_batches ? 1 : options.logical_ranks());
-  if (samples >= step || options.drop_last || !loaders.even_batches) return {};
-  return "a step takes " + std::to_string(step) + " samples, and the training set has " + std::to_string(samples) +
+  return tandem::data::EpochPlan({.length = samples,
+                                  .batch_size = options.batch_size,
+                                  .ranks = options.logical_ranks(),
+                                  .drop_last = options.drop_last,
+                                  .even_batches = loaders.even_batches,
+                                  .split_batches = loaders.split_batches,
+                                  .dispatch = loaders.dispatch_batches.value_or(false)});
+}
+
+// For people; empty: no step takes more samples than there are.
+std::string what_is_repeated(const tandem::data::EpochPlan& plan) {
+  const std::int64_t samples = plan.options().length;
+  std::int64_t taken = 0;
+  for (int rank = 0; samples < plan.global_batch_size() && rank < plan.options().ranks; ++rank)
+    if (plan.steps(rank) > 0) taken += plan.samples(0, rank);
+  if (taken <= samples) return {};
+  return "a step takes " + std::to_string(taken) + " samples, and the training set has " + std::to_string(samples) +
          ": some are repeated in each; use a smaller --batch-size, fewer ranks or --no-even-batches";
 }
 
-// Optimizer updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
-std::int64_t updates_of_epoch(const Options& options, std::int64_t samples) {
-  const auto& launch = options.launch;
-  const auto& loaders = launch.data_loader;
-  const tandem::data::EpochPlan plan({.length = samples,
-                                      .batch_size = options.batch_size,
-                                      .ranks = options.logical_ranks(),
-                                      .drop_last = options.drop_last,
-                                      .even_batches = loaders.even_batches,
-                                      .split_batches = loaders.split_batches,
-                                      .dispatch = loaders.dispatch_batches.value_or(false)});
-  const std::int64_t window = launch.gradient_accumulation_steps;
+// The flag that says how large a batch is, with its value.
+std::string batch_flag(const Options& options) {
+  for (const auto& [name, value] : options.flags)
+    if (const auto* const number = std::get_if<std::int64_t>(&value); number && name == "global-batch-size")
+      return "--global-batch-size " + std::to_string(*number);
+  return "--batch-size " + std::to_string(options.batch_size) +
+         (options.launch.data_loader.split_batches ? " with --split-batches" : "");
+}
+
+// Why a rank trains on one sample alone, in a step that will be made; empty: none does.
+std::string why_batch_of_one(const Options& options, const tandem::data::EpochPlan& plan) {
+  const std::int64_t window = options.launch.gradient_accumulation_steps;
+  const std::int64_t made = options.max_steps ? *options.max_steps * window : plan.steps(0);
+  for (int rank = 0; rank < plan.options().ranks; ++rank) {
+    const std::int64_t last = plan.steps(rank) - 1;
+    if (last > 0 && plan.samples(0, rank) == 1) return "a rank's batch has one sample";
+    if (last >= 0 && last < made && plan.samples(last, rank) == 1)
+      return "the last batch of " + counted(plan.options().length, "sample") + " has one sample" +
+             (plan.options().ranks > 1 ? " on a rank" : "");
+  }
+  return {};
+}
+
+// Updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
+std::int64_t updates_of_epoch(const Options& options, const tandem::data::EpochPlan& plan) {
+  const std::int64_t window = options.launch.gradient_accumulation_steps;
   return (plan.steps(0) + window - 1) / window;
 }
 
-void count_updates(const Options& options, std::int64_t samples, Inputs& inputs) {
-  const std::int64_t epoch = updates_of_epoch(options, samples);
+void count_updates(const Options& options, const tandem::data::EpochPlan& plan, Inputs& inputs) {
+  const std::int64_t epoch = updates_of_epoch(options, plan);
   const std::int64_t all_epochs = options.epochs * epoch;
   inputs.total_steps = std::min(all_epochs, options.max_steps.value_or(all_epochs));
   inputs.warmup_steps = options.warmup_steps;
@@ -109,32 +139,79 @@ std::optional<std::string> checkpoint_to_resume(const Options& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(options.resume, error))
     throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
+  check_is_one_checkpoint("--resume", options.resume);
   return options.resume;
 }
 
-// The names of `some` that are not in `others`, for people.
-std::string names_beyond(const std::vector<std::string>& some, const std::vector<std::string>& others) {
-  std::string names;
+// A few names, for people.
+class FewNames {
+ public:
+  void add(const std::string& name) {
+    constexpr int kShown = 10;
+    if (++count_ <= kShown)
+      text_ += (count_ > 1 ? ", '" : "'") + name + "'";
+    else
+      more_ = " and " + std::to_string(count_ - kShown) + " more";
+  }
+
+  std::int64_t count() const { return count_; }
+  std::string text() const { return count_ == 0 ? "none" : text_ + more_; }
+
+ private:
+  std::int64_t count_ = 0;
+  std::string text_, more_;
+};
+
+// The names of `some` that are not in `others`.
+FewNames names_beyond(const std::vector<std::string>& some, const std::vector<std::string>& others) {
+  FewNames names;
   for (const std::string& name : some)
-    if (std::find(others.begin(), others.end(), name) == others.end())
-      names += (names.empty() ? "'" : ", '") + name + "'";
-  return names.empty() ? "none" : names;
+    if (std::find(others.begin(), others.end(), name) == others.end()) names.add(name);
+  return names;
+}
+
+// How classes differ, for people.
+std::string difference(const std::vector<std::string>& before, const std::vector<std::string>& now) {
+  const FewNames gone = names_beyond(before, now), added = names_beyond(now, before);
+  if (gone.count() == 0 && added.count() == 0) return "they are in another order";
+  return "gone are " + gone.text() + ", new are " + added.text();
 }
 
 // Otherwise labels would mean other classes than before, and what was trained on could be judged by.
-void check_is_its_data(const Options& options, const Inputs& inputs) {
-  const auto state = state_of_checkpoint(options.resume, options.launch.checkpoints.directory);
-  if (!state) return;
-  const auto before = state->classes, now = inputs.task->classes();
+void check_is_its_data(const TrainingState& checkpoint, const Inputs& inputs) {
+  const auto before = checkpoint.classes, now = inputs.task->classes();
   if (!before.empty() && before != now)
-    throw tandem::ConfigError("--resume: the data has other classes than the checkpoint: gone are " +
-                              names_beyond(before, now) + ", new are " + names_beyond(now, before) +
+    throw tandem::ConfigError("--resume: the data has other classes than the checkpoint: " + difference(before, now) +
                               "; begin anew, with --init-weights if you like");
-  if (!state->data.empty() && state->data != inputs.data)
-    throw tandem::ConfigError("--resume: the data is not that of the checkpoint, which had " + state->data +
+  if (!checkpoint.data.empty() && checkpoint.data != inputs.data)
+    throw tandem::ConfigError("--resume: the data is not that of the checkpoint, which had " + checkpoint.data +
                               "; now there are " + inputs.data +
                               ". What was trained on would be judged by: begin anew, with --init-weights if you like, "
                               "or put the data back");
+}
+
+// An epoch's place is counted in global batches.
+void check_is_its_batch(const TrainingState& checkpoint, const Options& options) {
+  const std::int64_t before = checkpoint.global_batch, now = options.global_batch();
+  if (before == 0 || before == now) return;
+  const int ranks = options.launch.data_loader.split_batches ? 1 : options.logical_ranks();
+  throw tandem::ConfigError(batch_flag(options) + ": a step of all ranks has " + counted(now, "sample") +
+                            ", those of the checkpoint have " + std::to_string(before) + "; use " +
+                            (before % ranks == 0 ? "--batch-size " + std::to_string(before / ranks) + " or " : "") +
+                            "--global-batch-size " + std::to_string(before));
+}
+
+// What a folder of checkpoints has of another training, before one begins anew in it; for people.
+std::string earlier_checkpoints(const Options& options) {
+  const std::string& directory = options.launch.checkpoints.directory;
+  const auto all = directory.empty() ? std::vector<std::string>() : tandem::io::list_checkpoints(directory);
+  if (all.empty()) return {};
+  const std::string has = directory + " has " + counted(std::ssize(all), "checkpoint") + " of an earlier training";
+  if (const auto limit = options.launch.checkpoints.total_limit)
+    throw tandem::ConfigError("--total-limit " + std::to_string(*limit) + ": " + has +
+                              ", which would be removed; go on with it by --resume auto, name another "
+                              "--checkpoint-dir, or remove it");
+  return has + ", up to " + all.back() + ", from which --resume auto would go on; those of this one follow";
 }
 
 std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
@@ -163,11 +240,24 @@ std::shared_ptr<tandem::io::OutputFile> open_weights(const std::string& path) {
 
 std::shared_ptr<const tandem::io::StoredWeights> read_weights(const Options& options) {
   if (options.init_weights.empty()) return nullptr;
+  check_is_one_checkpoint("--init-weights", options.init_weights);
   try {
     return std::make_shared<tandem::io::StoredWeights>(tandem::io::read_weights_at(options.init_weights));
   } catch (const tandem::CheckpointError& error) {
     throw tandem::ConfigError(std::string("--init-weights: ") + error.what());
   }
+}
+
+// Why the head of --init-weights is not that of the task, though it has its sizes; empty: it is, as far as one knows.
+std::string other_head(const Options& options, const Task& task) {
+  if (options.init_weights.empty()) return {};
+  const auto before = stored_classes(options.init_weights);
+  const auto now = task.classes();
+  if (!before || *before == now) return {};
+  if (before->empty()) return "the weights' is not for classes";
+  if (std::ssize(*before) != task.outputs()) return {};  // its sizes say so
+  if (now.empty()) return "the weights' is for classes, and the data has numbers to predict";
+  return "its classes are others: " + difference(*before, now);
 }
 
 // Of an error of TorchScript, what it comes to after the places that led there.
@@ -204,25 +294,72 @@ bool suits_all_sizes(ModelKind model) { return model != ModelKind::vit_b_16 && m
 // With a network of its own, where there is something to try, for what the ranks would find after the first output.
 void try_weights(const Options& options, Inputs& inputs) {
   const FineTuning& fine_tuning = options.fine_tuning;
-  if (options.script.empty() && suits_all_sizes(options.model) && !inputs.initial_weights &&
+  if (options.script.empty() && suits_all_sizes(options.model) && !inputs.initial_weights.stored &&
       fine_tuning.freeze.empty() && fine_tuning.lr_scale.empty())
     return;
   const auto net = inputs.task->make_net();
   if (!options.script.empty()) try_script(options, *inputs.task, *net);
-  if (inputs.initial_weights) {
-    const auto report = set_weights(*net, *inputs.initial_weights, options);
-    inputs.weights_table = describe(report, options.init_weights);
-    inputs.half_made = half_made(report, *net);
+  if (inputs.initial_weights.stored) {
+    const auto report = set_weights(*net, inputs.initial_weights, options);
+    inputs.weights_table = describe(report, inputs.initial_weights, options.init_weights);
+    if (std::string made = half_made(report, *net); !made.empty()) inputs.warnings.push_back(std::move(made));
   }
   freeze(*net, fine_tuning);
   group_parameters(*net, fine_tuning);
+}
+
+// Batch norm has no variance of a single number; other networks, and pictures that are still larger where it is, train
+// on one sample. So one is tried, where a rank gets one.
+void check_trains_on_one(const Options& options, const Task& task, const tandem::data::EpochPlan& plan) {
+  const std::string why = is_text_model(options.model) ? std::string() : why_batch_of_one(options, plan);
+  if (why.empty()) return;
+  const auto net = task.make_net();
+  net->train();
+  try {
+    const torch::NoGradGuard no_grad;
+    net->forward(task.example().data);
+  } catch (const std::exception&) {
+    const std::string problem = last_line(tandem::text_of(std::current_exception()));
+    throw tandem::ConfigError(batch_flag(options) + ": " + why + ", on which " +
+                              (options.script.empty() ? name_of(options.model) : options.script) +
+                              " cannot be trained (" + problem + "); use " +
+                              (why.starts_with("the last") ? "another size, or --drop-last" : "a larger one"));
+  }
+}
+
+// What of the data may not be as it was meant; empty: nothing.
+std::string classes_without_samples(const Options& options, const Task& task) {
+  const auto counts = task.samples_of_classes();
+  const auto names = task.classes();
+  FewNames without;
+  for (std::size_t i = 0; i < counts.size(); ++i)
+    if (counts[i] == 0) without.add(names[i]);
+  if (without.count() == 0) return {};
+  return "no sample to train on in " + std::to_string(without.count()) + " of " +
+         counted(std::ssize(names), "class", "es") + ": " + without.text() +
+         (options.data.limit          ? "; a larger --limit-train-samples has some"
+          : options.data.file.empty() ? ""
+                                      : "; labels count from 0 to the largest one");
+}
+
+// A path that the checkpoint says, and nobody has given.
+void check_is_there(const DataOptions& data) {
+  const std::pair<const char*, const std::string*> all[] = {
+      {"data-dir", &data.dir}, {"data-file", &data.file}, {"val-file", &data.val_file}};
+  for (const auto& [flag, path] : all) {
+    std::error_code error;
+    if (path->empty() || !data.of_checkpoint.contains(flag) || std::filesystem::exists(*path, error)) continue;
+    throw tandem::ConfigError("--resume: the checkpoint was made with --" + std::string(flag) + " " + *path +
+                              ", which is not there" + (path->starts_with('/') ? "" : ", seen from here") +
+                              "; say with --" + flag + " where it is now");
+  }
 }
 
 }  // namespace
 
 std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs) {
   auto net = inputs.task->make_net();
-  if (inputs.initial_weights) set_weights(*net, *inputs.initial_weights, options);
+  if (inputs.initial_weights.stored) set_weights(*net, inputs.initial_weights, options);
   freeze(*net, options.fine_tuning);
   return net;
 }
@@ -235,23 +372,34 @@ std::unique_ptr<tandem::optim::ExponentialMovingAverage> make_average(const Opti
 
 Inputs read_inputs(Options& options) {
   Inputs inputs;
-  inputs.initial_weights = read_weights(options);
+  inputs.initial_weights.stored = read_weights(options);
+  check_is_there(options.data);
   inputs.task = make_task(options);
   inputs.classes = describe_classes(options, *inputs.task);
   inputs.data = inputs.task->data();
+  inputs.initial_weights.other_head = other_head(options, *inputs.task);
   check_figures(options, *inputs.task);
   try_weights(options, inputs);
+  if (auto missing = classes_without_samples(options, *inputs.task); !missing.empty())
+    inputs.warnings.push_back(std::move(missing));
   if (options.finds_batch_size) inputs.batch_size = find_batch_size(options, inputs);
   const auto samples = static_cast<std::int64_t>(inputs.task->train_set().size());
   check_fills_a_step(options, samples);
-  inputs.repeated = what_is_repeated(options, samples);
-  count_updates(options, samples, inputs);
+  const auto plan = plan_of(options, samples);
+  check_trains_on_one(options, *inputs.task, plan);
+  inputs.repeated = what_is_repeated(plan);
+  count_updates(options, plan, inputs);
   check_profile(options, inputs.total_steps);
   make_folder("--project-dir", options.project_dir, "log.jsonl");
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   inputs.series = begin_series(options.launch.checkpoints.directory);
   inputs.checkpoint = checkpoint_to_resume(options);
-  if (inputs.checkpoint) check_is_its_data(options, inputs);
+  if (!inputs.checkpoint) {
+    inputs.earlier = earlier_checkpoints(options);
+  } else if (const auto state = state_of_checkpoint(options.resume, options.launch.checkpoints.directory)) {
+    check_is_its_data(*state, inputs);
+    check_is_its_batch(*state, options);
+  }
   inputs.weights = open_weights(options.save_weights);
   inputs.log = std::make_unique<MetricsLog>(options.log_json);  // last: it may wait for a reader
   return inputs;

@@ -154,10 +154,10 @@ class PictureTask : public Classification {
   std::shared_ptr<data::Sampler> sampler() const override {
     if (!options_.data.balance_classes) return nullptr;
     const std::size_t samples = sets_.train.pictures.size();
-    std::vector<double> of_class(classes().size()), weights;
-    for (std::size_t i = 0; i < samples; ++i) of_class[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    const auto of_class = samples_of_classes();
+    std::vector<double> weights;
     for (std::size_t i = 0; i < samples; ++i)
-      weights.push_back(1 / of_class[static_cast<std::size_t>(sets_.train.label(i))]);
+      weights.push_back(1 / static_cast<double>(of_class[static_cast<std::size_t>(sets_.train.label(i))]));
     return std::make_shared<data::WeightedRandomSampler>(weights, static_cast<std::int64_t>(samples),
                                                          data::WeightedSamplerOptions{.seed = options_.launch.seed});
   }
@@ -182,14 +182,19 @@ class PictureTask : public Classification {
 
   std::vector<std::string> left_out() const override { return train::left_out(sets_); }
 
+  std::vector<std::int64_t> samples_of_classes() const override {
+    std::vector<std::int64_t> of_class(classes().size());
+    for (std::size_t i = 0; i < sets_.train.pictures.size(); ++i)
+      of_class[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    return of_class;
+  }
+
  private:
   // So that folders that were taken for classes by mistake are seen.
   std::string count_classes() const {
     constexpr std::size_t kShown = 20;
     const auto names = classes();
-    std::vector<std::int64_t> pictures(names.size());
-    for (std::size_t i = 0; i < sets_.train.pictures.size(); ++i)
-      pictures[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    const auto pictures = samples_of_classes();
     std::string text = "classes:";
     for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
       text += (i > 0 ? ", " : " ") + names[i] + " (" + std::to_string(pictures[i]) + ")";

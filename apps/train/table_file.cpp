@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <fstream>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
@@ -26,6 +28,19 @@ bool is_one_of(const Types& types, at::ScalarType type) {
 
 std::string sizes_of(const at::Tensor& tensor) { return c10::str(tensor.sizes()); }
 
+// Whether a file begins as text, such as CSV.
+bool is_text(const std::string& path) {
+  std::array<char, 64> begin{};
+  std::ifstream file(path, std::ios::binary);
+  file.read(begin.data(), begin.size());
+  const char* const first = begin.data();
+  const char* const end = first + file.gcount();
+  return end != first && std::all_of(first, end, [](char byte) {
+           const auto value = static_cast<unsigned char>(byte);
+           return value >= ' ' || byte == '\n' || byte == '\r' || byte == '\t';
+         });
+}
+
 // A file that a flag names.
 class TableFile {
  public:
@@ -33,9 +48,12 @@ class TableFile {
     try {
       tensors_ = tandem::io::load_safetensors(path_);
     } catch (const tandem::CheckpointError& error) {
-      throw tandem::ConfigError(flag_ + ": " + error.what() +
-                                "; a table is a safetensors file with the tensors 'inputs' and 'targets', and text is "
-                                "for --model gpt or gpt2");
+      if (std::error_code unknown; !std::filesystem::exists(path_, unknown))
+        throw tandem::ConfigError(flag_ + ": " + error.what());
+      throw tandem::ConfigError(flag_ + ": " + (is_text(path_) ? path_ + ": is text" : std::string(error.what())) +
+                                "; a table is a safetensors file with the tensors 'inputs' and 'targets', which a few "
+                                "lines of Python make of CSV (docs/train.md, Data), and text is for --model gpt or "
+                                "gpt2");
     }
   }
 

@@ -109,7 +109,7 @@ TEST_CASE("train goes on from a checkpoint to the same weights and log") {
     const auto result = train(flags + files("part") + " --resume " + checkpoints[index]);
     CAPTURE(index, result.output);
     REQUIRE(result.exit_code == 0);
-    CHECK_THAT(result.output, ContainsSubstring("went on from step " + std::to_string(index + 1) + " of "));
+    CHECK_THAT(result.output, ContainsSubstring("goes on from step " + std::to_string(index + 1) + " of "));
     CHECK(bytes_of(dir / "part.weights") == bytes_of(dir / "whole.weights"));
     CHECK(untimed_log(dir / "part.log") == untimed_log(dir / "whole.log"));
   }
@@ -153,7 +153,7 @@ TEST_CASE("a signal writes a checkpoint, from which training goes on") {
   const auto resumed = train(flags + " --resume auto --max-steps " + std::to_string(steps + 3));
   CAPTURE(resumed.output);
   CHECK(resumed.exit_code == 0);
-  CHECK_THAT(resumed.output, ContainsSubstring("went on from step " + std::to_string(steps)));
+  CHECK_THAT(resumed.output, ContainsSubstring("goes on from step " + std::to_string(steps)));
 }
 
 TEST_CASE("train says what is wrong with checkpoints") {
