@@ -32,8 +32,8 @@ namespace {
 void check_fills_a_step(const Options& options, std::int64_t samples) {
   const std::int64_t step = options.global_batch();
   if (options.drop_last && samples < step)
-    throw tandem::ConfigError("the training set of " + std::to_string(samples) +
-                              " samples is smaller than a batch of all ranks (" + std::to_string(step) +
+    throw tandem::ConfigError("the training set of " + counted(samples, "sample") +
+                              " is smaller than a batch of all ranks (" + std::to_string(step) +
                               ") with --drop-last; use a smaller --batch-size");
 }
 
@@ -55,7 +55,7 @@ std::string what_is_repeated(const tandem::data::EpochPlan& plan) {
   for (int rank = 0; samples < plan.global_batch_size() && rank < plan.options().ranks; ++rank)
     if (plan.steps(rank) > 0) taken += plan.samples(0, rank);
   if (taken <= samples) return {};
-  return "a step takes " + std::to_string(taken) + " samples, and the training set has " + std::to_string(samples) +
+  return "a step takes " + counted(taken, "sample") + ", and the training set has " + std::to_string(samples) +
          ": some are repeated in each; use a smaller --batch-size, fewer ranks or --no-even-batches";
 }
 
@@ -98,8 +98,9 @@ void count_updates(const Options& options, const tandem::data::EpochPlan& plan, 
     inputs.warmup_steps = static_cast<std::int64_t>(std::llround(*options.warmup_epochs * static_cast<double>(epoch)));
   if (inputs.warmup_steps == 0 || inputs.warmup_steps < inputs.total_steps) return;
   throw tandem::ConfigError((by_epochs ? "--warmup-epochs, of " : "--warmup-steps ") +
-                            std::to_string(inputs.warmup_steps) + (by_epochs ? " updates, leaves" : " leaves") +
-                            " nothing of the training's " + std::to_string(inputs.total_steps) + " updates; use fewer");
+                            (by_epochs ? counted(inputs.warmup_steps, "update") + ", leaves"
+                                       : std::to_string(inputs.warmup_steps) + " leaves") +
+                            " nothing of the training's " + counted(inputs.total_steps, "update") + "; use fewer");
 }
 
 // Makes the folder of a flag, in which `file` will be written. An empty name is none.
@@ -125,7 +126,7 @@ void check_profile(const Options& options, std::int64_t total_steps) {
   if (options.profile.last_step <= total_steps) return;
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
-                            std::to_string(total_steps) + " updates");
+                            counted(total_steps, "update"));
 }
 
 // The checkpoint that --resume names; nothing when `auto` finds none.
@@ -281,12 +282,10 @@ void try_script(const Options& options, const Task& task, Net& net) {
   }
   const std::int64_t outputs = task.outputs();
   if (scores.dim() != 2 || scores.size(1) != outputs)
-    throw tandem::ConfigError(begin + "gives scores of sizes " + c10::str(scores.sizes()) +
-                              " for a batch of one; the data has " + std::to_string(outputs) +
-                              (!task.classes().empty() ? " classes"
-                               : outputs == 1          ? " number to predict"
-                                                       : " numbers to predict") +
-                              ", for which they must be [1, " + std::to_string(outputs) + "]");
+    throw tandem::ConfigError(
+        begin + "gives scores of sizes " + c10::str(scores.sizes()) + " for a batch of one; the data has " +
+        (task.classes().empty() ? counted(outputs, "number") + " to predict" : counted(outputs, "class", "es")) +
+        ", for which they must be [1, " + std::to_string(outputs) + "]");
 }
 
 bool suits_all_sizes(ModelKind model) { return model != ModelKind::vit_b_16 && model != ModelKind::cnn; }

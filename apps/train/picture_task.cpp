@@ -6,6 +6,7 @@
 #include "make_net.h"
 #include "model_flags.h"
 #include "picture_folders.h"
+#include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/data/transforms.h"
 
@@ -171,11 +172,10 @@ class PictureTask : public Classification {
   std::optional<PictureFormat> picture_format() const override { return format_; }
 
   std::string about() const override {
-    const auto count = [](const PictureSet& set) { return std::to_string(set.pictures.size()); };
     const std::string side = std::to_string(format_.size);
-    return options_.data.dir + ": " + count(sets_.train) + " pictures of " + std::to_string(classes().size()) +
-           " classes to train on, " + count(sets_.val) + " to judge by, of " + side + " x " + side + " pixels\n" +
-           count_classes();
+    return options_.data.dir + ": " + counted(std::ssize(sets_.train.pictures), "picture") + " of " +
+           std::to_string(classes().size()) + " classes to train on, " + std::to_string(sets_.val.pictures.size()) +
+           " to judge by, of " + side + " x " + side + " pixels\n" + count_classes();
   }
 
   std::string data() const override { return sets_.data; }

@@ -9,6 +9,7 @@
 #include <ATen/Functions.h>
 
 #include "fingerprint.h"
+#include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -60,7 +61,7 @@ class TableFile {
   Table read() const {
     Table table{.inputs = inputs(), .targets = targets()};
     if (table.targets.size(0) != table.size())
-      fail("'inputs' has " + std::to_string(table.size()) + " samples, 'targets' has " +
+      fail("'inputs' has " + counted(table.size(), "sample") + ", 'targets' has " +
            std::to_string(table.targets.size(0)) + "; they must be as many");
     if (table.size() == 0) fail("has no samples");
     table.outputs = table.has_labels() ? table.targets.max().item<std::int64_t>() + 1 : table.targets.size(1);
@@ -168,7 +169,7 @@ Table read_validation(const std::string& path, const Table& train) {
     file.fail("'inputs' has sizes " + sizes_of(val.inputs) + ", those of --data-file has " + sizes_of(train.inputs) +
               "; they may differ in the number of samples only");
   if (!val.has_labels() && val.outputs != train.outputs)
-    file.fail("'targets' has " + std::to_string(val.outputs) + " numbers a sample, --data-file has " +
+    file.fail("'targets' has " + counted(val.outputs, "number") + " a sample, --data-file has " +
               std::to_string(train.outputs));
   if (val.has_labels() && val.outputs > train.outputs)
     file.fail("'targets' has the label " + std::to_string(val.outputs - 1) +

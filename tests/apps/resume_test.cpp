@@ -135,7 +135,8 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
   const auto wrong = train("--cpu 2 --batch-size 64 --hidden 16 --limit-train-samples 1000 --resume " +
                            io::list_checkpoints(dir / "c").back());
   CHECK(wrong.exit_code == 2);
-  CHECK_THAT(wrong.output, ContainsSubstring("global batch"));
+  CHECK_THAT(wrong.output, ContainsSubstring("--batch-size 64: a step of all ranks has 128 samples") &&
+                               ContainsSubstring("use --batch-size 20 or --global-batch-size 40"));
 }
 
 TEST_CASE("a signal writes a checkpoint, from which training goes on") {
