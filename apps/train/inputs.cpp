@@ -10,10 +10,12 @@
 #include <utility>
 
 #include "batch_size.h"
+#include "batches.h"
 #include "class_names.h"
 #include "comm/error_text.h"
 #include "common/interrupt.h"
 #include "data/prepare_loader.h"
+#include "going_on.h"
 #include "io/model_weights.h"
 #include "io/output_file.h"
 #include "judging.h"
@@ -21,72 +23,11 @@
 #include "printable.h"
 #include "resumed_flags.h"
 #include "stored_description.h"
-#include "tandem/data/epoch_plan.h"
 #include "tandem/io/checkpoint_series.h"
 #include "weights.h"
 
 namespace train {
 namespace {
-
-// Before the ranks start, so that nothing is printed of a training that cannot be.
-void check_fills_a_step(const Options& options, std::int64_t samples) {
-  const std::int64_t step = options.global_batch();
-  if (options.drop_last && samples < step)
-    throw tandem::ConfigError("the training set of " + counted(samples, "sample") +
-                              " is smaller than a batch of all ranks (" + std::to_string(step) +
-                              ") with --drop-last; use a smaller --batch-size");
-}
-
-tandem::data::EpochPlan plan_of(const Options& options, std::int64_t samples) {
-  const auto& loaders = options.launch.data_loader;
-  return tandem::data::EpochPlan({.length = samples,
-                                  .batch_size = options.batch_size,
-                                  .ranks = options.logical_ranks(),
-                                  .drop_last = options.drop_last,
-                                  .even_batches = loaders.even_batches,
-                                  .split_batches = loaders.split_batches,
-                                  .dispatch = loaders.dispatch_batches.value_or(false)});
-}
-
-// For people; empty: no step takes more samples than there are.
-std::string what_is_repeated(const tandem::data::EpochPlan& plan) {
-  const std::int64_t samples = plan.options().length;
-  std::int64_t taken = 0;
-  for (int rank = 0; samples < plan.global_batch_size() && rank < plan.options().ranks; ++rank)
-    if (plan.steps(rank) > 0) taken += plan.samples(0, rank);
-  if (taken <= samples) return {};
-  return "a step takes " + counted(taken, "sample") + ", and the training set has " + std::to_string(samples) +
-         ": some are repeated in each; use a smaller --batch-size, fewer ranks or --no-even-batches";
-}
-
-// The flag that says how large a batch is, with its value.
-std::string batch_flag(const Options& options) {
-  for (const auto& [name, value] : options.flags)
-    if (const auto* const number = std::get_if<std::int64_t>(&value); number && name == "global-batch-size")
-      return "--global-batch-size " + std::to_string(*number);
-  return "--batch-size " + std::to_string(options.batch_size) +
-         (options.launch.data_loader.split_batches ? " with --split-batches" : "");
-}
-
-// Why a rank trains on one sample alone, in a step that will be made; empty: none does.
-std::string why_batch_of_one(const Options& options, const tandem::data::EpochPlan& plan) {
-  const std::int64_t window = options.launch.gradient_accumulation_steps;
-  const std::int64_t made = options.max_steps ? *options.max_steps * window : plan.steps(0);
-  for (int rank = 0; rank < plan.options().ranks; ++rank) {
-    const std::int64_t last = plan.steps(rank) - 1;
-    if (last > 0 && plan.samples(0, rank) == 1) return "a rank's batch has one sample";
-    if (last >= 0 && last < made && plan.samples(last, rank) == 1)
-      return "the last batch of " + counted(plan.options().length, "sample") + " has one sample" +
-             (plan.options().ranks > 1 ? " on a rank" : "");
-  }
-  return {};
-}
-
-// Updates of an epoch, as many as any rank has. Known before the ranks start, for the same reason.
-std::int64_t updates_of_epoch(const Options& options, const tandem::data::EpochPlan& plan) {
-  const std::int64_t window = options.launch.gradient_accumulation_steps;
-  return (plan.steps(0) + window - 1) / window;
-}
 
 void count_updates(const Options& options, const tandem::data::EpochPlan& plan, Inputs& inputs) {
   const std::int64_t epoch = updates_of_epoch(options, plan);
@@ -127,92 +68,6 @@ void check_profile(const Options& options, std::int64_t total_steps) {
   throw tandem::ConfigError("--profile-steps " + std::to_string(options.profile.first_step) + ':' +
                             std::to_string(options.profile.last_step) + " goes beyond the training's " +
                             counted(total_steps, "update"));
-}
-
-// The checkpoint that --resume names; nothing when `auto` finds none.
-std::optional<std::string> checkpoint_to_resume(const Options& options) {
-  const std::string& directory = options.launch.checkpoints.directory;
-  if (options.resume.empty()) return std::nullopt;
-  if (options.resume == "auto") {
-    if (tandem::io::list_checkpoints(directory).empty()) return std::nullopt;
-    return "";  // the newest that is not damaged
-  }
-  std::error_code error;
-  if (!std::filesystem::is_directory(options.resume, error))
-    throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
-  check_is_one_checkpoint("--resume", options.resume);
-  return options.resume;
-}
-
-// A few names, for people.
-class FewNames {
- public:
-  void add(const std::string& name) {
-    constexpr int kShown = 10;
-    if (++count_ <= kShown)
-      text_ += (count_ > 1 ? ", '" : "'") + name + "'";
-    else
-      more_ = " and " + std::to_string(count_ - kShown) + " more";
-  }
-
-  std::int64_t count() const { return count_; }
-  std::string text() const { return count_ == 0 ? "none" : text_ + more_; }
-
- private:
-  std::int64_t count_ = 0;
-  std::string text_, more_;
-};
-
-// The names of `some` that are not in `others`.
-FewNames names_beyond(const std::vector<std::string>& some, const std::vector<std::string>& others) {
-  FewNames names;
-  for (const std::string& name : some)
-    if (std::find(others.begin(), others.end(), name) == others.end()) names.add(name);
-  return names;
-}
-
-// How classes differ, for people.
-std::string difference(const std::vector<std::string>& before, const std::vector<std::string>& now) {
-  const FewNames gone = names_beyond(before, now), added = names_beyond(now, before);
-  if (gone.count() == 0 && added.count() == 0) return "they are in another order";
-  return "gone are " + gone.text() + ", new are " + added.text();
-}
-
-// Otherwise labels would mean other classes than before, and what was trained on could be judged by.
-void check_is_its_data(const TrainingState& checkpoint, const Inputs& inputs) {
-  const auto before = checkpoint.classes, now = inputs.task->classes();
-  if (!before.empty() && before != now)
-    throw tandem::ConfigError("--resume: the data has other classes than the checkpoint: " + difference(before, now) +
-                              "; begin anew, with --init-weights if you like");
-  if (!checkpoint.data.empty() && checkpoint.data != inputs.data)
-    throw tandem::ConfigError("--resume: the data is not that of the checkpoint, which had " + checkpoint.data +
-                              "; now there are " + inputs.data +
-                              ". What was trained on would be judged by: begin anew, with --init-weights if you like, "
-                              "or put the data back");
-}
-
-// An epoch's place is counted in global batches.
-void check_is_its_batch(const TrainingState& checkpoint, const Options& options) {
-  const std::int64_t before = checkpoint.global_batch, now = options.global_batch();
-  if (before == 0 || before == now) return;
-  const int ranks = options.launch.data_loader.split_batches ? 1 : options.logical_ranks();
-  throw tandem::ConfigError(batch_flag(options) + ": a step of all ranks has " + counted(now, "sample") +
-                            ", those of the checkpoint have " + std::to_string(before) + "; use " +
-                            (before % ranks == 0 ? "--batch-size " + std::to_string(before / ranks) + " or " : "") +
-                            "--global-batch-size " + std::to_string(before));
-}
-
-// What a folder of checkpoints has of another training, before one begins anew in it; for people.
-std::string earlier_checkpoints(const Options& options) {
-  const std::string& directory = options.launch.checkpoints.directory;
-  const auto all = directory.empty() ? std::vector<std::string>() : tandem::io::list_checkpoints(directory);
-  if (all.empty()) return {};
-  const std::string has = directory + " has " + counted(std::ssize(all), "checkpoint") + " of an earlier training";
-  if (const auto limit = options.launch.checkpoints.total_limit)
-    throw tandem::ConfigError("--total-limit " + std::to_string(*limit) + ": " + has +
-                              ", which would be removed; go on with it by --resume auto, name another "
-                              "--checkpoint-dir, or remove it");
-  return has + ", up to " + all.back() + ", from which --resume auto would go on; those of this one follow";
 }
 
 std::shared_ptr<tandem::io::CheckpointSeries> begin_series(const std::string& directory) {
@@ -341,19 +196,6 @@ std::string classes_without_samples(const Options& options, const Task& task) {
                                       : "; labels count from 0 to the largest one");
 }
 
-// A path that the checkpoint says, and nobody has given.
-void check_is_there(const DataOptions& data) {
-  const std::pair<const char*, const std::string*> all[] = {
-      {"data-dir", &data.dir}, {"data-file", &data.file}, {"val-file", &data.val_file}};
-  for (const auto& [flag, path] : all) {
-    std::error_code error;
-    if (path->empty() || !data.of_checkpoint.contains(flag) || std::filesystem::exists(*path, error)) continue;
-    throw tandem::ConfigError("--resume: the checkpoint was made with --" + std::string(flag) + " " + *path +
-                              ", which is not there" + (path->starts_with('/') ? "" : ", seen from here") +
-                              "; say with --" + flag + " where it is now");
-  }
-}
-
 }  // namespace
 
 std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs) {
@@ -396,8 +238,7 @@ Inputs read_inputs(Options& options) {
   if (!inputs.checkpoint) {
     inputs.earlier = earlier_checkpoints(options);
   } else if (const auto state = state_of_checkpoint(options.resume, options.launch.checkpoints.directory)) {
-    check_is_its_data(*state, inputs);
-    check_is_its_batch(*state, options);
+    check_is_its_own(*state, options, inputs);
   }
   inputs.weights = open_weights(options.save_weights);
   inputs.log = std::make_unique<MetricsLog>(options.log_json);  // last: it may wait for a reader

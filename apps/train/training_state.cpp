@@ -104,7 +104,9 @@ void TrainingState::load_state_dict(const c10::IValue& state) {
   classes.clear();
   description = text("description");
   data = text("data");
-  global_batch = state.toGenericDict().contains("global_batch") ? of("global_batch").toInt() : 0;
+  global_batch = 0;
+  if (state.toGenericDict().contains("global_batch") && of("global_batch").isInt())
+    global_batch = of("global_batch").toInt();
   if (state.toGenericDict().contains("classes") && of("classes").isList())
     for (const c10::IValue& name : of("classes").toListRef()) classes.push_back(name.toStringRef());
   judged_at = 0;
