@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "common/command_line.h"
 #include "common/interrupt.h"
-#include "common/refuse_empty.h"
 #include "io/json_text.h"
 #include "tandem/core/error.h"
 
@@ -34,7 +34,7 @@ int parse_and_run(CLI::App& app, const Commands& commands, int argc, char** argv
     std::printf("%s", chosen(app).help().c_str());
     return apps::kDone;
   } catch (const CLI::ParseError& error) {
-    throw tandem::ConfigError(std::string(error.what()) + "; see --help");
+    throw tandem::ConfigError(apps::problem_of(app, error) + "; see --help");
   }
   const auto command = std::find_if(commands.begin(), commands.end(),
                                     [&](const Command& candidate) { return candidate.app == &chosen(app); });

@@ -13,18 +13,17 @@
 #include <nlohmann/json.hpp>
 
 #include "backend/cores.h"
-#include "io/file_bytes.h"
 #include "io/json_text.h"
+#include "io/model_weights.h"
 #include "io/output_file.h"
 #include "io/read_file.h"
-#include "io/safetensors_header.h"
 #include "tandem/core/error.h"
 #include "tandem/data/read_image.h"
 #include "tandem/data/transforms.h"
-#include "tandem/io/model_files.h"
 #include "tandem/models/script_module.h"
 #include "train/make_net.h"
 #include "train/model_flags.h"
+#include "train/stored_description.h"
 
 namespace tandem_tool {
 namespace {
@@ -96,15 +95,20 @@ data::ImageFolderOptions pictures_of(const Fields& fields, std::int64_t image_si
   return options;
 }
 
+[[noreturn]] void refuse_model(const std::string& file, const std::string& model) {
+  throw tandem::ConfigError(file + ": is of a network that is not for pictures" +
+                            (model.empty() ? "" : " (" + model + ")") + "; predict says what is in pictures only");
+}
+
 Description read_description(const std::string& text, const std::string& file) {
   const nlohmann::json json = tandem::io::parse_json(text);
   if (!json.is_object()) throw tandem::ConfigError(file + ": is no JSON object, as train writes it");
   const Fields fields(file, json);
   if (fields.get<std::string>("format", "a text") != "tandem-classes-1")
     fields.refuse("format", "has to be \"tandem-classes-1\"");
-  if (!json.contains("image_size")) throw tandem::ConfigError(file + ": is of a network that is not for pictures");
   Description description;
   description.model = fields.get<std::string>("model", "a text");
+  if (!json.contains("image_size")) refuse_model(file, description.model + " on a table");
   if (description.model == "mlp")
     description.hidden = fields.get<std::vector<std::int64_t>>("hidden", "a list of widths");
   for (const std::int64_t width : description.hidden)
@@ -116,25 +120,20 @@ Description read_description(const std::string& text, const std::string& file) {
   return description;
 }
 
-// train writes it into files of safetensors too, which may have been moved.
-std::optional<std::string> description_within(const std::string& weights) {
-  if (!fs::is_regular_file(weights) || tandem::io::is_pickle_file(weights, weights)) return {};
-  const auto metadata = tandem::io::read_safetensors_header(weights).metadata;
-  const auto found = metadata.find("classes");
-  return found == metadata.end() ? std::nullopt : std::optional(found->second);
-}
-
 Description find_description(const PredictRequest& request) {
   if (!fs::exists(request.weights)) throw tandem::ConfigError(request.weights + " does not exist");
-  std::string file = request.classes;
-  if (file.empty()) {
-    if (const auto within = description_within(request.weights)) return read_description(*within, request.weights);
+  train::check_is_one_checkpoint("--weights", request.weights);
+  if (const std::string& file = request.classes; !file.empty())
+    return read_description(tandem::io::read_text(file, file, kMostOfDescription), file);
+  const auto found = train::find_description(request.weights);
+  if (!found) {
     const fs::path weights = tandem::io::follow_links(request.weights);
-    file = ((fs::is_directory(weights) ? weights : weights.parent_path()) / "classes.json").string();
-    if (!fs::exists(file))
-      throw tandem::ConfigError(file + " does not exist, which train writes beside weights; name it with --classes");
+    const fs::path folder = fs::is_directory(weights) ? weights : weights.parent_path();
+    throw tandem::ConfigError((folder / "classes.json").string() +
+                              " does not exist, which train writes beside weights of classes; name it with --classes");
   }
-  return read_description(tandem::io::read_text(file, file, kMostOfDescription), file);
+  if (found->text.empty()) refuse_model(found->file, found->model);
+  return read_description(found->text, found->file);
 }
 
 // A whole module, if that is what lies there; torch.save's files of weights may have the same ending.
@@ -148,8 +147,39 @@ std::shared_ptr<train::Net> script_at(const std::string& path, bool has_to_be) {
   }
 }
 
-std::shared_ptr<train::Net> make_net(const std::string& weights, const Description& description) {
-  if (auto script = script_at(weights, description.model == "script")) return script;
+// What stands before the names of `net` in the file, as where weights are a dict within a checkpoint's:
+// --weights-prefix, or the only one with which all are there; empty: nothing.
+std::string prefix_of(const tandem::io::StoredWeights& stored, const train::Net& net, const PredictRequest& request) {
+  const std::string& given = request.weights_prefix;
+  if (!given.empty()) return given.ends_with('.') ? given : given + '.';
+  const auto names = net.named_parameters().keys();
+  const std::string first = '.' + names.front();
+  std::vector<std::string> prefixes;
+  for (const auto& [name, tensor] : stored.tensors) {
+    if (!name.ends_with(first)) continue;
+    const std::string prefix = name.substr(0, name.size() - first.size() + 1);
+    const auto is_there = [&](const std::string& its) { return stored.tensors.contains(prefix + its); };
+    if (std::all_of(names.begin(), names.end(), is_there)) prefixes.push_back(prefix);
+  }
+  if (prefixes.empty() || stored.tensors.contains(names.front())) return {};
+  if (prefixes.size() == 1) return prefixes.front();
+  throw tandem::ConfigError(request.weights + ": has the network's weights with the prefixes " +
+                            c10::Join(", ", prefixes) + "; choose with --weights-prefix");
+}
+
+void load_weights(train::Net& net, const PredictRequest& request) {
+  const auto stored = tandem::io::read_weights_at(request.weights);
+  const std::string prefix = prefix_of(stored, net, request);
+  tandem::io::LoadModelOptions options;
+  if (!prefix.empty())
+    options.rename = [&](const std::string& name) {
+      return name.starts_with(prefix) ? name.substr(prefix.size()) : std::string();
+    };
+  tandem::io::plan_load(stored, net, options).copy();
+}
+
+std::shared_ptr<train::Net> make_net(const PredictRequest& request, const Description& description) {
+  if (auto script = script_at(request.weights, description.model == "script")) return script;
   train::ModelFlags flags;
   flags.model = description.model;
   if (!description.hidden.empty()) flags.hidden = description.hidden;
@@ -159,7 +189,7 @@ std::shared_ptr<train::Net> make_net(const std::string& weights, const Descripti
   const auto net = train::make_image_net(options, {.channels = description.pictures.channels,
                                                    .size = description.image_size,
                                                    .classes = static_cast<std::int64_t>(description.classes.size())});
-  tandem::io::load_model(*net, weights);
+  load_weights(*net, request);
   return net;
 }
 
@@ -253,7 +283,7 @@ std::vector<Prediction> list(const std::vector<std::string>& named) {
 
 void predict(const PredictRequest& request, const std::function<void(const Prediction&)>& on_prediction) {
   const Description description = find_description(request);
-  const auto net = make_net(request.weights, description);
+  const auto net = make_net(request, description);
   net->eval();
   const std::size_t cores = std::max<std::size_t>(tandem::allowed_cores().size(), 1);
   at::set_num_threads(static_cast<int>(cores));

@@ -24,6 +24,7 @@ struct Prediction {
 /// What is asked.
 struct PredictRequest {
   std::string weights;                ///< of a network that train knows, or a whole TorchScript module
+  std::string weights_prefix;         ///< what stands before the network's names there; empty: what fits
   std::string classes;                ///< classes.json; empty: what the weights say, or the file beside them
   std::vector<std::string> pictures;  ///< files, and folders of them
   std::size_t top = 5;                ///< classes of each picture, if there are as many

@@ -49,9 +49,13 @@ void add_predict(CLI::App& tandem, Commands& commands) {
   const auto options = std::make_shared<PredictOptions>();
   app->add_option("pictures", options->pictures, "JPEG, PNG and WebP files, and folders of them")->required();
   app->add_option("--weights", options->weights,
-                  "of train: a file of safetensors or torch.save's, a directory, or a TorchScript module as .pt")
+                  "of train: a file of safetensors or torch.save's, a directory, a checkpoint, or a TorchScript module "
+                  "as .pt")
       ->type_name("FILE")
       ->required();
+  app->add_option("--weights-prefix", options->weights_prefix,
+                  "what stands before the names of the network in the file, as model in a checkpoint of Python's "
+                  "(default: what fits)");
   app->add_option("--classes", options->classes,
                   "what train writes beside weights (default: what the weights say, or classes.json beside them)")
       ->type_name("FILE");

@@ -10,11 +10,17 @@ Checkpoints::Checkpoints(tandem::Accelerator& accelerator, const Options& option
   accelerator_.register_for_checkpointing(state_);
 }
 
-bool Checkpoints::resume() {
-  if (!inputs_.checkpoint) return false;
-  resumed_from_ = accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
-  saved_at_ = state_.steps;
-  return true;
+bool Checkpoints::begin() {
+  if (inputs_.checkpoint) {
+    resumed_from_ = accelerator_.load_state(*inputs_.checkpoint, {.optimizer_options = options_.optimizer_options});
+    saved_at_ = state_.steps;
+  }
+  state_.flags = options_.flags;
+  state_.classes = inputs_.task->classes();
+  state_.description = inputs_.classes;
+  state_.data = inputs_.data;
+  state_.global_batch = options_.global_batch();
+  return inputs_.checkpoint.has_value();
 }
 
 Losses Checkpoints::resumed_losses() const {
@@ -36,9 +42,6 @@ void Checkpoints::save_if_due(bool last, const Losses& epoch_losses) {
   if (!last && !(options_.save_every && state_.steps % *options_.save_every == 0)) return;
   records_.pause();
   saved_at_ = state_.steps;
-  state_.flags = options_.flags;
-  state_.classes = inputs_.task->classes();
-  state_.data = inputs_.data;
   if (options_.launch.exact) {
     state_.epoch_losses = {epoch_losses.sum_of_means};
     state_.epoch_batches = {epoch_losses.windows};

@@ -21,9 +21,9 @@ class Checkpoints {
   Checkpoints(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Records& records,
               TrainingState& state);
 
-  /// Goes on from the checkpoint of --resume, if there is one: then returns true. To be called before training.
-  /// Collective.
-  bool resume();
+  /// Goes on from the checkpoint of --resume, if there is one: then returns true. From here on the state says with what
+  /// its checkpoints are made. To be called before training. Collective.
+  bool begin();
 
   /// This rank's losses of the epoch in which it goes on. Ranks that there are not any more leave theirs to the others.
   Losses resumed_losses() const;

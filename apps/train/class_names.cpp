@@ -36,8 +36,8 @@ std::string describe_classes(const Options& options, const Task& task) {
   return tandem::io::shown_json(description, 2) + '\n';
 }
 
-std::map<std::string, std::string> metadata_of_weights(const std::string& description) {
-  std::map<std::string, std::string> metadata{{"format", "pt"}};
+std::map<std::string, std::string> metadata_of_weights(const Options& options, const std::string& description) {
+  std::map<std::string, std::string> metadata{{"format", "pt"}, {"model", name_of(options.model)}};
   if (!description.empty()) metadata.emplace("classes", description);
   return metadata;
 }

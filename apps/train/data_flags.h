@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "tandem/data/text_dataset.h"
@@ -38,6 +39,7 @@ struct DataOptions {
   std::optional<Augment> augment;
   bool balance_classes = false;  ///< each class as often as the others
   bool skip_bad_images = false;
+  std::set<std::string> of_checkpoint;  ///< flags that are not given but the checkpoint's, such as "data-dir"
 
   /// Share of the samples that is judged by, where it is a part of them.
   double held_out_share() const { return val_split.value_or(0.1); }

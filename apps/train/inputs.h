@@ -4,16 +4,17 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "metrics.h"
 #include "options.h"
 #include "tandem/tandem.h"
 #include "task.h"
+#include "weights.h"
 
 namespace tandem::io {
 class CheckpointSeries;
 class OutputFile;
-struct StoredWeights;
 }  // namespace tandem::io
 
 namespace train {
@@ -21,13 +22,14 @@ namespace train {
 /// What was read before the ranks start, once for all of them.
 struct Inputs {
   std::unique_ptr<const Task> task;
-  std::string classes;                                               ///< of it, by describe_classes
-  std::string data;                                                  ///< what Task::data says of it
-  std::shared_ptr<const tandem::io::StoredWeights> initial_weights;  ///< null: the model's own
-  std::string weights_table;                                         ///< for people, what of them is taken
-  std::string half_made;                  ///< for people, what of the backbone they do not have; empty: nothing
+  std::string classes;  ///< of it, by describe_classes
+  std::string data;     ///< what Task::data says of it
+  InitialWeights initial_weights;
+  std::string weights_table;              ///< for people, what of them is taken
+  std::vector<std::string> warnings;      ///< for people, what of weights and data may not be as it was meant
   std::string batch_size;                 ///< for people, what --batch-size auto has found; empty: nothing
   std::string repeated;                   ///< for people, that samples are; empty: they are not
+  std::string earlier;                    ///< for people, that another training's checkpoints are there; empty: none
   std::optional<std::string> checkpoint;  ///< to go on from; empty text: the newest one
   std::int64_t total_steps = 0;           ///< optimizer updates of the whole training
   std::int64_t warmup_steps = 0;          ///< those in which the learning rate grows

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdio>
 #include <filesystem>
+#include <map>
 
 #include "class_names.h"
 #include "evaluation.h"
 #include "io/model_weights.h"
+#include "io/output_file.h"
 #include "warn.h"
 #include "weights.h"
 
@@ -44,10 +47,48 @@ void check_figure(const char* flag, const std::string& name, const Task& task, b
                             all);
 }
 
-std::string digits(double value) {
+// As verdicts have it.
+std::string shown(const std::string& name, double value) {
+  const bool is_share = name.find("accuracy") != std::string::npos;
   std::array<char, 32> text;
-  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::general, 6);
-  return {text.data(), end};
+  std::snprintf(text.data(), text.size(), is_share ? "%.2f %%" : "%.6g", is_share ? 100 * value : value);
+  return text.data();
+}
+
+// Gives what another training left at `path` a name of its own, "best-1" and so on, and returns that; empty: there is
+// nothing. Throws CheckpointError.
+std::string set_aside(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path there = tandem::io::follow_links(path);
+  if (!fs::is_directory(there, error) && !(fs::is_regular_file(there, error) && fs::file_size(there, error) > 0))
+    return {};
+  fs::path aside;
+  int number = 0;
+  do {
+    aside = there.parent_path() / (there.stem().string() + "-" + std::to_string(++number) + there.extension().string());
+  } while (fs::exists(fs::symlink_status(aside, error)));
+  fs::rename(there, aside, error);
+  if (error) fs::copy(there, aside, fs::copy_options::recursive, error);  // as of a mount point
+  if (error)
+    throw tandem::CheckpointError(path + ": is there already, and cannot be kept as " + aside.string() + ": " +
+                                  error.message());
+  return aside.string();
+}
+
+bool has_weights(const std::string& path, const tandem::io::NamedTensors& weights) {
+  if (std::error_code error; !std::filesystem::is_regular_file(tandem::io::follow_links(path), error)) return false;
+  try {
+    const auto list = tandem::io::load_safetensors(path);
+    const std::map<std::string, at::Tensor> stored(list.begin(), list.end());
+    return stored.size() == weights.size() && std::all_of(weights.begin(), weights.end(), [&](const auto& named) {
+             const auto found = stored.find(named.first);
+             return found != stored.end() && found->second.scalar_type() == named.second.scalar_type() &&
+                    at::equal(found->second, named.second.cpu());
+           });
+  } catch (const tandem::CheckpointError&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -106,7 +147,7 @@ bool Judging::ends_training() const {
 
 std::string Judging::best() const {
   if (options_.save_best.empty() || !state_.best.value) return {};
-  return "best " + options_.save_best + " " + digits(*state_.best.value) + " after step " +
+  return "best " + options_.save_best + " " + shown(options_.save_best, *state_.best.value) + " after step " +
          std::to_string(state_.best.step);
 }
 
@@ -148,36 +189,49 @@ void Judging::take(const Verdict& verdict) {
     state_.stops_by.take(name, figure(verdict, name), state_.steps, more_is_better(name));
   }
   const std::string& name = options_.save_best;
-  if (!name.empty() && state_.best.take(name, figure(verdict, name), state_.steps, more_is_better(name))) keep_best();
+  const bool has_one = state_.best.name == name && state_.best.value;
+  if (name.empty() || !state_.best.take(name, figure(verdict, name), state_.steps, more_is_better(name))) return;
+  keep_best(!has_one);
 }
 
-void Judging::keep_best() {
-  if (accelerator_.is_main()) try_to([&] { write_best_weights(); });
+// `is_first`: what is there already is not of this training, unless it has these very weights: those that were judged
+// after the checkpoint from which it goes on.
+void Judging::keep_best(bool is_first) {
+  bool is_other = false;
+  if (accelerator_.is_main()) try_to([&] { is_other = write_best_weights(is_first); });
   const std::string& directory = options_.launch.checkpoints.directory;
-  if (!directory.empty())
-    try_to([&] {
-      state_.flags = options_.flags;
-      state_.classes = inputs_.task->classes();
-      state_.data = inputs_.data;
-      accelerator_.save_state(directory + "/best");
-    });
+  if (directory.empty()) return;
+  if (is_other && !try_to([&] { keep_earlier(directory + "/best"); })) accelerator_.set_trigger();
+  if (accelerator_.check_trigger()) return;  // so that nothing takes its place
+  try_to([&] { accelerator_.save_state(directory + "/best"); });
 }
 
-void Judging::write_best_weights() const {
+void Judging::keep_earlier(const std::string& path) {
+  const std::string aside = set_aside(path);
+  if (!aside.empty()) records_.tell(path + " of an earlier training is kept as " + aside);
+}
+
+bool Judging::write_best_weights(bool is_first) {
   std::optional<tandem::optim::ExponentialMovingAverage::Swapped> averaged;
   if (options_.save_best.starts_with(kAveraged)) averaged.emplace(*subject_.average);
-  tandem::io::save_safetensors(best_weights_path(options_), tandem::io::weights_of(*subject_.model),
-                               metadata_of_weights(inputs_.classes));
-  try_to_write_classes(accelerator_, best_weights_path(options_), inputs_.classes);
+  const std::string path = best_weights_path(options_);
+  const auto weights = tandem::io::weights_of(*subject_.model);
+  const bool is_other = is_first && !has_weights(path, weights);
+  if (is_other) keep_earlier(path);
+  tandem::io::save_safetensors(path, weights, metadata_of_weights(options_, inputs_.classes));
+  try_to_write_classes(accelerator_, path, inputs_.classes);
+  return is_other;
 }
 
 // A training is worth more than a copy of it.
-void Judging::try_to(const std::function<void()>& write) {
+bool Judging::try_to(const std::function<void()>& write) {
   try {
     write();
+    return true;
   } catch (const tandem::CheckpointError& error) {
     unwritten_.push_back(std::string("--save-best ") + error.what());
     warn(accelerator_, unwritten_.back() + "; training goes on");
+    return false;
   }
 }
 

@@ -54,9 +54,10 @@ class Judging {
   std::optional<Verdict> judge(std::int64_t epoch, bool at_end);
   std::optional<Verdict> look(bool at_end);
   void take(const Verdict& verdict);
-  void keep_best();
-  void write_best_weights() const;
-  void try_to(const std::function<void()>& write);
+  void keep_best(bool is_first);
+  void keep_earlier(const std::string& path);
+  bool write_best_weights(bool is_first);
+  bool try_to(const std::function<void()>& write);
 
   tandem::Accelerator& accelerator_;
   const Options& options_;

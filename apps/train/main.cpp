@@ -5,7 +5,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -15,12 +14,11 @@
 #include "judging.h"
 #include "model_flags.h"
 #include "options.h"
+#include "printable.h"
 #include "report/report.h"
 #include "training.h"
 
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kWarning = "train: warning: ";
 
@@ -33,7 +31,7 @@ void announce_waiting(const train::Options& options) {
 }
 
 void announce(const train::Options& options, const train::Inputs& inputs) {
-  if (!inputs.half_made.empty()) std::fprintf(stderr, "%s%s\n", kWarning, inputs.half_made.c_str());
+  for (const std::string& text : inputs.warnings) std::fprintf(stderr, "%s%s\n", kWarning, text.c_str());
   const auto left_out = inputs.task->left_out();
   for (const std::string& why : left_out) std::fprintf(stderr, "%s%s; it is left out\n", kWarning, why.c_str());
   if (!left_out.empty()) std::fprintf(stderr, "%spictures that were left out: %zu\n", kWarning, left_out.size());
@@ -52,8 +50,7 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
   if (!inputs.batch_size.empty()) std::printf("%s\n", inputs.batch_size.c_str());
   if (const std::string about = inputs.task->about(); !about.empty()) std::printf("%s\n", about.c_str());
   if (!inputs.repeated.empty()) std::printf("%s\n", inputs.repeated.c_str());
-  if (const std::string best = train::best_weights_path(options); options.resume.empty() && fs::exists(best))
-    std::printf("%s is there already, and will be replaced\n", best.c_str());
+  if (!inputs.earlier.empty()) std::printf("%s\n", inputs.earlier.c_str());
   for (const std::string& line : options.resumes_otherwise) std::printf("%s\n", line.c_str());
   std::printf("%s", inputs.weights_table.c_str());
   std::fflush(stdout);
@@ -61,19 +58,21 @@ void announce(const train::Options& options, const train::Inputs& inputs) {
 
 void report(const train::Options& options, const train::Outcome& outcome) {
   if (options.quiet) return;
-  if (!outcome.resumed_from.empty())
-    std::printf("went on from step %lld of %s\n", static_cast<long long>(outcome.resumed_steps),
-                outcome.resumed_from.c_str());
+  const auto& metrics = outcome.metrics;
+  const std::string updates = train::counted(outcome.steps, "step");
   if (outcome.interrupted) {
     std::printf("interrupted after step %lld in epoch %lld\n", static_cast<long long>(outcome.steps),
                 static_cast<long long>(outcome.epoch + 1));
     if (!outcome.saved_to.empty()) std::printf("saved to %s; go on with --resume auto\n", outcome.saved_to.c_str());
   }
-  const auto& metrics = outcome.metrics;
+  if (metrics.judged && metrics.startup_seconds > 0)
+    std::printf("%s  after %s in %.1f s  (%.0f samples/s, first step after %.2f s)\n", metrics.verdict.sentence.c_str(),
+                updates.c_str(), metrics.train_seconds, metrics.samples_per_second, metrics.startup_seconds);
+  else if (metrics.judged)  // nothing was left to train
+    std::printf("%s  after %s\n", metrics.verdict.sentence.c_str(), updates.c_str());
+  for (const std::string& what : outcome.written) std::printf("%s\n", what.c_str());
   if (!metrics.judged) return;
-  std::printf("%s  after %lld steps in %.1f s  (%.0f samples/s, first step after %.2f s)\n",
-              metrics.verdict.sentence.c_str(), static_cast<long long>(outcome.steps), metrics.train_seconds,
-              metrics.samples_per_second, metrics.startup_seconds);
+  if (!outcome.interrupted && !outcome.saved_to.empty()) std::printf("checkpoint: %s\n", outcome.saved_to.c_str());
   if (outcome.ended_early) std::printf("ended early: %s got no better\n", options.early_stop->metric.c_str());
   if (!outcome.best.empty()) std::printf("%s: %s\n", outcome.best.c_str(), train::best_weights_path(options).c_str());
   if (options.cuda_graphs)
@@ -133,9 +132,9 @@ int run(int argc, char** argv) {
   };
   if (options.check_exact) return train::check_exact(options, launch.config, inputs);
   const auto unsaved = std::make_shared<train::Unsaved>(options.save_weights);
-  apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet);
+  const auto on_ready = [&] { apps::stop_at_signals([unsaved] { return unsaved->text(); }, !options.quiet); };
   tandem::launch_on(launch, [&](tandem::Accelerator& accelerator) {
-    const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved);
+    const train::Outcome mine = train::train_on_rank(accelerator, options, inputs, *unsaved, on_ready);
     if (accelerator.is_local_main()) outcome = mine;
   });
   report_profile(options, outcome);

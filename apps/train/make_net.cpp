@@ -1,5 +1,7 @@
 #include "make_net.h"
 
+#include <filesystem>
+
 #include "model_flags.h"
 #include "tandem/core/error.h"
 #include "tandem/models/gpt.h"
@@ -30,7 +32,9 @@ std::shared_ptr<Net> make_image_net(const Options& options, const models::ImageS
       default: return models::mlp(options.hidden, shape);
     }
   } catch (const tandem::CheckpointError& error) {
-    throw tandem::ConfigError(std::string("--model ") + error.what());
+    const bool is_there = std::filesystem::exists(options.script);
+    throw tandem::ConfigError(std::string("--model ") + error.what() +
+                              (is_there ? "; weights alone are for --init-weights" : ""));
   } catch (const tandem::ConfigError& error) {
     throw tandem::ConfigError("--model " + (options.script.empty() ? name_of(options.model) : options.script) + ": " +
                               error.what());

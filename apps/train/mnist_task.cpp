@@ -1,5 +1,6 @@
 // Networks for images on MNIST's digits.
 #include <future>
+#include <numeric>
 
 #include "classification.h"
 #include "make_net.h"
@@ -21,6 +22,8 @@ MnistDataset read(const DataOptions& options, MnistSplit split, std::optional<st
   }
 }
 
+constexpr std::int64_t kFew = 100;
+
 const std::vector<std::string> kDigits{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
 
 class MnistTask : public Classification {
@@ -34,6 +37,17 @@ class MnistTask : public Classification {
   Samples train_set() const override { return Samples(train_set_); }
   Samples test_set() const override { return Samples(test_set_); }
   std::shared_ptr<Net> make_net() const override { return make_image_net(options_); }
+
+  std::string data() const override { return "the digits of MNIST"; }
+
+  // Only a part of them may lack some.
+  std::vector<std::int64_t> samples_of_classes() const override {
+    if (!options_.data.limit || *options_.data.limit > kFew) return {};
+    std::vector<std::size_t> all(*train_set_.size());
+    std::iota(all.begin(), all.end(), 0);
+    const at::Tensor counts = Samples(train_set_).read(all).target.bincount({}, outputs());
+    return {counts.const_data_ptr<std::int64_t>(), counts.const_data_ptr<std::int64_t>() + counts.numel()};
+  }
 
   std::optional<PictureFormat> picture_format() const override {
     PictureFormat format;

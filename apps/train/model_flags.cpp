@@ -38,9 +38,14 @@ ModelKind kind_of(const std::string& name) {
 
 // Shown as the names alone, which completions are made of.
 CLI::Validator model_name() {
-  const CLI::Validator names = CLI::IsMember(kModels);
-  return CLI::Validator([names](std::string& text) { return is_script_file(text) ? std::string() : names(text); },
-                        names.get_description());
+  return CLI::Validator(
+      [](std::string& text) {
+        if (is_script_file(text) || kModels.contains(text)) return std::string();
+        std::string all;
+        for (const auto& [name, kind] : kModels) all += name + ", ";
+        return text + " is none of " + all + "nor a file of TorchScript, whose name ends with .pt";
+      },
+      CLI::IsMember(kModels).get_description());
 }
 
 std::string names_of(const std::vector<ModelKind>& models) {

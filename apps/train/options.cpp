@@ -1,3 +1,4 @@
+// The command line of train: its flags, and what they come to together, with those of a checkpoint that goes on.
 #include "options.h"
 
 #include <CLI/CLI.hpp>
@@ -8,11 +9,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string_view>
 #include <utility>
 
+#include "common/command_line.h"
 #include "common/program.h"
-#include "common/refuse_empty.h"
 #include "config_file.h"
 #include "judging.h"
 #include "model_flags.h"
@@ -413,6 +415,8 @@ tandem::io::Config flags_of(const CLI::App& app, const Options& options) {
       flags.emplace_back(name, options.gpt.dropout);
     else if (name == "vocabulary" && options.data.tokens != tandem::data::TextTokens::bytes)
       flags.emplace_back(name, options.gpt.vocabulary);
+    else if (name == "data-dir" || name == "data-file" || name == "val-file")
+      flags.emplace_back(name, CLI::detail::join(option->reduced_results(), ","));  // "007" is no number
     else if (option->count() > 0)
       flags.emplace_back(name, value_of(CLI::detail::join(option->reduced_results(), ",")));
     else if (!option->get_default_str().empty())
@@ -439,7 +443,7 @@ std::optional<int> parse(CLI::App& app, std::vector<std::string> words) {
     std::printf("%s", app.help().c_str());
     return apps::kDone;
   } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "train: %s; see --help\n", error.what());
+    std::fprintf(stderr, "train: %s; see --help\n", apps::problem_of(app, error).c_str());
     return apps::kWrongUsage;
   }
   return std::nullopt;
@@ -469,12 +473,15 @@ ParseResult parse_options(int argc, char** argv) {
   auto line = std::make_unique<CommandLine>();
   if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
   std::optional<tandem::io::Config> checkpoint;
+  std::set<std::string> data_of_checkpoint;
   if (const Options& given = line->raw.options; !given.resume.empty())
     if (auto state = state_of_checkpoint(given.resume, given.launch.checkpoints.directory))
       checkpoint = std::move(state->flags);
   if (checkpoint) {
     const auto inherited = inherited_flags(line->app, *checkpoint);
     words.insert(words.end(), inherited.begin(), inherited.end());
+    for (const char* flag : {"data-dir", "data-file", "val-file"})
+      if (line->app.get_option(std::string("--") + flag)->count() == 0) data_of_checkpoint.insert(flag);
     line = std::make_unique<CommandLine>();
     if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
   }
@@ -483,6 +490,7 @@ ParseResult parse_options(int argc, char** argv) {
   if (checkpoint) go_on_with_batch_size(line->raw, *checkpoint);
   Options options = finish(std::move(line->raw));
   options.flags = flags_of(line->app, options);
+  options.data.of_checkpoint = std::move(data_of_checkpoint);
   if (checkpoint) {
     Differences differences = compare_flags(options.flags, *checkpoint);
     options.resumes_otherwise = std::move(differences.lines);

@@ -99,6 +99,9 @@ struct Options {
   /// Parts of a global batch: in exact mode its logical shards, otherwise one a rank.
   int logical_ranks() const { return launch.exact ? launch.exact->logical_ranks : machine.world_size(); }
 
+  /// Samples of all ranks' batches together.
+  std::int64_t global_batch() const { return batch_size * (launch.data_loader.split_batches ? 1 : logical_ranks()); }
+
   bool cuda_graphs = false;
   bool quiet = false;
   bool progress = true;

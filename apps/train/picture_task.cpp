@@ -6,6 +6,7 @@
 #include "make_net.h"
 #include "model_flags.h"
 #include "picture_folders.h"
+#include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/data/transforms.h"
 
@@ -154,10 +155,10 @@ class PictureTask : public Classification {
   std::shared_ptr<data::Sampler> sampler() const override {
     if (!options_.data.balance_classes) return nullptr;
     const std::size_t samples = sets_.train.pictures.size();
-    std::vector<double> of_class(classes().size()), weights;
-    for (std::size_t i = 0; i < samples; ++i) of_class[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    const auto of_class = samples_of_classes();
+    std::vector<double> weights;
     for (std::size_t i = 0; i < samples; ++i)
-      weights.push_back(1 / of_class[static_cast<std::size_t>(sets_.train.label(i))]);
+      weights.push_back(1 / static_cast<double>(of_class[static_cast<std::size_t>(sets_.train.label(i))]));
     return std::make_shared<data::WeightedRandomSampler>(weights, static_cast<std::int64_t>(samples),
                                                          data::WeightedSamplerOptions{.seed = options_.launch.seed});
   }
@@ -171,25 +172,29 @@ class PictureTask : public Classification {
   std::optional<PictureFormat> picture_format() const override { return format_; }
 
   std::string about() const override {
-    const auto count = [](const PictureSet& set) { return std::to_string(set.pictures.size()); };
     const std::string side = std::to_string(format_.size);
-    return options_.data.dir + ": " + count(sets_.train) + " pictures of " + std::to_string(classes().size()) +
-           " classes to train on, " + count(sets_.val) + " to judge by, of " + side + " x " + side + " pixels\n" +
-           count_classes();
+    return options_.data.dir + ": " + counted(std::ssize(sets_.train.pictures), "picture") + " of " +
+           std::to_string(classes().size()) + " classes to train on, " + std::to_string(sets_.val.pictures.size()) +
+           " to judge by, of " + side + " x " + side + " pixels\n" + count_classes();
   }
 
   std::string data() const override { return sets_.data; }
 
   std::vector<std::string> left_out() const override { return train::left_out(sets_); }
 
+  std::vector<std::int64_t> samples_of_classes() const override {
+    std::vector<std::int64_t> of_class(classes().size());
+    for (std::size_t i = 0; i < sets_.train.pictures.size(); ++i)
+      of_class[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    return of_class;
+  }
+
  private:
   // So that folders that were taken for classes by mistake are seen.
   std::string count_classes() const {
     constexpr std::size_t kShown = 20;
     const auto names = classes();
-    std::vector<std::int64_t> pictures(names.size());
-    for (std::size_t i = 0; i < sets_.train.pictures.size(); ++i)
-      pictures[static_cast<std::size_t>(sets_.train.label(i))] += 1;
+    const auto pictures = samples_of_classes();
     std::string text = "classes:";
     for (std::size_t i = 0; i < std::min(names.size(), kShown); ++i)
       text += (i > 0 ? ", " : " ") + names[i] + " (" + std::to_string(pictures[i]) + ")";

@@ -78,12 +78,16 @@ void Records::judged(std::int64_t epoch, std::int64_t steps, const Verdict& verd
   const std::string problem = inputs_.log->write(steps, epoch, verdict);
   if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
   tracking_.log_verdict(verdict);
-  if (options_.quiet) return;
-  untold_ += "epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(steps) + ": " + verdict.sentence + "\n";
-  if (is_read(STDOUT_FILENO)) tell_judgements();
+  tell("epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(steps) + ": " + verdict.sentence);
 }
 
-void Records::tell_judgements() {
+void Records::tell(const std::string& line) {
+  if (options_.quiet || !accelerator_.is_main()) return;
+  untold_ += line + "\n";
+  if (is_read(STDOUT_FILENO)) tell_all();
+}
+
+void Records::tell_all() {
   progress_.clear();
   std::fputs(std::exchange(untold_, {}).c_str(), stdout);
   std::fflush(stdout);
@@ -110,7 +114,7 @@ FinalMetrics Records::measured() const {
 bool Records::wants_sample() const { return !options_.quiet || !options_.log_json.empty() || tracking_.enabled(); }
 
 std::string Records::finish(const FinalMetrics& metrics, tandem::io::RunStatus status) {
-  if (is_read(STDOUT_FILENO)) tell_judgements();
+  if (is_read(STDOUT_FILENO)) tell_all();
   if (metrics.judged) tracking_.log_verdict(metrics.verdict);
   tracking_.finish(status, metrics);
   return inputs_.log->finish(metrics, apps::interrupted);

@@ -36,6 +36,9 @@ class Records {
   void pause() { throughput_.pause(); }
   void go_on() { throughput_.resume(); }
 
+  /// A line for people, when somebody reads; on rank 0.
+  void tell(const std::string& line);
+
   /// The network was judged after so many updates.
   void judged(std::int64_t epoch, std::int64_t steps, const Verdict& verdict);
 
@@ -59,7 +62,7 @@ class Records {
 
  private:
   void log_update(const Update& update, double samples_per_second);
-  void tell_judgements();
+  void tell_all();
 
   tandem::Accelerator& accelerator_;
   const Options& options_;

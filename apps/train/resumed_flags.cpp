@@ -36,8 +36,7 @@ std::map<std::string, OnResume> make_decisions() {
   add(inherited, {"normalize", "limit-train-samples", "no-shuffle", "drop-last", "no-even-batches"});
   add(inherited, {"dispatch-batches", "label-smoothing", "save-best", "early-stop"});
   // Where the data is, which may have moved. Without them it would be other data.
-  add(inherited, {"data-file", "val-file"});
-  add(told, {"data-dir"});
+  add(inherited, {"data-dir", "data-file", "val-file"});
   // Another global batch is refused when the loader's place is loaded.
   add(used, {"batch-size", "global-batch-size", "split-batches", "workers"});
   // How long.
@@ -136,8 +135,26 @@ Config with_later_flags(Config checkpoint) {
 
 }  // namespace
 
+namespace {
+
+bool is_given(const CLI::App& app, const std::string& name) {
+  const CLI::Option* const option = app.get_option_no_throw("--" + name);
+  return option && option->count() > 0;
+}
+
+// Pictures do not follow a table, nor a table pictures.
+void check_kind_of_data(const CLI::App& app, const Config& checkpoint) {
+  for (const auto& [flag, other] : {std::pair("data-dir", "data-file"), std::pair("data-file", "data-dir")})
+    if (const std::string before = text_in(checkpoint, other); is_given(app, flag) && !before.empty())
+      throw tandem::ConfigError("--" + std::string(flag) + " cannot go on from a checkpoint that was made with --" +
+                                other + " " + before + "; begin anew, with --init-weights if you like");
+}
+
+}  // namespace
+
 std::vector<std::string> inherited_flags(const CLI::App& app, const Config& of_checkpoint) {
   const Config checkpoint = with_later_flags(of_checkpoint);
+  check_kind_of_data(app, checkpoint);
   std::vector<std::string> flags;
   for (const auto& [name, value] : checkpoint) {
     const auto decision = on_resume(name);

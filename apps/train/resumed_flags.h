@@ -18,7 +18,6 @@ namespace train {
 /// What counts when --resume goes on from a checkpoint.
 enum class OnResume {
   used,       ///< the command line, as ever: how long, how fast, and what is written where
-  told,       ///< the same; a line says so when it is another than the checkpoint's
   inherited,  ///< the checkpoint, unless the flag is given: then that is used from there on, and a line says so
   kept,       ///< the checkpoint; another one is refused
 };

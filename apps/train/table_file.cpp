@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <fstream>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
 
 #include "fingerprint.h"
+#include "printable.h"
 #include "tandem/core/error.h"
 #include "tandem/io/safetensors.h"
 
@@ -26,6 +29,19 @@ bool is_one_of(const Types& types, at::ScalarType type) {
 
 std::string sizes_of(const at::Tensor& tensor) { return c10::str(tensor.sizes()); }
 
+// Whether a file begins as text, such as CSV.
+bool is_text(const std::string& path) {
+  std::array<char, 64> begin{};
+  std::ifstream file(path, std::ios::binary);
+  file.read(begin.data(), begin.size());
+  const char* const first = begin.data();
+  const char* const end = first + file.gcount();
+  return end != first && std::all_of(first, end, [](char byte) {
+           const auto value = static_cast<unsigned char>(byte);
+           return value >= ' ' || byte == '\n' || byte == '\r' || byte == '\t';
+         });
+}
+
 // A file that a flag names.
 class TableFile {
  public:
@@ -33,16 +49,19 @@ class TableFile {
     try {
       tensors_ = tandem::io::load_safetensors(path_);
     } catch (const tandem::CheckpointError& error) {
-      throw tandem::ConfigError(flag_ + ": " + error.what() +
-                                "; a table is a safetensors file with the tensors 'inputs' and 'targets', and text is "
-                                "for --model gpt or gpt2");
+      if (std::error_code unknown; !std::filesystem::exists(path_, unknown))
+        throw tandem::ConfigError(flag_ + ": " + error.what());
+      throw tandem::ConfigError(flag_ + ": " + (is_text(path_) ? path_ + ": is text" : std::string(error.what())) +
+                                "; a table is a safetensors file with the tensors 'inputs' and 'targets', which a few "
+                                "lines of Python make of CSV (docs/train.md, Data), and text is for --model gpt or "
+                                "gpt2");
     }
   }
 
   Table read() const {
     Table table{.inputs = inputs(), .targets = targets()};
     if (table.targets.size(0) != table.size())
-      fail("'inputs' has " + std::to_string(table.size()) + " samples, 'targets' has " +
+      fail("'inputs' has " + counted(table.size(), "sample") + ", 'targets' has " +
            std::to_string(table.targets.size(0)) + "; they must be as many");
     if (table.size() == 0) fail("has no samples");
     table.outputs = table.has_labels() ? table.targets.max().item<std::int64_t>() + 1 : table.targets.size(1);
@@ -150,7 +169,7 @@ Table read_validation(const std::string& path, const Table& train) {
     file.fail("'inputs' has sizes " + sizes_of(val.inputs) + ", those of --data-file has " + sizes_of(train.inputs) +
               "; they may differ in the number of samples only");
   if (!val.has_labels() && val.outputs != train.outputs)
-    file.fail("'targets' has " + std::to_string(val.outputs) + " numbers a sample, --data-file has " +
+    file.fail("'targets' has " + counted(val.outputs, "number") + " a sample, --data-file has " +
               std::to_string(train.outputs));
   if (val.has_labels() && val.outputs > train.outputs)
     file.fail("'targets' has the label " + std::to_string(val.outputs - 1) +

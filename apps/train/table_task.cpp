@@ -9,6 +9,7 @@
 #include "classification.h"
 #include "make_net.h"
 #include "model_flags.h"
+#include "printable.h"
 #include "table_file.h"
 #include "tandem/core/error.h"
 #include "tandem/metrics/exact_sum.h"
@@ -26,12 +27,10 @@ std::shared_ptr<Net> make_net_for(const Options& options, const Table& table) {
 
 std::string about_table(const Options& options, const Tables& tables) {
   const std::int64_t numbers = tables.train.inputs[0].numel(), outputs = tables.train.outputs;
-  const auto count = [](std::int64_t n, const std::string& what) {
-    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
-  };
-  return options.data.file + ": " + count(tables.train.size(), "sample") + " of " + count(numbers, "number") +
+  return options.data.file + ": " + counted(tables.train.size(), "sample") + " of " + counted(numbers, "number") +
          " to train on, " + std::to_string(tables.val.size()) + " to judge by; " +
-         (tables.train.has_labels() ? std::to_string(outputs) + " classes" : count(outputs, "number") + " to predict");
+         (tables.train.has_labels() ? std::to_string(outputs) + " classes"
+                                    : counted(outputs, "number") + " to predict");
 }
 
 std::vector<std::string> numbers_from_0(std::int64_t count) {
@@ -52,6 +51,11 @@ class TableClassification : public Classification {
   std::shared_ptr<Net> make_net() const override { return make_net_for(options_, tables_.train); }
   std::string about() const override { return about_table(options_, tables_); }
   std::string data() const override { return tables_.data; }
+
+  std::vector<std::int64_t> samples_of_classes() const override {
+    const at::Tensor counts = tables_.train.targets.bincount({}, outputs());
+    return {counts.const_data_ptr<std::int64_t>(), counts.const_data_ptr<std::int64_t>() + counts.numel()};
+  }
 
  private:
   const Options options_;

@@ -66,6 +66,9 @@ class Task {
   /// Names of the classes, where samples have labels of one; otherwise empty.
   virtual std::vector<std::string> classes() const { return {}; }
 
+  /// How many samples of each class are trained on; empty where that is not known.
+  virtual std::vector<std::int64_t> samples_of_classes() const { return {}; }
+
   /// How many scores a sample has: its classes, or the numbers to predict.
   virtual std::int64_t outputs() const { return static_cast<std::int64_t>(classes().size()); }
 

@@ -37,9 +37,10 @@ void check_length(const Options& options, const std::string& flag, const std::st
   std::error_code unknown;
   const std::uintmax_t bytes = std::filesystem::file_size(path, unknown);
   if (has_ids(options) || unknown || bytes >= least) return;
-  throw tandem::ConfigError(flag + " " + path + ": has " + std::to_string(bytes) + " bytes, too few to " +
-                            (samples > 1 ? "train on and to judge by" : "be a sample") + "; use at least " +
-                            std::to_string(least) + ", or a smaller --block-size than " + std::to_string(block_size));
+  throw tandem::ConfigError(flag + " " + path + ": has " + counted(static_cast<std::int64_t>(bytes), "byte") +
+                            ", too few to " + (samples > 1 ? "train on and to judge by" : "be a sample") +
+                            "; use at least " + std::to_string(least) + ", or a smaller --block-size than " +
+                            std::to_string(block_size));
 }
 
 // `samples`: how many it must have.
@@ -53,10 +54,9 @@ TextDataset read(const Options& options, const std::string& flag, const std::str
   try {
     TextDataset dataset(path, text);
     if (static_cast<std::int64_t>(*dataset.size()) >= samples) return dataset;
-    throw tandem::DataError(path + ": has " + std::to_string(dataset.tokens()) +
-                            " tokens, too few to train on and to judge by; use at least " +
-                            std::to_string(samples * block_size + 1) + ", or a smaller --block-size than " +
-                            std::to_string(block_size));
+    throw tandem::DataError(
+        path + ": has " + counted(dataset.tokens(), "token") + ", too few to train on and to judge by; use at least " +
+        std::to_string(samples * block_size + 1) + ", or a smaller --block-size than " + std::to_string(block_size));
   } catch (const tandem::DataError& error) {
     throw tandem::ConfigError(flag + ": " + error.what());
   }

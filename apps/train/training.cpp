@@ -16,6 +16,7 @@
 #include "judging.h"
 #include "losses.h"
 #include "optimizer.h"
+#include "printable.h"
 #include "records.h"
 #include "schedule.h"
 #include "stop.h"
@@ -61,7 +62,7 @@ class Trainer {
   }
 
   Outcome run() {
-    if (checkpoints_.resume()) go_on();
+    if (checkpoints_.begin()) go_on();
     if (stop_is_asked(accelerator_)) throw tandem::Cancelled("interrupted before the first step");
     records_.begin(state_.steps, state_.judged_at, checkpoints_.resumed_from());
     model_->train();
@@ -76,7 +77,8 @@ class Trainer {
 
  private:
   void go_on() {
-    resumed_steps_ = state_.steps;
+    records_.tell("goes on from step " + std::to_string(state_.steps) + " of " + checkpoints_.resumed_from() +
+                  why_nothing_is_left());
     last_epoch_ = state_.epoch;
     if (schedule_.wants_loss()) epoch_losses_ = checkpoints_.resumed_losses();
   }
@@ -85,6 +87,18 @@ class Trainer {
     return stopped_ || judging_.interrupted() || judging_.ends_training() || state_.steps >= inputs_.total_steps;
   }
   bool done() const { return last_update_made() || state_.epoch >= options_.epochs; }
+
+  // For people, after what it goes on from; empty: something is left.
+  std::string why_nothing_is_left() const {
+    if (!done()) return {};
+    const std::string begin = ": nothing is left to train, as ";
+    if (judging_.ends_training()) return begin + "--early-stop has ended it; use another --early-stop to go on";
+    const bool by_steps = options_.max_steps == inputs_.total_steps;
+    const std::string flag = by_steps ? "--max-steps" : "--epochs";
+    return begin + "it has " + counted(state_.steps, "update") + " and " + flag + " " +
+           std::to_string(by_steps ? *options_.max_steps : options_.epochs) +
+           (by_steps ? "" : " makes " + std::to_string(inputs_.total_steps)) + "; use a larger " + flag + " to go on";
+  }
 
   void run_epochs() {
     while (!done()) run_epoch();
@@ -188,11 +202,14 @@ class Trainer {
 
   void write_weights() {
     try {
-      save_weights(*model_, options_.save_weights, *inputs_.weights, inputs_.classes);
+      const auto metadata = metadata_of_weights(options_, inputs_.classes);
+      save_weights(*model_, options_.save_weights, *inputs_.weights, metadata);
+      written_.push_back("weights: " + options_.save_weights);
       if (average_) {
         const auto averaged = average_->swap_in();
-        tandem::io::save_safetensors(averaged_path(options_.save_weights), tandem::io::weights_of(*model_),
-                                     metadata_of_weights(inputs_.classes));
+        const std::string path = averaged_path(options_.save_weights);
+        tandem::io::save_safetensors(path, tandem::io::weights_of(*model_), metadata);
+        written_.push_back("averaged weights: " + path);
       }
       unsaved_.wrote_weights();
       try_to_write_classes(accelerator_, options_.save_weights, inputs_.classes);
@@ -224,10 +241,9 @@ class Trainer {
     Outcome outcome{.interrupted = !verdict,
                     .steps = state_.steps,
                     .epoch = last_epoch_,
-                    .resumed_from = checkpoints_.resumed_from(),
                     .saved_to = checkpoints_.saved_to(),
-                    .resumed_steps = resumed_steps_,
                     .failed_save = checkpoints_.failed(),
+                    .written = written_,
                     .unwritten = unwritten_,
                     .profile = profile_,
                     .failed_profile = failed_profile_,
@@ -284,12 +300,11 @@ class Trainer {
   TrainingState state_;  // how far it is
   Checkpoints checkpoints_;
   Judging judging_;
-  std::int64_t resumed_steps_ = 0;  // updates that were made before
-  std::int64_t last_epoch_ = 0;     // that of the last update
-  bool stopped_ = false;            // by a signal
-  Losses window_;                   // of the accumulation window that is open
+  std::int64_t last_epoch_ = 0;  // that of the last update
+  bool stopped_ = false;         // by a signal
+  Losses window_;                // of the accumulation window that is open
   std::int64_t window_samples_ = 0;
-  std::vector<std::string> unwritten_;
+  std::vector<std::string> written_, unwritten_;
   tandem::Profile profile_;
   bool failed_profile_ = false;
   Losses epoch_losses_;  // of the epoch's closed windows, for a schedule that wants them
@@ -297,9 +312,11 @@ class Trainer {
 
 }  // namespace
 
-Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs,
-                      Unsaved& unsaved) {
-  return Trainer(accelerator, options, inputs, unsaved).run();
+Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved,
+                      const std::function<void()>& on_ready) {
+  Trainer trainer(accelerator, options, inputs, unsaved);
+  if (on_ready && accelerator.is_main()) on_ready();
+  return trainer.run();
 }
 
 }  // namespace train

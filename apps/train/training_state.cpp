@@ -59,7 +59,9 @@ c10::IValue TrainingState::state_dict() const {
   c10::impl::GenericList names(c10::AnyType::get());
   for (const std::string& name : classes) names.push_back(name);
   state.insert("classes", names);
+  state.insert("description", description);
   state.insert("data", data);
+  state.insert("global_batch", global_batch);
   state.insert("judged_at", judged_at);
   state.insert("best", best.state_dict());
   state.insert("stops_by", stops_by.state_dict());
@@ -96,9 +98,15 @@ void TrainingState::load_state_dict(const c10::IValue& state) {
       losses.toListRef().size() != batches.toListRef().size())
     throw tandem::CheckpointError("its state of the training is damaged");
   flags = state.toGenericDict().contains("flags") ? flags_in(of("flags")) : tandem::io::Config();
+  const auto text = [&](const char* name) {
+    return state.toGenericDict().contains(name) && of(name).isString() ? of(name).toStringRef() : std::string();
+  };
   classes.clear();
-  data.clear();
-  if (state.toGenericDict().contains("data") && of("data").isString()) data = of("data").toStringRef();
+  description = text("description");
+  data = text("data");
+  global_batch = 0;
+  if (state.toGenericDict().contains("global_batch") && of("global_batch").isInt())
+    global_batch = of("global_batch").toInt();
   if (state.toGenericDict().contains("classes") && of("classes").isList())
     for (const c10::IValue& name : of("classes").toListRef()) classes.push_back(name.toStringRef());
   judged_at = 0;

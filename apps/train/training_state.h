@@ -33,9 +33,12 @@ struct TrainingState {
   std::vector<std::int64_t> epoch_batches;  ///< how many batches, or windows, these are
   std::int64_t judged_at = 0;               ///< updates after which the network was judged last
   BestFigure best, stops_by;                ///< of --save-best and --early-stop
-  std::vector<std::string> classes;         ///< names of the task's; empty in older checkpoints
-  std::string data;                         ///< what Task::data says; empty in older checkpoints
-  tandem::io::Config flags;                 ///< with which it was made; empty in older checkpoints
+  // With what it was made; empty or 0 in older checkpoints.
+  std::vector<std::string> classes;  ///< names of the task's
+  std::string description;           ///< of them, by describe_classes
+  std::string data;                  ///< what Task::data says
+  std::int64_t global_batch = 0;     ///< samples of all ranks' batches together
+  tandem::io::Config flags;
 
   c10::IValue state_dict() const;
   void load_state_dict(const c10::IValue& state);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "printable.h"
+
 namespace train {
 
 void Unsaved::made(std::int64_t steps) {
@@ -31,9 +33,9 @@ std::string Unsaved::text() const {
   const auto newest = std::find_if(checkpoints_.rbegin(), checkpoints_.rend(), is_there);
   std::string text;
   if (newest == checkpoints_.rend())
-    text = std::to_string(steps_) + " updates, all that were made: there is no checkpoint";
+    text = counted(steps_, "update") + ", all that were made: there is no checkpoint";
   else
-    text = std::to_string(steps_ - newest->steps) + " updates; " + newest->path + " has the " +
+    text = counted(steps_ - newest->steps, "update") + "; " + newest->path + " has the " +
            std::to_string(newest->steps) + " before";
   return weights_.empty() ? text : text + "; the weights are not in " + weights_;
 }

@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <sstream>
 
-#include "class_names.h"
 #include "io/model_weights.h"
 #include "io/output_file.h"
 #include "tandem/models/script_module.h"
@@ -44,18 +43,21 @@ bool is_in_head(const std::string& name, const Net& net) {
 
 }  // namespace
 
-tandem::io::LoadModelReport set_weights(Net& net, const tandem::io::StoredWeights& weights, const Options& options) {
+tandem::io::LoadModelReport set_weights(Net& net, const InitialWeights& weights, const Options& options) {
   const std::string& path = options.init_weights;
   std::string prefix = options.fine_tuning.weights_prefix;
   if (!prefix.empty() && !prefix.ends_with('.')) prefix += '.';
+  const bool leaves_head = !weights.other_head.empty();
   const auto rename = [&](const std::string& stored) {
-    return stored.starts_with(prefix) ? net.name_of_stored(stored.substr(prefix.size())) : std::string();
+    const std::string name =
+        stored.starts_with(prefix) ? net.name_of_stored(stored.substr(prefix.size())) : std::string();
+    return leaves_head && is_in_head(name, net) ? std::string() : name;
   };
   const auto require = [&](bool holds, const auto& otherwise) {
     if (!holds) throw tandem::ConfigError("--init-weights " + path + ": " + otherwise());
   };
   try {
-    auto plan = tandem::io::plan_load(weights, net, {.strict = false, .rename = rename});
+    auto plan = tandem::io::plan_load(*weights.stored, net, {.strict = false, .rename = rename});
     const auto& report = plan.report;
     require(report.unknown.empty(), [&] {
       return "the model has no parameter '" + report.unknown.front() + "'" +
@@ -80,7 +82,8 @@ tandem::io::LoadModelReport set_weights(Net& net, const tandem::io::StoredWeight
   }
 }
 
-std::string describe(const tandem::io::LoadModelReport& report, const std::string& path) {
+std::string describe(const tandem::io::LoadModelReport& report, const InitialWeights& weights,
+                     const std::string& path) {
   Names left = report.left, made = report.missing;
   for (const auto& other : report.other_sizes) {
     left.push_back(with_sizes(other.stored, other.stored_sizes));
@@ -95,7 +98,7 @@ std::string describe(const tandem::io::LoadModelReport& report, const std::strin
   line("taken", report.taken, modules_of(report.taken));
   line("left", left, left);
   line("made anew", made, made);
-  return text;
+  return weights.other_head.empty() ? text : text + "  the head is made anew, as " + weights.other_head + "\n";
 }
 
 std::string half_made(const tandem::io::LoadModelReport& report, const Net& net) {
@@ -109,7 +112,8 @@ std::string averaged_path(const std::string& weights) {
   return std::filesystem::path(weights).replace_extension(".ema.safetensors").string();
 }
 
-void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file, const std::string& classes) {
+void save_weights(const Net& net, const std::string& path, tandem::io::OutputFile& file,
+                  const std::map<std::string, std::string>& metadata) {
   if (const auto* script = dynamic_cast<const tandem::models::ScriptModule*>(&net); script && path.ends_with(".pt")) {
     std::ostringstream whole;
     script->save(whole);
@@ -118,9 +122,8 @@ void save_weights(const Net& net, const std::string& path, tandem::io::OutputFil
     return;
   }
   const auto tensors = tandem::io::weights_of(net);
-  file.write([&](const tandem::io::WriteBytes& write) {
-    tandem::io::write_safetensors(write, path, tensors, metadata_of_weights(classes));
-  });
+  file.write(
+      [&](const tandem::io::WriteBytes& write) { tandem::io::write_safetensors(write, path, tensors, metadata); });
 }
 
 }  // namespace train

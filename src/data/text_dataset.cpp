@@ -34,7 +34,7 @@ std::int64_t positive(std::int64_t value, const char* name) {
   return value;
 }
 
-// llm.c's header, in int32.
+// llm.c's header, in int32, as its dev/data/data_common.py writes it.
 constexpr std::int64_t kHeaderBytes = 256 * sizeof(std::int32_t);
 struct HeaderKind {
   std::int32_t magic, version;

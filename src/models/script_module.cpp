@@ -1,5 +1,7 @@
 #include "tandem/models/script_module.h"
 
+#include <filesystem>
+
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -81,11 +83,15 @@ void ScriptModule::save(std::ostream& to) const {
 }
 
 std::shared_ptr<ScriptModule> load_script(const std::string& path) {
+  // LibTorch would say it with the number of an error and the name of a function.
+  if (std::error_code error; !std::filesystem::is_regular_file(path, error))
+    throw CheckpointError(path + (std::filesystem::exists(path, error) ? ": is no file" : ": does not exist"));
   torch::jit::Module script;
   try {
     script = torch::jit::load(path, at::Device(at::kCPU));
   } catch (const std::exception&) {
-    throw CheckpointError(path + ": is no TorchScript module, or damaged: " + text_of(std::current_exception()));
+    const std::string problem = text_of(std::current_exception());  // the first sentence says it
+    throw CheckpointError(path + ": is no TorchScript module, or damaged: " + problem.substr(0, problem.find(". ")));
   }
   return std::make_shared<ScriptModule>(script);
 }

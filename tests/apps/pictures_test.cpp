@@ -13,6 +13,7 @@
 #include "support/temp_dir.h"
 #include "support/train_program.h"
 #include "tandem/data/mnist.h"
+#include "tandem/io/checkpoint_series.h"
 #include "tandem/io/safetensors.h"
 #include "train/inputs.h"
 #include "train/options.h"
@@ -299,9 +300,10 @@ TEST_CASE("a training that diverges, and batches that are more than there is, ar
       flags + " --optimizer sgd --momentum 0.9 --lr 1e6 --batch-size 4 --save-best loss --save-weights " + (dir / "w"));
   CHECK_THAT(diverged.output, ContainsSubstring("the training has diverged"));
   CHECK_THAT(diverged.output, ContainsSubstring("no best weights were kept"));
-  CHECK_THAT(trained(flags + " --batch-size 64").output,
-             ContainsSubstring("a step takes 64 samples, and the training set has 15"));
-  CHECK_THAT(trained(flags + " --batch-size 15").output, !ContainsSubstring("a step takes"));
+  CHECK_THAT(trained("--cpu 2" + flags.substr(7) + " --batch-size 64").output,
+             ContainsSubstring("a step takes 128 samples, and the training set has 15"));
+  for (const char* enough : {"15", "64"})  // one rank repeats nothing
+    CHECK_THAT(trained(flags + " --batch-size " + enough).output, !ContainsSubstring("a step takes"));
 }
 
 TEST_CASE("a picture that cannot be read ends the training by its name, or is left out, told and counted") {
@@ -379,4 +381,195 @@ TEST_CASE("data that cannot be trained on, and flags that do not go with it, are
   for (const char* flag : {"--augment light", "--image-size 28", "--channels 1", "--val-split 0.5", "--skip-bad-images",
                            "--balance-classes", "--normalize imagenet"})
     check_refused(flag, {std::string(flag).substr(0, std::string(flag).find(' ')), "MNIST"});
+}
+
+TEST_CASE("a batch of one sample is refused before training where the network cannot be trained on it") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 6);  // 15 to train on
+  const std::string data = "--data-dir " + (dir / "shapes") + " --image-size 32 ", resnet = data + "--model resnet18 ";
+  for (const auto& [flags, says] : std::vector<std::pair<std::string, std::string>>{
+           {"--batch-size 1", "--batch-size 1: a rank's batch has one sample"},
+           {"--global-batch-size 1", "--global-batch-size 1: a rank's batch has one sample"},
+           {"--batch-size 7 --max-steps 3 --epochs 9", "--batch-size 7: the last batch of 15 samples has one sample"},
+           {"--batch-size 2 --gradient-accumulation-steps 9 --max-steps 1", "--batch-size 2: the last batch"},
+           {"--batch-size 4 --split-batches --exact --logical-ranks 4", "--batch-size 4 with --split-batches"}})
+    check_refused(resnet + flags, {says, "resnet18 cannot be trained (Expected more than 1 value per channel",
+                                   says.find("last") == std::string::npos ? "use a larger" : "or --drop-last"});
+  for (const char* flags : {"--batch-size 7 --drop-last", "--batch-size 7 --max-steps 2", "--batch-size 8",
+                            "--batch-size 1 --image-size 64"})  // where 2 x 2 pixels are left for the last norm
+    CHECK(problem_with(
+              (std::string(flags).ends_with("64") ? "--data-dir " + (dir / "shapes") + " --model resnet18 " : resnet) +
+              flags) == "nothing");
+  CHECK(problem_with(data + "--batch-size 1 --model cnn") == "nothing");
+  const auto two = test::train("--cpu 2 --threads-per-rank 1 --no-even-batches --batch-size 7 " + resnet);
+  CHECK(two.exit_code == 2);  // 14 and one more
+  CHECK_THAT(two.output, ContainsSubstring("the last batch of 15 samples has one sample on a rank"));
+}
+
+namespace {
+
+// What is said of the weights that a training begins with.
+std::string table_of(const std::string& arguments) {
+  train::Options options = options_of(arguments);
+  return train::read_inputs(options).weights_table;
+}
+
+}  // namespace
+
+TEST_CASE("a head of as many classes with other names, in another order, or of no classes, is made anew") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 4);
+  fs::copy(dir / "shapes", dir / "other", fs::copy_options::recursive);
+  fs::rename(dir / "other/disc", dir / "other/ellipse");
+  io::save_safetensors(dir / "numbers", {{"inputs", at::rand({12, 192})}, {"targets", at::rand({12, 3})}});
+  const std::string pictures = "--hidden 8 --image-size 8 --max-steps 1 --batch-size 3 --data-dir ";
+  const std::string shapes = pictures + (dir / "shapes"), other = pictures + (dir / "other"),
+                    numbers = "--hidden 8 --max-steps 1 --batch-size 3 --data-file " + (dir / "numbers");
+  for (const char* folder : {"named", "beside", "alone", "of_numbers"}) fs::create_directory(dir / folder);
+  trained("--cpu 1 " + shapes + " --save-weights " + (dir / "named/net") + " --checkpoint-dir " + (dir / "c"));
+  trained("--cpu 1 " + numbers + " --save-weights " + (dir / "of_numbers/net"));
+  const auto tensors = io::load_safetensors(dir / "named/net");
+  for (const char* nameless : {"beside/net", "alone/net"}) io::save_safetensors(dir / nameless, tensors);
+  fs::copy(dir / "named/classes.json", dir / "beside");
+  auto reordered = nlohmann::json::parse(std::ifstream(dir / "named/classes.json"));
+  std::swap(reordered["classes"][0], reordered["classes"][1]);
+  io::save_safetensors(dir / "reordered", tensors, {{"classes", reordered.dump()}});
+  io::save_safetensors(dir / "damaged", tensors, {{"classes", "{"}});
+
+  const auto check_taken = [&](const std::string& flags, const std::string& weights) {
+    CAPTURE(flags, weights);
+    CHECK_THAT(table_of(flags + " --init-weights " + (dir / weights)),
+               ContainsSubstring("taken           4  0, 2") && !ContainsSubstring("as "));
+  };
+  const auto check_anew = [&](const std::string& flags, const std::string& weights, const std::string& why) {
+    CAPTURE(flags, weights);
+    CHECK_THAT(table_of(flags + " --init-weights " + (dir / weights)),
+               ContainsSubstring("taken           2  0\n") &&
+                   ContainsSubstring("made anew       2  2.weight, 2.bias") &&
+                   ContainsSubstring("the head is made anew, as " + why));
+  };
+  for (const char* known : {"named/net", "beside/net", "c/checkpoint_0"}) {
+    check_taken(shapes, known);
+    check_anew(other, known, "its classes are others: gone are 'disc', new are 'ellipse'");
+    check_anew(numbers, known, "the weights' is for classes, and the data has numbers to predict");
+  }
+  for (const char* unknown : {"alone/net", "damaged"}) check_taken(other, unknown);
+  check_anew(shapes, "reordered", "its classes are others: they are in another order");
+  check_anew(shapes, "of_numbers/net", "the weights' is not for classes");
+  check_taken(numbers, "of_numbers/net");
+  check_refused(shapes + " --init-weights " + (dir / "c"),
+                {"--init-weights", "is a folder of checkpoints", "checkpoint_0"});
+}
+
+TEST_CASE("a training goes on with its own data where none is named, and says at its beginning what is left to do") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 5);  // 12 to train on
+  const std::string base = "--cpu 1 --no-progress --checkpoint-dir " + (dir / "c");
+  const std::string flags = base + " --batch-size 3";
+  const auto begun = test::train(flags + " --epochs 2 --hidden 8 --image-size 8 --data-dir " + (dir / "shapes"));
+  CAPTURE(begun.output);
+  REQUIRE(begun.exit_code == 0);
+  const std::string from = "of " + (dir / "c/checkpoint_0");
+  const auto goes_on = [&](const std::string& more, const std::string& says, int exit_code = 0) {
+    const auto result = test::train(more);
+    CAPTURE(more, result.output);
+    CHECK(result.exit_code == exit_code);
+    CHECK_THAT(result.output, ContainsSubstring(says));
+    return result.output;
+  };
+  goes_on(flags + " --resume auto --epochs 1",
+          "goes on from step 8 " + from +
+              ": nothing is left to train, as it has 8 updates and --epochs 1 makes 4; use a larger --epochs");
+  const std::string finished = goes_on(flags + " --resume auto --epochs 9 --max-steps 8",
+                                       "as it has 8 updates and --max-steps 8; use a larger --max-steps to go on");
+  CHECK_THAT(finished, ContainsSubstring("%  after 8 steps\n"));  // and no speed of nothing
+  CHECK(io::list_checkpoints(dir / "c").size() == 1);
+
+  const std::string other_batch = "a step of all ranks has 64 samples, those of the checkpoint have 3";
+  goes_on(base + " --resume auto --epochs 3",
+          "train: --batch-size 64: " + other_batch + "; use --batch-size 3 or --global-batch-size 3\n", 2);
+  goes_on(
+      "--cpu 2 " + flags.substr(8) + " --resume auto --epochs 3",
+      "--batch-size 3: a step of all ranks has 6 samples, those of the checkpoint have 3; use --global-batch-size 3",
+      2);
+  goes_on(flags + " --resume auto --epochs 3 --data-file " + (dir / "x"), "--data-file cannot go on from a checkpoint",
+          2);
+  goes_on(flags + " --epochs 3 --resume " + (dir / "c"), "is a folder of checkpoints; name one of them, such as", 2);
+  fs::rename(dir / "shapes", dir / "moved");
+  goes_on(flags + " --resume auto --epochs 3",
+          "the checkpoint was made with --data-dir " + (dir / "shapes") + ", which is not there", 2);
+  goes_on(flags + " --resume auto --epochs 3 --data-dir " + (dir / "moved"), "goes on from step 8 " + from + "\n");
+  fs::rename(dir / "moved", dir / "shapes");
+  const std::string output = goes_on(flags + " --epochs 4 --resume " + (dir / "c/checkpoint_0"), "epoch 3, step 12");
+  CHECK(output.find("goes on from step 8") < output.find("epoch 3, step 12"));
+  CHECK_THAT(output, ContainsSubstring("12 pictures of 3 classes to train on"));
+}
+
+TEST_CASE("the best of an earlier training stay under another name, and its checkpoints are not removed") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 4);
+  const std::string flags =
+      "--cpu 1 --no-progress --hidden 8 --image-size 8 --batch-size 3 --save-best loss --data-dir " + (dir / "shapes") +
+      " --checkpoint-dir " + (dir / "c") + " ";
+  const std::string best = dir / "c/best.safetensors", in_checkpoint = "/model.safetensors";
+  const auto run = [&](const std::string& more) {
+    const auto result = test::train(flags + more);
+    CAPTURE(more, result.output);
+    CHECK(result.exit_code == 0);
+    return result.output;
+  };
+  CHECK_THAT(run("--epochs 1 --seed 1"), !ContainsSubstring("earlier"));
+  const std::string first = test::bytes_of(best), first_checkpoint = test::bytes_of((dir / "c/best") + in_checkpoint);
+  const std::string output = run("--epochs 1 --seed 2");
+  CHECK_THAT(output,
+             ContainsSubstring(best + " of an earlier training is kept as " + (dir / "c/best-1.safetensors")) &&
+                 ContainsSubstring((dir / "c/best") + " of an earlier training is kept as " + (dir / "c/best-1")) &&
+                 ContainsSubstring("has 1 checkpoint of an earlier training, up to " + (dir / "c/checkpoint_0")));
+  const std::string second = test::bytes_of(best);
+  CHECK(second != first);
+  // Going on, the best are its own.
+  CHECK_THAT(run("--epochs 3 --lr 0.01 --resume auto"), !ContainsSubstring("earlier"));
+  CHECK(test::bytes_of(best) != second);
+  CHECK_FALSE(fs::exists(dir / "c/best-2.safetensors"));
+  run("--epochs 1 --seed 3 --quiet");
+  CHECK(fs::exists(dir / "c/best-2.safetensors"));
+  CHECK(fs::exists(dir / "c/best-2/manifest.json"));
+  CHECK(test::bytes_of(dir / "c/best-1.safetensors") == first);
+  CHECK(test::bytes_of((dir / "c/best-1") + in_checkpoint) == first_checkpoint);
+  const auto refused = test::train(flags + "--epochs 1 --total-limit 1");
+  CHECK(refused.exit_code == 2);
+  CHECK_THAT(refused.output, ContainsSubstring("--total-limit 1: ") && ContainsSubstring("which would be removed"));
+  run("--epochs 2 --total-limit 1 --resume auto");
+}
+
+TEST_CASE("train says where it has put weights, and which classes it has nothing to train on") {
+  const TempDir dir;
+  write_shapes(dir / "shapes", 0, 4);
+  const std::string flags =
+      "--cpu 1 --hidden 8 --image-size 8 --max-steps 1 --batch-size 3 --data-dir " + (dir / "shapes");
+  const std::string output = trained(flags + " --ema 0.5 --save-best accuracy --save-weights " +
+                                     (dir / "w.safetensors") + " --checkpoint-dir " + (dir / "c"))
+                                 .output;
+  for (const std::string& text : {std::string("  after 1 step in "), "\nweights: " + (dir / "w.safetensors") + "\n",
+                                  "\naveraged weights: " + (dir / "w.ema.safetensors") + "\n",
+                                  "\ncheckpoint: " + (dir / "c/checkpoint_0") + "\n"})
+    CHECK_THAT(output, ContainsSubstring(text));
+  CHECK_THAT(output, ContainsSubstring("best accuracy 0.00 % after step 1: ") ||
+                         ContainsSubstring("best accuracy 33.33 % after step 1: ") ||
+                         ContainsSubstring("best accuracy 66.67 % after step 1: ") ||
+                         ContainsSubstring("best accuracy 100.00 % after step 1: "));
+  const auto check_warns = [](const std::string& arguments, const std::string& text) {
+    train::Options options = options_of(arguments);
+    const auto inputs = train::read_inputs(options);
+    CAPTURE(arguments);
+    REQUIRE(inputs.warnings.size() == (text.empty() ? 0 : 1));
+    if (!text.empty()) CHECK(inputs.warnings[0] == "no sample to train on in " + text);
+  };
+  const std::string data = "--data-dir " + (dir / "shapes") + " --image-size 8 ";
+  check_warns(data, "");
+  check_warns(data + "--limit-train-samples 2", "1 of 3 classes: 'triangle'; a larger --limit-train-samples has some");
+  check_warns("--limit-train-samples 1",
+              "9 of 10 classes: '0', '1', '2', '3', '4', '6', '7', '8', '9'; a larger --limit-train-samples has some");
+  io::save_safetensors(dir / "t", {{"inputs", at::rand({30, 2})}, {"targets", at::tensor({0, 2, 5}).repeat({10})}});
+  check_warns("--data-file " + (dir / "t"), "3 of 6 classes: '1', '3', '4'; labels count from 0 to the largest one");
 }

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/jit/api/module.h>
 
+#include "io/safetensors_header.h"
 #include "support/catch.h"
 #include "support/file_bytes.h"
 #include "support/image_files.h"
@@ -14,6 +15,8 @@
 #include "tandem/data/image_folder.h"
 #include "tandem/data/transforms.h"
 #include "tandem/io/model_files.h"
+#include "tandem/io/pickle_file.h"
+#include "tandem/io/safetensors.h"
 #include "tandem/models/sequential_nets.h"
 
 using namespace tandem::test;
@@ -286,6 +289,70 @@ TEST_CASE("every field of classes.json that is missing or wrong, and weights of 
   for (const std::string arguments : {"", "--weights", "--top 0 --weights x", "--top x --weights x"})
     CHECK(run_program(std::string(TANDEM_TOOL) + " predict a.jpg " + arguments).exit_code == 2);
   CHECK(run_program(std::string(TANDEM_TOOL) + " predict --weights " + (dir / "model")).exit_code == 2);
+}
+
+TEST_CASE(
+    "predict takes checkpoints, and the weights within a dict of Python's, and refuses what is not for pictures") {
+  const TempDir dir;
+  write_colors(dir / "colors", 3);
+  const auto trained =
+      train("--cpu 1 --hidden 4 --image-size 8 --epochs 1 --batch-size 3 --quiet --data-dir " + (dir / "colors") +
+            " --checkpoint-dir " + (dir / "c") + " --save-weights " + (dir / "w.safetensors"));
+  CAPTURE(trained.output);
+  REQUIRE(trained.exit_code == 0);
+  const std::string picture = " " + (dir / "colors/red/1.jpg");
+  const auto wanted = predict("--weights " + (dir / "w.safetensors") + picture).lines.at(0);
+  fs::remove(dir / "classes.json");
+  CHECK(predict("--weights " + (dir / "c/latest") + picture).lines.at(0) == wanted);
+  const auto check_refused = [&](const std::string& arguments, const std::string& text) {
+    const Said said = predict("--weights " + arguments + picture);
+    CAPTURE(arguments, said.errors, said.exit_code, said.lines);
+    CHECK(said.exit_code == 2);
+    CHECK(std::count(said.errors.begin(), said.errors.end(), '\n') == 1);
+    CHECK_THAT(said.errors, ContainsSubstring(text));
+  };
+  check_refused(dir / "c", "is a folder of checkpoints; name one of them, such as " + (dir / "c/checkpoint_0"));
+
+  c10::impl::GenericDict network(c10::AnyType::get(), c10::AnyType::get()), other = network.copy(),
+                                                                            saved = network.copy();
+  for (const auto& [name, tensor] : tandem::io::load_safetensors(dir / "w.safetensors")) network.insert(name, tensor);
+  other.insert("0.weight", at::ones({2, 2}));
+  for (const auto& [name, value] : {std::pair("model", network), std::pair("optimizer", other)})
+    saved.insert(name, value);
+  saved.insert("epoch", 3);
+  const auto save = [&](const std::string& path) {
+    std::ofstream file(path, std::ios::binary);
+    tandem::io::write_pickle(
+        [&](const void* data, std::size_t bytes) {
+          file.write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
+        },
+        path, saved);
+  };
+  write(dir / "names.json", tandem::io::read_safetensors_header(dir / "w.safetensors").metadata.at("classes"));
+  const std::string names = " --classes " + (dir / "names.json");
+  save(dir / "one.pth");
+  CHECK(predict("--weights " + (dir / "one.pth") + names + picture).lines.at(0)["top"] == wanted["top"]);
+  saved.insert("ema", network.copy());
+  save(dir / "two.pth");
+  check_refused((dir / "two.pth") + names, "prefixes ema., model.; choose with --weights-prefix");
+  for (const char* prefix : {"ema.", "model"})
+    CHECK(predict("--weights " + (dir / "two.pth") + names + " --weights-prefix " + prefix + picture)
+              .lines.at(0)["top"] == wanted["top"]);
+
+  const std::string text = write_text(dir, 500), quick = "--cpu 1 --quiet --max-steps 1 --batch-size 2 ";
+  const std::string gpt = "--model gpt --layers 1 --width 4 --heads 1 --block-size 8 --data-file " + text;
+  tandem::io::save_safetensors(dir / "classes",
+                               {{"inputs", at::rand({9, 3})}, {"targets", at::arange(9).remainder(3)}});
+  tandem::io::save_safetensors(dir / "numbers", {{"inputs", at::rand({9, 3})}, {"targets", at::rand({9})}});
+  int number = 0;
+  for (const std::string& task :
+       {gpt, "--hidden 4 --data-file " + (dir / "classes"), "--hidden 4 --data-file " + (dir / "numbers")}) {
+    const std::string weights = dir / ("none" + std::to_string(++number));
+    REQUIRE(train(quick + task + " --save-weights " + weights + " --checkpoint-dir " + weights + "c").exit_code == 0);
+    check_refused(weights, weights + ": is of a network that is not for pictures (");
+    if (number == 1) check_refused(weights + "c/checkpoint_0", "c/checkpoint_0: is of a network that is not for");
+    fs::remove(dir / "classes.json");
+  }
 }
 
 }  // namespace predicting

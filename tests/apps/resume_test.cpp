@@ -109,7 +109,7 @@ TEST_CASE("train goes on from a checkpoint to the same weights and log") {
     const auto result = train(flags + files("part") + " --resume " + checkpoints[index]);
     CAPTURE(index, result.output);
     REQUIRE(result.exit_code == 0);
-    CHECK_THAT(result.output, ContainsSubstring("went on from step " + std::to_string(index + 1) + " of "));
+    CHECK_THAT(result.output, ContainsSubstring("goes on from step " + std::to_string(index + 1) + " of "));
     CHECK(bytes_of(dir / "part.weights") == bytes_of(dir / "whole.weights"));
     CHECK(untimed_log(dir / "part.log") == untimed_log(dir / "whole.log"));
   }
@@ -135,7 +135,8 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
   const auto wrong = train("--cpu 2 --batch-size 64 --hidden 16 --limit-train-samples 1000 --resume " +
                            io::list_checkpoints(dir / "c").back());
   CHECK(wrong.exit_code == 2);
-  CHECK_THAT(wrong.output, ContainsSubstring("global batch"));
+  CHECK_THAT(wrong.output, ContainsSubstring("--batch-size 64: a step of all ranks has 128 samples") &&
+                               ContainsSubstring("use --batch-size 20 or --global-batch-size 40"));
 }
 
 TEST_CASE("a signal writes a checkpoint, from which training goes on") {
@@ -153,7 +154,7 @@ TEST_CASE("a signal writes a checkpoint, from which training goes on") {
   const auto resumed = train(flags + " --resume auto --max-steps " + std::to_string(steps + 3));
   CAPTURE(resumed.output);
   CHECK(resumed.exit_code == 0);
-  CHECK_THAT(resumed.output, ContainsSubstring("went on from step " + std::to_string(steps)));
+  CHECK_THAT(resumed.output, ContainsSubstring("goes on from step " + std::to_string(steps)));
 }
 
 TEST_CASE("train says what is wrong with checkpoints") {

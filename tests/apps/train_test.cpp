@@ -18,6 +18,7 @@
 #include <torch/optim/adamw.h>
 
 #include "support/catch.h"
+#include "support/file_bytes.h"
 #include "support/temp_dir.h"
 #include "support/train_program.h"
 #include "tandem/data/mnist.h"
@@ -243,7 +244,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 0", {"--cpu", "0"}},
       {"--cpu two", {"--cpu", "two"}},
       {"--cpu 2 --gpus 1", {"--cpu", "--gpus"}},
-      {"--cpu 2 --model rnn", {"--model", "rnn", "mlp"}},
+      {"--cpu 2 --model rnn", {"--model", "rnn", "mlp", "a file of TorchScript, whose name ends with .pt"}},
       {"--cpu 2 --optimizer shampoo", {"--optimizer", "shampoo", "adamw"}},
       {"--cpu 2 --normalize x", {"--normalize", "x", "mnist"}},
       {"--cpu 2 --hidden 0", {"--hidden", "0"}},
@@ -290,7 +291,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --save-weights /nowhere/w", {"--save-weights", "/nowhere"}},
       {"--cpu 2 --log-json " + dir.path(), {"--log-json", dir.path()}},
       {"--cpu 2 --init-weights /nowhere", {"--init-weights", "/nowhere"}},
-      {"--cpu 2 --data-file /nowhere", {"--data-file", "/nowhere", "safetensors"}},
+      {"--cpu 2 --data-file /nowhere", {"--data-file", "/nowhere: does not exist\n"}},
       {"--cpu 2 --data-file x --data-dir y", {"--data-file", "--data-dir"}},
       {"--cpu 2 --val-split 0.5", {"--val-split", "MNIST"}},
       {"--cpu 2 --val-file x", {"--val-file", "--data-file"}},
@@ -304,7 +305,9 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --weights-prefix x", {"--weights-prefix", "--init-weights"}},
       {"--cpu 2 --model resnet18 --layers 3", {"--layers", "--model resnet18", "gpt and gpt2"}},
       {"--cpu 2 --model gpt2 --data-file x --block-size 1025", {"--block-size 1025", "1024"}},
+      {"--cpu 2 --model none.pt", {"--model none.pt: does not exist\n"}},
       {"--cpu 2 --nonsense", {"--nonsense"}},
+      {"--cpu 2 --epochz 3 --lrr 2", {"not expected: --epochz 3 --lrr 2;"}},
       {"--cpu 2 surplus", {"surplus"}}};
   for (const auto& c : cases) {
     const auto result = train(c.arguments);
@@ -329,9 +332,22 @@ TEST_CASE("an interrupt stops at the next step, writes the weights and exits wit
   training.signal(SIGINT);
   const test::ProgramResult result = training.wait();
   CHECK(result.exit_code == 130);
-  CHECK_THAT(result.output, ContainsSubstring("interrupted after step"));
+  CHECK_THAT(result.output,
+             ContainsSubstring("interrupted after step") && ContainsSubstring("\nweights: " + (dir / "w") + "\n"));
   CHECK(io::load_safetensors(dir / "w").size() == 4);
   CHECK(read_log(dir / "log").back()["final"]["accuracy"].is_null());
+}
+
+TEST_CASE("an interrupt ends the program at once while many ranks still make their networks") {
+  const TempDir dir;
+  const auto result = test::run_program(std::string(TANDEM_TRAIN) +
+                                        " --cpu 24 --threads-per-rank 1 --model resnet50 --limit-train-samples 100 >" +
+                                        (dir / "out") + " 2>&1 & until grep -q ^training " + (dir / "out") +
+                                        "; do kill -0 $! || exit 99; sleep 0.02; done; kill -TERM $!; wait $!");
+  const std::string output = test::bytes_of(dir / "out");
+  CAPTURE(output);
+  CHECK(result.exit_code == 130);
+  CHECK_THAT(output, ContainsSubstring("train: interrupted by SIGTERM\n") && !ContainsSubstring("next step"));
 }
 
 TEST_CASE("signals that come together are one request") {

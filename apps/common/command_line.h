@@ -1,4 +1,4 @@
-// Flags without a value.
+// What the programs' command lines have in common.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -15,6 +15,14 @@ inline void refuse_empty_values(CLI::App& app) {
   for (CLI::Option* option : app.get_options())
     if (option->get_expected_max() > 0) option->check(problem);
   for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*sub);
+}
+
+/// What is wrong with a command line that `app` has not understood.
+inline std::string problem_of(const CLI::App& app, const CLI::ParseError& error) {
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) == nullptr) return error.what();
+  std::string all;  // CLI11 has them in the reverse order
+  for (const std::string& word : app.remaining(/*recurse=*/true)) all += (all.empty() ? "" : " ") + word;
+  return "not expected: " + all;
 }
 
 }  // namespace apps
