@@ -15,7 +15,7 @@ namespace {
 constexpr double kFloat = 4;                        // bytes
 constexpr double kTestImages = 100;                 // of a batch of the test set
 constexpr double kTestPictures = 32;                // the same of pictures in folders
-constexpr std::int64_t kJudgedBytes = 100 * 128;    // of a batch of the validation
+constexpr std::int64_t kJudgedBytes = 32 * 128;     // of a batch of the validation
 constexpr std::int64_t kJudgedScores = 64'000'000;  // of a batch of it at most
 constexpr double kMnist = 70'000 * 785.;            // bytes of the images and labels in memory
 
@@ -74,8 +74,8 @@ NetSizes gpt(const GptOptions& options, bool gpt2, bool checkpoint) {
   return sizes;
 }
 
-// Each convolution's result is kept, and that of the norm after it; one more is on its way. Where blocks are computed
-// again, each keeps its input, and one all.
+// Each convolution's result is kept, and that of the norm after it. A backward pass has two gradients of a layer on their
+// way, and what was kept up to there. Where blocks are computed again, each keeps its input, and one all.
 class ResNetSizes {
  public:
   ResNetSizes(const std::array<std::int64_t, 4>& blocks, bool bottleneck, const ImageShape& image, bool checkpoint)
@@ -90,7 +90,7 @@ class ResNetSizes {
 
   NetSizes sizes() const {
     return {.parameters = parameters_,
-            .training_bytes = kFloat * (kept_ + largest_block_ + 2 * widest_),
+            .training_bytes = kFloat * most_,
             .evaluation_bytes = kFloat * 4 * widest_};
   }
 
@@ -102,9 +102,7 @@ class ResNetSizes {
     add(bottleneck ? planes : in, planes, 3, stride);
     add(planes, out, bottleneck ? 1 : 3, 1);
     if (stride != 1 || in != out) add(in, out, 1, 1);  // at the size that the block has by now
-    if (!checkpoint_) return;
-    largest_block_ = std::max(largest_block_, kept_ - kept_before);
-    kept_ = kept_before + input;
+    if (checkpoint_) kept_ = kept_before + input;
   }
 
   void add(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride) {
@@ -112,6 +110,7 @@ class ResNetSizes {
     const auto numbers = static_cast<double>(out * side_ * side_);
     parameters_ += out * (in * kernel * kernel + 2);
     kept_ += 2 * numbers;
+    most_ = std::max(most_, kept_ + 2 * numbers);
     widest_ = std::max(widest_, numbers);
     width_ = out;
   }
@@ -120,7 +119,7 @@ class ResNetSizes {
 
   std::int64_t parameters_ = 0, width_ = 64, side_;
   bool checkpoint_;
-  double kept_ = 0, widest_ = 0, largest_block_ = 0;
+  double kept_ = 0, widest_ = 0, most_ = 0;
 };
 
 NetSizes vit(const ImageShape& image, bool checkpoint) {
