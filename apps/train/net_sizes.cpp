@@ -74,13 +74,15 @@ NetSizes gpt(const GptOptions& options, bool gpt2, bool checkpoint) {
   return sizes;
 }
 
-// Each convolution's result is kept, and that of the norm after it. A backward pass has two gradients of a layer on their
-// way, and what was kept up to there. Where blocks are computed again, each keeps its input, and one all.
+// Each convolution's result is kept, and that of the norm after it. Where blocks are computed again, each keeps its input,
+// and one all. Gradients are as wide as the first layers in the end, when the memory of smaller ones is of no use to them.
+// Judged, the first layer has its input and two results, and a block's end four, with those of the way around it.
 class ResNetSizes {
  public:
   ResNetSizes(const std::array<std::int64_t, 4>& blocks, bool bottleneck, const ImageShape& image, bool checkpoint)
       : side_(image.size), checkpoint_(checkpoint) {
     add(image.channels, 64, 7, 2);
+    judged_ = 2 * widest_ + static_cast<double>(numbers_of(image));
     kept_ += 3.0 * 64 * static_cast<double>(halve() * side_);  // with the places of the largest, of 8 bytes
     for (std::size_t i = 0; i < blocks.size(); ++i)
       for (std::int64_t block = 0; block < blocks[i]; ++block)
@@ -90,8 +92,8 @@ class ResNetSizes {
 
   NetSizes sizes() const {
     return {.parameters = parameters_,
-            .training_bytes = kFloat * most_,
-            .evaluation_bytes = kFloat * 4 * widest_};
+            .training_bytes = kFloat * (kept_ + largest_block_ + kGradients * widest_),
+            .evaluation_bytes = kFloat * judged_};
   }
 
  private:
@@ -102,7 +104,10 @@ class ResNetSizes {
     add(bottleneck ? planes : in, planes, 3, stride);
     add(planes, out, bottleneck ? 1 : 3, 1);
     if (stride != 1 || in != out) add(in, out, 1, 1);  // at the size that the block has by now
-    if (checkpoint_) kept_ = kept_before + input;
+    judged_ = std::max(judged_, 4 * static_cast<double>(width_ * side_ * side_));
+    if (!checkpoint_) return;
+    largest_block_ = std::max(largest_block_, kept_ - kept_before);
+    kept_ = kept_before + input;
   }
 
   void add(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride) {
@@ -110,16 +115,17 @@ class ResNetSizes {
     const auto numbers = static_cast<double>(out * side_ * side_);
     parameters_ += out * (in * kernel * kernel + 2);
     kept_ += 2 * numbers;
-    most_ = std::max(most_, kept_ + 2 * numbers);
     widest_ = std::max(widest_, numbers);
     width_ = out;
   }
 
   std::int64_t halve() { return side_ = (side_ + 1) / 2; }
 
+  static constexpr double kGradients = 4.5;  // measured: of the relu, the norm and the pooling, and more than one each
+
   std::int64_t parameters_ = 0, width_ = 64, side_;
   bool checkpoint_;
-  double kept_ = 0, widest_ = 0, most_ = 0;
+  double kept_ = 0, widest_ = 0, largest_block_ = 0, judged_ = 0;
 };
 
 NetSizes vit(const ImageShape& image, bool checkpoint) {
