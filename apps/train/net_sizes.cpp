@@ -13,8 +13,8 @@ namespace train {
 namespace {
 
 constexpr double kFloat = 4;                        // bytes
-constexpr double kTestImages = 100;                 // of a batch of the test set
-constexpr double kTestPictures = 32;                // the same of pictures in folders
+constexpr std::int64_t kTestImages = 100;           // of a batch of the test set
+constexpr std::int64_t kTestPictures = 32;          // the same of pictures in folders
 constexpr std::int64_t kJudgedBytes = 32 * 128;     // of a batch of the validation
 constexpr std::int64_t kJudgedScores = 64'000'000;  // of a batch of it at most
 constexpr double kMnist = 70'000 * 785.;            // bytes of the images and labels in memory
@@ -70,13 +70,15 @@ NetSizes gpt(const GptOptions& options, bool gpt2, bool checkpoint) {
   sizes.training_bytes = kFloat * static_cast<double>(options.block_size) *
                          (kept_by(layers, checkpoint) * w + 2 * w + 3 * static_cast<double>(options.vocabulary));
   const auto tokens = static_cast<double>(std::max(judged_tokens(options.vocabulary), options.block_size));
+  sizes.judged = std::max<std::int64_t>(judged_tokens(options.vocabulary) / options.block_size, 1);
   sizes.evaluation_bytes = kFloat * tokens * (12 * w + 2 * static_cast<double>(options.vocabulary));
   return sizes;
 }
 
-// Each convolution's result is kept, and that of the norm after it. Where blocks are computed again, each keeps its input,
-// and one all. Gradients are as wide as the first layers in the end, when the memory of smaller ones is of no use to them.
-// Judged, the first layer has its input and two results, and a block's end four, with those of the way around it.
+// Each convolution's result is kept, and that of the norm after it. Where blocks are computed again, each keeps its
+// input, and one all. Gradients are as wide as the first layers in the end, when the memory of smaller ones is of no
+// use to them. Judged, the first layer has its input and two results, and a block's end four, with those of the way
+// around it.
 class ResNetSizes {
  public:
   ResNetSizes(const std::array<std::int64_t, 4>& blocks, bool bottleneck, const ImageShape& image, bool checkpoint)
@@ -166,7 +168,8 @@ NetSizes sizes_of(const Options& options, const std::optional<ImageShape>& image
   ImageShape shape = images.value_or(ImageShape{});
   if (!images && options.model == ModelKind::vit_b_16) shape.size = 224;  // MNIST's do not divide into patches
   NetSizes sizes = image_net(options, shape);
-  sizes.evaluation_bytes *= images ? kTestPictures : kTestImages;
+  sizes.judged = images ? kTestPictures : kTestImages;
+  sizes.evaluation_bytes *= static_cast<double>(sizes.judged);
   if (!images) sizes.data_bytes = kMnist;
   return sizes;
 }

@@ -21,8 +21,7 @@ struct Span {
 
 Span span_of(const at::Tensor& tensor) {
   const std::size_t begin = static_cast<std::size_t>(tensor.storage_offset()) * tensor.element_size();
-  return {begin,
-          begin + at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size())};
+  return {begin, begin + at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size())};
 }
 
 }  // namespace
@@ -59,12 +58,14 @@ void ExponentialMovingAverage::add_buffer(const std::string& name, const at::Ten
     const Span all = span_of(parameter);
     if (its.end <= all.begin || all.end <= its.begin) continue;
     if (its.begin < all.begin || its.end > all.end || !parameter.is_non_overlapping_and_dense())
-      throw ConfigError("an average of buffer '" + name + "', which has a part of its memory in common with parameter '" +
-                        averaged_.names[i] + "', cannot be shown; make it a part of that parameter or a copy");
+      throw ConfigError("an average of buffer '" + name +
+                        "', which has a part of its memory in common with parameter '" + averaged_.names[i] +
+                        "', cannot be shown; make it a part of that parameter or a copy");
     const auto offset = (its.begin - all.begin) / buffer.element_size();
-    return shown_.add(name, buffer,
-                      at::empty({0}, buffer.options().requires_grad(false))
-                          .set_(average.storage(), static_cast<std::int64_t>(offset), buffer.sizes(), buffer.strides()));
+    return shown_.add(
+        name, buffer,
+        at::empty({0}, buffer.options().requires_grad(false))
+            .set_(average.storage(), static_cast<std::int64_t>(offset), buffer.sizes(), buffer.strides()));
   }
   copied_.add(name, buffer, buffer.detach().clone());
 }

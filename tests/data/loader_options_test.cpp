@@ -287,8 +287,12 @@ TEST_CASE("samples become what stacking them gives, whatever their tensors are l
       {"of no dimension", [](int index) { return at::scalar_tensor(index); }},
       {"transposed", [=](int index) { return numbers(index).transpose(0, 2); }},
       {"transposed in turns", [=](int index) { return index % 2 ? numbers(index) : numbers(index).transpose(1, 2); }},
-      {"expanded", [=](int index) { return numbers(index)[0].expand({2, 64, 64}); }},
-      {"channels last", [=](int index) { return numbers(index).unsqueeze(0).contiguous(at::MemoryFormat::ChannelsLast); }},
+      {"expanded",
+       [=](int index) {
+         return numbers(index)[0].expand({2, 64, 64});
+       }},
+      {"channels last",
+       [=](int index) { return numbers(index).unsqueeze(0).contiguous(at::MemoryFormat::ChannelsLast); }},
       {"of two types", [=](int index) { return numbers(index).to(index % 3 ? at::kFloat : at::kDouble); }},
       {"complex, pending", [=](int index) { return at::complex(numbers(index), numbers(index)).conj(); }},
       {"with a gradient", [=](int index) { return numbers(index).requires_grad_(); }},
@@ -338,7 +342,8 @@ TEST_CASE("a sample is not in memory beside its batch, and a batch shares none w
     at::Tensor get(std::size_t index) override {
       most = std::max<int>(most, ++alive);
       const at::Tensor row = rows[static_cast<std::int64_t>(index)];
-      return at::from_blob(row.data_ptr(), row.sizes(), [row](void*) { alive -= 1; }, at::kFloat);
+      return at::from_blob(
+          row.data_ptr(), row.sizes(), [row](void*) { alive -= 1; }, at::kFloat);
     }
     std::optional<std::size_t> size() const override { return 64; }
   };

@@ -127,7 +127,10 @@ TEST_CASE("a buffer on the memory of a weight shows the average while it is in t
       {"transposed", [](const at::Tensor& weight) { return weight.detach().t(); }},
       {"a row", [](const at::Tensor& weight) { return weight.detach()[1]; }},
       {"a column", [](const at::Tensor& weight) { return weight.detach().select(1, 2); }},
-      {"expanded", [](const at::Tensor& weight) { return weight.detach()[1].expand({4, 3}); }},
+      {"expanded",
+       [](const at::Tensor& weight) {
+         return weight.detach()[1].expand({4, 3});
+       }},
       {"its bits", [](const at::Tensor& weight) { return weight.detach().view(at::kInt); }},
       {"without detach", [](const at::Tensor& weight) { return weight.t(); }}};
   for (const auto& [name, make] : buffers)

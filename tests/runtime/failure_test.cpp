@@ -88,7 +88,11 @@ TEST_CASE("a dataset that throws on one rank ends the others, in shard and in di
   if (dispatch && bad != 0) return;  // only rank 0 reads then
   LaunchConfig config;
   config.data_loader.dispatch_batches = dispatch;
+  struct TakesItsTime {
+    ~TakesItsTime() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+  };
   const auto error = run_ranks_expecting_error(3, config, [&](Accelerator& accelerator) {
+    const TakesItsTime after_the_loader;  // that has gone when nobody knows of the error yet
     auto loader = accelerator.prepare(data::DataLoader(NoDataset(accelerator.rank(), bad), {.batch_size = 2}));
     for (auto& batch : loader) accelerator.reduce(batch);
   });
@@ -139,7 +143,8 @@ TEST_CASE("ranks that prepare different objects, or one more than the others, ar
     }
 }
 
-TEST_CASE("a scheduler that one rank alone prepares is an error at the others' next call, however updates are divided") {
+TEST_CASE(
+    "a scheduler that one rank alone prepares is an error at the others' next call, however updates are divided") {
   const auto sharding = GENERATE(Sharding::none, Sharding::automatic, Sharding::optimizer);
   const int alone = GENERATE(0, 1);
   const auto error = run_ranks_expecting_error(2, {.sharding = sharding}, [&](Accelerator& a) {
@@ -155,8 +160,8 @@ TEST_CASE("a scheduler that one rank alone prepares is an error at the others' n
       if (scheduler) scheduler->step();
     }
   });
-  CHECK_THAT(error.what(), ContainsSubstring("prepare(scheduler)") && ContainsSubstring("rank 0") &&
-                               ContainsSubstring("rank 1"));
+  CHECK_THAT(error.what(),
+             ContainsSubstring("prepare(scheduler)") && ContainsSubstring("rank 0") && ContainsSubstring("rank 1"));
   CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 

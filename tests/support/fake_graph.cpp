@@ -1,7 +1,7 @@
 #include "support/fake_graph.h"
 
-#include <ATen/ops/from_blob.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/from_blob.h>
 
 #include "support/fake_device.h"
 
