@@ -61,7 +61,8 @@ void take_model(Training& training, const EstimateOptions& options) {
   const train::NetSizes sizes = train::sizes_of(train::read_model_flags(options.model), images_of(options));
   training.weights = 4 * static_cast<double>(sizes.parameters);
   training.training_sample = sizes.training_bytes;
-  training.evaluation_batch = sizes.evaluation_bytes;
+  // Of a batch like training's, each tensor has the size of one that training has kept.
+  training.evaluation_batch = sizes.judged == options.batch_size ? 0 : sizes.evaluation_bytes;
   training.data = sizes.data_bytes;
 }
 

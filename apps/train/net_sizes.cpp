@@ -13,9 +13,9 @@ namespace train {
 namespace {
 
 constexpr double kFloat = 4;                        // bytes
-constexpr double kTestImages = 100;                 // of a batch of the test set
-constexpr double kTestPictures = 32;                // the same of pictures in folders
-constexpr std::int64_t kJudgedBytes = 100 * 128;    // of a batch of the validation
+constexpr std::int64_t kTestImages = 100;           // of a batch of the test set
+constexpr std::int64_t kTestPictures = 32;          // the same of pictures in folders
+constexpr std::int64_t kJudgedBytes = 32 * 128;     // of a batch of the validation
 constexpr std::int64_t kJudgedScores = 64'000'000;  // of a batch of it at most
 constexpr double kMnist = 70'000 * 785.;            // bytes of the images and labels in memory
 
@@ -70,17 +70,21 @@ NetSizes gpt(const GptOptions& options, bool gpt2, bool checkpoint) {
   sizes.training_bytes = kFloat * static_cast<double>(options.block_size) *
                          (kept_by(layers, checkpoint) * w + 2 * w + 3 * static_cast<double>(options.vocabulary));
   const auto tokens = static_cast<double>(std::max(judged_tokens(options.vocabulary), options.block_size));
+  sizes.judged = std::max<std::int64_t>(judged_tokens(options.vocabulary) / options.block_size, 1);
   sizes.evaluation_bytes = kFloat * tokens * (12 * w + 2 * static_cast<double>(options.vocabulary));
   return sizes;
 }
 
-// Each convolution's result is kept, and that of the norm after it; one more is on its way. Where blocks are computed
-// again, each keeps its input, and one all.
+// Each convolution's result is kept, and that of the norm after it. Where blocks are computed again, each keeps its
+// input, and one all. Gradients are as wide as the first layers in the end, when the memory of smaller ones is of no
+// use to them. Judged, the first layer has its input and two results, and a block's end four, with those of the way
+// around it.
 class ResNetSizes {
  public:
   ResNetSizes(const std::array<std::int64_t, 4>& blocks, bool bottleneck, const ImageShape& image, bool checkpoint)
       : side_(image.size), checkpoint_(checkpoint) {
     add(image.channels, 64, 7, 2);
+    judged_ = 2 * widest_ + static_cast<double>(numbers_of(image));
     kept_ += 3.0 * 64 * static_cast<double>(halve() * side_);  // with the places of the largest, of 8 bytes
     for (std::size_t i = 0; i < blocks.size(); ++i)
       for (std::int64_t block = 0; block < blocks[i]; ++block)
@@ -90,8 +94,8 @@ class ResNetSizes {
 
   NetSizes sizes() const {
     return {.parameters = parameters_,
-            .training_bytes = kFloat * (kept_ + largest_block_ + 2 * widest_),
-            .evaluation_bytes = kFloat * 4 * widest_};
+            .training_bytes = kFloat * (kept_ + largest_block_ + kGradients * widest_),
+            .evaluation_bytes = kFloat * judged_};
   }
 
  private:
@@ -102,6 +106,7 @@ class ResNetSizes {
     add(bottleneck ? planes : in, planes, 3, stride);
     add(planes, out, bottleneck ? 1 : 3, 1);
     if (stride != 1 || in != out) add(in, out, 1, 1);  // at the size that the block has by now
+    judged_ = std::max(judged_, 4 * static_cast<double>(width_ * side_ * side_));
     if (!checkpoint_) return;
     largest_block_ = std::max(largest_block_, kept_ - kept_before);
     kept_ = kept_before + input;
@@ -118,9 +123,11 @@ class ResNetSizes {
 
   std::int64_t halve() { return side_ = (side_ + 1) / 2; }
 
+  static constexpr double kGradients = 4.5;  // measured: of the relu, the norm and the pooling, and more than one each
+
   std::int64_t parameters_ = 0, width_ = 64, side_;
   bool checkpoint_;
-  double kept_ = 0, widest_ = 0, largest_block_ = 0;
+  double kept_ = 0, widest_ = 0, largest_block_ = 0, judged_ = 0;
 };
 
 NetSizes vit(const ImageShape& image, bool checkpoint) {
@@ -161,7 +168,8 @@ NetSizes sizes_of(const Options& options, const std::optional<ImageShape>& image
   ImageShape shape = images.value_or(ImageShape{});
   if (!images && options.model == ModelKind::vit_b_16) shape.size = 224;  // MNIST's do not divide into patches
   NetSizes sizes = image_net(options, shape);
-  sizes.evaluation_bytes *= images ? kTestPictures : kTestImages;
+  sizes.judged = images ? kTestPictures : kTestImages;
+  sizes.evaluation_bytes *= static_cast<double>(sizes.judged);
   if (!images) sizes.data_bytes = kMnist;
   return sizes;
 }

@@ -14,6 +14,7 @@ struct NetSizes {
   std::int64_t parameters = 0;
   double training_bytes = 0;    ///< of activations and their gradients, in float32, a sample of the batch
   double evaluation_bytes = 0;  ///< of activations, of a batch of the test set
+  std::int64_t judged = 0;      ///< samples of that batch
   double data_bytes = 0;        ///< of the data set, which all ranks share
 };
 

@@ -46,9 +46,9 @@ class Samples {
 
   /// Of a dataset that gives batches, or samples, which become batches by being stacked.
   template <class Dataset>
-  explicit Samples(Dataset dataset) : Samples(std::move(dataset), stack()) {}
+  explicit Samples(Dataset dataset) : Samples(std::move(dataset), {}) {}
 
-  /// Of a dataset that gives samples, which training collates like this.
+  /// Of a dataset that gives samples, which training collates like this; empty: they are stacked.
   template <class Dataset>
   Samples(Dataset dataset, Collate collate)
       : size_(*dataset.size()),
@@ -56,14 +56,13 @@ class Samples {
           if constexpr (gives_batches<Dataset>)
             return dataset.get_batch(indices);
           else
-            return stack()(dataset.get_batch(indices));
+            return tandem::data::default_collate(dataset.get_batch(indices));
         }),
         prepare_([dataset, collate](tandem::Accelerator& accelerator, const tandem::data::DataLoaderOptions& options) {
           const tandem::data::DataLoader loader(dataset, options);
-          if constexpr (gives_batches<Dataset>)
-            return accelerator.prepare(loader);
-          else
-            return accelerator.prepare(loader.with_collate(collate));
+          if constexpr (!gives_batches<Dataset>)
+            if (collate) return accelerator.prepare(loader.with_collate(collate));
+          return accelerator.prepare(loader);
         }) {}
 
   std::size_t size() const { return size_; }
@@ -85,10 +84,6 @@ class Samples {
  private:
   template <class Dataset>
   static constexpr bool gives_batches = std::is_same_v<typename Dataset::BatchType, Batch>;
-
-  static Collate stack() {
-    return [](std::vector<Batch> samples) { return tandem::data::default_collate(std::move(samples)); };
-  }
 
   std::size_t size_;
   std::function<Batch(const std::vector<std::size_t>&)> read_;

@@ -315,7 +315,7 @@ class Trainer {
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved,
                       const std::function<void()>& on_ready) {
   Trainer trainer(accelerator, options, inputs, unsaved);
-  if (on_ready && accelerator.is_main()) on_ready();
+  if (on_ready && accelerator.is_local_main()) on_ready();
   return trainer.run();
 }
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from peer_common import decay_groups
+
 
 class Block(nn.Module):
     def __init__(self, width, heads):
@@ -51,7 +53,7 @@ def main():
     torch.manual_seed(0)
     text = torch.frombuffer(bytearray(open(options.data_file, "rb").read()), dtype=torch.uint8).long()
     net = Gpt(options)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(decay_groups(net), lr=1e-3, weight_decay=0.01, fused=True)
     seconds = []
     for _ in range(options.steps):
         places = torch.randint(0, text.numel() - options.block_size - 1, (options.batch_size,))

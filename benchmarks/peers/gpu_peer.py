@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 
+import peer_common
 import train_peer
 
 
@@ -39,7 +40,7 @@ def main():
     accelerator = Accelerator()
     x, y = train_peer.load_data(a)
     model = train_peer.build_model(a.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(peer_common.decay_groups(model), lr=1e-3, weight_decay=0.01)
     model, optimizer = accelerator.prepare(model, optimizer)
     if a.loader == "framework":
         loader = DataLoader(TensorDataset(x, y), batch_size=a.batch, shuffle=True, drop_last=True, pin_memory=True)

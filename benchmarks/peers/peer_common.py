@@ -25,6 +25,14 @@ MNIST = os.path.join(HERE, "..", "..", "data", "mnist")
 HZ = os.sysconf("SC_CLK_TCK")
 
 
+def decay_groups(model):
+    """The parameters for an optimizer that decays weights as Tandem's train does: no biases, and nothing of norms."""
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[parameter.dim() >= 2 and not name.endswith("bias")].append(parameter)
+    return [{"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}]
+
+
 def now():
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 

@@ -1,6 +1,8 @@
 #include "data/data_loader_dispatcher.h"
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "tandem/core/error.h"
@@ -100,6 +102,11 @@ std::optional<RankStep> DataLoaderDispatcher::receive() {
     remainder_ = item->info.remainder;
     if (!item->batch) return std::nullopt;
     return RankStep{item->info, std::move(item->batch)};
+  }
+  // Rank 0 may be failing, which the token is about to say, and that is what counts.
+  for (int waited = 0; waited < 500; ++waited) {
+    context().group->token().check();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   throw CollectiveError("rank 0 gave up a dispatching loader that rank " + std::to_string(rank) +
                         " still reads from; all ranks must use it alike");

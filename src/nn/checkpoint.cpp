@@ -23,6 +23,7 @@
 
 #include "nn/saved_tensor_hooks.h"
 #include "nn/written_tensors.h"
+#include "tandem/core/error.h"
 #include "tandem/rng/generators.h"
 
 namespace tandem::nn::detail {
@@ -124,13 +125,24 @@ class AutocastsScope {
   const bool cache_before_ = at::autocast::is_autocast_cache_enabled();
 };
 
+// Throws ConfigError while a graph is recorded, whose replays draw other numbers each time.
+at::Tensor state_of(const at::Generator& generator) {
+  try {
+    return generator.get_state();
+  } catch (const c10::Error& error) {
+    const std::string why = error.what_without_backtrace();
+    throw ConfigError("nn::checkpoint has to know where the random numbers of " + generator.device().str() +
+                      " stand, which it cannot in a step that is recorded: " + why.substr(0, why.find('\n')));
+  }
+}
+
 at::Generator copy_of(at::Generator generator) {
   if (!generator.defined()) return {};
   const std::lock_guard lock(generator.mutex());
   if (generator.device().is_cpu()) return generator.clone();
   const c10::Device device = generator.device();
   at::Generator copy = at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
-  copy.set_state(generator.get_state());
+  copy.set_state(state_of(generator));
   return copy;
 }
 

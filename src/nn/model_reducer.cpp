@@ -1,4 +1,4 @@
-// A ModelReducer's life, and the hooks that notice gradients; what becomes of these is in model_reducer_pass.cpp.
+// A ModelReducer's life, and the hooks that notice gradients; what becomes of these is in model_reducer_reduction.cpp.
 #include "nn/model_reducer.h"
 
 #include <algorithm>

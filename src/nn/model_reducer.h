@@ -1,6 +1,6 @@
 // The reduction of one model's gradients. A gradient's way: model_reducer.cpp has the hooks that notice it,
-// model_reducer_pass.cpp its bucket's start, its reduction and its return to the parameter, reducer_group.cpp the turns
-// of several models, and model_reducer_buckets.cpp the memory that it lies in. model_reducer_window.cpp is about
+// model_reducer_reduction.cpp its bucket's start, its reduction and its return to the parameter, reducer_group.cpp the
+// turns of several models, and model_reducer_buckets.cpp the memory that it lies in. model_reducer_window.cpp is about
 // factors of windows.
 #pragma once
 

@@ -36,7 +36,8 @@ void set_watch(WriteWatch* watch) {
 
 // Its bytes, without a part in its tensors' graphs and versions.
 at::Tensor bytes_of(const c10::Storage& storage) {
-  return at::empty({0}, at::TensorOptions().dtype(at::kByte).device(storage.device())).set_(storage);
+  return at::empty({0}, at::TensorOptions().dtype(at::kByte).device(storage.device()))
+      .set_(storage, 0, {static_cast<std::int64_t>(storage.nbytes())});
 }
 
 // While alive, operators are nobody's but ours.

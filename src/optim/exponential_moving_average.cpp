@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
@@ -11,10 +12,24 @@
 
 namespace tandem::optim {
 
-void ExponentialMovingAverage::Kept::add(const std::string& name, const at::Tensor& value) {
+namespace {
+
+// Bytes of its storage that a tensor spans.
+struct Span {
+  std::size_t begin, end;
+};
+
+Span span_of(const at::Tensor& tensor) {
+  const std::size_t begin = static_cast<std::size_t>(tensor.storage_offset()) * tensor.element_size();
+  return {begin, begin + at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size())};
+}
+
+}  // namespace
+
+void ExponentialMovingAverage::Kept::add(const std::string& name, const at::Tensor& value, const at::Tensor& keep) {
   names.push_back(name);
   values.push_back(value);
-  kept.push_back(value.detach().clone());
+  kept.push_back(keep);
 }
 
 ExponentialMovingAverage::ExponentialMovingAverage(const torch::nn::Module& model,
@@ -28,11 +43,31 @@ ExponentialMovingAverage::ExponentialMovingAverage(const torch::nn::Module& mode
   for (const auto& parameter : model.named_parameters()) {
     if (!first_time(parameter.value())) continue;
     const bool has_mean = parameter.value().is_floating_point() || parameter.value().is_complex();
-    (has_mean ? averaged_ : copied_).add(parameter.key(), parameter.value());
+    (has_mean ? averaged_ : copied_).add(parameter.key(), parameter.value(), parameter.value().detach().clone());
   }
   for (const auto& buffer : model.named_buffers())
-    if (buffer.value().layout() == at::kStrided && first_time(buffer.value()))
-      copied_.add(buffer.key(), buffer.value());
+    if (buffer.value().layout() == at::kStrided && first_time(buffer.value())) add_buffer(buffer.key(), buffer.value());
+}
+
+// On the memory of a parameter, what it shows is to be the average while that is in the model.
+void ExponentialMovingAverage::add_buffer(const std::string& name, const at::Tensor& buffer) {
+  const Span its = span_of(buffer);
+  for (std::size_t i = 0; i < averaged_.values.size(); ++i) {
+    const at::Tensor &parameter = averaged_.values[i], &average = averaged_.kept[i];
+    if (!parameter.has_storage() || !parameter.storage().is_alias_of(buffer.storage())) continue;
+    const Span all = span_of(parameter);
+    if (its.end <= all.begin || all.end <= its.begin) continue;
+    if (its.begin < all.begin || its.end > all.end || !parameter.is_non_overlapping_and_dense())
+      throw ConfigError("an average of buffer '" + name +
+                        "', which has a part of its memory in common with parameter '" + averaged_.names[i] +
+                        "', cannot be shown; make it a part of that parameter or a copy");
+    const auto offset = (its.begin - all.begin) / buffer.element_size();
+    return shown_.add(
+        name, buffer,
+        at::empty({0}, buffer.options().requires_grad(false))
+            .set_(average.storage(), static_cast<std::int64_t>(offset), buffer.sizes(), buffer.strides()));
+  }
+  copied_.add(name, buffer, buffer.detach().clone());
 }
 
 void ExponentialMovingAverage::update() {
@@ -47,7 +82,7 @@ void ExponentialMovingAverage::update() {
 
 void ExponentialMovingAverage::swap() {
   const at::NoGradGuard no_grad;
-  for (Kept* list : {&averaged_, &copied_})
+  for (Kept* list : {&averaged_, &copied_, &shown_})
     for (std::size_t i = 0; i < list->kept.size(); ++i) {
       // Memory is exchanged, not values: ranks may share the memory of their weights, and each swaps when it likes.
       const at::Tensor value = nn::alias_of(list->values[i]);

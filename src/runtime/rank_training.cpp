@@ -95,7 +95,9 @@ optim::AcceleratedOptimizer RankTraining::prepare_optimizer(torch::optim::Optimi
   return prepared;
 }
 
+// The ranks meet so that none goes on with rates of its own: nothing compares them where each makes all updates.
 optim::AcceleratedScheduler RankTraining::prepare_scheduler(optim::detail::SchedulerCalls calls) {
+  context.group->meet(context.rank, {.operation = "prepare(scheduler)"});
   std::function<bool()> skipped;
   if (parts.scaler)  // LibTorch's schedulers do not say whose they are
     skipped = [this, of = calls.ours ? &calls.ours->optimizer() : nullptr] { return step_was_skipped(of); };

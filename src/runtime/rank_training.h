@@ -56,7 +56,7 @@ class RankTraining {
   /// Collective.
   optim::AcceleratedOptimizer prepare_optimizer(torch::optim::Optimizer& optimizer, optim::OptimizerClass its_class);
 
-  /// Not collective.
+  /// Collective.
   optim::AcceleratedScheduler prepare_scheduler(optim::detail::SchedulerCalls calls);
 
   /// Collective.

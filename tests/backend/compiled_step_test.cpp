@@ -402,6 +402,27 @@ TEST_CASE("a step that cannot be recorded is called, on all ranks, and says why"
   machine.check_clean();
 }
 
+TEST_CASE("a step with parts that are computed again is called, and says why") {
+  const double dropout = GENERATE(0.0, 0.3);
+  const std::vector<int> devices = GENERATE(std::vector<int>{0}, std::vector<int>{0, 1});
+  fake::reset();
+  const Machine machine;
+  const Program program{.dropout = dropout, .step = [](Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+                          const auto window = t.a.accumulate(t.model);
+                          const auto loss = (nn::checkpoint(t.model, in) - out).square().mean();
+                          t.a.backward(loss);
+                          t.optimizer.step();
+                          t.optimizer.zero_grad();
+                          return loss.detach();
+                        }};
+  const auto config = machine.config(devices);
+  const Run called = train(config, program, false), compiled = train(config, program, true);
+  CHECK(compiled.same_training(called));
+  CHECK(compiled.replays == 0);
+  CHECK_THAT(compiled.reason, ContainsSubstring("cannot be recorded: nn::checkpoint"));
+  machine.check_clean();
+}
+
 TEST_CASE("CPU ranks call a compiled step") {
   const Run called = train({.cpu = 2}, {}, false), compiled = train({.cpu = 2}, {}, true);
   CHECK(compiled.same_training(called));

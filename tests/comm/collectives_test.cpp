@@ -71,6 +71,22 @@ TEST_CASE("reduce gives every rank the reduction in rank order, and leaves its i
     }
 }
 
+TEST_CASE("sums and products of tensors of integers wrap around, as LibTorch's do") {
+  for (const auto type : kTypes) {
+    if (!at::isIntegralType(type, /*includeBool=*/false)) continue;
+    CAPTURE(c10::toString(type));
+    std::vector<at::Tensor> inputs;  // any bits
+    auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
+    for (int rank = 0; rank < 3; ++rank) inputs.push_back(at::randint(256, {800}, generator, at::kByte).view(type));
+    const at::Tensor exact = inputs[0].to(at::kDouble) + inputs[1].to(at::kDouble) + inputs[2].to(at::kDouble);
+    REQUIRE_FALSE(at::allclose(expected_reduction(inputs, ReduceOp::sum).to(at::kDouble), exact));
+    for (const auto op : {ReduceOp::sum, ReduceOp::product})
+      for (const auto& result : on_ranks<at::Tensor>(
+               3, [&](Accelerator& a) { return a.reduce(inputs[static_cast<std::size_t>(a.rank())], op); }))
+        CHECK(at::equal(result, expected_reduction(inputs, op)));
+  }
+}
+
 TEST_CASE("a reduction that is not defined for a type is an error, on one rank too") {
   const int ranks = GENERATE(1, 2);
   const auto mean =

@@ -1,5 +1,7 @@
 // What loaders can be made of, and with which options: streams, samplers, workers, collations.
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -274,6 +276,104 @@ TEST_CASE("a generator of the loader's own decides the order, from the state it 
   const auto own = epochs_on_ranks(
       2, data::DataLoader(Indices(11), {.batch_size = 2, .shuffle = true, .generator = generator}), {}, 2);
   CHECK(own == epochs_on_ranks(2, data::DataLoader(Indices(11), {.batch_size = 2, .shuffle = true, .seed = 7}), {}, 2));
+}
+
+TEST_CASE("samples become what stacking them gives, whatever their tensors are like") {
+  using Make = std::function<at::Tensor(int index)>;
+  const auto numbers = [](int index) { return at::arange(index, index + 8192, at::kFloat).view({2, 64, 64}); };
+  const std::vector<std::pair<std::string, Make>> kinds{
+      {"large", numbers},
+      {"small", [](int index) { return at::arange(index, index + 4); }},
+      {"of no dimension", [](int index) { return at::scalar_tensor(index); }},
+      {"transposed", [=](int index) { return numbers(index).transpose(0, 2); }},
+      {"transposed in turns", [=](int index) { return index % 2 ? numbers(index) : numbers(index).transpose(1, 2); }},
+      {"expanded",
+       [=](int index) {
+         return numbers(index)[0].expand({2, 64, 64});
+       }},
+      {"channels last",
+       [=](int index) { return numbers(index).unsqueeze(0).contiguous(at::MemoryFormat::ChannelsLast); }},
+      {"of two types", [=](int index) { return numbers(index).to(index % 3 ? at::kFloat : at::kDouble); }},
+      {"complex, pending", [=](int index) { return at::complex(numbers(index), numbers(index)).conj(); }},
+      {"with a gradient", [=](int index) { return numbers(index).requires_grad_(); }},
+      {"with a gradient in turns", [=](int index) { return numbers(index).requires_grad_(index % 2 == 1); }},
+      {"sparse", [=](int index) { return numbers(index).to_sparse(); }}};
+  struct Two : torch::data::datasets::Dataset<Two, torch::data::Example<>> {
+    Make first, second;
+    Two(Make first, Make second) : first(std::move(first)), second(std::move(second)) {}
+    torch::data::Example<> get(std::size_t index) override {
+      return {first(static_cast<int>(index)), second(static_cast<int>(index))};
+    }
+    std::optional<std::size_t> size() const override { return 7; }
+  };
+  const auto same = [](const at::Tensor& a, const at::Tensor& b) {
+    return a.scalar_type() == b.scalar_type() && a.layout() == b.layout() && a.strides() == b.strides() &&
+           a.requires_grad() == b.requires_grad() && at::equal(a, b);
+  };
+  for (const auto& [name, make] : kinds)
+    for (const auto& [other_name, other] : {kinds.front(), kinds[1]}) {
+      CAPTURE(name, other_name);
+      const Two dataset(make, other);
+      const auto right = on_ranks<bool>(1, [&](Accelerator& a) {
+        auto loader = a.prepare(data::DataLoader(dataset, {.batch_size = 3}));
+        int index = 0;
+        bool all = true;
+        for (auto& batch : loader) {
+          std::vector<at::Tensor> first, second;
+          for (const std::int64_t end = index + batch.target.size(0); index < end; ++index) {
+            first.push_back(dataset.first(index));
+            second.push_back(dataset.second(index));
+          }
+          const bool sparse = first.front().is_sparse();
+          const at::Tensor expected = at::stack(first);
+          all = all && (sparse ? at::equal(batch.data.to_dense(), expected.to_dense()) : same(batch.data, expected)) &&
+                same(batch.target, at::stack(second));
+        }
+        return all && index == 7;
+      });
+      CHECK(right == std::vector<bool>{true});
+    }
+}
+
+TEST_CASE("a sample is not in memory beside its batch, and a batch shares none with what the dataset keeps") {
+  static std::atomic<int> alive = 0, most = 0;
+  struct Kept : torch::data::datasets::Dataset<Kept, at::Tensor> {
+    at::Tensor rows = at::rand({64, 8192});
+    at::Tensor get(std::size_t index) override {
+      most = std::max<int>(most, ++alive);
+      const at::Tensor row = rows[static_cast<std::int64_t>(index)];
+      return at::from_blob(
+          row.data_ptr(), row.sizes(), [row](void*) { alive -= 1; }, at::kFloat);
+    }
+    std::optional<std::size_t> size() const override { return 64; }
+  };
+  const Kept dataset;
+  const int workers = GENERATE(0, 2);
+  most = 0;
+  run_ranks(1, [&](Accelerator& a) {
+    auto loader = a.prepare(data::DataLoader(dataset, {.batch_size = 16, .workers = workers}));
+    for (auto& batch : loader) batch.zero_();
+  });
+  CHECK(dataset.rows.gt(0).any().item<bool>());
+  CHECK(dataset.rows.eq(0).sum().item<int>() < 10);
+  CHECK(alive == 0);
+  CHECK(most <= std::max(workers, 1));
+}
+
+TEST_CASE("samples of different shapes are refused by name, wherever they come in a batch") {
+  struct Shapes : torch::data::datasets::Dataset<Shapes, at::Tensor> {
+    std::size_t odd;
+    explicit Shapes(std::size_t odd) : odd(odd) {}
+    at::Tensor get(std::size_t index) override { return at::ones({index == odd ? 5000 : 8192}); }
+    std::optional<std::size_t> size() const override { return 4; }
+  };
+  for (const std::size_t odd : {0, 1, 3}) {
+    const auto error = run_ranks_expecting_error(1, [&](Accelerator& a) {
+      for (auto& batch : a.prepare(data::DataLoader(Shapes(odd), {.batch_size = 4}))) (void)batch;
+    });
+    CHECK_THAT(error.what(), ContainsSubstring("sample 0 has [" + std::string(odd == 0 ? "5000" : "8192")) &&
+                                 ContainsSubstring(odd == 0 ? "sample 1 has [8192]" : "has [5000]"));
+  }
 }
 
 TEST_CASE("a collation of the user's makes any batch of samples, a slice function divides it") {

@@ -1,12 +1,16 @@
 #include "tandem/optim/exponential_moving_average.h"
 
+#include <functional>
+
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/linear.h>
+#include <torch/optim/sgd.h>
 
-#include "support/catch.h"
-#include "tandem/core/error.h"
+#include "support/error_of.h"
+#include "support/ranks.h"
 
 using namespace tandem;
+using namespace tandem::test;
 using optim::ExponentialMovingAverage;
 
 namespace {
@@ -114,6 +118,77 @@ TEST_CASE("tied weights are averaged and swapped once") {
   }
   CHECK(at::equal(net.weight, at::full({2}, 3.0)));
   CHECK(average.averages().size() == 1);
+}
+
+TEST_CASE("a buffer on the memory of a weight shows the average while it is in the model, and then the weight") {
+  using Make = std::function<at::Tensor(const at::Tensor&)>;
+  const std::vector<std::pair<std::string, Make>> buffers{
+      {"the same", [](const at::Tensor& weight) { return weight.detach(); }},
+      {"transposed", [](const at::Tensor& weight) { return weight.detach().t(); }},
+      {"a row", [](const at::Tensor& weight) { return weight.detach()[1]; }},
+      {"a column", [](const at::Tensor& weight) { return weight.detach().select(1, 2); }},
+      {"expanded",
+       [](const at::Tensor& weight) {
+         return weight.detach()[1].expand({4, 3});
+       }},
+      {"its bits", [](const at::Tensor& weight) { return weight.detach().view(at::kInt); }},
+      {"without detach", [](const at::Tensor& weight) { return weight.t(); }}};
+  for (const auto& [name, make] : buffers)
+    for (const int ranks : {1, 2}) {
+      CAPTURE(name, ranks);
+      const auto right = on_ranks<bool>(ranks, [&make = make](Accelerator& a) {
+        torch::nn::Linear net(3, 2);
+        net->register_buffer("shows", make(net->weight));
+        torch::optim::SGD sgd(net->parameters(), 0.5);
+        auto [model, optimizer] = a.prepare(net, sgd);
+        ExponentialMovingAverage average(model, {.decay = 0.5});
+        const auto shows = [&] {
+          return at::equal(net->named_buffers()["shows"], make(net->weight)) &&
+                 net->named_buffers()["shows"].is_alias_of(net->weight);
+        };
+        bool all = shows();
+        for (int step = 0; step < 3; ++step) {
+          a.backward(model(at::ones({2, 3})).sum());
+          optimizer.step();
+          optimizer.zero_grad();
+          average.update();
+          const at::Tensor last = net->weight.detach().clone();
+          {
+            const auto swapped = average.swap_in();
+            all = all && shows() && !at::equal(net->weight, last);
+          }
+          all = all && shows() && at::equal(net->weight, last);
+        }
+        ExponentialMovingAverage other(model, {.decay = 0.5});
+        other.load(average.averages(), average.updates());
+        const auto swapped = other.swap_in();
+        return all && shows() && at::equal(net->weight, find(average.averages(), "weight"));
+      });
+      CHECK(right == std::vector<bool>(static_cast<std::size_t>(ranks), true));
+    }
+}
+
+TEST_CASE("a buffer that has a part of its memory in common with a weight is refused, one beside it is copied") {
+  const at::Tensor memory = at::ones({12});
+  struct OnOneMemory : torch::nn::Module {
+    OnOneMemory(const at::Tensor& weight, const at::Tensor& buffer) {
+      register_parameter("weight", weight.detach(), true);
+      register_buffer("seen", buffer);
+    }
+  };
+  for (const at::Tensor& buffer : {memory, memory.narrow(0, 2, 4), memory.narrow(0, 5, 4)})
+    CHECK_THAT(error_of<ConfigError>([&] { ExponentialMovingAverage(OnOneMemory(memory.narrow(0, 4, 4), buffer)); }),
+               ContainsSubstring("'seen'") && ContainsSubstring("'weight'"));
+  OnOneMemory beside(memory.narrow(0, 4, 4), memory.narrow(0, 8, 4));
+  ExponentialMovingAverage average(beside, {.decay = 0.5});
+  {
+    const at::NoGradGuard no_grad;
+    memory.fill_(3);
+  }
+  average.update();
+  const auto swapped = average.swap_in();
+  CHECK(at::equal(beside.named_buffers()["seen"], at::full({4}, 3.0)));
+  CHECK(at::equal(beside.named_parameters()["weight"], at::full({4}, 2.0)));
 }
 
 TEST_CASE("averages that were saved and loaded go on as if nothing had happened") {

@@ -88,7 +88,11 @@ TEST_CASE("a dataset that throws on one rank ends the others, in shard and in di
   if (dispatch && bad != 0) return;  // only rank 0 reads then
   LaunchConfig config;
   config.data_loader.dispatch_batches = dispatch;
+  struct TakesItsTime {
+    ~TakesItsTime() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+  };
   const auto error = run_ranks_expecting_error(3, config, [&](Accelerator& accelerator) {
+    const TakesItsTime after_the_loader;  // that has gone when nobody knows of the error yet
     auto loader = accelerator.prepare(data::DataLoader(NoDataset(accelerator.rank(), bad), {.batch_size = 2}));
     for (auto& batch : loader) accelerator.reduce(batch);
   });
@@ -118,6 +122,12 @@ TEST_CASE("ranks that prepare different objects, or one more than the others, ar
          torch::optim::SGD sgd({torch::ones({1}).requires_grad_()}, 0.1);
          a.prepare(sgd);
        }},
+      {"prepare(scheduler)",
+       [](Accelerator& a) {
+         torch::optim::SGD sgd({torch::ones({1}).requires_grad_()}, 0.1);
+         optim::ExponentialLR halving(sgd, {.gamma = 0.5});
+         a.prepare(halving);
+       }},
       {"prepare(data loader)",
        [](Accelerator& a) {
          a.prepare(data::DataLoader(data::TensorDataset(torch::ones({4, 1}))));
@@ -131,6 +141,28 @@ TEST_CASE("ranks that prepare different objects, or one more than the others, ar
       CHECK_THAT(error.what(), ContainsSubstring(name + " on rank 0") || ContainsSubstring("but " + name));
       CHECK_THAT(error.what(), ContainsSubstring(other_name + " on rank 1") || ContainsSubstring("but " + other_name));
     }
+}
+
+TEST_CASE(
+    "a scheduler that one rank alone prepares is an error at the others' next call, however updates are divided") {
+  const auto sharding = GENERATE(Sharding::none, Sharding::automatic, Sharding::optimizer);
+  const int alone = GENERATE(0, 1);
+  const auto error = run_ranks_expecting_error(2, {.sharding = sharding}, [&](Accelerator& a) {
+    torch::nn::Linear net(2, 1);
+    torch::optim::SGD sgd(net->parameters(), 0.1);
+    auto [model, optimizer] = a.prepare(net, sgd);
+    optim::ExponentialLR halving(sgd, {.gamma = 0.5});
+    std::optional<optim::AcceleratedScheduler> scheduler;
+    if (a.rank() == alone) scheduler = a.prepare(halving);
+    for (int step = 0; step < 3; ++step) {
+      a.backward(model(at::ones({2, 2})).sum());
+      optimizer.step();
+      if (scheduler) scheduler->step();
+    }
+  });
+  CHECK_THAT(error.what(),
+             ContainsSubstring("prepare(scheduler)") && ContainsSubstring("rank 0") && ContainsSubstring("rank 1"));
+  CHECK_THROWS_AS(error.rethrow_cause(), CollectiveError);
 }
 
 TEST_CASE("tensors of different shapes or types in one call are an error") {

@@ -11,8 +11,6 @@
 #include <set>
 #include <utility>
 
-#include <functional>
-
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -26,6 +24,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include "support/fake_graph.h"
 #include "support/stream_order.h"
 
 namespace tandem::test::fake {
@@ -40,11 +39,6 @@ thread_local c10::DeviceIndex this_device = 0;
 thread_local std::array<c10::StreamId, kDevices> current_streams{};
 std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
 thread_local int in_fallback = 0;
-thread_local class Tape* tape = nullptr;  // that the thread's operators are recorded on
-
-// What a stream that is being recorded cannot do.
-void must_not_be_recorded() { TORCH_CHECK(!tape, "operation not permitted when stream is capturing"); }
-
 std::atomic<int> pageable{0};
 
 c10::Stream stream_of(c10::DeviceIndex device) {
@@ -200,7 +194,10 @@ class Generator final : public c10::GeneratorImpl {
   std::uint64_t current_seed() const override { return cpu.current_seed(); }
   std::uint64_t seed() override { return cpu.seed(); }
   void set_state(const c10::TensorImpl& state) override { cpu.unsafeGetGeneratorImpl()->set_state(state); }
-  c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return cpu.unsafeGetGeneratorImpl()->get_state(); }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
+    must_not_be_recorded();
+    return cpu.unsafeGetGeneratorImpl()->get_state();
+  }
   void graphsafe_set_state(const c10::intrusive_ptr<GeneratorImpl>& shared) override {
     cpu = static_cast<const Generator&>(*shared).cpu;
   }
@@ -303,69 +300,10 @@ at::Tensor on_host(const at::Tensor& tensor) {
   return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), options);
 }
 
-// Operators in their order, to be done again. It undoes what they do while they are recorded.
-class Tape final : public Graph {
- public:
-  void begin(const at::Generator& own) override {
-    generator_ = own;
-    state_ = own.get_state().clone();
-    tape = this;
-  }
-
-  void end() override {
-    abandon();
-    operators_.shrink_to_fit();
-  }
-
-  void abandon() noexcept override {
-    if (std::exchange(tape, nullptr) != this) return;
-    for (auto& [memory, before] : before_) memory->copy_(before);
-    before_.clear();
-    generator_.set_state(state_);
-  }
-
-  void replay() override {
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    for (const auto& redo : operators_) redo();
-  }
-
-  void keep(const at::Tensor& tensor) {
-    if (!is_fake(tensor) || !tensor.has_storage() || tensor.storage().nbytes() == 0) return;
-    const auto bytes = static_cast<std::int64_t>(tensor.storage().nbytes());
-    if (!known_.insert(tensor.storage().unsafeGetStorageImpl()).second) return;
-    storages_.push_back(tensor.storage());
-    auto memory = std::make_unique<at::Tensor>(at::from_blob(tensor.storage().mutable_data(), {bytes}, at::kByte));
-    const at::Tensor before = memory->clone();
-    before_.emplace_back(std::move(memory), before);
-  }
-
-  void add(std::function<void()> redo) { operators_.push_back(std::move(redo)); }
-
- private:
-  at::Generator generator_;
-  at::Tensor state_;
-  std::vector<std::function<void()>> operators_;
-  std::set<const void*> known_;
-  std::vector<c10::Storage> storages_;
-  std::vector<std::pair<std::unique_ptr<at::Tensor>, at::Tensor>> before_;
-};
-
-// The recording goes on after it.
-class NotRecorded {
- public:
-  NotRecorded() : tape_(std::exchange(tape, nullptr)) {}
-  ~NotRecorded() { tape = tape_; }
-  NotRecorded(const NotRecorded&) = delete;
-  NotRecorded& operator=(const NotRecorded&) = delete;
-
- private:
-  Tape* const tape_;
-};
-
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
-  if (tape && in_fallback == 0) {
-    tape->keep(to);
-    tape->add([from, to, non_blocking] { copy_from(from, to, non_blocking); });
+  if (tape() && in_fallback == 0) {
+    tape()->keep(to);
+    tape()->add([from, to, non_blocking] { copy_from(from, to, non_blocking); });
   }
   const at::Tensor& on_device = is_fake(to) ? to : from;
   const Key stream = key_of(stream_of(on_device.device().index()));
@@ -407,7 +345,7 @@ void record_stream(at::Tensor& tensor, c10::Stream stream) { order().recorded(te
 
 // Draws from the default generator, and cannot be given another one.
 std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
-  if (Tape* const records = tape) {
+  if (Tape* const records = tape()) {
     const NotRecorded now;
     const auto result = fake::native_dropout(input, p, train);
     records->add([input, p, train, result] {
@@ -463,7 +401,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 void record(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments, torch::jit::Stack* stack) {
   const auto& returns = op.schema().returns();
   const std::vector<c10::IValue> results(stack->end() - std::ssize(returns), stack->end());
-  tape->add([op, arguments, results] {
+  tape()->add([op, arguments, results] {
     torch::jit::Stack again = arguments;
     fallback(op, &again);
     for (std::size_t i = 0; i < results.size(); ++i) {
@@ -478,9 +416,9 @@ void record(const c10::OperatorHandle& op, const std::vector<c10::IValue>& argum
 
 // Copies between device and host within are part of the operator.
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  if (tape && in_fallback == 0) {
+  if (tape() && in_fallback == 0) {
     const std::vector<c10::IValue> arguments(stack->end() - std::ssize(op.schema().arguments()), stack->end());
-    for_each_tensor_in(arguments, [](const at::Tensor& tensor) { tape->keep(tensor); });
+    for_each_tensor_in(arguments, [](const at::Tensor& tensor) { tape()->keep(tensor); });
     {
       const NotRecorded now;
       fallback(op, stack);
@@ -540,8 +478,6 @@ void set_largest_tensor(std::size_t bytes, int only) {
   small_device = only;
   largest_tensor = bytes;
 }
-
-std::unique_ptr<Graph> make_graph() { return std::make_unique<Tape>(); }
 
 std::vector<std::string> races() { return order().reports(); }
 void reset() {

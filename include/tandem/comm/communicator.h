@@ -32,7 +32,7 @@ class Communicator {
   int world_size() const noexcept { return world_size_; }
 
   /// Replaces each tensor by its reduction over all ranks; all ranks get the same bits. No two of the tensors may
-  /// overlap. bfloat16 and float16 are accumulated in float32; see reduce_elements for integers and bool. Throws
+  /// overlap. bfloat16 and float16 are accumulated in float32, integers wrap around; see reduce_elements. Throws
   /// CollectiveError for a mean of integers and for max or min of complex numbers, for any number of ranks.
   void all_reduce(at::TensorList tensors, ReduceOp op) { all_reduce(tensors, tensors, op); }
 

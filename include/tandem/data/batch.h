@@ -197,17 +197,20 @@ T join_tensors(std::vector<T> values, Join&& join) {
   return std::move(values.front());
 }
 
+/// Tensors of samples stacked along a new dim 0. Throws DataError when their shapes differ.
+inline at::Tensor stack_samples(const std::vector<at::Tensor>& column) {
+  for (std::size_t i = 1; i < column.size(); ++i)
+    if (column[i].sizes() != column[0].sizes())
+      throw DataError("samples of different shapes cannot be stacked to a batch: sample 0 has " +
+                      c10::str(column[0].sizes()) + ", sample " + std::to_string(i) + " has " +
+                      c10::str(column[i].sizes()) + "; give the dataset a collation that pads them");
+  return at::stack(column);
+}
+
 /// Samples to a batch: each tensor stacked along a new dim 0. Throws DataError when the samples' shapes differ.
 template <class Sample>
 Sample stack(std::vector<Sample> samples) {
-  return data::join_tensors(std::move(samples), [](const std::vector<at::Tensor>& column) {
-    for (std::size_t i = 1; i < column.size(); ++i)
-      if (column[i].sizes() != column[0].sizes())
-        throw DataError("samples of different shapes cannot be stacked to a batch: sample 0 has " +
-                        c10::str(column[0].sizes()) + ", sample " + std::to_string(i) + " has " +
-                        c10::str(column[i].sizes()) + "; give the dataset a collation that pads them");
-    return at::stack(column);
-  });
+  return data::join_tensors(std::move(samples), stack_samples);
 }
 
 }  // namespace tandem::data

@@ -70,7 +70,10 @@ class DataLoader {
   /// options.
   explicit DataLoader(Dataset dataset,
                       DataLoaderOptions options = {}) requires std::is_same_v<Batch, DefaultBatch<Sample>>
-      : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation()) {}
+      : DataLoader(std::make_shared<Dataset>(std::move(dataset)), std::move(options), default_collation(),
+                   first_of_its_streams()) {
+    stacks_ = !gives_batches<Dataset>;
+  }
 
   /// A loader over this dataset and with these options, with `collate(std::vector<Sample>) -> NewBatch`. Not for
   /// datasets that give batches themselves.
@@ -105,14 +108,17 @@ class DataLoader {
 
   /// Reads the samples with given indices as one batch. For map-style datasets.
   std::function<Batch(const std::vector<std::int64_t>&, const ReadContext&)> reader() const {
-    return [dataset = dataset_, collate = collate_](const std::vector<std::int64_t>& indices,
-                                                    const ReadContext& context) -> Batch {
-      auto raw = detail::get_batch(*dataset, indices, context);
+    return [dataset = dataset_, collate = collate_, stacks = stacks_](const std::vector<std::int64_t>& indices,
+                                                                      const ReadContext& context) -> Batch {
+      detail::BatchMemory memory(indices.size());
+      auto raw = detail::get_batch(*dataset, indices, context, stacks ? &memory : nullptr);
       if constexpr (gives_batches<Dataset>) {
         return raw;
       } else {
         const rng::KeyedGenerator generator(context.seed, context.epoch, kCollating + first_of(indices));
         try {
+          if constexpr (std::is_same_v<Batch, DefaultBatch<Sample>>)
+            if (stacks) return default_collate(std::move(raw), &memory);
           return collate(std::move(raw));
         } catch (...) {
           detail::throw_sample_error(detail::name_samples(indices), context);
@@ -153,7 +159,7 @@ class DataLoader {
   using Slice = std::function<Batch(const Batch&, std::int64_t begin, std::int64_t end)>;
 
   DataLoader(std::shared_ptr<Dataset> dataset, DataLoaderOptions options, Collate collate,
-             std::shared_ptr<detail::OneStream> one_stream = first_of_its_streams())
+             std::shared_ptr<detail::OneStream> one_stream)
       : dataset_(std::move(dataset)),
         options_(std::move(options)),
         collate_(std::move(collate)),
@@ -197,6 +203,7 @@ class DataLoader {
   std::shared_ptr<Dataset> dataset_;
   DataLoaderOptions options_;
   Collate collate_;
+  bool stacks_ = false;                            // collate_ is default_collate
   std::shared_ptr<detail::OneStream> one_stream_;  // null where each loader has a copy
   Slice slice_ = [](const Batch& batch, std::int64_t begin, std::int64_t end) {
     return data::slice(batch, begin, end);  // not a function of the batch's own namespace

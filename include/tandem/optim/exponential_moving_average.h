@@ -21,11 +21,12 @@ struct ExponentialMovingAverageOptions {
 /// A running average of a model's weights, to evaluate or save instead of the last ones.
 ///
 /// update(): average = decay * average + (1 - decay) * weight for parameters; buffers and integer parameters are
-/// copied, but for sparse buffers, which stay the model's. Source of the warm-up: tf.train.ExponentialMovingAverage,
-/// `num_updates`. The averages have the types of the parameters; with decay near 1 these should be float32 or wider.
-/// Nothing here is collective: ranks with equal weights get equal averages. Within local_sgd and join_uneven_inputs
-/// they have weights, and numbers of updates, of their own, and so averages of their own; checkpoints have rank 0's.
-/// Afterwards `for (auto& [name, its] : average.averages()) accelerator.broadcast(its, root);` gives all ranks one's.
+/// copied, but for sparse buffers, which stay the model's. A buffer on the memory of a parameter is one on its average.
+/// Source of the warm-up: tf.train.ExponentialMovingAverage, `num_updates`. The averages have the types of the
+/// parameters; with decay near 1 these should be float32 or wider. Nothing here is collective: ranks with equal weights
+/// get equal averages. Within local_sgd and join_uneven_inputs they have weights, and numbers of updates, of their own,
+/// and so averages of their own; checkpoints have rank 0's. Afterwards `for (auto& [name, its] : average.averages())
+/// accelerator.broadcast(its, root);` gives all ranks one's.
 ///
 ///     tandem::optim::ExponentialMovingAverage average(model);  // what prepare returned
 ///     …
@@ -36,7 +37,8 @@ struct ExponentialMovingAverageOptions {
 class ExponentialMovingAverage {
  public:
   /// Starts from `model`'s weights; refers to them from then on. To be made after `prepare`, which may give the model
-  /// other values. Throws ConfigError when the decay is out of range.
+  /// other values. Throws ConfigError when the decay is out of range, and when a buffer has only a part of its memory
+  /// in common with a parameter.
   explicit ExponentialMovingAverage(const torch::nn::Module& model, ExponentialMovingAverageOptions options = {});
 
   /// Of the weights of a prepared model, a module holder or a shared_ptr to a module, which is not empty.
@@ -94,13 +96,15 @@ class ExponentialMovingAverage {
   struct Kept {
     std::vector<std::string> names;
     std::vector<at::Tensor> values, kept;
-    void add(const std::string& name, const at::Tensor& value);
+    void add(const std::string& name, const at::Tensor& value, const at::Tensor& keep);
   };
 
+  void add_buffer(const std::string& name, const at::Tensor& buffer);
   void check_not_swapped(const char* call) const;
 
   ExponentialMovingAverageOptions options_;
   Kept averaged_, copied_;
+  Kept shown_;  // buffers on the memory of averaged ones
   std::int64_t updates_ = 0;
   bool swapped_ = false;
 };

@@ -87,8 +87,9 @@ class Rank {
   }
 
   /// Every tensor and number summed up over the ranks, for all ranks; `value` stays as it is. A bool counts as 0 or 1;
-  /// a bool tensor's sum is whether any is set. Collective. Throws CollectiveError where an integer does not fit: a
-  /// plain one into std::int64_t, one within a nesting into its own type.
+  /// a bool tensor's sum is whether any is set. Tensors of integers wrap around, as they do in torch.distributed and in
+  /// LibTorch's own sums of two: widen those of bytes first. Collective. Throws CollectiveError where a number does not
+  /// fit: a plain integer into std::int64_t, one within a nesting into its own type.
   ///
   ///     const double loss_sum = accelerator.reduce(loss.item<double>());
   ///     const std::int64_t correct = accelerator.reduce(correct_here);

@@ -16,6 +16,7 @@
 
 #include "tandem/core/error.h"
 #include "tandem/data/batch.h"
+#include "tandem/data/detail/batch_memory.h"
 #include "tandem/data/iterable.h"
 #include "tandem/rng/generators.h"
 
@@ -101,9 +102,10 @@ auto get_sample(Dataset& dataset, std::size_t index) {
 }
 
 // Asks the dataset for a batch: sample by sample where it can be, so that what a sample's transform draws depends on
-// the sample only, otherwise once.
+// the sample only, otherwise once. Samples that are asked for one by one move to `memory`, if there is one.
 template <class Dataset>
-auto get_batch(Dataset& dataset, const std::vector<std::int64_t>& indices, const ReadContext& context) {
+auto get_batch(Dataset& dataset, const std::vector<std::int64_t>& indices, const ReadContext& context,
+               BatchMemory* memory = nullptr) {
   if constexpr (gives_single_samples<Dataset>()) {
     std::vector<decltype(get_sample(dataset, 0))> samples;
     samples.reserve(indices.size());
@@ -115,6 +117,7 @@ auto get_batch(Dataset& dataset, const std::vector<std::int64_t>& indices, const
         else
           generator.emplace(context.seed, context.epoch, index);
         samples.push_back(get_sample(dataset, static_cast<std::size_t>(index)));
+        if (memory) memory->take(samples.back());
       } catch (...) {
         throw_sample_error("sample " + std::to_string(index), context);
       }
@@ -213,9 +216,9 @@ using DefaultBatch = std::conditional_t<std::is_arithmetic_v<Sample>, at::Tensor
 
 /// Samples to a batch: numbers to a tensor, tensors stacked along a new dim 0, in any nesting. Throws DataError when
 /// shapes differ, when samples hold no tensor, or when they hold numbers beside tensors, for which their type has one
-/// place only.
+/// place only. What lies in `memory` already is not copied again.
 template <class Sample>
-DefaultBatch<Sample> default_collate(std::vector<Sample> samples) {
+DefaultBatch<Sample> default_collate(std::vector<Sample> samples, const detail::BatchMemory* memory = nullptr) {
   if constexpr (std::is_floating_point_v<Sample>) {
     return at::tensor(std::vector<double>(samples.begin(), samples.end()), c10::CppTypeToScalarType<Sample>::value);
   } else if constexpr (std::is_arithmetic_v<Sample>) {
@@ -227,7 +230,11 @@ DefaultBatch<Sample> default_collate(std::vector<Sample> samples) {
       throw DataError(
           "samples with numbers beside their tensors cannot be made to a batch, which would have the first one's only; "
           "make the numbers tensors, or give the loader a collation");
-    return data::stack(std::move(samples));
+    std::size_t part = 0;
+    return data::join_tensors(std::move(samples), [&](const std::vector<at::Tensor>& column) {
+      const std::optional<at::Tensor> whole = memory ? memory->whole(part++, column.size()) : std::nullopt;
+      return whole ? *whole : stack_samples(column);
+    });
   }
 }
 
