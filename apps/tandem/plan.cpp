@@ -74,8 +74,8 @@ class AllRanks {
     const data::detail::AnyDataset any = loader.any_dataset();
     data::check_options(loader.options(), any.iterable());
     const auto plan = data::plan_options(loader.options(), configuration, any.length(), any.iterable(), request.ranks);
-    const auto shared =
-        data::make_shared_parts(loader.options(), any, configuration, seed, plan, request.ranks, token_);
+    const auto shared = data::make_shared_parts(loader.options(), any, configuration, seed, plan,
+                                                {.local_ranks = request.ranks, .world_size = request.ranks}, token_);
     for (int rank = 0; rank < request.ranks; ++rank) {
       const data::LoaderContext context{
           .rank = rank, .group = &group_, .active = &active_[static_cast<std::size_t>(rank)], .device = {}};

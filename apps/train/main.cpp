@@ -5,8 +5,12 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
+#include <fstream>
 #include <memory>
 #include <string>
+
+#include <nlohmann/json.hpp>
 
 #include "check_exact.h"
 #include "common/interrupt.h"
@@ -115,6 +119,16 @@ void check_all_is_written(const train::Outcome& outcome) {
   if (!problems.empty()) throw tandem::Error(problems);
 }
 
+// torchrun shows what its workers write here, in the way of its own for Python.
+void tell_torchrun(const std::string& what) {
+  const char* const path = std::getenv("TORCHELASTIC_ERROR_FILE");
+  if (!path || !*path) return;
+  const nlohmann::json error{
+      {"message", what}, {"extraInfo", {{"py_callstack", what}, {"timestamp", std::to_string(std::time(nullptr))}}}};
+  const auto replaced = nlohmann::json::error_handler_t::replace;  // what is no UTF-8
+  std::ofstream(path) << nlohmann::json{{"message", error}}.dump(-1, ' ', false, replaced);
+}
+
 int run(int argc, char** argv) {
   auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
@@ -150,5 +164,8 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a training is worth more than what it prints
   return apps::run_program(
       "train", [&] { return run(argc, argv); },
-      [](const std::string& what) { std::fprintf(stderr, "train: %s\n", what.c_str()); });
+      [](const std::string& what) {
+        std::fprintf(stderr, "train: %s\n", what.c_str());
+        tell_torchrun(what);
+      });
 }

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <utility>
 
+#include <c10/util/Logging.h>
+
 #include "common/command_line.h"
 #include "common/program.h"
 #include "config_file.h"
@@ -291,12 +293,15 @@ void find_nodes(Options& options) {
   auto& nodes = options.launch.nodes;
   if (!nodes) nodes = tandem::nodes_from_environment();
   if (!nodes || options.quiet) return;
-  nodes->on_waiting = [](const std::string& text) { std::fprintf(stderr, "train: %s\n", text.c_str()); };
+  nodes->on_waiting = [seconds = 0](const std::string& text) mutable {
+    if (seconds++ % 15 == 0) std::fprintf(stderr, "train: %s\n", text.c_str());
+  };
 }
 
 void check_nodes(Options& options) {
   find_nodes(options);
   if (!options.launch.nodes || options.launch.nodes->nodes == 1) return;
+  FLAGS_caffe2_log_level = 2;  // LibTorch tells of each connection that breaks, with its own stack; train says it too
   const auto refuse = [](const char* flag) {
     throw tandem::ConfigError(std::string(flag) + " does not go with several machines; find it out on one first");
   };

@@ -312,8 +312,19 @@ class Trainer {
 
 }  // namespace
 
+// Each machine reads its own disk. Collective.
+static void check_same_data(tandem::Accelerator& accelerator, const Inputs& inputs) {
+  if (accelerator.state().ranks_of_nodes.size() < 2) return;
+  const auto all = accelerator.gather_objects(inputs.data);
+  for (std::size_t rank = 1; rank < all.size(); ++rank)
+    if (all[rank] != all[0])
+      throw tandem::ConfigError("the data differs between machines: rank 0 has " + all[0] + ", rank " +
+                                std::to_string(rank) + " has " + all[rank]);
+}
+
 Outcome train_on_rank(tandem::Accelerator& accelerator, const Options& options, const Inputs& inputs, Unsaved& unsaved,
                       const std::function<void()>& on_ready) {
+  check_same_data(accelerator, inputs);
   Trainer trainer(accelerator, options, inputs, unsaved);
   if (on_ready && accelerator.is_local_main()) on_ready();
   return trainer.run();

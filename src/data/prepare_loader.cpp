@@ -53,10 +53,10 @@ std::shared_ptr<Sampler> make_sampler(const DataLoaderOptions& options, const Da
 
 std::shared_ptr<StepPlanner> make_planner(const DataLoaderOptions& options,
                                           const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                          const EpochPlanOptions& plan, int ranks) {
+                                          const EpochPlanOptions& plan, int ranks_here) {
   if (options.shuffle && plan.length == 0)
     throw DataError("an empty dataset cannot be shuffled; give it samples or set shuffle = false");
-  const int readers = plan.dispatch ? 1 : ranks;
+  const int readers = plan.dispatch ? 1 : ranks_here;
   if (options.batch_sampler) return std::make_shared<StepPlanner>(plan, options.batch_sampler, readers, seed);
   return std::make_shared<StepPlanner>(plan, make_sampler(options, configuration, seed), readers, seed);
 }
@@ -158,10 +158,12 @@ EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoader
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
                                                      const detail::AnyDataset& dataset,
                                                      const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                                     const EpochPlanOptions& plan, int ranks, CancelToken& token) {
+                                                     const EpochPlanOptions& plan, const comm::NodePlace& place,
+                                                     CancelToken& token) {
+  const int ranks = place.world_size;
   auto shared =
       std::make_shared<SharedParts>(SharedParts{.plan = plan, .ranks = ranks, .sample_type = dataset.sample_type});
-  if (!dataset.iterable()) shared->planner = make_planner(options, configuration, seed, plan, ranks);
+  if (!dataset.iterable()) shared->planner = make_planner(options, configuration, seed, plan, place.local_ranks);
   shared->global_batch_size =
       shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
   shared->pool = make_worker_pool(options, token);
@@ -201,9 +203,10 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
             "in_order = false in exact mode, whose batches come in the order of their logical shards; leave it on");
     plan = plan_options(options, configuration, dataset.length(), dataset.iterable(),
                         context.group->world_size() * context.shards);
-    require(context.group->place().nodes == 1 || !plan.dispatch,
-            "dispatch_batches, which is the default of iterable datasets, with several machines; set it to false: then "
-            "each reads its own part");
+    require(context.group->place().nodes == 1 || (!plan.dispatch && !dataset.iterable()),
+            std::string(dataset.iterable() ? "an iterable dataset" : "dispatch_batches") +
+                " with several machines is not there yet; use a dataset that is asked for samples by index, of which "
+                "each machine reads its part");
   });
   check_same_plan(context, plan);
   context.name = name_of_loader(dataset, plan);
@@ -212,7 +215,7 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
   std::shared_ptr<const SharedParts> shared;
   check_together(context, [&] {
     if (context.rank == context.group->place().first_rank)
-      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->world_size(),
+      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->place(),
                                  context.group->token());
   });
   shared = share_from_main(context, *dataset.batch_type, shared);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "comm/nodes/exchange.h"
 #include "data/loader_base.h"
 #include "data/loader_parts.h"
 #include "tandem/data/data_loader.h"
@@ -27,12 +28,13 @@ void check_options(const DataLoaderOptions& options, bool iterable);
 EpochPlanOptions plan_options(const DataLoaderOptions& options, const DataLoaderConfiguration& configuration,
                               std::int64_t length, bool iterable, int ranks);
 
-/// What the `ranks` of a launch that have a loader share. Made once, by rank 0. Throws ConfigError for options that do
-/// not go together, DataError when there is nothing to shuffle.
+/// What the ranks of `place`, of this process, share of a loader. Made once, by the first of them. Throws ConfigError
+/// for options that do not go together, DataError when there is nothing to shuffle.
 std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& options,
                                                      const detail::AnyDataset& dataset,
                                                      const DataLoaderConfiguration& configuration, std::uint64_t seed,
-                                                     const EpochPlanOptions& plan, int ranks, CancelToken& token);
+                                                     const EpochPlanOptions& plan, const comm::NodePlace& place,
+                                                     CancelToken& token);
 
 /// The loader of the rank that `context` names.
 std::shared_ptr<LoaderBase> make_loader(const DataLoaderOptions& options, const detail::AnyDataset& dataset,

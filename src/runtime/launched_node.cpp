@@ -93,15 +93,19 @@ std::optional<comm::NodeFailure> LaunchedNode::leave() {
       return std::nullopt;
     }
   }
+  comm::NodeFailure mine = failure_of(token_->reason(), token_->rank());
   // A link breaks because a node has gone, which may have said why.
   bool follows = false;
   try {
     std::rethrow_exception(token_->reason());
-  } catch (const comm::LinkError&) {
+  } catch (const comm::LinkError& error) {
     follows = true;
+    const auto& cards = connection_->joined().cards;
+    if (const auto node = static_cast<std::size_t>(error.node()); node < cards.size())
+      mine = {error.node(), cards[node].host, -1, error.what()};
   } catch (...) {
   }
-  const auto failure = connection_->watchman().tell(failure_of(token_->reason(), token_->rank()), follows);
+  const auto failure = connection_->watchman().tell(mine, follows);
   connection_->watchman().leave();
   const std::lock_guard lock(mutex_);
   token_ = nullptr;

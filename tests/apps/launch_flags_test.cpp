@@ -32,6 +32,10 @@ const std::vector<Case> kCases{
        return c.devices == std::vector{0, 2, 2};
      }},
     {"--cpu 4", [](const LaunchConfig& c) { return c.cpu == 4; }},
+    {"--nodes 3", [](const LaunchConfig& c) { return c.nodes && c.nodes->nodes == 3; }},
+    {"--node 2 --nodes 3", [](const LaunchConfig& c) { return c.nodes && c.nodes->node == 2; }},
+    {"--head a:b:500 --nodes 3",
+     [](const LaunchConfig& c) { return c.nodes && c.nodes->head == "a:b" && c.nodes->port == 500; }},
     {"--exact", [](const LaunchConfig& c) { return c.exact.has_value(); }},
     {"--exact=false", [](const LaunchConfig& c) { return !c.exact; }},
     {"--logical-ranks 4", [](const LaunchConfig& c) { return c.exact && c.exact->logical_ranks == 4; }},

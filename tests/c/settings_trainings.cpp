@@ -76,7 +76,7 @@ void name_all_fields(const tandem::LaunchConfig& config) {
                                 expandable_segments, not_in_c_backend, threads_per_rank, exact, pin_threads,
                                 keep_tensor_memory, device_placement, gradient_accumulation_steps, sync_with_dataloader,
                                 fused_optimizers, sharding, gradient_reducer, nvtx_capture, scheduler_steps_per_update,
-                                data_loader, checkpoints, timeout, on_warning, cancel] = config;
+                                data_loader, checkpoints, timeout, on_warning, cancel, not_in_c_nodes] = config;
   [[maybe_unused]] const auto& [init_scale, growth_factor, backoff_factor, growth_interval] = grad_scaler;
   [[maybe_unused]] const auto& [bucket_bytes, first_bucket_bytes, gradient_as_bucket_view, share_gradients,
                                 broadcast_buffers, static_graph, check_finite] = gradient_reducer;
