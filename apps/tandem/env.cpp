@@ -137,10 +137,23 @@ std::string describe_transport(const tandem::AcceleratorState& state) {
   return "NCCL, and small tensors through the GPUs' memory where they reach it";
 }
 
+// Whether train would be one of several processes.
+std::string describe_processes() {
+  try {
+    const auto nodes = tandem::nodes_from_environment();
+    if (!nodes || nodes->nodes == 1) return "one: no launcher's variables say that there are more";
+    return "this is node " + std::to_string(nodes->node) + " of " + std::to_string(nodes->nodes) + ", started by " +
+           nodes->started_by;
+  } catch (const tandem::ConfigError& error) {
+    return std::string("an error: ") + error.what();
+  }
+}
+
 Json describe_plan(const EnvOptions& options) {
   const auto state = tandem::examine({.gpus = options.gpus, .cpu = options.cpu});
   const bool cpu = state.devices.front().is_cpu();
-  return {{"ranks", state.world_size()},
+  return {{"processes", describe_processes()},
+          {"ranks", state.world_size()},
           {"on", state.backend_name},
           {"why as many", reason_for_ranks(options, state)},
           {"threads per rank", state.threads_per_rank},

@@ -89,7 +89,7 @@ TEST_CASE("a batch size of auto ends at the training set, and where nothing fits
   const std::string gpt = "--model gpt --layers 1 --width 32 --heads 2 --data-file " + write_text(dir, 9000);
   for (const auto& [network, problem] : std::vector<std::pair<std::string, std::string>>{
            {"--model cnn", "a batch of one sample does not fit"},
-           {gpt, "the 100 samples that the network is judged by at a time do not fit"}}) {
+           {gpt, "the 32 samples that the network is judged by at a time do not fit"}}) {
     const auto none =
         on_gpus("--gpus 1 --max-steps 1 --batch-size auto " + network, "TANDEM_FAKE_LARGEST_TENSOR=600000");
     CAPTURE(none.output);

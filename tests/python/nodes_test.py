@@ -35,6 +35,11 @@ class Process:
             [str(word) for word in command], stdout=self.output, stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment})
 
+    def __del__(self):
+        self.process.kill()
+        self.process.wait()
+        self.output.close()
+
     def wait(self, seconds=300):
         return self.process.wait(seconds)
 
@@ -83,7 +88,7 @@ class Nodes(unittest.TestCase):
 
     def test_any_nodes_have_the_bits_of_one_process(self):
         weights = self.folder / "weights.safetensors"
-        for nodes in ([1, 1], [1, 2], [1, 1, 1]):
+        for nodes in ([1, 1], [1, 2], [1, 1, 1])[:3 if LONG else 2]:
             with self.subTest(nodes=nodes):
                 alone = self.alone(sum(nodes), "--epochs", 1)
                 processes = by_hand(nodes, "--epochs", 1, "--save-weights", weights)
@@ -94,7 +99,7 @@ class Nodes(unittest.TestCase):
 
     def test_torchrun_starts_them(self):
         alone = self.alone(2, "--epochs", 1)
-        for way in ("static", "c10d"):
+        for way in ("c10d", "static")[:2 if LONG else 1]:  # static is what is restarted below
             with self.subTest(way=way):
                 weights = self.folder / f"{way}.safetensors"
                 self.end_well(by_torchrun(2, way, "--epochs", 1, "--save-weights", weights))
@@ -107,27 +112,28 @@ class Nodes(unittest.TestCase):
     def test_a_killed_node_ends_the_others_which_name_it(self):
         for killed in (0, 1):
             with self.subTest(killed=killed):
-                processes = by_hand([1, 1], "--epochs", 100, "--log-json", self.folder / "log", "--log-every", 1)
-                self.await_steps(self.folder / "log")
+                run = self.folder / f"run{killed}"
+                processes = by_hand([1, 1], "--epochs", 100, "--checkpoint-dir", run, "--save-every", 10)
+                self.await_checkpoint(run)
                 processes[killed].process.kill()
                 other = processes[1 - killed]
                 self.assertEqual(other.wait(30), 1, other.text())
                 self.assertIn(f"node {killed} (host ", other.text())
 
-    def await_steps(self, log):
+    def await_checkpoint(self, folder):
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 5):
+        while not list(folder.glob("checkpoint_*")):
+            self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
-        self.assertTrue(log.exists())
 
     def test_a_signal_to_one_node_stops_all_at_one_step_and_they_go_on(self):
-        for told in (0, 1):
+        for told in (1, 0)[:2 if LONG else 1]:
             with self.subTest(told=told):
                 alone = self.alone(2, "--epochs", 6)
-                weights, checkpoints, log = (self.folder / f"{name}{told}" for name in ("weights", "run", "log"))
+                weights, checkpoints = (self.folder / f"{name}{told}" for name in ("weights", "run"))
                 flags = ["--epochs", 6, "--save-weights", weights, "--checkpoint-dir", checkpoints]
-                processes = by_hand([1, 1], *flags, "--log-json", log, "--log-every", 1)
-                self.await_steps(log)
+                processes = by_hand([1, 1], *flags, "--save-every", 10)
+                self.await_checkpoint(checkpoints)
                 processes[told].process.send_signal(signal.SIGTERM)
                 self.assertEqual([one.wait(30) for one in processes], [130, 130], [one.text() for one in processes])
                 self.assertTrue(step_of(processes[0].text()), processes[0].text())
@@ -137,7 +143,7 @@ class Nodes(unittest.TestCase):
     def test_torchrun_restarts_what_was_killed_and_the_bits_are_the_same(self):
         alone = self.alone(2, "--epochs", 8)
         chance = random.Random(7)
-        for way in ("static", "c10d") * (10 if LONG else 1):
+        for way in ("static", "c10d") * 10 if LONG else ("static",):
             with self.subTest(way=way):
                 run = self.folder / f"{way}{chance.random()}"
                 weights = run / "weights.safetensors"
@@ -145,8 +151,7 @@ class Nodes(unittest.TestCase):
                 flags = ["--epochs", 8, "--checkpoint-dir", run, "--save-every", 20, "--total-limit", 2, "--resume",
                          "auto", "--save-weights", weights]
                 agents = by_torchrun(2, way, *flags, restarts=3)
-                while not list(run.glob("checkpoint_*")):
-                    time.sleep(0.02)
+                self.await_checkpoint(run)
                 time.sleep(chance.random())
                 victim = chance.choice(agents).process.pid
                 children = subprocess.run(["pgrep", "-P", str(victim), "-f", TRAIN], capture_output=True, text=True)
@@ -155,6 +160,7 @@ class Nodes(unittest.TestCase):
                 self.end_well(agents)
                 self.assertEqual(weights.read_bytes(), alone)
 
+    @unittest.skipUnless(LONG, "an agent takes seconds")
     def test_an_error_reaches_torchrun(self):
         processes = by_torchrun(2, "static", "--epochs", 1, "--global-batch-size", 3)
         for process in processes:
@@ -163,4 +169,4 @@ class Nodes(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[sys.argv[0], "-v"])
+    unittest.main(argv=sys.argv[:1])
