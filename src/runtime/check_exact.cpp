@@ -8,6 +8,7 @@
 
 #include <ATen/Context.h>
 
+#include "runtime/check_config.h"
 #include "runtime/exact_trace.h"
 #include "runtime/launch_observer.h"
 #include "runtime/rank_training.h"
@@ -216,6 +217,7 @@ ExactCheck check_exact(const LaunchConfig& config, const std::function<void(Acce
                        std::int64_t windows) {
   if (windows < 1)
     throw ConfigError("check_exact of " + std::to_string(windows) + " windows compares nothing; use 1 or more");
+  if (spans_nodes(config)) throw ConfigError("check_exact with several machines; compare a training of one process");
   LaunchConfig exact = config;
   if (!exact.exact) exact.exact.emplace();
   if (exact.exact->logical_ranks == 1)

@@ -354,6 +354,9 @@ void launch_on(const AcceleratorState& state, const std::function<void(Accelerat
   require_no_rank();
   if (!state.backend || state.devices.empty()) throw ConfigError("launch_on needs a state that `examine` has given");
   check_config(state.config);
+  if (spans_nodes(state.config) && !state.joined)
+    throw ConfigError(
+        "launch_on of several nodes needs a state that was examined with them; set nodes before `examine`");
   AcceleratorState mine = state;
   apply_exact(mine);
   run_ranks(mine, {body, nullptr});

@@ -256,6 +256,30 @@ TEST_CASE("nodes with other settings refuse each other, and name both") {
   }
 }
 
+TEST_CASE("what several nodes cannot do yet is refused by name") {
+  const auto refused = [](LaunchConfig config, const std::function<void(Accelerator&)>& body) {
+    const auto errors = try_to_launch_on_nodes({1, 1}, std::move(config), body);
+    return text_of_error(errors[0]) + "|" + text_of_error(errors[1]);
+  };
+  const auto nothing = [](Accelerator&) {};
+  CHECK_THAT(refused({.sharding = Sharding::optimizer}, nothing),
+             ContainsSubstring("sharding = optimizer with several"));
+  const auto prepare = [](Accelerator& a) { a.prepare(data::DataLoader(data::TensorDataset(torch::ones({8, 2})))); };
+  CHECK_THAT(refused({.data_loader = {.dispatch_batches = true}}, prepare),
+             ContainsSubstring("dispatch_batches with several machines is not there yet"));
+  CHECK_THAT(refused({}, [](Accelerator& a) { a.profile({.directory = "."}, [] {}); }),
+             ContainsSubstring("profile with several machines"));
+  LaunchConfig alone{.cpu = 1};
+  AcceleratorState state = examine(alone);
+  state.config.nodes = Nodes{.nodes = 2, .head = "127.0.0.1"};
+  CHECK_THAT(error_of<ConfigError>([&] { launch_on(state, nothing); }), ContainsSubstring("examined with them"));
+  CHECK_THAT(error_of<ConfigError>([&] { check_exact(state.config, nothing, 1); }),
+             ContainsSubstring("check_exact with several machines"));
+  Session session;
+  session.start(state.config, nothing);
+  CHECK_THAT(error_of<std::exception>([&] { session.wait(); }), ContainsSubstring("Session with several machines"));
+}
+
 TEST_CASE("ranks of several nodes know their node, and which is its first rank") {
   const auto said = results_on({1, 2}, {}, [](Accelerator& a) {
     int here = 0;
