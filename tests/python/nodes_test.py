@@ -66,6 +66,17 @@ def by_torchrun(nodes, way, *flags, restarts=0):
     return processes
 
 
+def kill_workers_of(agent):
+    """Kills what torchrun's agent has started, and returns how many processes that were."""
+    killed = 0
+    for children in pathlib.Path(f"/proc/{agent}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if TRAIN.encode() in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
 def step_of(text):
     return re.search(r"interrupted after step (\d+)", text)
 
@@ -153,10 +164,7 @@ class Nodes(unittest.TestCase):
                 agents = by_torchrun(2, way, *flags, restarts=3)
                 self.await_checkpoint(run)
                 time.sleep(chance.random())
-                victim = chance.choice(agents).process.pid
-                children = subprocess.run(["pgrep", "-P", str(victim), "-f", TRAIN], capture_output=True, text=True)
-                for child in children.stdout.split():
-                    os.kill(int(child), signal.SIGKILL)
+                self.assertTrue(kill_workers_of(chance.choice(agents).process.pid))
                 self.end_well(agents)
                 self.assertEqual(weights.read_bytes(), alone)
 
