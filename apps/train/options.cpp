@@ -289,18 +289,14 @@ tandem::PartialState examine_ranks(const Raw& raw) {
 }
 
 // What a launcher has started is one of several processes, unless --nodes says otherwise.
-void find_nodes(Options& options) {
+void settle_nodes(Options& options) {
   auto& nodes = options.launch.nodes;
   if (!nodes) nodes = tandem::nodes_from_environment();
-  if (!nodes || options.quiet) return;
-  nodes->on_waiting = [seconds = 0](const std::string& text) mutable {
-    if (seconds++ % 15 == 0) std::fprintf(stderr, "train: %s\n", text.c_str());
-  };
-}
-
-void check_nodes(Options& options) {
-  find_nodes(options);
-  if (!options.launch.nodes || options.launch.nodes->nodes == 1) return;
+  if (!nodes || nodes->nodes == 1) return;
+  if (!options.quiet)
+    nodes->on_waiting = [seconds = 0](const std::string& text) mutable {
+      if (seconds++ % 15 == 0) std::fprintf(stderr, "train: %s\n", text.c_str());
+    };
   FLAGS_caffe2_log_level = 2;  // LibTorch tells of each connection that breaks, with its own stack; train says it too
   const auto refuse = [](const char* flag) {
     throw tandem::ConfigError(std::string(flag) + " does not go with several machines; find it out on one first");
@@ -368,7 +364,7 @@ Options finish(Raw raw) {
   const auto profiled = read_steps("--profile-steps", raw.profile_steps);
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;
-  check_nodes(options);
+  settle_nodes(options);
   options.machine = examine_ranks(raw);  // last: it waits for the other nodes, where there are some
   options.batch_size = loader_batch_size(raw, options.logical_ranks());
   if (options.machine.node > 0) options.quiet = true;  // node 0 speaks for all

@@ -118,8 +118,8 @@ class RankGroup {
 
   /// A call in which one rank of each node does something with other nodes on behalf of all its ranks: `work` is called
   /// on the first one with the Call, whose payloads are those of the node's ranks. Returns when that has been done.
-  /// Collective over all nodes, which have compared the records before. Throws like `exchange_mail`, and what `work`
-  /// throws, which ends the launch.
+  /// Collective over all nodes, which have compared the records before. Throws like `exchange_mail`; what `work` throws
+  /// ends the launch, and all get Cancelled.
   void carry(int rank, const CallRecord& record, const void* payload,
              const std::function<void(const Call&, NodeExchange&)>& work);
 

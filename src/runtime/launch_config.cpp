@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <numeric>
 
 #include <torch/version.h>
 
 #include "backend/backend.h"
+#include "comm/nodes/chain.h"
 #include "runtime/check_config.h"
 #include "runtime/launched_node.h"
 #include "tandem/core/error.h"
@@ -70,12 +70,11 @@ void choose_cpu(PartialState& state, int ranks) {
 
 }  // namespace
 
-int PartialState::first_rank() const {
-  return std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.begin() + (ranks_of_nodes.empty() ? 0 : node), 0);
-}
+int PartialState::first_rank() const { return ranks_of_nodes.empty() ? 0 : comm::first_rank_of(ranks_of_nodes, node); }
 
 int PartialState::world_size() const {
-  return ranks_of_nodes.empty() ? local_ranks() : std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.end(), 0);
+  return ranks_of_nodes.empty() ? local_ranks()
+                                : comm::first_rank_of(ranks_of_nodes, static_cast<int>(ranks_of_nodes.size()));
 }
 
 bool spans_nodes(const LaunchConfig& config) { return config.nodes && config.nodes->nodes > 1; }

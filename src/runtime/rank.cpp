@@ -36,35 +36,32 @@ void Rank::wait_for_everyone() { context_.communicator->barrier(); }
 
 void Rank::set_trigger() { context_.trigger = true; }
 
-void Rank::run_main_first(const std::function<void()>& function) {
-  const comm::CallRecord record{.operation = "main_first"};
-  if (!is_main()) {
-    context_.group->meet(rank(), record);
-    return function();
-  }
-  try {
-    function();
-  } catch (...) {
-    context_.group->token().cancel(std::current_exception(), rank());  // the others wait for it to end well
-    throw;
-  }
-  context_.group->meet(rank(), record);
-}
-
-void Rank::run_local_main_first(const std::function<void()>& function) {
-  const comm::CallRecord record{.operation = "local_main_first"};
-  const auto meet = [&] { const comm::RankGroup::Call call(*context_.group, rank(), record, nullptr); };
-  if (!is_local_main()) {
+// Runs `function` on the first one, and then on those that meet it. The others wait for it to end well.
+static void run_first(comm::RankGroup& group, int rank, bool is_first, const std::function<void()>& meet,
+                      const std::function<void()>& function) {
+  if (!is_first) {
     meet();
     return function();
   }
   try {
     function();
   } catch (...) {
-    context_.group->token().cancel(std::current_exception(), rank());  // the others wait for it to end well
+    group.token().cancel(std::current_exception(), rank);
     throw;
   }
   meet();
+}
+
+void Rank::run_main_first(const std::function<void()>& function) {
+  const auto meet = [this] { group().meet(rank(), {.operation = "main_first"}); };
+  run_first(group(), rank(), is_main(), meet, function);
+}
+
+void Rank::run_local_main_first(const std::function<void()>& function) {
+  const auto meet = [this] {
+    const comm::RankGroup::Call call(group(), rank(), {.operation = "local_main_first"}, nullptr);
+  };
+  run_first(group(), rank(), is_local_main(), meet, function);
 }
 
 int Rank::local_rank() const { return rank() - context_.group->place().first_rank; }

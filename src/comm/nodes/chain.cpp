@@ -20,11 +20,15 @@ std::size_t bytes_of(const ElementRow& row) { return static_cast<std::size_t>(ro
 
 }  // namespace
 
+int first_rank_of(const std::vector<int>& ranks_of_nodes, int node) {
+  return std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.begin() + node, 0);
+}
+
 NodeChain::NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes, ChainChannels channels)
     : link_(link),
       ranks_of_nodes_(std::move(ranks_of_nodes)),
       channels_(channels),
-      world_size_(std::accumulate(ranks_of_nodes_.begin(), ranks_of_nodes_.end(), 0)) {}
+      world_size_(first_rank_of(ranks_of_nodes_, link.nodes())) {}
 
 void NodeChain::reduce(Ranks ranks) {
   const std::span<const ElementRow> rows = ranks[0]->inputs;
@@ -179,10 +183,8 @@ void NodeChain::write_squares(Ranks ranks, std::size_t row, std::int64_t begin, 
 Frame NodeChain::receive(int peer, Channel channel, std::size_t bytes) {
   Frame frame = link_.receive(peer, channel);
   if (frame.bytes().empty()) {  // a farewell: see ReductionThread
-    const auto first_rank_of = [&](int node) {
-      return std::accumulate(ranks_of_nodes_.begin(), ranks_of_nodes_.begin() + node, 0);
-    };
-    throw CollectiveError(departed_while_reducing(first_rank_of(peer), first_rank_of(link_.node())));
+    throw CollectiveError(
+        departed_while_reducing(first_rank_of(ranks_of_nodes_, peer), first_rank_of(ranks_of_nodes_, link_.node())));
   }
   if (frame.bytes().size() != bytes)
     throw LinkError(peer, "node " + std::to_string(peer) + " sent " + std::to_string(frame.bytes().size()) +

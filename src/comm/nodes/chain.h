@@ -10,6 +10,9 @@
 
 namespace tandem::comm {
 
+/// The first rank of `node`, or where the last node's end: ranks have numbers in the order of their nodes.
+int first_rank_of(const std::vector<int>& ranks_of_nodes, int node);
+
 /// The way to the last node, and back.
 struct ChainChannels {
   Channel partial = Channel::partial, result = Channel::result;

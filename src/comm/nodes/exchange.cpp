@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "comm/nodes/chain.h"
 
@@ -75,9 +74,7 @@ NodeExchange::NodeExchange(NodeLink& link, std::vector<int> ranks_of_nodes)
 
 NodeExchange::~NodeExchange() = default;
 
-int NodeExchange::first_rank_of(int node) const {
-  return std::accumulate(ranks_of_nodes_.begin(), ranks_of_nodes_.begin() + node, 0);
-}
+int NodeExchange::first_rank_of(int node) const { return comm::first_rank_of(ranks_of_nodes_, node); }
 
 int NodeExchange::node_of(int rank) const {
   int node = 0;
