@@ -226,12 +226,13 @@ std::vector<at::Tensor> tree_sum_over_ranks(Communicator& communicator, RankGrou
   const Kinds kinds = kinds_of_all(of_ranks);
   std::vector<bool> dense;
   for (const Kind& kind : kinds) dense.push_back(kind.layout == Layout::dense);
-  const bool in_common = common && !alone && communicator.shares_memory();
+  const bool share_memory = communicator.shares_memory() && group.place().nodes == 1;
+  const bool in_common = common && !alone && share_memory;
   const Row row =
       row_of(std::move(tensors), like, kinds, in_common ? common(dense) : std::vector<CommonSum>(like.size()));
   if (alone) return sum_of_one(row, kinds, factor);
-  return communicator.shares_memory() ? sum_in_shared_memory(communicator, group, row, kinds, factor)
-                                      : sum_gathered(communicator, row, of_ranks, kinds, like, factor);
+  return share_memory ? sum_in_shared_memory(communicator, group, row, kinds, factor)
+                      : sum_gathered(communicator, row, of_ranks, kinds, like, factor);
 }
 
 }  // namespace tandem::comm

@@ -188,12 +188,13 @@ void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tens
   const at::NoGradGuard no_grad;
   const bool shared = std::all_of(gradients.begin(), gradients.end(), [](const auto& one) { return one.shared; });
   const comm::CallRecord record{.operation = "clip_gradients", .tensors = static_cast<std::int32_t>(gradients.size())};
-  bool all_share = group.place().nodes == 1;  // several share no memory
-  if (all_share) {
+  const comm::NodePlace& place = group.place();
+  bool all_share = true;  // of this process's ranks
+  {
     const comm::RankGroup::Call call(group, rank, record, &shared);
-    for (int peer = 0; peer < group.world_size(); ++peer) all_share = all_share && call.payload<bool>(peer);
+    for (int peer = place.first_rank; peer < place.end_rank(); ++peer) all_share = all_share && call.payload<bool>(peer);
     if (const double factor = factor_of(norm, max_norm); all_share && changes_anything(factor)) {
-      scale_part(gradients, factor, rank, group.world_size());
+      scale_part(gradients, factor, rank - place.first_rank, place.local_ranks);
       for (const ReducedGradient& one : gradients) one.reducer->shared_gradient_written(one.parameter);
     }
   }

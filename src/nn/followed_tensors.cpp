@@ -67,7 +67,7 @@ std::vector<bool> FollowedTensors::waiting(bool is_root) {
 void FollowedTensors::follow(comm::Communicator& communicator, comm::RankGroup& group, int root) {
   if (all_.empty() || communicator.world_size() == 1) return;
   const at::NoGradGuard no_grad;
-  if (communicator.shares_memory())
+  if (communicator.shares_memory() && group.place().nodes == 1)
     follow_in_shared_memory(communicator, group, root);
   else
     follow_by_broadcast(communicator, group, root);

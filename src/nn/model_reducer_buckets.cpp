@@ -126,7 +126,7 @@ void ModelReducer::add_buckets(const std::vector<std::size_t>& order) {
 
 void ModelReducer::allocate(std::size_t first) {
   const bool shared = shares_buckets();
-  if (!shared || communicator_.rank() == 0)
+  if (!shared || communicator_.rank() == group_.place().first_rank)
     for (std::size_t b = first; b < buckets_.size(); ++b) allocate_own(b, shared);
   if (shared) share_buckets(first);
 }
@@ -159,13 +159,13 @@ void ModelReducer::allocate_own(std::size_t index, bool lend) {
   }
 }
 
-// Whether the ranks' results lie in one memory.
+// Whether the results of a process's ranks lie in one memory.
 bool ModelReducer::shares_buckets() const {
   return options_.share_gradients && options_.gradient_as_bucket_view && !hook_ && communicator_.shares_memory() &&
-         communicator_.world_size() > 1;
+         group_.place().some_share_memory();
 }
 
-// Ranks other than 0 refer to its buckets.
+// A process's other ranks refer to the buckets of its first one.
 void ModelReducer::share_buckets(std::size_t first) {
   const auto record = comm::describe_object_call("reduce_gradients", typeid(ModelReducer));
   const comm::RankGroup::Call call(group_, communicator_.rank(), record, this);
@@ -183,7 +183,7 @@ void ModelReducer::share_buckets(std::size_t first) {
 }
 
 void ModelReducer::make_common(const std::vector<bool>& parameters) {
-  if (!shares_buckets()) return;
+  if (!shares_buckets() || group_.place().nodes > 1) return;
   if (!buckets_fit()) drop_buckets();
   spare_what_is_kept();
   for (std::size_t i = 0; i < slots_.size(); ++i)  // others lie in memory as their gradients would not

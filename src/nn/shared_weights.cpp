@@ -11,6 +11,7 @@
 #include "comm/rank_group.h"
 #include "nn/lent_storage.h"
 #include "nn/tensor_layout.h"
+#include "tandem/comm/detail/objects.h"
 
 namespace tandem::nn {
 namespace {
@@ -69,9 +70,10 @@ SharedWeights::Candidates SharedWeights::candidates() const {
 // Of flags in the same order on all ranks, whether any rank's is set, or all are.
 std::vector<std::uint8_t> SharedWeights::agreed(const std::vector<std::uint8_t>& mine, bool any) const {
   std::vector<std::uint8_t> all(mine);
-  const comm::RankGroup::Call call(group_, communicator_.rank(), record(), &mine);
-  for (int peer = first_rank(); peer < first_rank() + group_.place().local_ranks; ++peer) {
-    const auto& theirs = call.payload<std::vector<std::uint8_t>>(peer);
+  const comm::detail::ObjectExchange exchange(
+      group_, communicator_.rank(), comm::detail::object_call<std::vector<std::uint8_t>>("share_weights", false), &mine);
+  for (int peer = 0; peer < group_.world_size(); ++peer) {
+    const auto& theirs = exchange.of<std::vector<std::uint8_t>>(peer);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = any ? all[i] | theirs[i] : all[i] & theirs[i];
   }
   return all;
@@ -81,7 +83,7 @@ void SharedWeights::lend(Lending lending) {
   end();
   lending_ = lending;
   separated_ = false;
-  if (lending == Lending::none || !communicator_.shares_memory() || communicator_.world_size() == 1) return;
+  if (lending == Lending::none || !communicator_.shares_memory() || !group_.place().some_share_memory()) return;
   const Candidates mine = candidates();
   std::vector<std::uint8_t> fits(parameters_.size(), 0);
   {

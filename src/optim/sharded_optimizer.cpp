@@ -13,6 +13,7 @@
 #include "nn/tensor_layout.h"
 #include "optim/same_optimizers.h"
 #include "optim/sharded_optimizer_parts.h"
+#include "tandem/comm/detail/objects.h"
 #include "tandem/core/error.h"
 #include "tandem/trace/range.h"
 
@@ -189,9 +190,11 @@ void ShardedOptimizer::give_up_touched() {
   }
   std::vector<std::uint8_t> all(mine);
   {
-    const comm::RankGroup::Call call(group_, communicator_.rank(), step_record(), &mine);
+    const comm::detail::ObjectExchange exchange(
+        group_, communicator_.rank(), comm::detail::object_call<std::vector<std::uint8_t>>("optimizer.step", false),
+        &mine);
     for (int peer = 0; peer < communicator_.world_size(); ++peer) {
-      const auto& theirs = call.payload<std::vector<std::uint8_t>>(peer);
+      const auto& theirs = exchange.of<std::vector<std::uint8_t>>(peer);
       for (std::size_t i = 0; i < all.size(); ++i) all[i] |= theirs[i];
     }
   }
@@ -209,7 +212,8 @@ void ShardedOptimizer::give_up_touched() {
   if (any_rank(!given_up.empty())) warn_of_weights(given_up);
 }
 
-// Gives the parameters of each storage, from the largest on, to the rank that has the fewest elements so far.
+// Gives the parameters of each storage, from the largest on, to the rank of this process that has the fewest elements
+// so far.
 void ShardedOptimizer::assign() {
   struct Unit {
     std::vector<std::size_t> parts;
@@ -228,15 +232,16 @@ void ShardedOptimizer::assign() {
     unit.elements += parts_[i].parameter.numel();
     unit.owner = std::max(unit.owner, parts_[i].owner);
   }
-  std::vector<std::int64_t> elements(static_cast<std::size_t>(communicator_.world_size()), 0);
+  const comm::NodePlace& place = group_.place();
+  std::vector<std::int64_t> elements(static_cast<std::size_t>(place.local_ranks), 0);
   for (const Unit& unit : units)
-    if (unit.owner >= 0) elements[static_cast<std::size_t>(unit.owner)] += unit.elements;
+    if (unit.owner >= 0) elements[static_cast<std::size_t>(unit.owner - place.first_rank)] += unit.elements;
   std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.elements > b.elements; });
   for (Unit& unit : units) {
     if (unit.owner < 0) {
       const auto least = std::min_element(elements.begin(), elements.end());
       *least += unit.elements;
-      unit.owner = static_cast<int>(least - elements.begin());
+      unit.owner = place.first_rank + static_cast<int>(least - elements.begin());
     }
     for (const std::size_t i : unit.parts) parts_[i].owner = unit.owner;
   }
@@ -301,6 +306,13 @@ void ShardedOptimizer::give_weights() {
   };
   if (std::none_of(parts_.begin(), parts_.end(), is_given)) return;
   const nn::LentStorage::Writing writing(storages_of(is_given));
+  if (lent()) {
+    const comm::RankGroup::Call call(group_, rank, step_record(), this);
+    for (std::size_t i = 0; i < parts_.size(); ++i)
+      if (const int owner = parts_[i].owner; is_given(parts_[i]) && owner != rank)
+        parts_[i].parameter.detach().copy_(call.payload<ShardedOptimizer>(owner).parts_[i].parameter.detach());
+    return;
+  }
   for (int owner = 0; owner < communicator_.world_size(); ++owner) {
     std::vector<at::Tensor> updated;
     for (const UpdatePart& part : parts_)

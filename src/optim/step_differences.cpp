@@ -10,6 +10,7 @@
 #include "nn/tensor_layout.h"
 #include "optim/same_optimizers.h"
 #include "optim/sharded_optimizer_parts.h"
+#include "tandem/comm/detail/objects.h"
 
 namespace tandem::optim {
 namespace {
@@ -70,25 +71,22 @@ void ShardedOptimizer::look_at_gradients() {
 }
 
 bool ShardedOptimizer::options_differ() {
-  struct Option {
-    std::size_t group;
-    const char* name;
-    double value;
-  };
-  std::vector<Option> mine;
+  std::vector<std::string> names;  // the same on all ranks
+  std::vector<double> mine;
   visit_options(inner_, [&](std::size_t group, const char* name, double value) {
-    mine.push_back({group, name, value});
+    names.push_back(c10::str(name, " of group ", group));
+    mine.push_back(value);
   });
   std::string what;
   {
-    const comm::RankGroup::Call call(group_, communicator_.rank(), step_record(), &mine);
-    const auto& main = call.payload<std::vector<Option>>(0);
+    const comm::detail::ObjectExchange all(
+        group_, communicator_.rank(), comm::detail::object_call<std::vector<double>>("optimizer.step", false), &mine);
+    const auto& main = all.of<std::vector<double>>(0);
     for (int peer = 1; peer < communicator_.world_size() && what.empty(); ++peer) {
-      const auto& theirs = call.payload<std::vector<Option>>(peer);
-      for (std::size_t k = 0; k < std::min(main.size(), theirs.size()) && what.empty(); ++k)
-        if (std::bit_cast<std::uint64_t>(main[k].value) != std::bit_cast<std::uint64_t>(theirs[k].value))
-          what = c10::str(main[k].name, " of group ", main[k].group, " of an optimizer is ", main[k].value,
-                          " on rank 0 and ", theirs[k].value, " on rank ", peer);
+      const auto& theirs = all.of<std::vector<double>>(peer);
+      for (std::size_t k = 0; k < std::min({names.size(), main.size(), theirs.size()}) && what.empty(); ++k)
+        if (std::bit_cast<std::uint64_t>(main[k]) != std::bit_cast<std::uint64_t>(theirs[k]))
+          what = c10::str(names[k], " of an optimizer is ", main[k], " on rank 0 and ", theirs[k], " on rank ", peer);
     }
   }
   if (what.empty()) return false;
@@ -113,13 +111,13 @@ bool ShardedOptimizer::gradients_differ() {
   return true;
 }
 
-// The first rank on which a part differs from rank 0's, and that part. The same on all ranks.
+// The first rank on which a part differs from that of its process's first rank, and that part. The same on all ranks.
 std::optional<std::pair<int, std::size_t>> ShardedOptimizer::first_difference(
     const std::function<bool(const ShardedOptimizer& main, std::size_t part)>& differs) const {
   std::uint64_t first = 0;  // counted from 1
   {
     const comm::RankGroup::Call call(group_, communicator_.rank(), step_record(), this);
-    const auto& main = call.payload<ShardedOptimizer>(0);
+    const auto& main = call.payload<ShardedOptimizer>(group_.place().first_rank);
     for (std::size_t i = 0; i < parts_.size() && first == 0; ++i)
       if (differs(main, i)) first = i + 1;
   }

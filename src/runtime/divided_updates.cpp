@@ -6,7 +6,7 @@ namespace tandem {
 
 void DividedUpdates::lend(nn::SharedWeights& weights) const {
   const Sharding sharding = context_.config().sharding;
-  if (!context_.device().is_cpu() || sharding == Sharding::none) return;
+  if (!context_.device().is_cpu() || sharding == Sharding::none || sums_apart()) return;
   weights.lend(sharding == Sharding::automatic ? nn::Lending::shared : nn::Lending::own);
   if (apart_) weights.separate();
   free_rank_memory();  // of the rank's own copy
@@ -16,12 +16,15 @@ std::unique_ptr<optim::ShardedOptimizer> DividedUpdates::divide(torch::optim::Op
   const Sharding sharding = context_.config().sharding;
   const bool wanted =
       sharding == Sharding::optimizer || (sharding == Sharding::automatic && context_.device().is_cpu());
-  if (context_.world_size() == 1 || !wanted || context_.group->place().nodes > 1) return nullptr;
+  if (!context_.group->place().some_share_memory() || !wanted || sums_apart()) return nullptr;
   auto divided = std::make_unique<optim::ShardedOptimizer>(optimizer, *context_.communicator, *context_.group,
                                                            parts_.reducers, context_.config().on_warning);
   if (apart_) divided->pause();
   return divided;
 }
+
+// Exact mode sums for each rank by itself where ranks are of several nodes.
+bool DividedUpdates::sums_apart() const { return context_.config().exact && context_.group->place().nodes > 1; }
 
 void DividedUpdates::begin_apart() {
   for (const auto& reducer : parts_.reducers) reducer->weights().separate();

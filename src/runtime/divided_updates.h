@@ -33,6 +33,7 @@ class DividedUpdates {
   bool apart() const { return apart_; }  ///< whether ranks take different steps now
 
  private:
+  bool sums_apart() const;
   void for_each_divided(void (optim::ShardedOptimizer::*action)()) const;
 
   RankContext& context_;

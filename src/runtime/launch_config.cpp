@@ -107,8 +107,6 @@ void check_config(const LaunchConfig& config) {
   if (config.exact) check_logical_ranks(config.exact->logical_ranks);
   require(config.timeout.count() > 0, "timeout must be positive");
   if (spans_nodes(config)) check(*config.nodes);
-  require(!spans_nodes(config) || config.sharding != Sharding::optimizer,
-          "sharding = optimizer with several machines; leave it on automatic: each rank has its own weights and state");
   const auto [first, last] = config.nvtx_capture;
   require(first >= 0 && last >= 0 && (last == 0 || first <= last),
           "nvtx_capture from " + std::to_string(first) + " to " + std::to_string(last) +

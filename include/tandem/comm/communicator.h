@@ -78,10 +78,10 @@ class Communicator {
   /// Returns when all ranks have called it.
   void barrier();
 
-  /// Whether ranks can read and write each other's tensors from their own threads.
+  /// Whether ranks of one process can read and write each other's tensors from their own threads.
   bool shares_memory() noexcept { return shared_memory() != nullptr; }
 
-  /// Operations that need ranks with one memory; null where ranks do not share memory. For Tandem's own use.
+  /// Operations of ranks that share memory; null where they do not. For Tandem's own use.
   SharedMemory* shared_memory() noexcept { return do_shared_memory(); }
 
  protected:

@@ -21,6 +21,9 @@ struct NodePlace {
   int first_rank = 0;   ///< the first of this process's ranks
   int local_ranks = 1;  ///< how many it has
   int world_size = 1;   ///< ranks of all nodes
+
+  int end_rank() const { return first_rank + local_ranks; }     ///< behind the last of this process's
+  bool some_share_memory() const { return world_size > nodes; }  ///< whether a process has several; same on all
 };
 
 /// A node's exchanges with all others, which all make the same ones in the same order. One thread at a time; throws
