@@ -43,7 +43,8 @@ PostedCalls::PostedCalls(const NodePlace& place, CancelToken& token, bool carrie
       end_rank_(place.first_rank + place.local_ranks),
       carried_(carried),
       token_(token),
-      budget_(spin_budget(place.local_ranks)),
+      // What comes from other nodes takes longer than looking pays, and the threads that bring it want the cores.
+      budget_(carried ? SpinBudget{.spins = 0, .yields = 0} : spin_budget(place.local_ranks)),
       lanes_(std::make_unique<Lane[]>(static_cast<std::size_t>(place.local_ranks))),
       subscription_(token, [this] { bell_.ring(); }) {}
 

@@ -85,7 +85,7 @@ std::string error_for(const std::string& garbage) {
   });
   const auto connection = stores.connect();
   auto options = c10d::ProcessGroupGloo::Options::create(10s);
-  options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
+  options->devices.assign(kChannels, c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));  // as a link does
   const auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(connection->libtorch(), 0, 2, options);
   std::vector<at::Tensor> bytes{
       at::from_blob(const_cast<char*>(garbage.data()), {static_cast<std::int64_t>(garbage.size())}, at::kByte)};

@@ -2,11 +2,15 @@
 
 #include "comm/nodes/gloo_link.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <future>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -46,10 +50,27 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(const GlooLinkO
   using Gloo = c10d::ProcessGroupGloo;
   auto gloo = Gloo::Options::create(options.connect_limit);
   gloo->threads = 1;  // of collectives, which we make none of
-  gloo->devices.push_back(options.network_interface.empty()
-                              ? Gloo::createDeviceForHostname(options.address)
-                              : Gloo::createDeviceForInterface(options.network_interface));
+  const auto device = options.network_interface.empty() ? Gloo::createDeviceForHostname(options.address)
+                                                        : Gloo::createDeviceForInterface(options.network_interface);
+  // A connection for each channel: LibTorch takes that of the tag modulo their number. On one connection Gloo's thread
+  // cannot receive while another thread sends.
+  gloo->devices.assign(kChannels, device);
   return gloo;
+}
+
+// Gloo's threads wait for a lock by spinning, and who holds it is often the one whom they have just taken the core from:
+// with SCHED_BATCH they take it from nobody. Threads inherit that, as they do blocked signals.
+c10::intrusive_ptr<c10d::ProcessGroupGloo> connect(const c10::intrusive_ptr<c10d::Store>& store, int node, int nodes,
+                                                   const GlooLinkOptions& options) {
+  std::packaged_task<c10::intrusive_ptr<c10d::ProcessGroupGloo>()> task([&] {
+    const BrokenPipesAreErrors for_its_threads;
+    const sched_param none{};
+    sched_setscheduler(0, SCHED_BATCH, &none);  // where that is refused, it is only slower
+    return c10::make_intrusive<c10d::ProcessGroupGloo>(store, node, nodes, gloo_options(options));
+  });
+  auto connected = task.get_future();
+  std::jthread(std::move(task)).join();
+  return connected.get();
 }
 
 class GlooLink final : public NodeLink {
@@ -58,7 +79,7 @@ class GlooLink final : public NodeLink {
       : NodeLink(node, nodes),
         names_(options.names),
         lanes_(static_cast<std::size_t>(nodes) * kChannels),
-        gloo_(c10::make_intrusive<c10d::ProcessGroupGloo>(store, node, nodes, gloo_options(options))) {}
+        gloo_(connect(store, node, nodes, options)) {}
 
   ~GlooLink() override {
     const BrokenPipesAreErrors here;
@@ -224,7 +245,6 @@ class GlooLink final : public NodeLink {
 
 std::unique_ptr<NodeLink> make_gloo_link(c10::intrusive_ptr<c10d::Store> store, int node, int nodes,
                                          const GlooLinkOptions& options) {
-  const BrokenPipesAreErrors for_its_threads;
   try {
     return std::make_unique<GlooLink>(store, node, nodes, options);
   } catch (const Error&) {

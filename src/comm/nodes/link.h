@@ -30,8 +30,8 @@ class FramePool;
 /// The bytes of one message, in memory that is used again: what they are is not defined before they are written.
 class Frame {
  public:
-  static constexpr std::size_t kMostBytes = 256 * 1024;  ///< of a message
-  static constexpr std::size_t kEnvelope = 64;           ///< bytes before and behind a message that belong to its link
+  static constexpr std::size_t kMostBytes = 1024 * 1024;  ///< of a message
+  static constexpr std::size_t kEnvelope = 64;            ///< bytes before and behind a message that belong to its link
 
   /// No memory: to be assigned to.
   Frame() = default;
