@@ -1,6 +1,8 @@
 // Trainings on several nodes, against the same one in one process with as many ranks: to the bit.
 #include <map>
+#include <mutex>
 #include <numeric>
+#include <utility>
 
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/batchnorm.h>
@@ -262,8 +264,6 @@ TEST_CASE("what several nodes cannot do yet is refused by name") {
     return text_of_error(errors[0]) + "|" + text_of_error(errors[1]);
   };
   const auto nothing = [](Accelerator&) {};
-  CHECK_THAT(refused({.sharding = Sharding::optimizer}, nothing),
-             ContainsSubstring("sharding = optimizer with several"));
   const auto prepare = [](Accelerator& a) { a.prepare(data::DataLoader(data::TensorDataset(torch::ones({8, 2})))); };
   CHECK_THAT(refused({.data_loader = {.dispatch_batches = true}}, prepare),
              ContainsSubstring("dispatch_batches with several machines is not there yet"));
@@ -289,4 +289,69 @@ TEST_CASE("ranks of several nodes know their node, and which is its first rank")
                     here);
   });
   CHECK(said == std::vector<std::string>{"0 0 0 3 5", "1 0 1 3 5", "1 1 1 3 0"});
+}
+
+TEST_CASE("ranks of one node share weights, gradients and state, and those of several have the bits of one process") {
+  // By rank: where its weights, gradients and averages lie, and how the divided updates went.
+  const auto places_on = [](const std::vector<int>& nodes, Sharding sharding) {
+    std::vector<std::vector<std::uintptr_t>> places(4);
+    const auto results = results_on(nodes, {.sharding = sharding}, [&](Accelerator& a) {
+      Line line;
+      auto [model, optimizer] = a.prepare(line.net, line.adamw);
+      torch::manual_seed(a.rank());
+      for (int step = 0; step < 3; ++step) {
+        a.backward(model(torch::rand({4, 6})).sum());
+        a.clip_grad_norm_(model, 0.5);
+        optimizer.step();
+        if (step < 2) optimizer.zero_grad();
+      }
+      const auto place = [](const at::Tensor& tensor) {
+        return reinterpret_cast<std::uintptr_t>(std::as_const(tensor).const_data_ptr());
+      };
+      const at::Tensor weight = line.net->parameters().front();
+      const auto& state = static_cast<const torch::optim::AdamWParamState&>(
+          *line.adamw.state().at(weight.unsafeGetTensorImpl()));
+      places[static_cast<std::size_t>(a.rank())] = {place(weight), place(weight.grad()), place(state.exp_avg())};
+      return bits_of(*line.net) + bits_of(state.exp_avg());
+    });
+    return std::pair(places, results);
+  };
+  for (const auto sharding : {Sharding::automatic, Sharding::optimizer}) {
+    const auto [places, results] = places_on({2, 2}, sharding);
+    const std::size_t shared_from = sharding == Sharding::automatic ? 0 : 1;  // optimizer: weights are each rank's own
+    for (std::size_t what = 0; what < 3; ++what) {
+      CAPTURE(what);
+      CHECK((places[0][what] == places[1][what]) == (what >= shared_from));
+      CHECK((places[2][what] == places[3][what]) == (what >= shared_from));
+      CHECK(places[0][what] != places[2][what]);
+    }
+    CHECK((results == places_on({4}, sharding).second));
+  }
+  const auto [apart, results] = places_on({2, 2}, Sharding::none);
+  CHECK(apart[0][0] != apart[1][0]);
+  CHECK((results == places_on({4}, Sharding::none).second));
+}
+
+TEST_CASE("options that are others on another node are told, and the ranks go on each by itself") {
+  std::vector<std::string> warnings;
+  std::mutex mutex;
+  LaunchConfig config{.on_warning = [&](const std::string& text) {
+    const std::lock_guard lock(mutex);
+    warnings.push_back(text);
+  }};
+  results_on({2, 1}, config, [](Accelerator& a) {
+    Line line;
+    auto [model, optimizer] = a.prepare(line.net, line.adamw);
+    for (int step = 0; step < 2; ++step) {
+      if (step == 1 && a.rank() == 2)
+        static_cast<torch::optim::AdamWOptions&>(line.adamw.param_groups().front().options()).lr(0.5);
+      a.backward(model(torch::ones({4, 6})).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    return std::string("done");
+  });
+  REQUIRE(warnings.size() == 1);
+  CHECK_THAT(warnings[0], ContainsSubstring("lr of group 0") && ContainsSubstring("0.01 on rank 0") &&
+                              ContainsSubstring("0.5 on rank 2"));
 }

@@ -18,6 +18,26 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 std::size_t bytes_of(const ElementRow& row) { return static_cast<std::size_t>(row.elements) * size_of(row.type); }
 
+// A label in a message: its length, then itself; none where it is empty.
+std::size_t label_bytes(std::string_view label) {
+  return label.empty() ? 0 : aligned(sizeof(std::uint64_t) + label.size());
+}
+
+void write_label(std::span<std::byte> message, std::string_view label) {
+  if (label.empty()) return;
+  const std::uint64_t length = label.size();
+  std::memcpy(message.data(), &length, sizeof length);
+  std::memcpy(message.data() + sizeof length, label.data(), label.size());
+}
+
+std::string_view label_in(std::span<const std::byte> message, int node) {
+  std::uint64_t length = 0;
+  if (message.size() >= sizeof length) std::memcpy(&length, message.data(), sizeof length);
+  if (length == 0 || length > message.size() - sizeof length)
+    throw LinkError(node, "node " + std::to_string(node) + " sent a reduction without saying which");
+  return {reinterpret_cast<const char*>(message.data()) + sizeof length, static_cast<std::size_t>(length)};
+}
+
 }  // namespace
 
 int first_rank_of(const std::vector<int>& ranks_of_nodes, int node) {
@@ -30,19 +50,22 @@ NodeChain::NodeChain(NodeLink& link, std::vector<int> ranks_of_nodes, ChainChann
       channels_(channels),
       world_size_(first_rank_of(ranks_of_nodes_, link.nodes())) {}
 
-void NodeChain::reduce(Ranks ranks) {
+void NodeChain::reduce(Ranks ranks, const ChainLabel& label) {
   const std::span<const ElementRow> rows = ranks[0]->inputs;
   std::size_t bytes = 0;
   for (const ElementRow& row : rows) bytes += aligned(bytes_of(row));
-  if (bytes == 0) return;
-  if (bytes * static_cast<std::size_t>(world_size_) <= kSmallBytes) return reduce_small(ranks, bytes);
-  cut(rows);
+  if (bytes == 0 && label.mine.empty()) return;
+  if (bytes * static_cast<std::size_t>(world_size_) <= kSmallBytes) return reduce_small(ranks, bytes, label);
+  cut(rows, label_bytes(label.mine));
   const int node = link_.node(), last = link_.nodes() - 1;
   std::size_t back = 0;  // pieces whose results are there
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     // As many under way as the link takes without waiting: so no two nodes wait for each other to receive.
     if (node != last && i - back == NodeLink::kWindow) take_back(ranks, pieces_[back++]);
-    Frame frame = add_node(ranks, pieces_[i]);
+    Frame frame = add_node(ranks, pieces_[i],
+                           i == 0      ? first_partial(pieces_[0], label)
+                           : node == 0 ? link_.frame()
+                                       : receive(node - 1, channels_.partial, pieces_[i].partial_bytes));
     if (node != last) {
       link_.send(node + 1, channels_.partial, std::move(frame));
     } else {
@@ -54,9 +77,26 @@ void NodeChain::reduce(Ranks ranks) {
   while (back < pieces_.size()) take_back(ranks, pieces_[back++]);
 }
 
-void NodeChain::reduce_small(Ranks ranks, std::size_t bytes) {
-  std::vector<std::byte> mine(bytes * ranks.size());
-  std::byte* to = mine.data();
+// The frame of the first piece, with the label at its beginning.
+Frame NodeChain::first_partial(const Piece& piece, const ChainLabel& label) {
+  if (link_.node() == 0) {
+    Frame frame = link_.frame();
+    frame.resize(piece.partial_bytes);
+    write_label(frame.bytes(), label.mine);
+    return frame;
+  }
+  const int peer = link_.node() - 1;
+  Frame frame = receive(peer, channels_.partial);
+  if (!label.mine.empty()) label.compare(label_in(frame.bytes(), peer), peer);
+  check_bytes(frame.bytes().size(), piece.partial_bytes, peer);
+  return frame;
+}
+
+void NodeChain::reduce_small(Ranks ranks, std::size_t bytes, const ChainLabel& label) {
+  const std::size_t head = label_bytes(label.mine);
+  std::vector<std::byte> mine(head + bytes * ranks.size());
+  write_label(mine, label.mine);
+  std::byte* to = mine.data() + head;
   for (const SharedReducer::Lists* lists : ranks)
     for (const ElementRow& row : lists->inputs) {
       if (row.elements > 0) std::memcpy(to, row.data, bytes_of(row));
@@ -67,10 +107,10 @@ void NodeChain::reduce_small(Ranks ranks, std::size_t bytes) {
   for (int node = 0; node < link_.nodes(); ++node) {
     const auto theirs = frames[static_cast<std::size_t>(node)].bytes();
     const auto count = static_cast<std::size_t>(ranks_of_nodes_[static_cast<std::size_t>(node)]);
-    if (theirs.size() != bytes * count)
-      throw LinkError(node, "node " + std::to_string(node) + " sent " + std::to_string(theirs.size()) +
-                                " bytes to a reduction, in place of " + std::to_string(bytes * count));
-    for (std::size_t rank = 0; rank < count; ++rank) inputs_.push_back(theirs.data() + rank * bytes);
+    check_no_farewell(theirs.size(), node);
+    if (!label.mine.empty()) label.compare(label_in(theirs, node), node);
+    check_bytes(theirs.size(), head + bytes * count, node);
+    for (std::size_t rank = 0; rank < count; ++rank) inputs_.push_back(theirs.data() + head + rank * bytes);
   }
   const auto rows = ranks[0]->inputs;
   for (std::size_t row = 0; row < rows.size(); ++row) {
@@ -81,10 +121,11 @@ void NodeChain::reduce_small(Ranks ranks, std::size_t bytes) {
   }
 }
 
-// Rows one after another into frames. They are cut at whole blocks, of which the squares are.
-void NodeChain::cut(std::span<const ElementRow> rows) {
+// Rows one after another into frames, the first of which begins with a label. They are cut at whole blocks, of which the
+// squares are.
+void NodeChain::cut(std::span<const ElementRow> rows, std::size_t label_bytes) {
   segments_.clear();
-  pieces_.assign(1, {});
+  pieces_.assign(1, {0, 0, label_bytes, 0});
   for (std::size_t row = 0; row < rows.size(); ++row) {
     const std::size_t size = size_of(rows[row].type), partial_size = partial_size_of(rows[row].type);
     for (std::int64_t begin = 0; begin < rows[row].elements;) {
@@ -119,10 +160,9 @@ void NodeChain::collect_outputs(Ranks ranks, std::size_t row) {
   }
 }
 
-// The partial results after this node's ranks.
-Frame NodeChain::add_node(Ranks ranks, const Piece& piece) {
+// Into a frame of the partial results before this node, those after its ranks.
+Frame NodeChain::add_node(Ranks ranks, const Piece& piece, Frame frame) {
   const bool first = link_.node() == 0;
-  Frame frame = first ? link_.frame() : receive(link_.node() - 1, channels_.partial, piece.partial_bytes);
   frame.resize(piece.partial_bytes);
   for (std::size_t i = piece.first; i < piece.last; ++i) {
     const Segment& segment = segments_[i];
@@ -180,15 +220,28 @@ void NodeChain::write_squares(Ranks ranks, std::size_t row, std::int64_t begin, 
   }
 }
 
-Frame NodeChain::receive(int peer, Channel channel, std::size_t bytes) {
-  Frame frame = link_.receive(peer, channel);
-  if (frame.bytes().empty()) {  // a farewell: see ReductionThread
+void NodeChain::check_bytes(std::size_t sent, std::size_t expected, int node) const {
+  if (sent != expected)
+    throw LinkError(node, "node " + std::to_string(node) + " sent " + std::to_string(sent) +
+                              " bytes to a reduction, in place of " + std::to_string(expected));
+}
+
+// See ReductionThread.
+void NodeChain::check_no_farewell(std::size_t sent, int node) const {
+  if (sent == 0)
     throw CollectiveError(
-        departed_while_reducing(first_rank_of(ranks_of_nodes_, peer), first_rank_of(ranks_of_nodes_, link_.node())));
-  }
-  if (frame.bytes().size() != bytes)
-    throw LinkError(peer, "node " + std::to_string(peer) + " sent " + std::to_string(frame.bytes().size()) +
-                              " bytes to a reduction, in place of " + std::to_string(bytes));
+        departed_while_reducing(first_rank_of(ranks_of_nodes_, node), first_rank_of(ranks_of_nodes_, link_.node())));
+}
+
+Frame NodeChain::receive(int peer, Channel channel) {
+  Frame frame = link_.receive(peer, channel);
+  check_no_farewell(frame.bytes().size(), peer);
+  return frame;
+}
+
+Frame NodeChain::receive(int peer, Channel channel, std::size_t bytes) {
+  Frame frame = receive(peer, channel);
+  check_bytes(frame.bytes().size(), bytes, peer);
   return frame;
 }
 

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/nodes/link.h"
@@ -16,6 +19,12 @@ int first_rank_of(const std::vector<int>& ranks_of_nodes, int node);
 /// The way to the last node, and back.
 struct ChainChannels {
   Channel partial = Channel::partial, result = Channel::result;
+};
+
+/// What nodes say of a reduction as they make it.
+struct ChainLabel {
+  std::string mine{};                                                 ///< what this node says
+  std::function<void(std::string_view theirs, int node)> compare{};  ///< gets another node's; throws to end it
 };
 
 /// Reduces what the ranks of all nodes have, to the very bits that one process with all these ranks gets.
@@ -33,9 +42,11 @@ class NodeChain {
   int world_size() const { return world_size_; }
 
   /// Reduces the ranks' inputs into the outputs, and squares, of all of them: `ranks` are what this node's ranks lend,
-  /// which have the same types and lengths as those of all others. Collective over nodes. Throws what the link throws,
-  /// and LinkError for a message that is not of this reduction.
-  void reduce(std::span<const SharedReducer::Lists* const> ranks);
+  /// which have the same types and lengths as those of all others. With a label, which goes ahead in the first message,
+  /// each node compares an earlier one's with its own before it adds anything. Collective over nodes. Throws what the
+  /// link and the label throw, CollectiveError when a node has said farewell instead, and LinkError for a message that is
+  /// not of this reduction.
+  void reduce(std::span<const SharedReducer::Lists* const> ranks, const ChainLabel& label = {});
 
  private:
   // A part of a row that lies within one piece.
@@ -50,15 +61,19 @@ class NodeChain {
     std::size_t partial_bytes, bytes;  // of its frames
   };
 
-  void reduce_small(std::span<const SharedReducer::Lists* const> ranks, std::size_t bytes);
-  void cut(std::span<const ElementRow> rows);
+  void reduce_small(std::span<const SharedReducer::Lists* const> ranks, std::size_t bytes, const ChainLabel& label);
+  void cut(std::span<const ElementRow> rows, std::size_t label_bytes);
   void collect_inputs(std::span<const SharedReducer::Lists* const> ranks, std::size_t row);
   void collect_outputs(std::span<const SharedReducer::Lists* const> ranks, std::size_t row);
-  Frame add_node(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece);
+  Frame first_partial(const Piece& piece, const ChainLabel& label);
+  Frame add_node(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece, Frame frame);
   Frame finish_piece(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece, Frame partial);
   void take_back(std::span<const SharedReducer::Lists* const> ranks, const Piece& piece);
   void write_squares(std::span<const SharedReducer::Lists* const> ranks, std::size_t row, std::int64_t begin,
                      std::int64_t end);
+  void check_no_farewell(std::size_t sent, int node) const;
+  void check_bytes(std::size_t sent, std::size_t expected, int node) const;
+  Frame receive(int peer, Channel channel);
   Frame receive(int peer, Channel channel, std::size_t bytes);
 
   NodeLink& link_;

@@ -37,23 +37,14 @@ void ReductionThread::run() {
 }
 
 void ReductionThread::reduce(std::uint64_t number, const CallRecord& record, std::span<const void* const> payloads) {
-  compare(number, record);
   std::vector<const SharedReducer::Lists*> lists;
   for (const void* payload : payloads) lists.push_back(static_cast<const SharedReducer::Lists*>(payload));
-  chain_.reduce(lists);
-}
-
-// The record goes along the chain before the partial results: each node compares it with its own.
-void ReductionThread::compare(std::uint64_t number, const CallRecord& record) {
-  const NodePlace& place = nodes_.place();
-  NodeLink& link = nodes_.link();
-  if (place.node + 1 < place.nodes) link.send(place.node + 1, Channel::partial, frame_of(link, to_bytes(record)));
-  if (place.node == 0) return;
-  const std::string bytes = text_of(link.receive(place.node - 1, Channel::partial));
-  const int peer = nodes_.first_rank_of(place.node - 1);
-  if (bytes.empty()) throw CollectiveError(departed_while_reducing(peer, place.first_rank));
-  const CallRecord theirs = call_record_of(bytes, place.node - 1, texts_);
-  if (!(theirs == record)) throw CollectiveError(different_reductions(number, record, place.first_rank, theirs, peer));
+  chain_.reduce(lists, {to_bytes(record), [&](std::string_view bytes, int node) {
+                          const CallRecord theirs = call_record_of(std::string(bytes), node, texts_);
+                          if (theirs == record) return;
+                          throw CollectiveError(different_reductions(number, record, nodes_.place().first_rank, theirs,
+                                                                     nodes_.first_rank_of(node)));
+                        }});
 }
 
 // After the last reduction of this node an empty message goes both ways, in place of the next reduction.

@@ -27,7 +27,6 @@ class ReductionThread {
  private:
   void run();
   void reduce(std::uint64_t number, const CallRecord& record, std::span<const void* const> payloads);
-  void compare(std::uint64_t number, const CallRecord& record);
   void say_farewell();
 
   NodeExchange& nodes_;
