@@ -51,6 +51,9 @@ class Backend {
   /// The cores near the device with this index; empty: all are.
   virtual std::vector<int> cores_near(int) const { return {}; }
 
+  /// What tells the device with this index from all others of this host; empty: nothing does, as for the CPU.
+  virtual std::string identity(int) const { return {}; }
+
   /// A graph for work of the calling thread's device; null where there are none.
   virtual std::unique_ptr<Graph> make_graph() const { return nullptr; }
 

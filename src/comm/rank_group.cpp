@@ -89,12 +89,12 @@ struct alignas(64) RankGroup::Rank {
 };
 
 RankGroup::RankGroup(int world_size, CancelToken& token)
-    : RankGroup({.local_ranks = world_size, .world_size = world_size}, nullptr, token) {}
+    : RankGroup({.local_ranks = world_size, .world_size = world_size}, nullptr, token, false) {}
 
-RankGroup::RankGroup(NodeExchange& nodes, CancelToken& token)
-    : RankGroup(nodes.place(), nodes.place().nodes > 1 ? &nodes : nullptr, token) {}
+RankGroup::RankGroup(NodeExchange& nodes, CancelToken& token, bool carries_posted)
+    : RankGroup(nodes.place(), nodes.place().nodes > 1 ? &nodes : nullptr, token, carries_posted) {}
 
-RankGroup::RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token)
+RankGroup::RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token, bool carries_posted)
     : place_(place),
       nodes_(nodes),
       token_(token),
@@ -102,7 +102,7 @@ RankGroup::RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& t
       closing_(place.local_ranks, never_),
       budget_(spin_budget(place.local_ranks)),
       ranks_(new Rank[static_cast<std::size_t>(place.world_size)]),  // not make_unique, which would clear mailboxes
-      posted_(place, token, nodes != nullptr),
+      posted_(place, token, nodes && carries_posted),
       subscription_(token, [this] {
         if (nodes_) nodes_->link().cancel();
         bell_.ring();

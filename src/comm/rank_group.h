@@ -53,8 +53,9 @@ class RankGroup {
   RankGroup(int world_size, CancelToken& token);
 
   /// The ranks of all nodes, of which this process has those of `nodes.place()`; outlives it, as does `token`, which
-  /// cancels the links when it fires. With one node as above.
-  RankGroup(NodeExchange& nodes, CancelToken& token);
+  /// cancels the links when it fires. With one node as above. `carries_posted`: a ReductionThread takes what is posted
+  /// to the other nodes; otherwise something else does, and each rank does its own part.
+  RankGroup(NodeExchange& nodes, CancelToken& token, bool carries_posted = true);
   ~RankGroup();
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
@@ -162,7 +163,7 @@ class RankGroup {
  private:
   struct Rank;
 
-  RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token);
+  RankGroup(const NodePlace& place, NodeExchange* nodes, CancelToken& token, bool carries_posted);
 
   bool last_of_node(std::uint64_t mails) noexcept;
   void carry_mail(int rank, const CallRecord& record, std::uint64_t number);

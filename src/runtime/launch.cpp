@@ -274,7 +274,7 @@ LaunchEnd run_team(const AcceleratorState& state, const Program& program, comm::
   const auto session = state.backend->begin(group, state.devices, config.transport, config.on_warning);
   const ObservedRanks observed(program.observer, group);
   std::optional<comm::ReductionThread> reductions;
-  if (exchange) reductions.emplace(*exchange, group.posted(), token);
+  if (exchange && state.devices.front().is_cpu()) reductions.emplace(*exchange, group.posted(), token);
   ThreadTeam team({.size = state.local_ranks(), .name = "rank", .cores = cores_of_ranks(state)}, token, [&](int i) {
     const ObservedThread thread(program.observer);
     run_rank(state, group, *session, state.first_rank() + i, program, notes[static_cast<std::size_t>(i)]);
@@ -317,7 +317,7 @@ void run_on_node(const AcceleratorState& state, const Program& program) {
   LaunchEnd end;
   std::exception_ptr error;  // of this process and no rank
   try {
-    comm::RankGroup group(node.exchange(), token);
+    comm::RankGroup group(node.exchange(), token, state.devices.front().is_cpu());
     end = run_team(state, program, group, &node.exchange(), notes);
     if (!token.cancelled()) throw_if_not_well(end);
   } catch (...) {

@@ -135,8 +135,8 @@ AcceleratorState examine(const LaunchConfig& config) {
     }
   }
   apply_exact(state);
-  require(!spans_nodes(config) || state.devices.front().is_cpu(),
-          "GPUs with several machines are not there yet; use cpu = N, or start one process");
+  require(!spans_nodes(config) || state.devices.front().is_cpu() || config.sharding != Sharding::optimizer,
+          "sharding = optimizer on GPUs of several machines is not there yet; leave it on automatic");
   state.backend_name = state.backend->name();
   state.threads_per_rank = state.config.threads_per_rank > 0 ? state.config.threads_per_rank
                                                              : std::max(1, state.cores / state.local_ranks());

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include "backend/backend.h"
 #include "comm/error_text.h"
 #include "tandem/core/error.h"
 #include "tandem/version.h"
@@ -39,7 +40,11 @@ std::vector<comm::NamedValue> values_of(const AcceleratorState& state) {
 }
 
 comm::NodeCard card_of(const AcceleratorState& state) {
-  return {.ranks = state.local_ranks(), .values = values_of(state)};
+  comm::NodeCard card{.ranks = state.local_ranks(), .values = values_of(state)};
+  for (const c10::Device device : state.devices)
+    if (const std::string gpu = device.is_cpu() ? "" : state.backend->identity(device.index()); !gpu.empty())
+      card.gpus.push_back(gpu);
+  return card;
 }
 
 }  // namespace

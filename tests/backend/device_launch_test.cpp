@@ -71,13 +71,15 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const Setup& setup, cons
   return std::make_unique<torch::optim::SGD>(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
 }
 
-// Trains; what rank 0 has in the end.
-Trained train(LaunchConfig config, const Setup& setup) {
-  config.gradient_accumulation_steps = setup.accumulation;
-  config.mixed_precision = setup.precision;
+// Trains on nodes of these configurations; what rank 0 has in the end.
+Trained train_on_nodes(std::vector<LaunchConfig> of_nodes, const Setup& setup) {
+  for (LaunchConfig& config : of_nodes) {
+    config.gradient_accumulation_steps = setup.accumulation;
+    config.mixed_precision = setup.precision;
+  }
   Trained trained;
   const Data data = make_data();
-  launch(config, [&](Accelerator& a) {
+  const auto body = [&](Accelerator& a) {
     torch::nn::Sequential net(torch::nn::Linear(6, 16), torch::nn::Tanh(), torch::nn::Dropout(setup.dropout),
                               torch::nn::BatchNorm1d(16), torch::nn::Linear(16, 3));
     const auto inner = make_optimizer(setup, net);
@@ -98,9 +100,15 @@ Trained train(LaunchConfig config, const Setup& setup) {
       }
     if (a.is_main())
       for (const auto& weight : net->parameters()) trained.weights.push_back(weight.detach().to(at::kCPU, true));
-  });
+  };
+  if (of_nodes.size() == 1)
+    launch(of_nodes[0], body);
+  else
+    for (const auto& error : try_to_launch_nodes(of_nodes, body)) CHECK(text_of_error(error) == "");
   return trained;
 }
+
+Trained train(const LaunchConfig& config, const Setup& setup) { return train_on_nodes({config}, setup); }
 
 }  // namespace
 
@@ -384,4 +392,53 @@ TEST_CASE("TF32 is allowed for a launch, and is as it was afterwards") {
     CHECK(context.allowTF32CuBLAS() == products);
     CHECK(context.allowTF32CuDNN() == convolutions);
   }
+}
+
+TEST_CASE("training on GPU ranks of several nodes gives what it gives in one process") {
+  const auto [first, second, third] = GENERATE(table<std::vector<int>, std::vector<int>, std::vector<int>>(
+      {{{0, 1}, {2}, {}}, {{4}, {1, 0}, {3}}}));
+  const Setup setup = GENERATE(values<Setup>(
+      {{.adamw = true}, {.adamw = false, .accumulation = 2, .clip = true}, {.precision = Precision::bf16}}));
+  fake::reset();
+  const Machine machine;
+  std::vector<LaunchConfig> of_nodes;
+  std::vector<int> all;
+  for (const auto& devices : {first, second, third}) {
+    if (devices.empty()) continue;
+    of_nodes.push_back(machine.config(devices));
+    all.insert(all.end(), devices.begin(), devices.end());
+  }
+  CHECK(train_on_nodes(of_nodes, setup) == train(machine.config(all, Transport::nccl), setup));
+  machine.check_clean();
+}
+
+TEST_CASE("a failure of a GPU rank on another node ends all nodes, and NCCL's communicators") {
+  fake::reset();
+  const Machine machine;
+  const auto errors = try_to_launch_nodes({machine.config({0, 1}), machine.config({2})}, [](Accelerator& a) {
+    if (a.is_last()) throw std::runtime_error("disk on fire");
+    a.reduce(at::ones({100}, a.device()));
+  });
+  for (const auto& error : errors)
+    CHECK_THAT(text_of_error(error), ContainsSubstring("rank 2") && ContainsSubstring("disk on fire"));
+  machine.module->fake_nccl->fail("init_rank", 2, static_cast<comm::nccl::Result>(2));
+  for (const auto& error : try_to_launch_nodes({machine.config({0, 1}), machine.config({2})}, [](Accelerator&) {}))
+    CHECK_THAT(text_of_error(error), ContainsSubstring("rank 2 (GPU 2, fake): ncclCommInitRankConfig failed"));
+  CHECK(machine.module->fake_nccl->alive() == 0);
+}
+
+TEST_CASE("GPUs of several nodes want NCCL, and a GPU a rank") {
+  const Machine machine;
+  const auto error_of_nodes = [](const std::vector<LaunchConfig>& of_nodes) {
+    return text_of_error(try_to_launch_nodes(of_nodes, [](Accelerator&) {})[0]);
+  };
+  const LaunchConfig by_peers = machine.config({0}, Transport::peer_memory);
+  LaunchConfig other = by_peers;
+  other.devices = {1};
+  CHECK_THAT(error_of_nodes({by_peers, other}), ContainsSubstring("through NCCL, with a GPU a rank"));
+  CHECK_THAT(error_of_nodes({machine.config({0, 0}), machine.config({1})}), ContainsSubstring("with a GPU a rank"));
+  CHECK_THAT(error_of_nodes({machine.config({0}), machine.config({0})}), ContainsSubstring("would share GPU none of 0"));
+  LaunchConfig divided = machine.config({0});
+  divided.sharding = Sharding::optimizer;
+  CHECK_THAT(error_of_nodes({divided, divided}), ContainsSubstring("sharding = optimizer on GPUs of several machines"));
 }

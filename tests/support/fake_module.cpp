@@ -1,6 +1,7 @@
 #include "support/fake_module.h"
 
 #include <chrono>
+#include <string>
 #include <thread>
 
 namespace tandem::test {
@@ -13,8 +14,14 @@ FakeModule::FakeModule() {
 }
 
 std::vector<cuda::DeviceFacts> FakeModule::devices() {
-  return std::vector<cuda::DeviceFacts>(
-      fake::kDevices, {.name = "fake", .major = 9, .minor = 0, .memory = 1 << 30, .pci_bus_id = "none"});
+  std::vector<cuda::DeviceFacts> all;
+  for (int device = 0; device < fake::kDevices; ++device)
+    all.push_back({.name = "fake",
+                   .major = 9,
+                   .minor = 0,
+                   .memory = 1 << 30,
+                   .pci_bus_id = "none of " + std::to_string(device)});
+  return all;
 }
 
 std::unique_ptr<Graph> FakeModule::make_graph() {

@@ -15,30 +15,39 @@
 
 namespace tandem::test {
 
-// What each node's launch threw, by node.
-inline std::vector<std::exception_ptr> try_to_launch_on_nodes(const std::vector<int>& ranks_of_nodes,
-                                                              LaunchConfig config,
-                                                              const std::function<void(Accelerator&)>& body) {
-  const int ranks = std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.end(), 0);
-  const int nodes = static_cast<int>(ranks_of_nodes.size());
-  if (config.threads_per_rank == 0)  // as in one process
-    config.threads_per_rank = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
+// What each node's launch threw, by node, which have these configurations.
+inline std::vector<std::exception_ptr> try_to_launch_nodes(std::vector<LaunchConfig> of_nodes,
+                                                           const std::function<void(Accelerator&)>& body) {
   const int port = comm::port_of(comm::listen_at(0));
-  std::vector<std::exception_ptr> errors(ranks_of_nodes.size());
+  std::vector<std::exception_ptr> errors(of_nodes.size());
   std::vector<std::thread> threads;
-  for (int node = 0; node < nodes; ++node)
+  for (std::size_t node = 0; node < of_nodes.size(); ++node)
     threads.emplace_back([&, node] {
-      LaunchConfig mine = config;
-      mine.cpu = ranks_of_nodes[static_cast<std::size_t>(node)];
-      mine.nodes = Nodes{.node = node, .nodes = nodes, .head = "127.0.0.1", .port = port};
+      LaunchConfig& mine = of_nodes[node];
+      mine.nodes = Nodes{.node = static_cast<int>(node),
+                         .nodes = static_cast<int>(of_nodes.size()),
+                         .head = "127.0.0.1",
+                         .port = port};
       try {
         launch(mine, body);
       } catch (...) {
-        errors[static_cast<std::size_t>(node)] = std::current_exception();
+        errors[node] = std::current_exception();
       }
     });
   for (std::thread& thread : threads) thread.join();
   return errors;
+}
+
+// With so many CPU ranks each.
+inline std::vector<std::exception_ptr> try_to_launch_on_nodes(const std::vector<int>& ranks_of_nodes,
+                                                              LaunchConfig config,
+                                                              const std::function<void(Accelerator&)>& body) {
+  const int ranks = std::accumulate(ranks_of_nodes.begin(), ranks_of_nodes.end(), 0);
+  if (config.threads_per_rank == 0)  // as in one process
+    config.threads_per_rank = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
+  std::vector<LaunchConfig> of_nodes(ranks_of_nodes.size(), config);
+  for (std::size_t node = 0; node < of_nodes.size(); ++node) of_nodes[node].cpu = ranks_of_nodes[node];
+  return try_to_launch_nodes(std::move(of_nodes), body);
 }
 
 // The text of an exception; empty for none.
@@ -65,7 +74,7 @@ inline void launch_on_nodes(const std::vector<int>& ranks_of_nodes, const Launch
 inline std::vector<int> nodes_of_test(int ranks, const LaunchConfig& config) {
   const char* const asked = std::getenv("TANDEM_TEST_NODES");
   const int nodes = asked ? std::atoi(asked) : 1;
-  const bool is_refused = config.sharding == Sharding::optimizer || config.data_loader.dispatch_batches.value_or(false);
+  const bool is_refused = config.data_loader.dispatch_batches.value_or(false);
   if (nodes < 2 || ranks < nodes || is_refused) return {};
   std::vector<int> ranks_of_nodes(static_cast<std::size_t>(nodes), 1);
   ranks_of_nodes.back() += ranks - nodes;

@@ -33,7 +33,7 @@ class GpuSession final : public BackendSession {
   }
 
   std::unique_ptr<comm::Communicator> make_communicator(int rank) override {
-    const c10::Device device = devices_[static_cast<std::size_t>(rank)];
+    const c10::Device device = device_of(rank);
     std::unique_ptr<comm::Communicator> peers;
     if (with_peers_ && all_reach_each_other(rank)) {
       peers = comm::make_peer_memory_communicator(*module_, marks_, group_, rank, device);
@@ -62,11 +62,15 @@ class GpuSession final : public BackendSession {
   LaunchEnd finish() override { return team_ ? team_->finish() : LaunchEnd{}; }
 
  private:
+  c10::Device device_of(int rank) const {
+    return devices_[static_cast<std::size_t>(rank - group_.place().first_rank)];
+  }
+
   // Collective, because all must go one way.
   bool all_reach_each_other(int rank) {
     bool mine = true;
     for (const c10::Device peer : devices_)
-      mine = module_->enable_peer_access(devices_[static_cast<std::size_t>(rank)].index(), peer.index()) && mine;
+      mine = module_->enable_peer_access(device_of(rank).index(), peer.index()) && mine;
     return all_agree(group_, rank, mine);
   }
 
@@ -78,7 +82,7 @@ class GpuSession final : public BackendSession {
 
   const std::shared_ptr<Module> module_;
   comm::RankGroup& group_;
-  const std::vector<c10::Device> devices_;
+  const std::vector<c10::Device> devices_;  // of this process's ranks
   comm::PeerMarks marks_;
   const bool with_peers_;
   const WarningSink warn_;
@@ -101,19 +105,25 @@ class GpuBackend final : public Backend {
     return cores_of_pci_device(facts_.at(static_cast<std::size_t>(index)).pci_bus_id);
   }
 
+  std::string identity(int index) const override { return facts_.at(static_cast<std::size_t>(index)).pci_bus_id; }
+
   std::unique_ptr<Graph> make_graph() const override { return module_->make_graph(); }
 
   std::unique_ptr<BackendSession> begin(comm::RankGroup& group, std::vector<c10::Device> devices, Transport transport,
                                         const WarningSink& warn) const override {
     const bool shared = std::set(devices.begin(), devices.end(), before).size() < devices.size();
     if (transport == Transport::nccl && shared) check_takes_shared_devices();
-    const bool with_nccl =
-        transport == Transport::nccl || (transport == Transport::automatic && !shared && devices.size() > 1);
+    const bool over_nodes = group.place().nodes > 1;
+    if (over_nodes && (transport == Transport::peer_memory || shared))
+      throw ConfigError(
+          "GPUs of several machines exchange data through NCCL, with a GPU a rank; use Transport::automatic or nccl");
+    const bool with_nccl = transport == Transport::nccl || over_nodes ||
+                           (transport == Transport::automatic && !shared && devices.size() > 1);
     if (with_nccl && devices.size() > 1) check_launches_do_not_block();
     std::vector<std::string> names;
     for (const c10::Device device : devices) names.push_back(name_of(device));
     return std::make_unique<GpuSession>(module_, group, std::move(devices), std::move(names), with_nccl,
-                                        transport != Transport::nccl, warn);
+                                        transport != Transport::nccl && !over_nodes, warn);
   }
 
  private:

@@ -13,6 +13,7 @@
 
 #include "comm/check_tensors.h"
 #include "comm/side_stream.h"
+#include "tandem/comm/object_bytes.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm::nccl {
@@ -368,9 +369,8 @@ class RankCommunicator final : public NcclCommunicator {
 
   // Every rank's sizes, by rank.
   std::vector<Sizes> exchange_sizes(const CallRecord& record, const Sizes& mine) {
-    const RankGroup::Call call(group_, rank(), record, &mine);
     std::vector<Sizes> all;
-    for (int peer = 0; peer < world_size(); ++peer) all.push_back(call.payload<Sizes>(peer));
+    for (const std::string& bytes : group_.gather_bytes(rank(), record, pack(mine))) unpack(bytes, all.emplace_back());
     return all;
   }
 

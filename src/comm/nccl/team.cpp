@@ -1,6 +1,7 @@
 #include "comm/nccl/team.h"
 
 #include <algorithm>
+#include <cstring>
 #include <future>
 #include <thread>
 #include <utility>
@@ -58,35 +59,39 @@ std::string seconds_of(std::chrono::milliseconds time) {
 Team::Team(std::shared_ptr<Api> api, RankGroup& group, std::vector<std::string> devices, Limits limits)
     : api_(std::move(api)),
       group_(group),
+      first_rank_(group.place().first_rank),
       devices_(std::move(devices)),
       limits_(limits),
-      ranks_(static_cast<std::size_t>(group.world_size())) {}
+      ranks_(devices_.size()) {}
+
+Team::Rank& Team::own(int rank) { return ranks_[static_cast<std::size_t>(rank - first_rank_)]; }
+
+const std::string& Team::device_of(int rank) const { return devices_[static_cast<std::size_t>(rank - first_rank_)]; }
 
 void Team::init(int rank) {
   UniqueId id{};
   if (rank == 0) require(rank, "ncclGetUniqueId", pass_gate(rank, [&] { return api_->get_unique_id(id); }));
   const CallRecord record{.operation = "connect"};
-  {
-    const RankGroup::Call call(group_, rank, record, &id);
-    if (rank != 0) id = call.payload<UniqueId>(0);
-  }
+  const std::string bytes(reinterpret_cast<const char*>(&id), sizeof id);
+  const std::string of_main = group_.gather_bytes(rank, record, rank == 0 ? bytes : "")[0];
+  std::memcpy(&id, of_main.data(), std::min(of_main.size(), sizeof id));
   const RankGroup::WaitScope scope(group_, rank, "for NCCL to connect the ranks");
   const Result begun = pass_gate(rank, [&] {
     Comm comm = nullptr;
     const Result result = api_->init_rank(comm, group_.world_size(), id, rank);
-    ranks_[static_cast<std::size_t>(rank)].comm = comm;
+    own(rank).comm = comm;
     return result;
   });
   const Result ended = await(rank, begun, Clock::now() + limits_.init);
   if (ended == Result::in_progress)
     throw CollectiveError("NCCL has not connected rank " + std::to_string(rank) + " (" +
-                          devices_[static_cast<std::size_t>(rank)] + ") within " + seconds_of(limits_.init));
+                          device_of(rank) + ") within " + seconds_of(limits_.init));
   require(rank, "ncclCommInitRankConfig", ended);
   group_.meet(rank, record);
 }
 
 void Team::issue(int rank, const char* name, const std::function<Result(Api&, Comm)>& call) {
-  const Comm comm = ranks_[static_cast<std::size_t>(rank)].comm;
+  const Comm comm = own(rank).comm;
   Result result = pass_gate(rank, [&] { return call(*api_, comm); });
   if (result == Result::in_progress) {
     const RankGroup::WaitScope scope(group_, rank, "for NCCL to take a call");
@@ -96,7 +101,7 @@ void Team::issue(int rank, const char* name, const std::function<Result(Api&, Co
 }
 
 void Team::check(int rank) {
-  const Comm comm = ranks_[static_cast<std::size_t>(rank)].comm;
+  const Comm comm = own(rank).comm;
   const Result state = pass_gate(rank, [&] { return state_of(comm); });
   if (state != Result::in_progress) require(rank, "a collective", state);
 }
@@ -104,7 +109,7 @@ void Team::check(int rank) {
 // seq_cst on both sides: either the rank sees that the gate is closed, or who closed it sees the rank inside.
 Result Team::pass_gate(int rank, const std::function<Result()>& call) {
   const auto self = shared_from_this();  // a thread that comes back too late must find it
-  Rank& mine = ranks_[static_cast<std::size_t>(rank)];
+  Rank& mine = own(rank);
   std::atomic<Place>& place = mine.place;
   place.store(Place::inside, std::memory_order_seq_cst);
   if (closed_.load(std::memory_order_seq_cst)) {
@@ -128,7 +133,7 @@ Result Team::state_of(Comm comm) {
 }
 
 Result Team::await(int rank, Result result, Clock::time_point limit) {
-  const Comm comm = ranks_[static_cast<std::size_t>(rank)].comm;
+  const Comm comm = own(rank).comm;
   const auto ended = [&] {
     group_.token().check();
     if (result != Result::in_progress) return true;
@@ -145,9 +150,9 @@ void Team::require(int rank, const char* name, Result result) {
 }
 
 std::string Team::failure(int rank, const char* name, Result result) {
-  std::string text = "rank " + std::to_string(rank) + " (" + devices_[static_cast<std::size_t>(rank)] + "): " + name +
+  std::string text = "rank " + std::to_string(rank) + " (" + device_of(rank) + "): " + name +
                      " failed: " + api_->error_string(result) + "; " + usual_cause(result);
-  const std::string& details = ranks_[static_cast<std::size_t>(rank)].details;
+  const std::string& details = own(rank).details;
   return details.empty() ? text : text + ". NCCL says: " + details;
 }
 
@@ -158,7 +163,7 @@ LaunchEnd Team::finish() { return end("end", &Team::finish_all); }
 void Team::renew(int rank) {
   const CallRecord record{.operation = "connect"};
   group_.meet(rank, record);  // nobody is in a call
-  if (rank == 0)
+  if (rank == group_.place().first_rank)
     if (const std::string problem = within_limit("abort", &Team::abort_all); !problem.empty())
       throw CollectiveError(problem);
   group_.meet(rank, record);
@@ -197,11 +202,12 @@ bool Team::all_outside(std::chrono::milliseconds limit) {
 }
 
 void Team::abandon_stuck(LaunchEnd& ending) {
-  for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+  for (std::size_t i = 0; i < ranks_.size(); ++i) {
     Place inside = Place::inside;
-    if (!ranks_[rank].place.compare_exchange_strong(inside, Place::abandoned, std::memory_order_acq_rel)) continue;
-    ending.stuck.push_back(static_cast<int>(rank));
-    ending.problem += "rank " + std::to_string(rank) + " (" + devices_[rank] +
+    if (!ranks_[i].place.compare_exchange_strong(inside, Place::abandoned, std::memory_order_acq_rel)) continue;
+    ending.stuck.push_back(static_cast<int>(i));
+    const int rank = first_rank_ + static_cast<int>(i);
+    ending.problem += "rank " + std::to_string(rank) + " (" + device_of(rank) +
                       ") did not come back from NCCL, and its thread was left behind; ";
   }
 }

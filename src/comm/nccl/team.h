@@ -22,7 +22,7 @@ struct Limits {
   std::chrono::milliseconds end = std::chrono::seconds(15);  ///< to end, and then for calls that are still under way
 };
 
-/// One communicator a rank. A rank's thread makes its own and is the only one to call NCCL with it. Nobody may be in a
+/// One communicator a rank of this process, with those of the ranks of all nodes. A rank's thread makes its own and is the only one to call NCCL with it. Nobody may be in a
 /// call on a communicator that is aborted, and NCCL frees communicators only when all of a process have been ended: so
 /// the ranks' calls pass a gate, and one thread closes it, waits until they are out, and ends all (NCCL's guide, "Fault
 /// tolerance").
@@ -31,8 +31,7 @@ struct Limits {
 /// and leaves a thread behind. Whatever such a thread uses is kept alive by it: hence the shared pointers.
 class Team : public std::enable_shared_from_this<Team> {
  public:
-  /// `api` and `devices` (what the ranks' devices are called in messages) by rank; `group` outlives all calls but
-  /// `end`.
+  /// `devices` is what those of this process's ranks are called in messages; `group` outlives all calls but `end`.
   Team(std::shared_ptr<Api> api, RankGroup& group, std::vector<std::string> devices, Limits limits = {});
 
   /// Makes the communicator of `rank`, whose device is the calling thread's current one, and waits for all others.
@@ -65,6 +64,8 @@ class Team : public std::enable_shared_from_this<Team> {
     std::string details;              // NCCL's about the rank's last failed call; its thread's
   };
 
+  Rank& own(int rank);
+  const std::string& device_of(int rank) const;
   Result pass_gate(int rank, const std::function<Result()>& call);
   Result state_of(Comm comm);
   Result await(int rank, Result result, std::chrono::steady_clock::time_point limit);
@@ -81,10 +82,11 @@ class Team : public std::enable_shared_from_this<Team> {
 
   const std::shared_ptr<Api> api_;
   RankGroup& group_;
+  const int first_rank_;
   const std::vector<std::string> devices_;
   const Limits limits_;
   std::atomic<bool> closed_{false};
-  std::vector<Rank> ranks_;
+  std::vector<Rank> ranks_;  // of this process
 };
 
 }  // namespace tandem::comm::nccl
