@@ -345,8 +345,6 @@ void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>&
 
 void launch(const LaunchConfig& config, const std::function<void(Accelerator&)>& body, LaunchObserver* observer) {
   require_no_rank();
-  if (observer && spans_nodes(config))
-    throw ConfigError("a Session with several machines is not there yet; use launch, or one process");
   run_ranks(examine(config), {body, observer});
 }
 

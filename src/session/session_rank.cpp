@@ -18,11 +18,13 @@ constexpr double kMemorySeconds = 3;  // of the smoothed rate
 }  // namespace
 
 SessionRank::SessionRank(RankTraining& training, StepGate& gate, std::function<void(const Progress&)> publish,
-                         std::chrono::nanoseconds interval, bool every_epoch)
+                         std::chrono::nanoseconds interval, bool every_epoch, std::function<void(SessionRank&)> agree)
     : training_(training),
       context_(training.context),
+      number_(context_.rank - context_.group->place().first_rank),
       gate_(gate),
       publish_(std::move(publish)),
+      agree_(std::move(agree)),
       interval_(interval),
       every_epoch_(every_epoch),
       published_(Clock::now()) {
@@ -71,7 +73,8 @@ bool SessionRank::before_batch(const data::EpochPosition& position) {
   all_[position.status] = loader_;
   given_.erase(loader_);
   takes_batch_ = true;
-  stand_still_in([&] { gate_.pass_batch(context_.rank); });
+  stand_still_in([&] { gate_.pass_batch(number_); });
+  agree_if_due();
   takes_batch_ = false;
   if (stop_requested() && trained_on_.contains(loader_)) return false;
   given_.insert(loader_);
@@ -84,7 +87,12 @@ bool SessionRank::before_batch(const data::EpochPosition& position) {
 
 void SessionRank::before_micro_batch() {
   note_what_trains();
-  stand_still_in([&] { gate_.pass_micro_batch(context_.rank); });
+  stand_still_in([&] { gate_.pass_micro_batch(number_); });
+  agree_if_due();
+}
+
+void SessionRank::agree_if_due() {
+  if (agree_ && !training_.join.active() && std::exchange(agreement_is_due_, false)) agree_(*this);
 }
 
 void SessionRank::note_what_trains() {
@@ -95,7 +103,8 @@ void SessionRank::note_what_trains() {
 void SessionRank::after_window() noexcept {
   note_what_trains();  // also by backward passes outside of accumulate
   given_.clear();
-  gate_.close_window(context_.rank);
+  gate_.close_window(number_);
+  agreement_is_due_ = true;
   progress_.step += 1;
   if (!std::exchange(has_closed_window_, true)) outlive_what_was_made();
   publish_if_due(false);

@@ -24,11 +24,14 @@ class SessionRank final : public StepObserver {
   using Clock = std::chrono::steady_clock;
 
   /// `publish`: takes what rank 0 has come to, at most once an `interval`, and with `every_epoch` where one begins;
-  /// empty on the others.
+  /// empty on the others. `agree`: with several nodes is called by all ranks at the same place after each window, but
+  /// not within a join_uneven_inputs; empty for one process.
   SessionRank(RankTraining& training, StepGate& gate, std::function<void(const Progress&)> publish,
-              std::chrono::nanoseconds interval, bool every_epoch);
+              std::chrono::nanoseconds interval, bool every_epoch, std::function<void(SessionRank&)> agree);
 
   RankTraining& training() const { return training_; }
+
+  int number() const { return number_; }  ///< among the ranks of this process, as for the gate
 
   bool before_batch(const data::EpochPosition& position) override;
   void before_micro_batch() override;
@@ -39,8 +42,8 @@ class SessionRank final : public StepObserver {
   bool stop_requested() const override { return stops_ && window_is_closed(); }
   void set_total_steps(std::int64_t steps) override { progress_.total_steps = steps; }
   void continue_at(std::int64_t step) override;
-  void step_aside() override { gate_.step_aside(context_.rank); }
-  void come_back() override { gate_.come_back(context_.rank); }
+  void step_aside() override { gate_.step_aside(number_); }
+  void come_back() override { gate_.come_back(number_); }
 
   /// Between two windows, with every batch used that a loader has given for training.
   bool is_between_steps() const;
@@ -61,6 +64,7 @@ class SessionRank final : public StepObserver {
  private:
   template <class Pass>
   void stand_still_in(const Pass& pass);
+  void agree_if_due();
   bool window_is_closed() const;
   void note_what_trains();
   void publish_if_due(bool epoch_begins) noexcept;
@@ -69,8 +73,11 @@ class SessionRank final : public StepObserver {
 
   RankTraining& training_;
   RankContext& context_;
+  const int number_;
   StepGate& gate_;
   const std::function<void(const Progress&)> publish_;
+  const std::function<void(SessionRank&)> agree_;
+  bool agreement_is_due_ = true;
   const std::chrono::nanoseconds interval_;
   const bool every_epoch_;
   bool stops_ = false;

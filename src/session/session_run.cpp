@@ -11,6 +11,7 @@
 #include "backend/rank_memory.h"
 #include "comm/error_text.h"
 #include "io/model_weights.h"
+#include "tandem/comm/object_bytes.h"
 #include "tandem/core/error.h"
 
 namespace tandem {
@@ -61,7 +62,12 @@ bool is_cancellation(const std::exception_ptr& error) {
 
 SessionRun::SessionRun(LaunchConfig config, std::function<void(Accelerator&)> body, SessionEvents& events,
                        Published<Progress>& progress, EventPace pace)
-    : config_(std::move(config)), body_(std::move(body)), events_(events), published_(progress), pace_(pace) {
+    : config_(std::move(config)),
+      nodes_(config_.nodes.value_or(Nodes())),
+      body_(std::move(body)),
+      events_(events),
+      published_(progress),
+      pace_(pace) {
   progress_.state = SessionState::starting;
   progress_.loss = std::numeric_limits<double>::quiet_NaN();
   published_.store(progress_);
@@ -90,10 +96,11 @@ void SessionRun::run_launch() {
 // ---- what the launch tells
 
 void SessionRun::before_ranks(comm::RankGroup& group) {
-  by_rank_.resize(static_cast<std::size_t>(group.world_size()));
+  const comm::NodePlace& place = group.place();
+  by_rank_.resize(static_cast<std::size_t>(place.local_ranks));
   const std::lock_guard lock(mutex_);
-  ranks_ = group.world_size();
-  gate_.emplace(group.world_size(), group.token(), [&group](int rank) { return group.waits(rank); });
+  ranks_ = place.local_ranks;
+  gate_.emplace(ranks_, group.token(), [&group, &place](int rank) { return group.waits(place.first_rank + rank); });
   for (const GateRequest& request : std::exchange(early_, {})) request(*gate_);
   if (progress_.state == SessionState::starting) change_state(SessionState::running);
   post(SessionEvent::Kind::started);
@@ -112,26 +119,32 @@ bool SessionRun::holds_ranks() const {
 void SessionRun::before_body(RankTraining& training) {
   RankContext& context = training.context;
   std::function<void(const Progress&)> publish;
-  if (context.is_main()) publish = [this](const Progress& progress) { set_progress(progress); };
+  if (context.rank == context.group->place().first_rank)
+    publish = [this](const Progress& progress) { set_progress(progress); };
+  std::function<void(SessionRank&)> agrees;
+  if (spans_nodes()) agrees = [this](SessionRank& one) { agree(one); };
   constexpr std::chrono::nanoseconds kInterval = std::chrono::milliseconds(16);  // people see 60 pictures a second
   auto rank = std::make_unique<SessionRank>(training, *gate_, std::move(publish),
-                                            std::min(kInterval, pace_.step_interval), pace_.every_epoch);
+                                            std::min(kInterval, pace_.step_interval), pace_.every_epoch,
+                                            std::move(agrees));
   context.observer = rank.get();
-  by_rank_[static_cast<std::size_t>(context.rank)] = std::move(rank);
+  const auto number = static_cast<std::size_t>(rank->number());
+  by_rank_[number] = std::move(rank);
 }
 
 void SessionRun::body_ended(RankTraining& training) {
-  if (!training.context.is_main()) return;
+  if (training.context.rank != training.context.group->place().first_rank) return;
   of_rank(0).publish_now(true);
   final_models_ = training.modules();
 }
 
 void SessionRun::after_body(RankTraining& training) noexcept {
   RankContext& context = training.context;
-  of_rank(context.rank).publish_now(false);
+  const int number = context.rank - context.group->place().first_rank;
+  of_rank(number).publish_now(false);
   context.observer = nullptr;
-  gate_->leave(context.rank);
-  by_rank_[static_cast<std::size_t>(context.rank)].reset();
+  gate_->leave(number);
+  by_rank_[static_cast<std::size_t>(number)].reset();
 }
 
 void SessionRun::rank_ended() noexcept {
@@ -151,7 +164,50 @@ void SessionRun::ask(const std::unique_lock<std::mutex>&, GateRequest request) {
     early_.push_back(std::move(request));
 }
 
+// With several nodes, at a place where all ranks come together: does what the hosts of the nodes have asked for, where it
+// can be done now. Collective over all nodes.
+void SessionRun::agree(SessionRank& rank) {
+  constexpr std::uint64_t kStop = 1, kSave = 2, kCannotStop = 4, kCannotSave = 8;
+  RankContext& context = rank.training().context;
+  std::shared_ptr<Save> asked;
+  std::uint64_t said = (rank.is_between_steps() ? 0 : kCannotStop) | (rank.can_be_saved() ? 0 : kCannotSave);
+  if (rank.number() == 0) {
+    const std::lock_guard lock(mutex_);
+    asked = first_save();
+    said |= (stop_is_asked_ ? kStop : 0) | (asked ? kSave : 0);
+  }
+  std::uint64_t all = 0;
+  const comm::CallRecord record{.operation = "session"};
+  for (const std::uint64_t one : context.group->meet(context.rank, record, said)) all |= one;
+  if ((all & (kSave | kCannotSave)) == kSave) {
+    // Rank 0's, as no other node's session takes any.
+    const auto pack = [](Save& one) {
+      return comm::pack(one.directory, one.options.background, one.options.when_busy, one.options.max_shard_bytes);
+    };
+    const std::string of_main = context.group->gather_bytes(context.rank, record, asked ? pack(*asked) : "")[0];
+    if (asked) {
+      asked->begun = true;
+    } else {
+      asked = std::make_shared<Save>();
+      comm::unpack(of_main, asked->directory, asked->options.background, asked->options.when_busy,
+                   asked->options.max_shard_bytes);
+    }
+    save(asked, rank.number());
+  }
+  if ((all & (kStop | kCannotStop)) == kStop) rank.stop();
+}
+
+// That waits for a place where all nodes' ranks are; null: none does. Under the mutex.
+std::shared_ptr<SessionRun::Save> SessionRun::first_save() const {
+  for (const auto& save : saves_)
+    if (!save->done && !save->begun) return save;
+  return nullptr;
+}
+
 void SessionRun::pause(PauseOptions options) {
+  if (spans_nodes())
+    throw ConfigError("pause with several machines is not there yet: the others would wait; stop, and go on from a "
+                      "checkpoint");
   std::unique_lock lock(mutex_);
   if (!is_active(lock) || stop_is_asked_ || pause_is_asked_) return;
   pause_is_asked_ = true;
@@ -202,6 +258,7 @@ void SessionRun::request_stop() {
   if (!is_active(lock) || std::exchange(stop_is_asked_, true)) return;
   pause_is_asked_ = false;
   change_state(SessionState::stopping);
+  if (spans_nodes()) return;  // see agree
   // Each rank must see it at the same place, and none may have a batch by then that it would not train on.
   ask(lock, [this](StepGate& gate) {
     gate.add({.may_run =
@@ -235,8 +292,14 @@ void SessionRun::save_now(const std::string& directory, const SaveStateOptions& 
     lock.unlock();
     return save->answer({}, std::make_exception_ptr(Error("nothing was saved: the training has ended")));
   }
+  if (nodes_.node > 0) {
+    lock.unlock();
+    return save->answer({}, std::make_exception_ptr(ConfigError(
+                                "nothing was saved: with several machines only the session of node 0 saves")));
+  }
   std::erase_if(saves_, [](const auto& other) { return other->done; });
   saves_.push_back(save);
+  if (spans_nodes()) return;  // see agree
   ask(lock, [this, save](StepGate& gate) {
     gate.add({.may_run =
                   [this](int rank, const StepGate::Standing& standing) {
@@ -261,7 +324,7 @@ void SessionRun::save(const std::shared_ptr<Save>& save, int rank) {
   } catch (const ConfigError&) {
     error = std::current_exception();
   }
-  if (rank > 0) return;
+  if (!of_rank(rank).training().context.is_main()) return;
   if (error || directory.empty() || !save->options.background) end_save(*save, directory, error);
 }
 

@@ -68,6 +68,7 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
     SaveStateOptions options;
     SaveWritten answer;
     bool done = false;
+    bool begun = false;  // with several nodes
   };
   struct SnapshotRequest {
     TakeSnapshot take;
@@ -90,6 +91,9 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   using GateRequest = std::function<void(StepGate&)>;
   void ask(const std::unique_lock<std::mutex>& lock, GateRequest request);
   bool is_active(const std::unique_lock<std::mutex>& lock) const;
+  bool spans_nodes() const { return nodes_.nodes > 1; }
+  void agree(SessionRank& rank);
+  std::shared_ptr<Save> first_save() const;
   void stand(int rank, bool is_first, PauseOptions options);
   void save(const std::shared_ptr<Save>& save, int rank);
   void end_save(Save& save, const std::string& directory, const std::exception_ptr& error);
@@ -106,12 +110,14 @@ class SessionRun : private LaunchObserver, public std::enable_shared_from_this<S
   SessionRank& of_rank(int rank) { return *by_rank_[static_cast<std::size_t>(rank)]; }
 
   LaunchConfig config_;
+  const Nodes nodes_;
   std::function<void(Accelerator&)> body_;
   SessionEvents& events_;
   Published<Progress>& published_;
   const EventPace pace_;
   std::stop_source cancel_;
 
+  // Ranks are numbered as those of this process, from 0.
   std::optional<StepGate> gate_;                       // while there are ranks
   std::vector<std::unique_ptr<SessionRank>> by_rank_;  // each of its rank's thread
   std::vector<std::shared_ptr<torch::nn::Module>> final_models_;

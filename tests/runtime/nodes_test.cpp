@@ -1,7 +1,11 @@
 // Trainings on several nodes, against the same one in one process with as many ranks: to the bit.
+#include <array>
+#include <chrono>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include <torch/nn/functional/loss.h>
@@ -275,9 +279,6 @@ TEST_CASE("what several nodes cannot do yet is refused by name") {
   CHECK_THAT(error_of<ConfigError>([&] { launch_on(state, nothing); }), ContainsSubstring("examined with them"));
   CHECK_THAT(error_of<ConfigError>([&] { check_exact(state.config, nothing, 1); }),
              ContainsSubstring("check_exact with several machines"));
-  Session session;
-  session.start(state.config, nothing);
-  CHECK_THAT(error_of<std::exception>([&] { session.wait(); }), ContainsSubstring("Session with several machines"));
 }
 
 TEST_CASE("ranks of several nodes know their node, and which is its first rank") {
@@ -354,4 +355,73 @@ TEST_CASE("options that are others on another node are told, and the ranks go on
   REQUIRE(warnings.size() == 1);
   CHECK_THAT(warnings[0], ContainsSubstring("lr of group 0") && ContainsSubstring("0.01 on rank 0") &&
                               ContainsSubstring("0.5 on rank 2"));
+}
+
+namespace {
+
+// A session on each of two nodes, with one rank and two.
+struct TwoSessions {
+  explicit TwoSessions(const std::function<void(Accelerator&)>& body) {
+    const int port = comm::port_of(comm::listen_at(0));
+    for (int node = 0; node < 2; ++node) {
+      LaunchConfig config{.threads_per_rank = 1, .cpu = node + 1};
+      config.nodes = Nodes{.node = node, .nodes = 2, .head = "127.0.0.1", .port = port};
+      of_nodes[static_cast<std::size_t>(node)].start(config, body);
+    }
+  }
+
+  void wait_for_step(std::int64_t step) const {
+    for (const Session& session : of_nodes)
+      while (session.progress().step < step && session.status().state != SessionState::failed)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
+  std::array<Session, 2> of_nodes;
+};
+
+// Until it is asked to stop.
+void train_on(Accelerator& a) {
+  Line line;
+  auto [model, optimizer, batches] =
+      a.prepare(line.net, line.adamw, data::DataLoader(data::TensorDataset(torch::randn({60, 6})), {.batch_size = 4}));
+  while (!a.stop_requested())
+    for (auto& batch : batches) {
+      auto window = a.accumulate(model);
+      a.backward(model(batch).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+}
+
+}  // namespace
+
+TEST_CASE("sessions of several nodes stop all at the same step, and node 0's saves") {
+  const TempDir folder;
+  TwoSessions sessions(train_on);
+  auto& [first, second] = sessions.of_nodes;
+  sessions.wait_for_step(5);
+  CHECK_THAT(error_of<ConfigError>([&] { second.pause(); }), ContainsSubstring("pause with several machines"));
+  CHECK_THAT(error_of<ConfigError>([&] { second.save_now(folder.path("no")).get(); }),
+             ContainsSubstring("only the session of node 0 saves"));
+  CHECK(first.save_now(folder.path("saved")).get() == folder.path("saved"));
+  CHECK(std::filesystem::exists(folder.path("saved")));
+  const ModelSnapshot before = second.snapshot().get();
+  CHECK(before.step >= 5);
+  second.request_stop();
+  first.wait();
+  second.wait();
+  CHECK(first.progress().step == second.progress().step);
+  CHECK(first.progress().step > before.step);
+  const ModelSnapshot ended = first.snapshot().get(), other = second.snapshot().get();
+  for (std::size_t i = 0; i < ended.models[0].size(); ++i)
+    CHECK(bits_of(ended.models[0][i].second) == bits_of(other.models[0][i].second));
+}
+
+TEST_CASE("a session that is cancelled on one node ends all") {
+  TwoSessions sessions(train_on);
+  sessions.wait_for_step(2);
+  sessions.of_nodes[1].cancel();
+  sessions.of_nodes[1].wait();
+  CHECK(sessions.of_nodes[1].status().state == SessionState::cancelled);
+  CHECK_THAT(error_of<RankError>([&] { sessions.of_nodes[0].wait(); }), ContainsSubstring("cancelled by its caller"));
 }

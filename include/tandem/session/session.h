@@ -119,6 +119,11 @@ struct ModelSnapshot {
 ///
 /// Ranks follow between micro-batches (accumulate) and between batches of prepared loaders, all at the same place. A
 /// body with neither can only be cancelled.
+///
+/// With several machines (LaunchConfig::nodes) every node has a Session of its own. `progress`, events and `snapshot`
+/// are of the node; `request_stop` on any one stops all at the same step, the first after a window in which all have
+/// heard of it (not within join_uneven_inputs); `cancel` ends all, and the others have failed; `save_now` is node 0's;
+/// `pause` is not there yet.
 class Session {
  public:
   /// Starts nothing but the thread that hands out callbacks.
@@ -137,7 +142,8 @@ class Session {
   void start(LaunchConfig config, std::function<void(Accelerator&)> body);
 
   /// Has all ranks stand still, from the next micro-batch or batch on; with a batch in hand that is not used yet, from
-  /// the place after it, where, unless a window is open, the state can be saved. `status` says when they do.
+  /// the place after it, where, unless a window is open, the state can be saved. `status` says when they do. Throws
+  /// ConfigError with several machines.
   void pause(PauseOptions options = {});
 
   /// Lets ranks go on after `pause`.
