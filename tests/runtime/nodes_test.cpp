@@ -401,10 +401,10 @@ TEST_CASE("sessions of several nodes stop all at the same step, and node 0's sav
   auto& [first, second] = sessions.of_nodes;
   sessions.wait_for_step(5);
   CHECK_THAT(error_of<ConfigError>([&] { second.pause(); }), ContainsSubstring("pause with several machines"));
-  CHECK_THAT(error_of<ConfigError>([&] { second.save_now(folder.path("no")).get(); }),
+  CHECK_THAT(error_of<ConfigError>([&] { second.save_now(folder.path() + "/no").get(); }),
              ContainsSubstring("only the session of node 0 saves"));
-  CHECK(first.save_now(folder.path("saved")).get() == folder.path("saved"));
-  CHECK(std::filesystem::exists(folder.path("saved")));
+  CHECK(first.save_now(folder.path() + "/saved").get() == folder.path() + "/saved");
+  CHECK(std::filesystem::exists(folder.path() + "/saved"));
   const ModelSnapshot before = second.snapshot().get();
   CHECK(before.step >= 5);
   second.request_stop();
