@@ -60,12 +60,12 @@ std::string read_small(const io::CheckpointReader& reader, const std::string& na
 }
 
 // Of weights that all ranks have in one memory, each rank writes a part; these are the others' parts.
-std::unordered_set<const void*> written_by_others(nn::ModelReducer& reducer, int rank, int world_size) {
+std::unordered_set<const void*> written_by_others(nn::ModelReducer& reducer, int rank, const comm::NodePlace& here) {
   std::unordered_set<const void*> others, seen;
   for (const at::Tensor& parameter : reducer.module()->parameters()) {
     const void* const impl = parameter.unsafeGetTensorImpl();
-    const int place = static_cast<int>(seen.size());
-    if (seen.insert(impl).second && place % world_size != rank && reducer.weights().shares(parameter))
+    const int writer = here.first_rank + static_cast<int>(seen.size()) % here.local_ranks;
+    if (seen.insert(impl).second && writer != rank && reducer.weights().shares(parameter))
       others.insert(impl);
   }
   return others;
@@ -263,7 +263,7 @@ Checkpoints::Steps Checkpoints::prepare_state(const LoadedState& loaded, const L
   std::size_t index = 0;
   std::vector<std::function<void()>> weights;
   for (const auto& reducer : parts_.reducers) {
-    const auto others = written_by_others(*reducer, rank_.rank, rank_.group.world_size());
+    const auto others = written_by_others(*reducer, rank_.rank, rank_.group.place());
     weights.push_back(
         [reducer, load = io::prepare_load(loaded.models[index++], *reducer->module(), [&](const at::Tensor& tensor) {
                     return !others.contains(tensor.unsafeGetTensorImpl());

@@ -76,6 +76,7 @@ Trained train_on_nodes(std::vector<LaunchConfig> of_nodes, const Setup& setup) {
   for (LaunchConfig& config : of_nodes) {
     config.gradient_accumulation_steps = setup.accumulation;
     config.mixed_precision = setup.precision;
+    config.threads_per_rank = 1;  // a node takes as many as its ranks leave
   }
   Trained trained;
   const Data data = make_data();
