@@ -65,7 +65,7 @@ inline void launch_on_nodes(const std::vector<int>& ranks_of_nodes, const Launch
 inline std::vector<int> nodes_of_test(int ranks, const LaunchConfig& config) {
   const char* const asked = std::getenv("TANDEM_TEST_NODES");
   const int nodes = asked ? std::atoi(asked) : 1;
-  const bool is_refused = config.sharding == Sharding::optimizer || config.data_loader.dispatch_batches.value_or(false);
+  const bool is_refused = config.sharding == Sharding::optimizer;
   if (nodes < 2 || ranks < nodes || is_refused) return {};
   std::vector<int> ranks_of_nodes(static_cast<std::size_t>(nodes), 1);
   ranks_of_nodes.back() += ranks - nodes;
