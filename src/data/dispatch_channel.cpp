@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "backend/intra_op_threads.h"
 #include "comm/nodes/side_traffic.h"
 #include "tandem/core/error.h"
 
@@ -70,6 +71,7 @@ void DispatchChannel::send(int rank, Handover handover) {
     });
   traffic_->push({number_, rank}, [add = bytes_.add,
                                    shared = std::make_shared<Handover>(std::move(handover))](std::string& bytes) {
+    set_intra_op_threads(1);  // the ranks have the cores
     bytes += comm::pack(shared->epoch_number, shared->epoch, shared->info, static_cast<bool>(shared->batch));
     if (shared->batch) add(bytes, shared->batch);
   });
@@ -77,6 +79,7 @@ void DispatchChannel::send(int rank, Handover handover) {
 
 // There is room: rank 0 sends no more than fits.
 void DispatchChannel::receive(int rank, std::string_view message) const {
+  set_intra_op_threads(1);
   Handover handover{};
   bool has_batch = false;
   comm::unpack_some(message, handover.epoch_number, handover.epoch, handover.info, has_batch);

@@ -72,6 +72,15 @@ struct Unreadable : torch::data::datasets::Dataset<Unreadable, at::Tensor> {
   std::optional<std::size_t> size() const override { return 40; }
 };
 
+// Says itself what it is.
+struct Marked : torch::data::datasets::Dataset<Marked, at::Tensor> {
+  std::uint64_t mark;
+  explicit Marked(std::uint64_t mark) : mark(mark) {}
+  at::Tensor get(std::size_t) override { return at::ones({1}); }
+  std::optional<std::size_t> size() const override { return 30; }
+  std::uint64_t fingerprint() const { return mark + 1; }
+};
+
 const LaunchConfig kDispatching{.data_loader = {.dispatch_batches = true}};
 
 std::string errors_on(const std::vector<int>& nodes, const LaunchConfig& config,
@@ -107,7 +116,7 @@ TEST_CASE("dispatched batches of any type that can be bytes come to other nodes 
     for (auto& batch : a.prepare(words))
       for (Word& word : batch) seen += word.name + bits_of(word.letters);
     const auto strided =
-        data::DataLoader(Indices(31), {.batch_size = 4}).with_collate([](std::vector<at::Tensor> rows) {
+        data::DataLoader(Augmented(31), {.batch_size = 4}).with_collate([](std::vector<at::Tensor> rows) {
           return std::tuple(at::cat(rows).to(at::kFloat).view({-1, 1}).expand({-1, 5}).contiguous().t(), at::Tensor(),
                             at::cat(rows).to_sparse());
         });
@@ -243,7 +252,7 @@ TEST_CASE("nodes that leave a dispatching loader at different steps are told so"
 
 TEST_CASE("batches that cannot be sent to another node are refused by their type, or by what they have") {
   const auto pointers = [](Accelerator& a) {
-    a.prepare(data::DataLoader(Indices(8), {.batch_size = 2}).with_collate([](std::vector<at::Tensor> rows) {
+    a.prepare(data::DataLoader(Augmented(8), {.batch_size = 2}).with_collate([](std::vector<at::Tensor> rows) {
       return std::make_shared<at::Tensor>(at::cat(rows));
     }));
   };
@@ -264,12 +273,14 @@ TEST_CASE("batches that cannot be sent to another node are refused by their type
 TEST_CASE("datasets that differ between nodes are an error on all") {
   const bool mapped = GENERATE(false, true);
   const auto prepare = [&](Accelerator& a) {
-    const data::TensorDataset rows(at::full({30, 2}, a.state().node));
+    const auto node = a.state().node;
     if (mapped)
       a.prepare(data::DataLoader(
-          rows.map(torch::data::transforms::BatchLambda<at::Tensor, at::Tensor>([](at::Tensor t) { return t; }))));
+          Marked(static_cast<std::uint64_t>(node)).map(torch::data::transforms::Lambda<at::Tensor>([](at::Tensor t) {
+            return t;
+          }))));
     else
-      a.prepare(data::DataLoader(rows, {.batch_size = 2}));
+      a.prepare(data::DataLoader(data::TensorDataset(at::full({30, 2}, node)), {.batch_size = 2}));
   };
   CHECK(errors_on(
             {2, 1}, {}, [&](Accelerator& a) { prepare(a); }, "rank 2 (node 1) has samples whose fingerprint is ") ==

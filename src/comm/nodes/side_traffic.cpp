@@ -108,11 +108,15 @@ void SideTraffic::send_parcels() {
 // Nothing when the token has fired.
 std::optional<SideTraffic::Parcel> SideTraffic::next_parcel() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !parcels_.empty() || token_.cancelled(); });
-  if (token_.cancelled()) return std::nullopt;
-  std::optional<Parcel> parcel(std::move(parcels_.front()));
-  parcels_.pop_front();
-  return parcel;
+  for (;;) {
+    changed_.wait(lock, [&] { return !parcels_.empty() || token_.cancelled(); });
+    if (token_.cancelled()) return std::nullopt;
+    Parcel parcel = std::move(parcels_.front());
+    parcels_.pop_front();
+    const auto outlet = outlets_.find(parcel.queue);
+    const bool wanted = outlet != outlets_.end() && !outlet->second.closed;
+    if (parcel.kind != Kind::message || wanted) return parcel;
+  }
 }
 
 void SideTraffic::receive_receipts(int peer) {
