@@ -102,7 +102,8 @@ std::optional<RankStep> DataLoaderDispatcher::receive() {
     return RankStep{item->info, std::move(item->batch)};
   }
   // Rank 0 may be failing, which the token is about to say, and that is what counts.
-  for (int waited = 0; waited < 500; ++waited) {
+  const int limit = context().group->place().node == 0 ? 500 : 2000;  // of another node, which is told in a second
+  for (int waited = 0; waited < limit; ++waited) {
     context().group->token().check();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }

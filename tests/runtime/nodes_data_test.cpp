@@ -250,6 +250,24 @@ TEST_CASE("nodes that leave a dispatching loader at different steps are told so"
     for (const auto& error : errors) CHECK_THAT(text_of_error(error), ContainsSubstring("left an epoch"));
 }
 
+TEST_CASE("rank 0 that gives up a loader from which another node reads is told so, unless it has failed") {
+  const bool fails = GENERATE(false, true);
+  CHECK(errors_on(
+            {1, 1}, kDispatching,
+            [&](Accelerator& a) {
+              {
+                auto loader = a.prepare(data::DataLoader(Augmented(60), {.batch_size = 1}));
+                loops(loader, a.is_main() ? 1 : 2);
+              }
+              if (fails && a.is_main()) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(700));
+                throw std::runtime_error("the true error");
+              }
+              a.wait_for_everyone();
+            },
+            fails ? "the true error" : "rank 0 gave up a dispatching loader that rank 1 still reads from") == "");
+}
+
 TEST_CASE("batches that cannot be sent to another node are refused by their type, or by what they have") {
   const auto pointers = [](Accelerator& a) {
     a.prepare(data::DataLoader(Augmented(8), {.batch_size = 2}).with_collate([](std::vector<at::Tensor> rows) {

@@ -100,7 +100,9 @@ struct Bytes<std::string> {
 template <>
 struct Bytes<at::Tensor> {
   static constexpr bool possible = true;
-  static void add(std::string& bytes, const at::Tensor& value) { add_value(bytes, value.detach()); }
+  static void add(std::string& bytes, const at::Tensor& value) {
+    add_value(bytes, value.defined() ? value.detach() : value);
+  }
   static void take(std::string_view& bytes, at::Tensor& value) { value = take_value(bytes).toTensor(); }
 };
 
