@@ -72,6 +72,18 @@ struct Unreadable : torch::data::datasets::Dataset<Unreadable, at::Tensor> {
   std::optional<std::size_t> size() const override { return 40; }
 };
 
+// Batches of 1, 2, 3, … samples, in an order that is drawn.
+struct Growing final : data::BatchSampler {
+  std::int64_t size() const override { return 7; }
+  Batches batches(std::int64_t) override {
+    const Batch order = list(torch::randperm(28, at::kLong));
+    Batches all;
+    for (std::ptrdiff_t i = 0, at = 0; i < 7; at += ++i)
+      all.emplace_back(order.begin() + at, order.begin() + at + i + 1);
+    return all;
+  }
+};
+
 // Says itself what it is.
 struct Marked : torch::data::datasets::Dataset<Marked, at::Tensor> {
   std::uint64_t mark;
@@ -105,6 +117,18 @@ TEST_CASE("dispatched epochs on several nodes are those of one process, in all s
     return loops(of(131, true), 3, 1) + loops(of(48, false), 1) + loops(of(5, true), 2) +
            loops(of(131, true).skip_first_batches(2), 2);
   });
+}
+
+TEST_CASE("epochs that each rank reads on several nodes are those of one process, also of batch samplers") {
+  const bool even = GENERATE(false, true);
+  check_same_on_nodes({.data_loader = {.even_batches = even}},
+                      [&](Accelerator& a) {
+                        const auto own = std::make_shared<Growing>();
+                        return loops(a.prepare(data::DataLoader(Augmented(31), {.batch_size = 2, .shuffle = true})), 3,
+                                     1) +
+                               loops(a.prepare(data::DataLoader(Augmented(28), {.batch_sampler = own})), 2);
+                      },
+                      {{1, 1}, {1, 2, 1}});
 }
 
 TEST_CASE("dispatched batches of any type that can be bytes come to other nodes as they are") {
