@@ -125,6 +125,8 @@ class Pictures : public torch::data::datasets::Dataset<Pictures, Batch> {
 
   std::optional<std::size_t> size() const override { return set_->pictures.size(); }
 
+  std::uint64_t fingerprint() const { return set_->folder.fingerprint(); }
+
  private:
   std::shared_ptr<PictureSet> set_;
 };

@@ -33,6 +33,9 @@ class Section : public torch::data::datasets::BatchDataset<Section<Dataset>, Bat
 
   std::optional<std::size_t> size() const override { return size_; }
 
+  /// Of the whole dataset.
+  std::uint64_t fingerprint() { return dataset_.fingerprint(); }
+
  private:
   Dataset dataset_;
   std::size_t begin_, size_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/nodes/fields.h"
+#include "comm/nodes/side_traffic.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {
@@ -147,6 +148,11 @@ std::span<void* const> RankGroup::open(int rank, const CallRecord& record, void*
   announce(rank, record);
   WaitScope waiting(*this, rank, nullptr);
   return opening_.exchange(rank - place_.first_rank, payload);
+}
+
+SideTraffic& RankGroup::side_traffic() {
+  if (!side_traffic_) side_traffic_ = std::make_unique<SideTraffic>(*nodes_, token_);
+  return *side_traffic_;
 }
 
 void RankGroup::forbid_calls(int rank, bool forbidden) noexcept { ranks_[rank].forbidden = forbidden; }

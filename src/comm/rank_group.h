@@ -21,6 +21,8 @@
 
 namespace tandem::comm {
 
+class SideTraffic;
+
 /// What ranks have said, by rank, in memory that the ranks of a node share.
 class GatheredBytes {
  public:
@@ -127,6 +129,10 @@ class RankGroup {
   /// The calls that nobody waits for when they are made.
   PostedCalls& posted() noexcept { return posted_; }
 
+  /// What nodes send each other beside calls. There are several; the first rank of each calls it alike, and the first
+  /// such call begins it.
+  SideTraffic& side_traffic();
+
   /// While forbidden, `rank`'s calls throw ConfigError: the step that it records would have to wait in each replay.
   void forbid_calls(int rank, bool forbidden) noexcept;
 
@@ -191,6 +197,7 @@ class RankGroup {
   std::atomic<int> departed_{0};                 // ranks of this node
   RecordTexts texts_;                            // of other nodes' records
   CancelToken::Subscription subscription_;
+  std::unique_ptr<SideTraffic> side_traffic_;  // ends while the token still cancels the links
 };
 
 }  // namespace tandem::comm

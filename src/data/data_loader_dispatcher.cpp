@@ -39,7 +39,7 @@ void DataLoaderDispatcher::end_epoch() {
 }
 
 bool DataLoaderDispatcher::ready() {
-  if (!feeder_) return ended_ || (*end_)->ring(context().rank).size() > 0;
+  if (!feeder_) return ended_ || (*end_)->ready(context().rank);
   const bool readable = !parts_.shared->pool || feeder_->ready();
   return !own_.empty() || read_all_ || failure_ || (readable && everybody_has_room());
 }
@@ -61,9 +61,7 @@ std::optional<RankStep> DataLoaderDispatcher::feed_and_take() {
 
 bool DataLoaderDispatcher::everybody_has_room() const {
   const auto each = static_cast<std::size_t>(context().shards);
-  for (const auto& ring : (*end_)->rings)
-    if (ring->size() + each > ring->capacity()) return false;
-  return own_.size() < parts_.ahead.depth * each;
+  return own_.size() < parts_.ahead.depth * each && (*end_)->has_room(each);
 }
 
 void DataLoaderDispatcher::hand_out(std::optional<Step> step) {
@@ -73,7 +71,7 @@ void DataLoaderDispatcher::hand_out(std::optional<Step> step) {
   comm::RankGroup::WaitScope waiting(*context().group, 0, "to hand a batch to a rank that lags behind");
   const int ranks = parts_.shared->ranks;
   if (!step)
-    for (int rank = 1; rank < ranks; ++rank) (*end_)->ring(rank).push({epoch_number(), epoch_, info, {}});
+    for (int rank = 1; rank < ranks; ++rank) (*end_)->push(rank, {epoch_number(), epoch_, info, {}});
   for (int sub_step = 0; step && sub_step < context().shards; ++sub_step) hand_out(*step, sub_step);
 }
 
@@ -84,7 +82,7 @@ void DataLoaderDispatcher::hand_out(Step& step, int sub_step) {
   const auto batch_of = [&](int rank) {
     return std::move(step.batches[static_cast<std::size_t>(sub_step * ranks + rank)]);
   };
-  for (int rank = 1; rank < ranks; ++rank) (*end_)->ring(rank).push({epoch_number(), epoch_, info, batch_of(rank)});
+  for (int rank = 1; rank < ranks; ++rank) (*end_)->push(rank, {epoch_number(), epoch_, info, batch_of(rank)});
   own_.push_back({info, batch_of(0)});
 }
 
@@ -92,7 +90,7 @@ std::optional<RankStep> DataLoaderDispatcher::receive() {
   if (ended_) return std::nullopt;
   const int rank = context().rank;
   comm::RankGroup::WaitScope waiting(*context().group, rank, "for a batch from rank 0");
-  while (auto item = (*end_)->ring(rank).pop()) {
+  while (auto item = (*end_)->pop(rank)) {
     if (item->epoch_number < epoch_number()) continue;  // of an epoch that this rank left early
     if (item->epoch_number > epoch_number())
       throw CollectiveError("rank 0 left an epoch of a dispatching loader before rank " + std::to_string(rank) +
@@ -104,7 +102,8 @@ std::optional<RankStep> DataLoaderDispatcher::receive() {
     return RankStep{item->info, std::move(item->batch)};
   }
   // Rank 0 may be failing, which the token is about to say, and that is what counts.
-  for (int waited = 0; waited < 500; ++waited) {
+  const int limit = context().group->place().node == 0 ? 500 : 2000;  // of another node, which is told in a second
+  for (int waited = 0; waited < limit; ++waited) {
     context().group->token().check();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }

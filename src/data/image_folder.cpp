@@ -17,10 +17,12 @@
 
 #include <ATen/Functions.h>
 
+#include "core/word_hash.h"
 #include "exif_orientation.h"
 #include "image_decoder.h"
 #include "image_operations.h"
 #include "tandem/core/error.h"
+#include "tandem/data/detail/fingerprint.h"
 #include "tandem/data/read_image.h"
 
 namespace tandem::data {
@@ -296,6 +298,16 @@ torch::data::Example<> ImageFolder::get(std::size_t index) {
 }
 
 std::optional<std::size_t> ImageFolder::size() const { return listing_->paths.size(); }
+
+std::uint64_t ImageFolder::fingerprint() const {
+  WordHash hash;
+  for (const std::size_t index : detail::some_of(listing_->paths.size())) {
+    hash.add(static_cast<std::uint64_t>(listing_->labels[index]));
+    for (const char c : fs::path(path(index)).filename().string()) hash.add(static_cast<unsigned char>(c));
+    for (const std::uint8_t byte : read_file(path(index))) hash.add(byte);
+  }
+  return std::max<std::uint64_t>(hash.value(), 1);
+}
 
 const std::vector<std::string>& ImageFolder::classes() const { return listing_->classes; }
 

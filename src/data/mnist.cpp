@@ -6,6 +6,7 @@
 
 #include "idx_file.h"
 #include "tandem/core/error.h"
+#include "tandem/data/detail/fingerprint.h"
 
 namespace tandem::data {
 namespace {
@@ -56,6 +57,8 @@ MnistDataset::MnistDataset(const std::string& directory, MnistOptions options)
   labels_ = std::make_shared<const std::vector<std::uint8_t>>(labels.bytes.get(), labels.bytes.get() + labels.items);
   pixels_ = std::move(images.bytes);
 }
+
+std::uint64_t MnistDataset::fingerprint() { return detail::fingerprint_of_some(*this); }
 
 torch::data::Example<> MnistDataset::get_batch(c10::ArrayRef<std::size_t> indices) {
   const auto count = static_cast<std::int64_t>(indices.size());

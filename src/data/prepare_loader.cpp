@@ -10,6 +10,7 @@
 #include <c10/util/Type.h>
 
 #include "comm/agree.h"
+#include "comm/nodes/side_traffic.h"
 #include "data/data_loader_dispatcher.h"
 #include "data/data_loader_shard.h"
 #include "data/map_steps.h"
@@ -19,22 +20,39 @@
 
 namespace tandem::data {
 
-static std::string to_bytes(const EpochPlanOptions& plan) {
-  return comm::pack(plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
-                    plan.dispatch);
-}
-
-static void from_bytes(std::string_view bytes, EpochPlanOptions& plan) {
-  comm::unpack(bytes, plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
-               plan.dispatch);
-}
-
 namespace {
+
+// What has to be the same of a loader on all ranks.
+struct LoaderFacts {
+  EpochPlanOptions plan;
+  std::uint64_t seed = 0;
+  std::string sample_type, batch_type;  // names
+  std::uint64_t fingerprint = 0;        // of the dataset; 0: not known
+  int node = 0;                         // of the rank
+};
+
+std::string to_bytes(const LoaderFacts& facts) {
+  const EpochPlanOptions& plan = facts.plan;
+  return comm::pack(plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
+                    plan.dispatch, facts.seed, facts.sample_type, facts.batch_type, facts.fingerprint, facts.node);
+}
+
+void from_bytes(std::string_view bytes, LoaderFacts& facts) {
+  EpochPlanOptions& plan = facts.plan;
+  comm::unpack(bytes, plan.length, plan.batch_size, plan.ranks, plan.drop_last, plan.even_batches, plan.split_batches,
+               plan.dispatch, facts.seed, facts.sample_type, facts.batch_type, facts.fingerprint, facts.node);
+}
 
 std::string to_string(const EpochPlanOptions& plan) {
   std::ostringstream text;
   text << std::boolalpha << "length " << plan.length << ", batch_size " << plan.batch_size << ", drop_last "
        << plan.drop_last;
+  return text.str();
+}
+
+std::string hexadecimal(std::uint64_t value) {
+  std::ostringstream text;
+  text << std::hex << value;
   return text.str();
 }
 
@@ -72,11 +90,12 @@ std::shared_ptr<WorkerPool> make_worker_pool(const DataLoaderOptions& options, C
   return std::make_shared<WorkerPool>(options.workers, "loader", token, options.worker_init);
 }
 
-// What reads an iterable dataset by `plan`.
+// What reads an iterable dataset by `plan`; `for_all`: for one rank, which gets the parts of all.
 std::shared_ptr<StreamReader> make_stream_reader(const detail::AnyDataset& dataset, const EpochPlanOptions& plan,
-                                                 std::uint64_t seed, const CancelToken* token = nullptr) {
+                                                 bool for_all, std::uint64_t seed, const CancelToken* token = nullptr) {
   // As many samples at once as all ranks need for a step: what the stream gives does not depend on their number.
-  return std::make_shared<StreamReader>(plan, seed, dataset.make_windows(EpochPlan(plan).global_batch_size()), token);
+  return std::make_shared<StreamReader>(plan, for_all, seed, dataset.make_windows(EpochPlan(plan).global_batch_size()),
+                                        token);
 }
 
 std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const SharedParts& shared, RankShards shards,
@@ -86,24 +105,46 @@ std::unique_ptr<StepSource> make_source(const detail::AnyDataset& dataset, const
     throw DataError(
         "a data loader differs between ranks: the samples of rank 0 are of another type than those of rank " +
         std::to_string(shards.rank));
-  if (shared.plan.dispatch) shards = {.ranks = shared.plan.ranks};  // all parts at once
+  const bool for_all = shared.channel != nullptr;
+  if (for_all) shards = {.ranks = shared.plan.ranks};  // all parts at once
   if (!dataset.iterable()) return std::make_unique<MapSteps>(shared.planner, shards, seed, dataset);
-  auto stream = shared.stream ? shared.stream : make_stream_reader(dataset, shared.plan, seed);
+  auto stream = shared.stream ? shared.stream : make_stream_reader(dataset, shared.plan, for_all, seed);
   return std::make_unique<StreamSteps>(std::move(stream), shards, seed, dataset.collate);
 }
 
-void check_same_plan(const LoaderContext& context, const EpochPlanOptions& plan) {
+// What is different; empty: nothing.
+std::string difference_of(const LoaderFacts& main, const LoaderFacts& theirs, int rank) {
+  const auto differs = [&](const std::string& here, const std::string& there) {
+    const std::string node = theirs.node > 0 ? " (node " + std::to_string(theirs.node) + ")" : "";
+    return "rank " + std::to_string(rank) + node + " has " + there + ", rank 0 has " + here;
+  };
+  const EpochPlanOptions &here = main.plan, &there = theirs.plan;
+  if (here.length != there.length || here.batch_size != there.batch_size || here.drop_last != there.drop_last)
+    return differs(to_string(here), to_string(there));
+  if (here.dispatch != there.dispatch)
+    return differs(here.dispatch ? "dispatch_batches" : "no dispatch_batches",
+                   there.dispatch ? "it" : "no dispatch_batches");
+  if (theirs.node == 0) return {};  // their types themselves are compared
+  if (main.seed != theirs.seed)
+    return differs("seed " + std::to_string(main.seed), "seed " + std::to_string(theirs.seed));
+  if (main.sample_type != theirs.sample_type)
+    return differs("samples of " + main.sample_type, "samples of " + theirs.sample_type);
+  if (main.batch_type != theirs.batch_type)
+    return differs("batches of " + main.batch_type, "batches of " + theirs.batch_type);
+  if (main.fingerprint != theirs.fingerprint && theirs.fingerprint != 0)
+    return differs("samples whose fingerprint is " + hexadecimal(main.fingerprint),
+                   "samples whose fingerprint is " + hexadecimal(theirs.fingerprint)) +
+           "; every machine must have the same data (what is drawn at random must have a seed of its own)";
+  return {};
+}
+
+void check_alike(const LoaderContext& context, const LoaderFacts& facts) {
   std::string difference;  // the same on all ranks
   {
-    const comm::detail::ObjectExchange all(*context.group, context.rank,
-                                           comm::detail::object_call<EpochPlanOptions>("prepare(data loader)", false),
-                                           &plan);
-    const auto& main = all.of<EpochPlanOptions>(0);
-    for (int rank = 1; rank < context.group->world_size() && difference.empty(); ++rank) {
-      const auto& theirs = all.of<EpochPlanOptions>(rank);
-      if (main.length != theirs.length || main.batch_size != theirs.batch_size || main.drop_last != theirs.drop_last)
-        difference = "rank " + std::to_string(rank) + " has " + to_string(theirs) + ", rank 0 has " + to_string(main);
-    }
+    const comm::detail::ObjectExchange all(
+        *context.group, context.rank, comm::detail::object_call<LoaderFacts>("prepare(data loader)", false), &facts);
+    for (int rank = 1; rank < context.group->world_size() && difference.empty(); ++rank)
+      difference = difference_of(all.of<LoaderFacts>(0), all.of<LoaderFacts>(rank), rank);
   }
   if (!difference.empty()) throw DataError("a data loader differs between ranks: " + difference);
 }
@@ -119,6 +160,19 @@ std::shared_ptr<const SharedParts> share_from_main(const LoaderContext& context,
   const auto record = comm::describe_object_call("prepare(data loader)", batch_type);
   const comm::RankGroup::Call call(*context.group, context.rank, record, &parts);
   return call.payload<std::shared_ptr<const SharedParts>>(context.group->place().first_rank);
+}
+
+// How a loader's parts of this node meet those of the others.
+void connect_nodes(comm::RankGroup& group, const SharedParts& shared, const std::string& name,
+                   const detail::AnyDataset& dataset) {
+  comm::SideTraffic& traffic = group.side_traffic();
+  const std::uint64_t loader = traffic.next_number();
+  if (shared.channel) return shared.channel->connect(traffic, loader, dataset.bytes);
+  shared.planner->on_drawn([&traffic, loader, name](std::uint64_t number, std::int64_t epoch, const EpochSteps& steps) {
+    traffic.claim(
+        "loop " + std::to_string(number) + " over " + name + ", loader " + std::to_string(loader) + ",",
+        "epoch " + std::to_string(epoch) + " in an order whose fingerprint is " + hexadecimal(steps.fingerprint()));
+  });
 }
 
 // What errors call a loader.
@@ -167,12 +221,14 @@ std::shared_ptr<const SharedParts> make_shared_parts(const DataLoaderOptions& op
   shared->global_batch_size =
       shared->planner ? shared->planner->global_batch_size() : EpochPlan(plan).global_batch_size();
   shared->pool = make_worker_pool(options, token);
-  if (dataset.iterable() && !plan.dispatch && plan.ranks > 1)
-    shared->stream = make_stream_reader(dataset, plan, seed, &token);
+  // A stream is one, so with several nodes rank 0 reads it in shard mode too.
+  const bool for_all = plan.dispatch || (dataset.iterable() && place.nodes > 1);
+  if (dataset.iterable() && !for_all && plan.ranks > 1)
+    shared->stream = make_stream_reader(dataset, plan, false, seed, &token);
   // Deep enough for what the workers read ahead, and one more: a rank that is scheduled late does not stop rank 0.
-  if (plan.dispatch) {
+  if (for_all) {
     const std::size_t depth = (read_ahead_depth(options) + 1) * static_cast<std::size_t>(plan.ranks / ranks);
-    shared->channel = std::make_shared<DispatchChannel>(ranks, depth, token);
+    shared->channel = std::make_shared<DispatchChannel>(place, depth, token);
   }
   return shared;
 }
@@ -196,28 +252,39 @@ std::shared_ptr<LoaderBase> prepare_loader(const DataLoaderOptions& options, con
                                            const DataLoaderConfiguration& configuration, std::uint64_t master_seed,
                                            LoaderContext context) {
   const std::uint64_t seed = options.seed.value_or(configuration.data_seed.value_or(master_seed));
+  const comm::NodePlace& place = context.group->place();
   EpochPlanOptions plan;
+  LoaderFacts facts;
   check_together(context, [&] {
     check_options(options, dataset.iterable());
     require(context.shards == 1 || options.in_order,
             "in_order = false in exact mode, whose batches come in the order of their logical shards; leave it on");
     plan = plan_options(options, configuration, dataset.length(), dataset.iterable(),
                         context.group->world_size() * context.shards);
-    require(context.group->place().nodes == 1 || (!plan.dispatch && !dataset.iterable()),
-            std::string(dataset.iterable() ? "an iterable dataset" : "dispatch_batches") +
-                " with several machines is not there yet; use a dataset that is asked for samples by index, of which "
-                "each machine reads its part");
+    require(place.nodes == 1 || !(plan.dispatch || dataset.iterable()) || dataset.bytes.add,
+            "batches of " + c10::demangle(dataset.batch_type->name()) +
+                " cannot be sent to other machines; give tensors, numbers, strings and standard containers of them, or "
+                "write to_bytes and from_bytes for it (tandem/comm/object_bytes.h)");
+    // Where rank 0 reads for all, the others' data does not matter.
+    const bool reads = !plan.dispatch && place.nodes > 1 && context.rank == place.first_rank;
+    facts = {.plan = plan,
+             .seed = seed,
+             .sample_type = c10::demangle(dataset.sample_type->name()),
+             .batch_type = c10::demangle(dataset.batch_type->name()),
+             .fingerprint = reads && dataset.fingerprint && plan.length > 0 ? dataset.fingerprint() : 0,
+             .node = place.node};
   });
-  check_same_plan(context, plan);
+  check_alike(context, facts);
   context.name = name_of_loader(dataset, plan);
   context.non_blocking = options.non_blocking.value_or(context.non_blocking);
   context.pin_memory = options.pin_memory;
   std::shared_ptr<const SharedParts> shared;
   check_together(context, [&] {
-    if (context.rank == context.group->place().first_rank)
-      shared = make_shared_parts(options, dataset, configuration, seed, plan, context.group->place(),
-                                 context.group->token());
+    if (context.rank == place.first_rank)
+      shared = make_shared_parts(options, dataset, configuration, seed, plan, place, context.group->token());
   });
+  if (place.nodes > 1 && context.rank == place.first_rank)
+    connect_nodes(*context.group, *shared, context.name, dataset);
   shared = share_from_main(context, *dataset.batch_type, shared);
   return make_loader(options, dataset, std::move(shared), seed, std::move(context));
 }

@@ -82,6 +82,7 @@ StepPlanner::Begun StepPlanner::draw(std::uint64_t number, std::int64_t epoch) {
     if (!begun.steps) begun.steps = drawer_.draw(epoch);
     begun.within = drawer_.within();
     last_drawn_ = number;
+    if (on_drawn_) on_drawn_(number, epoch, *begun.steps);
   } catch (...) {
     begun.failure = std::current_exception();
   }

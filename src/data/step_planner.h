@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "data/epoch_drawer.h"
 
@@ -26,6 +28,11 @@ class StepPlanner {
   /// Of batches that `sampler` makes; length and batch_size of the options do not matter then. Throws ConfigError for
   /// split_batches.
   StepPlanner(EpochPlanOptions options, std::shared_ptr<BatchSampler> sampler, int readers, std::uint64_t seed);
+
+  /// What is to be done with each epoch that is drawn, the `number`-th, before anybody begins one.
+  void on_drawn(std::function<void(std::uint64_t number, std::int64_t epoch, const EpochSteps&)> on_drawn) {
+    on_drawn_ = std::move(on_drawn);
+  }
 
   /// Options of the plan; the length is the sampler's.
   const EpochPlanOptions& options() const { return options_; }
@@ -77,6 +84,7 @@ class StepPlanner {
   std::shared_ptr<Sampler> sampler_;  // one of the two
   std::shared_ptr<BatchSampler> batch_sampler_;
   const int readers_;
+  std::function<void(std::uint64_t, std::int64_t, const EpochSteps&)> on_drawn_;
   mutable std::mutex mutex_;  // guards the samplers and all below
   EpochDrawer drawer_;
   std::map<std::uint64_t, Begun> begun_;

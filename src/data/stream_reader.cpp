@@ -18,13 +18,14 @@ constexpr const char* kOvertaken =
 
 }  // namespace
 
-StreamReader::StreamReader(EpochPlanOptions plan, std::uint64_t seed, detail::MakeWindow make_window,
+StreamReader::StreamReader(EpochPlanOptions plan, bool for_all, std::uint64_t seed, detail::MakeWindow make_window,
                            const CancelToken* token)
     : plan_(plan),
+      for_all_(for_all),
       seed_(seed),
       make_window_(std::move(make_window)),
       token_(token),
-      epochs_(static_cast<std::size_t>(plan.dispatch ? 1 : plan.ranks)) {
+      epochs_(static_cast<std::size_t>(for_all ? 1 : plan.ranks)) {
   EpochPlan{plan_};
 }
 
@@ -166,7 +167,7 @@ StreamReader::Part StreamReader::part(const IterableDatasetShard& shard, int rea
   Part part{shard.info(reader), {}, {}, shard.rows()};
   const EpochPlan plan(plan_);
   const std::int64_t begin = part.info.step * plan.global_batch_size(), each = plan.global_batch_size() / plan_.ranks;
-  for (int rank = plan_.dispatch ? 0 : reader; rank <= (plan_.dispatch ? plan_.ranks - 1 : reader); ++rank) {
+  for (int rank = for_all_ ? 0 : reader; rank <= (for_all_ ? plan_.ranks - 1 : reader); ++rank) {
     part.samples.push_back(shard.samples(rank));
     part.positions.push_back(begin + rank * each);
   }

@@ -30,14 +30,15 @@ class StreamReader {
   /// What a reader gets of a step.
   struct Part {
     StepInfo info;                        ///< which step it is
-    std::vector<std::any> samples;        ///< of each rank where `plan` dispatches, otherwise of the reader
+    std::vector<std::any> samples;        ///< of each rank where one reads for all, otherwise of the reader
     std::vector<std::int64_t> positions;  ///< in the stream: of the first of each of these
     std::int64_t rows = 0;                ///< samples of each rank in the step
   };
 
-  /// For the ranks of `plan`, or for rank 0 where it dispatches. `make_window` makes what reads an epoch. `token`, of
-  /// the launch, outlives it; null where nobody closes it. Throws ConfigError when the options do not go together.
-  StreamReader(EpochPlanOptions plan, std::uint64_t seed, detail::MakeWindow make_window,
+  /// For the ranks of `plan`, or with `for_all` for one reader that takes the parts of all. `make_window` makes what
+  /// reads an epoch. `token`, of the launch, outlives it; null where nobody closes it. Throws ConfigError when the
+  /// options do not go together.
+  StreamReader(EpochPlanOptions plan, bool for_all, std::uint64_t seed, detail::MakeWindow make_window,
                const CancelToken* token = nullptr);
 
   /// Begins an epoch of `reader`. What goes wrong in opening the stream, or in reading steps that are skipped, is for
@@ -85,6 +86,7 @@ class StreamReader {
   [[noreturn]] void fail(const std::string& problem) const;
 
   const EpochPlanOptions plan_;
+  const bool for_all_;
   const std::uint64_t seed_;
   const detail::MakeWindow make_window_;
   const CancelToken* const token_;

@@ -14,6 +14,7 @@
 #include "core/cgroup_limit.h"
 #include "mapped_file.h"
 #include "tandem/core/error.h"
+#include "tandem/data/detail/fingerprint.h"
 
 namespace tandem::data {
 namespace {
@@ -158,6 +159,8 @@ TextDataset::TextDataset(const std::string& path, TextOptions options)
     case TextTokens::uint32: check_ids<std::uint32_t>(path, first_, count_, *options.vocabulary); break;
   }
 }
+
+std::uint64_t TextDataset::fingerprint() { return detail::fingerprint_of_some(*this); }
 
 template <class Token>
 void TextDataset::copy_windows(c10::ArrayRef<std::size_t> indices, std::int64_t* inputs, std::int64_t* targets) const {

@@ -33,6 +33,9 @@ std::vector<comm::NamedValue> values_of(const AcceleratorState& state) {
       {"gradient_reducer.static_graph", on_or_off(reducer.static_graph)},
       {"data_loader.split_batches", on_or_off(config.data_loader.split_batches)},
       {"data_loader.even_batches", on_or_off(config.data_loader.even_batches)},
+      {"data_loader.dispatch_batches",
+       config.data_loader.dispatch_batches ? on_or_off(*config.data_loader.dispatch_batches) : "automatic"},
+      {"data_loader.data_seed", config.data_loader.data_seed ? text(*config.data_loader.data_seed) : "none"},
   };
   // What products and sums are cut into depends on it.
   if (config.exact) values.push_back({"threads_per_rank", number(state.threads_per_rank)});

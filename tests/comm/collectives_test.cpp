@@ -4,6 +4,7 @@
 #include "support/random_tensors.h"
 #include "support/ranks.h"
 #include "tandem/comm/communicator.h"
+#include "tandem/comm/object_bytes.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -373,4 +374,58 @@ TEST_CASE("a struct of tensors takes part through batch_fields") {
   CHECK(at::equal(results[0].image, torch::tensor({{0, 0}, {1, 1}})));
   CHECK(results[1].boxes[0].size(0) == 3);
   CHECK(results[1].name == "x");
+}
+
+TEST_CASE("tensors as bytes come back as they lay in memory, without what was around them") {
+  const at::Tensor rows = at::arange(60 * 33, at::kFloat).view({60, 33});
+  struct Case {
+    at::Tensor tensor;
+    bool keeps_strides = true;
+  };
+  const std::vector<Case> cases{{rows},
+                                {rows.t()},
+                                {rows.slice(0, 7, 20)},
+                                {rows.slice(1, 1, 33)},                        // with gaps
+                                {rows.slice(1, 3, 4), false},                  // with more gaps than elements
+                                {rows.slice(0, 5, 6).expand({8, 33}), false},  // rows that are one
+                                {rows.view(-1).slice(0, 11, 1023)},            // begins anywhere
+                                {rows.view({60, 3, 11, 1}).contiguous(at::MemoryFormat::ChannelsLast)},
+                                {at::scalar_tensor(3.5, at::kDouble)},
+                                {at::empty({0, 4}, at::kLong)},
+                                {at::ones({9}, at::kBool)},
+                                {rows.to(at::kBFloat16)},
+                                {at::complex(rows, rows)}};
+  for (const auto& [tensor, keeps_strides] : cases) {
+    INFO(tensor.sizes() << " " << tensor.strides());
+    const std::string bytes = comm::pack(tensor, 7);
+    at::Tensor back;
+    int seven = 0;
+    comm::unpack(bytes, back, seven);
+    CHECK((at::equal(back, tensor) && back.scalar_type() == tensor.scalar_type() && seven == 7));
+    CHECK(bytes.size() < tensor.nbytes() + 200);
+    CHECK(back.storage().nbytes() <= 2 * tensor.nbytes() + 256);
+    CHECK((back.strides() == tensor.strides()) == keeps_strides);
+    CHECK(reinterpret_cast<std::uintptr_t>(back.const_data_ptr()) % 64 ==
+          reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % 64);
+  }
+  at::Tensor sparse, nothing = rows;
+  comm::unpack(comm::pack(rows.to_sparse(), at::Tensor()), sparse, nothing);
+  CHECK((sparse.is_sparse() && at::equal(sparse.to_dense(), rows) && !nothing.defined()));
+}
+
+TEST_CASE("bytes that are no tensor are an error, or another tensor, and never more memory than they have") {
+  const std::string bytes = comm::pack(at::arange(24).view({2, 3, 4}).transpose(0, 1));
+  std::mt19937 random(5);
+  for (int i = 0; i < 3000; ++i) {
+    std::string other = bytes.substr(0, i % 4 == 0 ? random() % bytes.size() : bytes.size());
+    for (unsigned changes = 1 + random() % 3; changes > 0 && !other.empty(); --changes)
+      other[random() % std::min<std::size_t>(other.size(), 90)] = static_cast<char>(random());
+    at::Tensor back;
+    try {
+      comm::unpack(other, back);
+    } catch (const std::exception&) {
+      continue;
+    }
+    if (back.defined() && back.has_storage()) CHECK(back.storage().nbytes() <= 4 * bytes.size());
+  }
 }

@@ -108,6 +108,13 @@ class Nodes(unittest.TestCase):
                 self.assertIn("test accuracy", processes[0].text())
                 self.assertEqual([one.text() for one in processes[1:]], [""] * (len(nodes) - 1))
 
+    def test_rank_0_reads_for_all_nodes(self):
+        weights = self.folder / "weights.safetensors"
+        flags = ["--epochs", 1, "--dispatch-batches", "--workers", 1]
+        alone = self.alone(2, *flags)
+        self.end_well(by_hand([1, 1], *flags, "--save-weights", weights))
+        self.assertEqual(weights.read_bytes(), alone)
+
     def test_torchrun_starts_them(self):
         alone = self.alone(2, "--epochs", 1)
         for way in ("c10d", "static")[:2 if LONG else 1]:  # static is what is restarted below

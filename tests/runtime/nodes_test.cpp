@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <numeric>
 #include <thread>
 #include <utility>
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -16,6 +16,7 @@
 #include <torch/optim/adamw.h>
 
 #include "support/error_of.h"
+#include "support/node_results.h"
 #include "support/ranks.h"
 #include "support/temp_dir.h"
 
@@ -24,43 +25,6 @@ using namespace tandem::test;
 
 namespace {
 
-const std::vector<std::vector<int>> kNodes{{1, 1}, {2, 1}, {1, 2, 1}, {2, 2}};
-
-std::string bits_of(const at::Tensor& tensor) {
-  const at::Tensor row = tensor.detach().contiguous();
-  return {static_cast<const char*>(row.const_data_ptr()), row.nbytes()};
-}
-
-std::string bits_of(const torch::nn::Module& net) {
-  std::string bits;
-  for (const at::Tensor& tensor : net.parameters()) bits += bits_of(tensor);
-  for (const at::Tensor& tensor : net.buffers()) bits += bits_of(tensor);
-  return bits;
-}
-
-using Body = std::function<std::string(Accelerator&)>;
-
-// What each rank returned on so many nodes; one: in one process.
-std::vector<std::string> results_on(const std::vector<int>& nodes, LaunchConfig config, const Body& body) {
-  const int ranks = std::accumulate(nodes.begin(), nodes.end(), 0);
-  std::vector<std::string> results(static_cast<std::size_t>(ranks));
-  const auto keep = [&](Accelerator& a) { results[static_cast<std::size_t>(a.rank())] = body(a); };
-  config.threads_per_rank = 1;
-  config.cpu = ranks;
-  nodes.size() == 1 ? launch(config, keep) : launch_on_nodes(nodes, config, keep);
-  return results;
-}
-
-void check_same_on_nodes(const LaunchConfig& config, const Body& body,
-                         const std::vector<std::vector<int>>& of_nodes = kNodes) {
-  for (const std::vector<int>& nodes : of_nodes) {
-    CAPTURE(nodes);
-    const auto alone = results_on({std::accumulate(nodes.begin(), nodes.end(), 0)}, config, body);
-    CHECK_FALSE(alone[0].empty());
-    CHECK((results_on(nodes, config, body) == alone));
-  }
-}
-
 struct Line {
   torch::nn::Sequential net{torch::nn::Linear(6, 700), torch::nn::BatchNorm1d(700), torch::nn::Dropout(0.3),
                             torch::nn::Linear(700, 3)};
@@ -68,11 +32,16 @@ struct Line {
   optim::CosineAnnealingLR cosine{adamw, {.T_max = 50}};
 };
 
+// The same on all ranks.
+data::TensorDataset<torch::data::Example<>> some_samples() {
+  const auto generator = at::make_generator<at::CPUGeneratorImpl>(11);
+  return {at::randn({53, 6}, generator), at::randint(0, 3, {53}, generator, at::kLong)};
+}
+
 // Passes over a shuffled dataset whose length no number of ranks divides.
 std::string train(Accelerator& a, int epochs, const std::function<void(nn::GradientReducer&)>& set_up = {}) {
   Line line;
-  data::DataLoader samples(data::TensorDataset(torch::randn({53, 6}), torch::randint(0, 3, {53}, at::kLong)),
-                           {.batch_size = 4, .shuffle = true});
+  data::DataLoader samples(some_samples(), {.batch_size = 4, .shuffle = true});
   auto [model, optimizer, scheduler, batches] = a.prepare(line.net, line.adamw, line.cosine, samples);
   if (set_up) set_up(model.reducer());
   double losses = 0;
@@ -200,8 +169,7 @@ TEST_CASE("a state that is saved on several nodes goes on on any number of them"
   const std::string path = dir / "state";
   const auto go_on = [&](Accelerator& a, bool saves, bool background) {
     Line line;
-    data::DataLoader samples(data::TensorDataset(torch::randn({53, 6}), torch::randint(0, 3, {53}, at::kLong)),
-                             {.batch_size = 4, .shuffle = true});
+    data::DataLoader samples(some_samples(), {.batch_size = 4, .shuffle = true});
     auto [model, optimizer, scheduler, batches] = a.prepare(line.net, line.adamw, line.cosine, samples);
     const auto epoch = [&, &model = model, &optimizer = optimizer, &batches = batches] {
       for (auto& [inputs, targets] : batches) {
@@ -268,9 +236,6 @@ TEST_CASE("what several nodes cannot do yet is refused by name") {
     return text_of_error(errors[0]) + "|" + text_of_error(errors[1]);
   };
   const auto nothing = [](Accelerator&) {};
-  const auto prepare = [](Accelerator& a) { a.prepare(data::DataLoader(data::TensorDataset(torch::ones({8, 2})))); };
-  CHECK_THAT(refused({.data_loader = {.dispatch_batches = true}}, prepare),
-             ContainsSubstring("dispatch_batches with several machines is not there yet"));
   CHECK_THAT(refused({}, [](Accelerator& a) { a.profile({.directory = "."}, [] {}); }),
              ContainsSubstring("profile with several machines"));
   LaunchConfig alone{.cpu = 1};

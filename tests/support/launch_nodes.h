@@ -71,11 +71,10 @@ inline void launch_on_nodes(const std::vector<int>& ranks_of_nodes, const Launch
 }
 
 // So many ranks on TANDEM_TEST_NODES nodes, which the tests of one process can be run on too; empty: on one.
-inline std::vector<int> nodes_of_test(int ranks, const LaunchConfig& config) {
+inline std::vector<int> nodes_of_test(int ranks) {
   const char* const asked = std::getenv("TANDEM_TEST_NODES");
   const int nodes = asked ? std::atoi(asked) : 1;
-  const bool is_refused = config.data_loader.dispatch_batches.value_or(false);
-  if (nodes < 2 || ranks < nodes || is_refused) return {};
+  if (nodes < 2 || ranks < nodes) return {};
   std::vector<int> ranks_of_nodes(static_cast<std::size_t>(nodes), 1);
   ranks_of_nodes.back() += ranks - nodes;
   return ranks_of_nodes;

@@ -12,7 +12,7 @@ namespace tandem::test {
 
 /// Runs `body` on `ranks` CPU ranks: of one process, unless TANDEM_TEST_NODES says otherwise.
 inline void run_ranks(int ranks, LaunchConfig config, const std::function<void(Accelerator&)>& body) {
-  if (const auto nodes = nodes_of_test(ranks, config); !nodes.empty()) return launch_on_nodes(nodes, config, body);
+  if (const auto nodes = nodes_of_test(ranks); !nodes.empty()) return launch_on_nodes(nodes, config, body);
   config.cpu = ranks;
   launch(config, body);
 }

@@ -23,6 +23,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
+namespace torch::data {
+template <class Data, class Target>
+struct Example;
+}  // namespace torch::data
+
 namespace tandem::comm {
 
 /// A type of the program's that says itself how its objects are sent to ranks of other machines: by two functions in
@@ -48,7 +53,8 @@ void add_count(std::string& bytes, std::size_t count);
 /// Throws CollectiveError when bytes are left that nobody has taken.
 void check_taken(std::string_view bytes);
 
-/// A tensor, which may be undefined, sparse or on a GPU, or whatever LibTorch pickles. Tensors come back on the CPU.
+/// A tensor, which may be undefined, sparse or on a GPU, or whatever LibTorch pickles. Tensors come back on the CPU;
+/// one of plain numbers lies in memory as it did, alone.
 void add_value(std::string& bytes, const c10::IValue& value);
 c10::IValue take_value(std::string_view& bytes);
 
@@ -94,7 +100,9 @@ struct Bytes<std::string> {
 template <>
 struct Bytes<at::Tensor> {
   static constexpr bool possible = true;
-  static void add(std::string& bytes, const at::Tensor& value) { add_value(bytes, value.detach()); }
+  static void add(std::string& bytes, const at::Tensor& value) {
+    add_value(bytes, value.defined() ? value.detach() : value);
+  }
   static void take(std::string_view& bytes, at::Tensor& value) { value = take_value(bytes).toTensor(); }
 };
 
@@ -180,6 +188,30 @@ struct Bytes<std::variant<Ts...>> {
   }
 };
 
+template <class Data, class Target>
+struct Bytes<torch::data::Example<Data, Target>> {
+  static constexpr bool possible = Bytes<Data>::possible && Bytes<Target>::possible;
+  static void add(std::string& bytes, const torch::data::Example<Data, Target>& value) {
+    Bytes<Data>::add(bytes, value.data);
+    Bytes<Target>::add(bytes, value.target);
+  }
+  static void take(std::string_view& bytes, torch::data::Example<Data, Target>& value) {
+    Bytes<Data>::take(bytes, value.data);
+    Bytes<Target>::take(bytes, value.target);
+  }
+};
+
+template <class Data>
+struct Bytes<torch::data::Example<Data, void>> {
+  static constexpr bool possible = Bytes<Data>::possible;
+  static void add(std::string& bytes, const torch::data::Example<Data, void>& value) {
+    Bytes<Data>::add(bytes, value.data);
+  }
+  static void take(std::string_view& bytes, torch::data::Example<Data, void>& value) {
+    Bytes<Data>::take(bytes, value.data);
+  }
+};
+
 template <class T, std::size_t N>
 struct Bytes<std::array<T, N>> {
   static constexpr bool possible = Bytes<T>::possible;
@@ -223,8 +255,8 @@ struct Bytes<std::unordered_set<K>> : BytesOfElements<std::unordered_set<K>, K> 
 }  // namespace detail
 
 /// Whether objects of a type can be sent to ranks of other machines: numbers, enums, strings, tensors (which come back
-/// on the CPU), IValues, what HasBytes, and the standard containers, pairs, tuples and optionals of them. Pointers are
-/// not, nor structs that do not say how.
+/// on the CPU), IValues, what HasBytes, and the standard containers, pairs, tuples, optionals and Examples of them.
+/// Pointers are not, nor structs that do not say how.
 template <class T>
 inline constexpr bool has_bytes = detail::Bytes<T>::possible;
 

@@ -15,6 +15,7 @@
 #include "tandem/data/batch.h"
 #include "tandem/data/detail/any_dataset.h"
 #include "tandem/data/detail/dataset_access.h"
+#include "tandem/data/detail/fingerprint.h"
 #include "tandem/data/sampler.h"
 
 namespace tandem::data {
@@ -56,7 +57,9 @@ struct DataLoaderOptions {
 /// with any number of workers and ranks. With workers, or on several ranks, a map-style dataset is read from several
 /// threads at once: its `get` must allow that. An iterable is read by one thread at a time, for all ranks, which share
 /// rank 0's. A dataset with a member `set_epoch(std::int64_t)` is told which epoch begins. One that may wait
-/// for long in a read should look at tandem::work_is_unwanted() and give up when it turns true.
+/// for long in a read should look at tandem::work_is_unwanted() and give up when it turns true. On several machines
+/// each reads its ranks' part of a map-style dataset; what tells itself apart from other data (HasFingerprint) is
+/// compared in `prepare`.
 template <class Dataset, class Batch_ = DefaultBatch<SampleOf<Dataset>>>
 class DataLoader {
  public:
@@ -131,6 +134,7 @@ class DataLoader {
   detail::AnyDataset any_dataset() const {
     detail::AnyDataset any{.type = &typeid(Dataset), .sample_type = &typeid(Sample), .batch_type = &typeid(Batch)};
     any.length = [loader = *this] { return loader.length(); };
+    any.bytes = detail::bytes_of_batch<Batch>();
     if constexpr (iterable) {
       any.collate = [collate = collate_](std::any samples) {
         return detail::AnyBatch::of(collate(std::any_cast<std::vector<Sample>>(std::move(samples))));
@@ -148,6 +152,7 @@ class DataLoader {
         return detail::AnyBatch::of(slice(batch.as<Batch>(), begin, end));
       };
       any.set_epoch = epoch_setter();
+      any.fingerprint = detail::fingerprint_function(dataset_);
     }
     return any;
   }

@@ -83,6 +83,9 @@ class ImageFolder : public torch::data::datasets::Dataset<ImageFolder, torch::da
   /// How many pictures there are.
   std::optional<std::size_t> size() const override;
 
+  /// Of the files and labels of some pictures: see HasFingerprint. Throws DataError when one cannot be read.
+  std::uint64_t fingerprint() const;
+
   /// The names of the classes; a label is a position in it.
   const std::vector<std::string>& classes() const;
 

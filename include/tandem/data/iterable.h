@@ -24,7 +24,7 @@ using SampleStream = std::function<std::optional<Sample>()>;
 ///
 /// By default rank 0 reads it for all ranks. In shard mode rank 0's stream is read for all of them too, by whichever
 /// rank needs a step first, and every rank keeps its part: a stream may be of a file or a connection that cannot be
-/// copied.
+/// copied. On several machines it is rank 0's, which is sent to the others.
 template <class Sample>
 class IterableDataset {
  public:

@@ -45,6 +45,9 @@ class MnistDataset : public torch::data::datasets::BatchDataset<MnistDataset, to
   /// How many samples there are.
   std::optional<std::size_t> size() const override { return size_; }
 
+  /// Of some of them: see HasFingerprint.
+  std::uint64_t fingerprint();
+
  private:
   std::shared_ptr<const std::vector<std::uint8_t>> labels_;
   std::shared_ptr<const std::uint8_t[]> pixels_;  // [size, 28, 28]

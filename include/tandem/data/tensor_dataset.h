@@ -14,6 +14,7 @@
 
 #include "tandem/core/error.h"
 #include "tandem/data/batch.h"
+#include "tandem/data/detail/fingerprint.h"
 
 namespace tandem::data {
 
@@ -51,6 +52,9 @@ class TensorDataset : public torch::data::datasets::BatchDataset<TensorDataset<B
 
   /// Rows of the tensors.
   std::optional<std::size_t> size() const override { return size_; }
+
+  /// Of some of the rows: see HasFingerprint.
+  std::uint64_t fingerprint() { return detail::fingerprint_of_some(*this); }
 
  private:
   std::size_t common_size() {

@@ -50,6 +50,9 @@ class TextDataset : public torch::data::datasets::BatchDataset<TextDataset, torc
   /// How many windows there are.
   std::optional<std::size_t> size() const override { return size_; }
 
+  /// Of some of the windows: see HasFingerprint.
+  std::uint64_t fingerprint();
+
   /// How many tokens the file has, without a header.
   std::int64_t tokens() const { return count_; }
 

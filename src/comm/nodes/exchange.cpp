@@ -4,62 +4,9 @@
 #include <cstring>
 
 #include "comm/nodes/chain.h"
+#include "comm/nodes/long_message.h"
 
 namespace tandem::comm {
-namespace {
-
-// A message on its way in: its length, and what has come of it.
-struct Incoming {
-  std::uint64_t length = 0;
-  std::string bytes;
-  bool begun = false;
-
-  bool complete() const { return begun && bytes.size() == length; }
-
-  void take(std::span<const std::byte> part, int node) {
-    if (!begun) {
-      if (part.size() < sizeof length) fail(node);
-      std::memcpy(&length, part.data(), sizeof length);
-      part = part.subspan(sizeof length);
-      begun = true;
-      if (length > NodeExchange::kMostBytes) fail(node);
-    }
-    if (part.size() > length - bytes.size() || (part.empty() && length > bytes.size())) fail(node);
-    bytes.append(reinterpret_cast<const char*>(part.data()), part.size());
-  }
-
-  [[noreturn]] static void fail(int node) {
-    throw LinkError(node, "node " + std::to_string(node) + " sent a message whose length is not what it says");
-  }
-};
-
-// A message on its way out, a frame at a time, the first of which begins with its length.
-class Outgoing {
- public:
-  explicit Outgoing(std::string_view message) : rest_(message) {}
-
-  bool complete() const { return begun_ && rest_.empty(); }
-
-  Frame next(NodeLink& link) {
-    Frame frame = link.frame();
-    const std::uint64_t length = rest_.size();
-    const std::size_t head = begun_ ? 0 : sizeof length;
-    const std::size_t count = std::min(rest_.size(), Frame::kMostBytes - head);
-    frame.resize(head + count);
-    if (head > 0) std::memcpy(frame.bytes().data(), &length, head);
-    if (count > 0) std::memcpy(frame.bytes().data() + head, rest_.data(), count);
-    rest_.remove_prefix(count);
-    begun_ = true;
-    return frame;
-  }
-
- private:
-  std::string_view rest_;
-  bool begun_ = false;
-};
-
-}  // namespace
-
 NodeExchange::NodeExchange(NodeLink& link, std::vector<int> ranks_of_nodes)
     : link_(link),
       ranks_of_nodes_(std::move(ranks_of_nodes)),
@@ -85,9 +32,9 @@ int NodeExchange::node_of(int rank) const {
 std::vector<std::string> NodeExchange::exchange(std::span<const std::string_view> to) {
   const auto nodes = static_cast<std::size_t>(place_.nodes);
   const auto self = static_cast<std::size_t>(place_.node);
-  std::vector<Outgoing> out(to.begin(), to.end());
-  std::vector<Incoming> in(nodes);
-  in[self] = {to[self].size(), std::string(to[self]), true};
+  std::vector<OutgoingMessage> out(to.begin(), to.end());
+  std::vector<IncomingMessage> in(nodes);
+  in[self] = IncomingMessage(to[self]);
   const auto sent = [&](std::size_t node) { return node == self || out[node].complete(); };
   // A frame to each and one from each by turns: nobody has more under way than the links take without waiting.
   for (bool all = false; !all;) {
@@ -103,7 +50,7 @@ std::vector<std::string> NodeExchange::exchange(std::span<const std::string_view
     }
   }
   std::vector<std::string> messages;
-  for (Incoming& one : in) messages.push_back(std::move(one.bytes));
+  for (IncomingMessage& one : in) messages.push_back(one.take_bytes());
   return messages;
 }
 

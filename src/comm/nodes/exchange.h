@@ -30,9 +30,6 @@ struct NodePlace {
 /// what NodeLink throws, and LinkError that names the node whose message is not what is expected.
 class NodeExchange {
  public:
-  /// Longest message: what is longer is a broken one.
-  static constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 40;
-
   /// Over the nodes of `link`, which outlives it, with `ranks_of_nodes` ranks each.
   NodeExchange(NodeLink& link, std::vector<int> ranks_of_nodes);
   ~NodeExchange();

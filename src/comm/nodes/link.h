@@ -93,10 +93,12 @@ enum class Channel : std::uint8_t {
   partial,       ///< partial results, on the way to the last node
   result,        ///< results, on the way back
   call_partial,  ///< partial results of a reduction that ranks wait for
-  call_result    ///< its results
+  call_result,   ///< its results
+  parcel,        ///< what node 0 sends beside the ranks' calls: see SideTraffic
+  receipt        ///< what it is sent beside them
 };
 
-inline constexpr int kChannels = 6;
+inline constexpr int kChannels = 8;
 
 /// A node's end of the links between all nodes. One thread at a time sends and receives on a channel; `cancel` may be
 /// called from any other.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tandem/data/detail/any_batch.h"
+#include "tandem/data/detail/batch_bytes.h"
 #include "tandem/data/detail/dataset_access.h"
 #include "tandem/data/detail/sample_window.h"
 
@@ -34,10 +35,13 @@ struct AnyDataset {
   /// See DataLoader::length.
   std::function<std::int64_t()> length = {};
 
+  BatchBytes bytes = {};  ///< how batches go to other machines
+
   // Of a map-style dataset; null for an iterable one.
   ReadBatch read = {};
   SliceBatch slice = {};                             ///< divides a batch that was read for all ranks
   std::function<void(std::int64_t)> set_epoch = {};  ///< null too where the dataset has none
+  std::function<std::uint64_t()> fingerprint = {};   ///< see HasFingerprint; null too where the dataset has none
 
   // Of an iterable dataset; null for a map-style one.
   CollateSamples collate = {};
