@@ -97,7 +97,8 @@ std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const
   const std::string where = "port " + std::to_string(options.port) + " of " + address;
   if (result.wait_for(limit + milliseconds(500)) == std::future_status::timeout) {
     thread.detach();
-    throw StoreError("whoever listens at " + where + " is no store of this training: there is no answer");
+    throw StoreError("whoever listens at " + where +
+                     " gives no answer: it is frozen, or no store of a training; is it the port of node 0?");
   }
   thread.join();
   try {
