@@ -126,8 +126,12 @@ std::optional<comm::NodeFailure> LaunchedNode::leave() {
       token_->cancel(std::current_exception());
     }
     if (!token_->cancelled()) {
-      const std::lock_guard lock(mutex_);
-      token_ = nullptr;
+      {
+        const std::lock_guard lock(mutex_);
+        token_ = nullptr;
+      }
+      exchange_.reset();
+      connection_.reset();  // the others' next launch is not to find this one's store
       return std::nullopt;
     }
   }

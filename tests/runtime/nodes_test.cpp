@@ -253,20 +253,20 @@ TEST_CASE("the rank that does not come within the time limit is named on all nod
 
 TEST_CASE("launches on several nodes follow each other at one port") {
   const int port = comm::port_of(comm::listen_at(0));
-  constexpr int kLaunches = 10;
-  std::vector<float> sums(3);
+  constexpr int kLaunches = 4;
+  std::vector<float> sums(2);
   std::vector<std::thread> threads;
-  for (int node = 0; node < 3; ++node)
+  for (int node = 0; node < 2; ++node)
     threads.emplace_back([&, node] {
       LaunchConfig config{.cpu = 1, .threads_per_rank = 1};
-      config.nodes = Nodes{.node = node, .nodes = 3, .head = "127.0.0.1", .port = port};
+      config.nodes = Nodes{.node = node, .nodes = 2, .head = "127.0.0.1", .port = port};
       for (int i = 0; i < kLaunches; ++i)
         launch(config, [&](Accelerator& a) {
           sums[static_cast<std::size_t>(node)] += a.reduce(at::ones({1}), comm::ReduceOp::sum).item<float>();
         });
     });
   for (std::thread& thread : threads) thread.join();
-  CHECK(sums == std::vector<float>(3, 3.0f * kLaunches));
+  CHECK(sums == std::vector<float>(2, 2.0f * kLaunches));
 }
 
 TEST_CASE("nodes with other settings refuse each other, and name both") {

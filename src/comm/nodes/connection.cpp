@@ -39,7 +39,7 @@ std::vector<std::string> resolve_within(const std::string& host, milliseconds li
 
 NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOptions& options,
                                std::function<void(const NodeFailure&)> on_failure, std::function<std::string()> doing)
-    : port_(nodes.port) {
+    : port_(nodes.port), waits_for_end_(nodes.node != 0 && !nodes.launcher_has_store) {
   check(nodes);
   mine.host = host_name();
   mine.host_id = host_id();
@@ -86,7 +86,7 @@ void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) 
       resolve_within(nodes.head, std::min(nodes.join_timeout, milliseconds(30'000)));
   head_address_ = addresses[0];
   if (nodes.node == 0 && !nodes.launcher_has_store) {
-    store_ = serve_store(listen_at(port_), call_limit(nodes));
+    store_ = serve_store(port_, call_limit(nodes));
     return;
   }
   const auto began = Clock::now();
@@ -146,6 +146,18 @@ void NodeConnection::connect_links(const Nodes& nodes) {
 void NodeConnection::leave() {
   link_->finish();
   watchman_->leave();
+  if (waits_for_end_) await_end_of_store();
+}
+
+// What this program starts next is not to find the store of what has ended.
+void NodeConnection::await_end_of_store() {
+  try {
+    for (const auto began = Clock::now(); Clock::now() - began < milliseconds(200);) {
+      store_->get("end");
+      std::this_thread::sleep_for(milliseconds(2));
+    }
+  } catch (const StoreError&) {
+  }
 }
 
 }  // namespace tandem::comm

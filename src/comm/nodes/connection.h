@@ -36,8 +36,11 @@ class NodeConnection {
   void find_store(const Nodes& nodes, const JoinOptions& options);
   void connect_links(const Nodes& nodes);
 
+  void await_end_of_store();
+
   std::string head_address_;
-  int port_ = 0;
+  const int port_;
+  const bool waits_for_end_;  // of the store, which is node 0's
   std::unique_ptr<TcpStore> store_;
   JoinedNodes joined_;
   std::unique_ptr<NodeLink> link_;
