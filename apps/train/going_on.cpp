@@ -74,7 +74,8 @@ FoundCheckpoint find_on_first_node(const Options& options) {
   tandem::launch({.cpu = 1, .nodes = options.launch.nodes}, [&](tandem::Accelerator& accelerator) {
     std::pair<std::optional<std::string>, std::optional<c10::IValue>> told;
     if (accelerator.is_main()) {
-      found = {checkpoint_to_resume(options), state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
+      found = {checkpoint_to_resume(options),
+               state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
       told.first = found.path;
       if (found.state) told.second = found.state->state_dict();
     }

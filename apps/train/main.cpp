@@ -136,7 +136,8 @@ train::Inputs read_inputs_of_all(train::Options& options) {
     return train::read_inputs(options);
   } catch (const std::exception&) {
     const auto problem = std::current_exception();
-    tandem::launch_on({options.machine, options.launch}, [&](tandem::Accelerator&) { std::rethrow_exception(problem); });
+    tandem::launch_on({options.machine, options.launch},
+                      [&](tandem::Accelerator&) { std::rethrow_exception(problem); });
     throw;
   }
 }

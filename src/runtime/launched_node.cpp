@@ -48,9 +48,9 @@ comm::NodeCard card_of(const AcceleratorState& state) {
 
 LaunchedNode::LaunchedNode(const AcceleratorState& state) {
   const Nodes& nodes = *state.config.nodes;
-  connection_.emplace(nodes, card_of(state),
-                      comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
-                      [this](const comm::NodeFailure& failure) { heard(failure); }, [this] { return doing(); });
+  connection_.emplace(
+      nodes, card_of(state), comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
+      [this](const comm::NodeFailure& failure) { heard(failure); }, [this] { return doing(); });
   exchange_.emplace(connection_->link(), connection_->joined().ranks());
 }
 

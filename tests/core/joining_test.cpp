@@ -403,11 +403,10 @@ TEST_CASE("nodes hear what the ranks of the others do") {
   std::vector<std::unique_ptr<Watchman>> watchmen;
   for (int node = 0; node < 3; ++node)
     watchmen.push_back(std::make_unique<Watchman>(
-        store.connect(), Watchman::Options{.node = node,
-                                           .joined = joined_of(3),
-                                           .silence = 60s,
-                                           .beat = 5ms,
-                                           .doing = [node] { return "what " + std::to_string(node) + " does"; }}));
+        store.connect(),
+        Watchman::Options{.node = node, .joined = joined_of(3), .silence = 60s, .beat = 5ms, .doing = [node] {
+                            return "what " + std::to_string(node) + " does";
+                          }}));
   std::vector<std::string> said;
   const std::vector<std::string> wanted{"what 0 does", "", "what 2 does"};
   for (const auto began = Clock::now(); said != wanted && Clock::now() - began < 60s;) said = watchmen[1]->ask_others();

@@ -34,8 +34,8 @@ struct Plan {
 };
 
 void say(const char* what, const std::string& text) {
-  const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
-      std::chrono::system_clock::now().time_since_epoch());
+  const auto now =
+      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch());
   std::printf("%s at %lld: %s\n", what, static_cast<long long>(now.count()), text.c_str());
   std::fflush(stdout);
 }

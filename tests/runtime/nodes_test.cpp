@@ -247,8 +247,8 @@ TEST_CASE("the rank that does not come within the time limit is named on all nod
     a.wait_for_everyone();
   });
   for (const auto& error : errors)
-    CHECK_THAT(text_of_error(error), Catch::Matchers::StartsWith("rank 3") &&
-                                         ContainsSubstring("time limit of 1 s") && ContainsSubstring("rank 3: running"));
+    CHECK_THAT(text_of_error(error), Catch::Matchers::StartsWith("rank 3") && ContainsSubstring("time limit of 1 s") &&
+                                         ContainsSubstring("rank 3: running"));
 }
 
 TEST_CASE("launches on several nodes follow each other at one port") {

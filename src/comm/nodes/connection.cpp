@@ -75,7 +75,8 @@ void NodeConnection::join(const Nodes& nodes, NodeCard& mine, const JoinOptions&
       store_.reset();
     } catch (const StoreError& error) {
       if (nodes.node == 0 || nodes.launcher_has_store) throw;
-      throw StoreError("node 0 at " + nodes.head + ", which has the nodes' store, has gone or is frozen: " + error.what());
+      throw StoreError("node 0 at " + nodes.head +
+                       ", which has the nodes' store, has gone or is frozen: " + error.what());
     }
   }
 }

@@ -140,7 +140,8 @@ class Joining {
         if (nodes_.node != 0 && store_.get(joined.prefix + "over")) return false;
         if (Clock::now() - began >= nodes_.node_timeout)
           throw CollectiveError(joined.name(node) + " came, and has not been heard of for " +
-                                to_text(nodes_.node_timeout) + " since: it was killed, is frozen, or cannot be reached");
+                                to_text(nodes_.node_timeout) +
+                                " since: it was killed, is frozen, or cannot be reached");
         std::this_thread::sleep_for(milliseconds(2));
       }
     return true;
