@@ -126,9 +126,10 @@ class Srun(Test):
 
 @unittest.skipIf(CANNOT, CANNOT)
 class Addresses(Test):
-    def start(self, hosts, head, *flags):
-        return [Process(hosts.command(name, [TRAIN, *ONE, "--nodes", len(hosts.names), "--node", node, "--head",
-                                             head, *flags])) for node, name in enumerate(hosts.names)]
+    def start(self, hosts, head, *flags, epochs=1):
+        nodes = [*FLAGS, "--cpu", 1, "--epochs", epochs, "--nodes", len(hosts.names), "--head", head]
+        return [Process(hosts.command(name, [TRAIN, *nodes, "--node", node, *flags]))
+                for node, name in enumerate(hosts.names)]
 
     def test_hosts_reach_each_other_by_name_and_by_address(self):
         with Hosts("ab") as hosts:
@@ -140,6 +141,43 @@ class Addresses(Test):
                     for process in processes:
                         self.assertEqual(process.wait(60), 0, process.text())
                     self.check_weights()
+
+
+    def test_what_is_wrong_with_the_head_is_said(self):
+        with Hosts("ab") as hosts:
+            hosts.says_hosts("b", "127.0.0.1 head")
+            other = Process(hosts.command("a", [sys.executable, "-c", "import socket, time; one = socket.socket(); "
+                                                "one.bind(('', 29500)); one.listen(); print('listens', flush=True); "
+                                                "time.sleep(60)"]))
+            other.await_text("listens")
+            for head, code, says in (("nowhere:29500", 2, "the host name 'nowhere' has no address here"),
+                                     ("a:29500", 2, "port 29500 of this host cannot be listened at: .*by process [0-9]+")):
+                one = Process(hosts.command("a", [TRAIN, *ONE, "--nodes", 2, "--node", 0, "--head", head]))
+                self.assertEqual(one.wait(30), code, one.text())
+                self.assertRegex(one.text(), says)
+            one = Process(hosts.command("b", [TRAIN, *ONE, "--nodes", 2, "--node", 1, "--head", "head:29500"]))
+            one.await_text(r"waiting for the store of node 0 at port 29500 of head \(127.0.0.1, which is this host itself")
+
+    def test_a_host_that_cannot_reach_another_one_is_named(self):
+        with Hosts("abc") as hosts:
+            node_processes.ip(f"-n b route add unreachable {hosts.address('c')}/32")
+            processes = self.start(hosts, "a:29500")
+            for process in processes:
+                self.assertNotEqual(process.wait(60), 0, process.text())
+                self.assertRegex(process.text(), r"node [12] \(host [bc]\)")
+
+    @unittest.skipUnless(LONG, "it waits for 15 s")
+    def test_a_cable_that_is_pulled_ends_all(self):
+        for pulled in "ab":
+            with self.subTest(pulled=pulled), Hosts("ab") as hosts:
+                run = self.folder / pulled
+                processes = self.start(hosts, "a:29500", "--checkpoint-dir", run, "--save-every", 10, epochs=1000)
+                await_it(lambda: list(run.glob("checkpoint_*")))
+                hosts.cut(pulled)
+                for process in processes:
+                    self.assertEqual(process.wait(60), 1, process.text())
+                other = "ba"["ab".index(pulled)]
+                self.assertIn(f"node {'ab'.index(pulled)} (host {pulled})", processes["ab".index(other)].text())
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ class Hosts(contextlib.AbstractContextManager):
         """`words` as a command of that host."""
         hosts = pathlib.Path(self.folder.name) / name
         script = f'mount --bind {hosts} /etc/hosts && hostname {name} && exec "$@"'
-        return ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", script, "sh", *words]
+        return ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", script, "sh",
+                *(str(word) for word in words)]
 
     def cut(self, name):
         """Pulls the host's cable, at the other end."""

@@ -58,7 +58,15 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
                             link_->cancel();
                           }};
   watchman_ = std::make_unique<Watchman>(connect_store(head_address_, port_, call_limit(nodes)), std::move(watch));
-  try_links(*link_, joined_);
+  try {
+    try_links(*link_, joined_);
+  } catch (const Error& error) {  // also Cancelled, when another node has told why
+    const NodeFailure mine{nodes.node, mine.host, -1, error.what()};
+    const NodeFailure failure = watchman_->tell(mine, true);
+    watchman_->leave();
+    throw CollectiveError((failure.node < 0 || failure.node == nodes.node ? "" : joined_.name(failure.node) + ": ") +
+                          failure.text);
+  }
 }
 
 // A program may train several times, one after another: what is found at the port may be the start before, which ends.
