@@ -18,6 +18,9 @@ packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/
   libtbb-dev=/usr/include/oneapi/tbb.h libjs-dygraphs=/usr/share/javascript/dygraphs/dygraph.min.js)
 # Other versions format, and warn, differently, so only CI insists.
 [[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)
+# Launchers and networks of several machines on this one, for tests that are skipped without.
+[[ -z ${CI:-} ]] || packages+=(iproute2=/sbin/ip openmpi-bin=/usr/bin/mpirun munge=/usr/sbin/munged
+  slurm-client=/usr/bin/srun slurmctld=/usr/sbin/slurmctld slurmd=/usr/sbin/slurmd)
 # With these cpack makes a .deb.
 [[ -z ${CI:-} ]] || packages+=(dpkg-dev=/usr/bin/dpkg-shlibdeps file=/usr/bin/file)
 # A test looks at reports with it, and is skipped without. Ubuntu's does not run in a container.

@@ -6,6 +6,7 @@
 
 #include "batches.h"
 #include "printable.h"
+#include "resumed_flags.h"
 #include "stored_description.h"
 #include "tandem/core/error.h"
 #include "tandem/io/checkpoint_series.h"
@@ -65,6 +66,24 @@ std::optional<std::string> checkpoint_to_resume(const Options& options) {
     throw tandem::ConfigError("--resume '" + options.resume + "' is no directory; name a checkpoint, or auto");
   check_is_one_checkpoint("--resume", options.resume);
   return options.resume;
+}
+
+FoundCheckpoint find_on_first_node(const Options& options) {
+  FoundCheckpoint found;
+  // A launch of its own: what the next one is like depends on what is found.
+  tandem::launch({.cpu = 1, .nodes = options.launch.nodes}, [&](tandem::Accelerator& accelerator) {
+    std::pair<std::optional<std::string>, std::optional<c10::IValue>> told;
+    if (accelerator.is_main()) {
+      found = {checkpoint_to_resume(options),
+               state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
+      told.first = found.path;
+      if (found.state) told.second = found.state->state_dict();
+    }
+    told = accelerator.broadcast_object(told);
+    found.path = told.first;
+    if (told.second) found.state.emplace().load_state_dict(*told.second);
+  });
+  return found;
 }
 
 void check_is_there(const DataOptions& data) {

@@ -198,6 +198,13 @@ std::string classes_without_samples(const Options& options, const Task& task) {
 
 }  // namespace
 
+static FoundCheckpoint find_checkpoint(const Options& options) {
+  if (options.found) return *options.found;
+  const auto path = checkpoint_to_resume(options);
+  if (!path) return {};
+  return {path, state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
+}
+
 std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs) {
   auto net = inputs.task->make_net();
   if (inputs.initial_weights.stored) set_weights(*net, inputs.initial_weights, options);
@@ -235,12 +242,10 @@ Inputs read_inputs(Options& options) {
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   const bool writes = options.machine.node == 0;  // others have the same files, or none
   if (writes) inputs.series = begin_series(options.launch.checkpoints.directory);
-  inputs.checkpoint = checkpoint_to_resume(options);
-  if (!inputs.checkpoint) {
-    inputs.earlier = earlier_checkpoints(options);
-  } else if (const auto state = state_of_checkpoint(options.resume, options.launch.checkpoints.directory)) {
-    check_is_its_own(*state, options, inputs);
-  }
+  const auto found = find_checkpoint(options);
+  inputs.checkpoint = found.path;
+  if (found.path && found.state) check_is_its_own(*found.state, options, inputs);
+  if (!found.path && writes) inputs.earlier = earlier_checkpoints(options);
   if (writes) inputs.weights = open_weights(options.save_weights);
   inputs.log = std::make_unique<MetricsLog>(writes ? options.log_json : "");  // last: it may wait for a reader
   return inputs;

@@ -129,12 +129,25 @@ void tell_torchrun(const std::string& what) {
   std::ofstream(path) << nlohmann::json{{"message", error}}.dump(-1, ' ', false, replaced);
 }
 
+// What is wrong here ends the other machines too, which hear of it.
+train::Inputs read_inputs_of_all(train::Options& options) {
+  if (!options.machine.joined) return train::read_inputs(options);
+  try {
+    return train::read_inputs(options);
+  } catch (const std::exception&) {
+    const auto problem = std::current_exception();
+    tandem::launch_on({options.machine, options.launch},
+                      [&](tandem::Accelerator&) { std::rethrow_exception(problem); });
+    throw;
+  }
+}
+
 int run(int argc, char** argv) {
   auto parsed = train::parse_options(argc, argv);
   if (!parsed.options) return parsed.exit_code;
   train::Options& options = *parsed.options;
   announce_waiting(options);
-  const train::Inputs inputs = train::read_inputs(options);
+  const train::Inputs inputs = read_inputs_of_all(options);
   announce(options, inputs);
   prepare_profile(options);
   train::Outcome outcome;

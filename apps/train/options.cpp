@@ -18,6 +18,7 @@
 #include "common/command_line.h"
 #include "common/program.h"
 #include "config_file.h"
+#include "going_on.h"
 #include "judging.h"
 #include "model_flags.h"
 #include "optimizer.h"
@@ -475,9 +476,14 @@ ParseResult parse_options(int argc, char** argv) {
   if (const auto code = parse(line->app, words)) return {std::nullopt, *code};
   std::optional<tandem::io::Config> checkpoint;
   std::set<std::string> data_of_checkpoint;
-  if (const Options& given = line->raw.options; !given.resume.empty())
-    if (auto state = state_of_checkpoint(given.resume, given.launch.checkpoints.directory))
+  std::shared_ptr<const FoundCheckpoint> found;
+  if (Options& given = line->raw.options; !given.resume.empty()) {
+    settle_nodes(given);
+    const bool several = given.launch.nodes && given.launch.nodes->nodes > 1;
+    if (several) found = std::make_shared<const FoundCheckpoint>(find_on_first_node(given));
+    if (auto state = found ? found->state : state_of_checkpoint(given.resume, given.launch.checkpoints.directory))
       checkpoint = std::move(state->flags);
+  }
   if (checkpoint) {
     const auto inherited = inherited_flags(line->app, *checkpoint);
     words.insert(words.end(), inherited.begin(), inherited.end());
@@ -490,6 +496,7 @@ ParseResult parse_options(int argc, char** argv) {
   check_flags_of_tokens(line->app, line->raw.options.data);
   if (checkpoint) go_on_with_batch_size(line->raw, *checkpoint);
   Options options = finish(std::move(line->raw));
+  options.found = std::move(found);
   options.flags = flags_of(line->app, options);
   options.data.of_checkpoint = std::move(data_of_checkpoint);
   if (checkpoint) {

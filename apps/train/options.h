@@ -19,6 +19,8 @@ class App;
 
 namespace train {
 
+struct FoundCheckpoint;
+
 enum class ModelKind { mlp, cnn, resnet18, resnet34, resnet50, vit_b_16, script, gpt, gpt2 };
 enum class OptimizerKind { sgd, adamw, lion, muon, adafactor };
 
@@ -85,6 +87,7 @@ struct Options {
   std::string init_weights, save_weights, log_json;  // files; empty: none
   std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next
   std::string resume;                                // a checkpoint, or auto; empty: begin anew
+  std::shared_ptr<const FoundCheckpoint> found;      // for it, on the first of several machines; null: on this one
   tandem::ProfileOptions profile;                    // without a directory: none
 
   std::vector<std::string> log_with;           // names of trackers; empty: none

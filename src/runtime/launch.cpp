@@ -192,8 +192,9 @@ std::vector<std::vector<int>> cores_of_ranks(const AcceleratorState& state) {
 }
 
 // Waits until all ranks have ended or the token has fired. The launching thread has nothing else to do than to look
-// after the ranks' time limit.
-void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout, const LaunchObserver* observer) {
+// after the ranks' time limit. `node`: of several; null: there is one.
+void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds timeout, const LaunchObserver* observer,
+           LaunchedNode* node) {
   const auto interval =
       std::clamp<std::chrono::nanoseconds>(timeout / 10, std::chrono::milliseconds(1), std::chrono::seconds(1));
   while (!team.wait_for(interval) && !group.token().cancelled()) {
@@ -204,9 +205,14 @@ void watch(ThreadTeam& team, comm::RankGroup& group, std::chrono::nanoseconds ti
     const auto blamed = group.overdue(timeout);
     if (!blamed) continue;
     const auto seconds = std::chrono::duration<double>(timeout).count();
-    const std::string text =
-        "a rank waited longer than the time limit of " + c10::str(seconds) + " s:\n" + group.report();
-    group.token().cancel(std::make_exception_ptr(CollectiveError(text)), *blamed);
+    std::string text = "a rank waited longer than the time limit of " + c10::str(seconds) + " s:\n" + group.report();
+    int rank = *blamed;
+    if (node && group.waits(rank)) {  // as all of this node do: for whom?
+      const auto [others, running] = node->ask_others();
+      text += others;
+      if (running >= 0) rank = running;
+    }
+    group.token().cancel(std::make_exception_ptr(CollectiveError(text)), rank);
   }
 }
 
@@ -282,7 +288,7 @@ LaunchEnd run_team(const AcceleratorState& state, const Program& program, comm::
   const std::stop_callback cancel(config.cancel, [&token] {
     token.cancel(std::make_exception_ptr(Cancelled("the launch was cancelled by its caller")));
   });
-  watch(team, group, config.timeout, program.observer);
+  watch(team, group, config.timeout, program.observer, state.joined.get());
   return join(team, *session, token);
 }
 
@@ -301,7 +307,8 @@ void run_in_one_process(const AcceleratorState& state, const Program& program) {
 
 [[noreturn]] void throw_failure_of(const comm::NodeFailure& failure) {
   std::string text = failure.rank >= 0 ? "rank " + std::to_string(failure.rank) + ", " : "";
-  if (failure.node >= 0) text += "node " + std::to_string(failure.node) + " (host " + failure.host + "): ";
+  const std::string node = "node " + std::to_string(failure.node) + " (host " + failure.host + ")";
+  if (failure.node >= 0 && !failure.text.starts_with(node)) text += node + ": ";  // what was not told names it itself
   try {
     throw CollectiveError(failure.text);
   } catch (...) {
@@ -318,6 +325,7 @@ void run_on_node(const AcceleratorState& state, const Program& program) {
   std::exception_ptr error;  // of this process and no rank
   try {
     comm::RankGroup group(node.exchange(), token, state.devices.front().is_cpu());
+    const LaunchedNode::Shown shown(node, group);
     end = run_team(state, program, group, &node.exchange(), notes);
     if (!token.cancelled()) throw_if_not_well(end);
   } catch (...) {

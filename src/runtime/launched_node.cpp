@@ -4,6 +4,8 @@
 
 #include "backend/backend.h"
 #include "comm/error_text.h"
+#include "comm/nodes/fields.h"
+#include "comm/rank_group.h"
 #include "tandem/core/error.h"
 #include "tandem/version.h"
 
@@ -54,9 +56,9 @@ comm::NodeCard card_of(const AcceleratorState& state) {
 
 LaunchedNode::LaunchedNode(const AcceleratorState& state) {
   const Nodes& nodes = *state.config.nodes;
-  connection_.emplace(nodes, card_of(state),
-                      comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
-                      [this](const comm::NodeFailure& failure) { heard(failure); });
+  connection_.emplace(
+      nodes, card_of(state), comm::JoinOptions{.progress = nodes.on_waiting, .stop = state.config.cancel},
+      [this](const comm::NodeFailure& failure) { heard(failure); }, [this] { return doing(); });
   exchange_.emplace(connection_->link(), connection_->joined().ranks());
 }
 
@@ -82,8 +84,44 @@ void LaunchedNode::begin(CancelToken& token) {
   if (failure_) token.cancel(std::make_exception_ptr(CollectiveError(failure_->text)), failure_->rank);
 }
 
+void LaunchedNode::show(const comm::RankGroup* group) {
+  const std::lock_guard lock(mutex_);
+  group_ = group;
+}
+
+// A rank that does not wait, from 1 (0: none), and what all do. On the watchman's thread.
+std::string LaunchedNode::doing() {
+  const std::lock_guard lock(mutex_);
+  if (!group_) return "";
+  const auto& place = exchange_->place();
+  int running = place.first_rank + place.local_ranks - 1;
+  while (running >= place.first_rank && group_->waits(running)) --running;
+  std::string bytes;
+  comm::add_field(bytes, std::to_string(running < place.first_rank ? 0 : running + 1));
+  comm::add_field(bytes, group_->report());
+  return bytes;
+}
+
+std::pair<std::string, int> LaunchedNode::ask_others() {
+  std::string lines;
+  int running = -1;
+  const auto answers = connection_->watchman().ask_others();
+  for (std::size_t node = 0; node < answers.size(); ++node) {
+    if (answers[node].empty()) continue;
+    try {
+      comm::Fields fields(answers[node], static_cast<int>(node));
+      const int its = static_cast<int>(fields.number(exchange_->place().world_size)) - 1;
+      lines += "\n" + connection_->joined().name(static_cast<int>(node)) + ", " + fields.text();
+      if (running < 0) running = its;
+    } catch (const comm::LinkError&) {  // the time limit is what matters
+    }
+  }
+  return {lines, running};
+}
+
 comm::NodeFailure LaunchedNode::failure_of(const std::exception_ptr& reason, int rank) const {
-  const int node = exchange_->place().node;
+  // The rank to blame may be another node's, which has not come, say.
+  const int node = rank < 0 ? exchange_->place().node : exchange_->node_of(rank);
   return {node, connection_->joined().cards[static_cast<std::size_t>(node)].host, rank, text_of(reason)};
 }
 
@@ -96,8 +134,12 @@ std::optional<comm::NodeFailure> LaunchedNode::leave() {
       token_->cancel(std::current_exception());
     }
     if (!token_->cancelled()) {
-      const std::lock_guard lock(mutex_);
-      token_ = nullptr;
+      {
+        const std::lock_guard lock(mutex_);
+        token_ = nullptr;
+      }
+      exchange_.reset();
+      connection_.reset();  // the others' next launch is not to find this one's store
       return std::nullopt;
     }
   }

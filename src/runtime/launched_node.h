@@ -3,11 +3,17 @@
 
 #include <mutex>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "comm/nodes/connection.h"
 #include "comm/nodes/exchange.h"
 #include "core/cancel_token.h"
 #include "tandem/runtime/launch_config.h"
+
+namespace tandem::comm {
+class RankGroup;
+}  // namespace tandem::comm
 
 namespace tandem {
 
@@ -29,6 +35,22 @@ class LaunchedNode {
   /// there has been a launch.
   void begin(CancelToken& token);
 
+  /// While it lives, the other nodes may ask what the ranks of `group` do, which outlives it.
+  class Shown {
+   public:
+    Shown(LaunchedNode& node, const comm::RankGroup& group) : node_(node) { node_.show(&group); }
+    ~Shown() { node_.show(nullptr); }
+    Shown(const Shown&) = delete;
+    Shown& operator=(const Shown&) = delete;
+
+   private:
+    LaunchedNode& node_;
+  };
+
+  /// What the ranks of the other nodes do, as lines for people, and one of them that does not wait for others; -1: they
+  /// all do, as far as they say.
+  std::pair<std::string, int> ask_others();
+
   /// When all is over here: leaves the others, and returns what has ended the training on another node; nothing where
   /// it ended well, or by what the token has.
   std::optional<comm::NodeFailure> leave();
@@ -36,8 +58,11 @@ class LaunchedNode {
  private:
   comm::NodeFailure failure_of(const std::exception_ptr& reason, int rank) const;
   void heard(const comm::NodeFailure& failure);
+  std::string doing();
+  void show(const comm::RankGroup* group);
 
-  std::mutex mutex_;  // guards both below
+  std::mutex mutex_;  // guards the three below
+  const comm::RankGroup* group_ = nullptr;
   CancelToken* token_ = nullptr;
   std::optional<comm::NodeFailure> failure_;  // of another node
   bool begun_ = false, left_ = false;

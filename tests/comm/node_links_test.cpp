@@ -32,9 +32,8 @@ namespace {
 // A store, and connections to it.
 struct Stores {
   Stores() {
-    Descriptor listening = listen_at(0);
-    port = port_of(listening);
-    server = serve_store(std::move(listening), 10s);
+    port = port_of(listen_at(0));
+    server = serve_store(port, 10s);
   }
   std::unique_ptr<TcpStore> connect() const { return connect_store("127.0.0.1", port, 10s); }
 

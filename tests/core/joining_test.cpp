@@ -219,6 +219,55 @@ TEST_CASE("a stop while joining ends it, for the others too") {
   CHECK_THAT(other, ContainsSubstring("node 1 (host b): joining the other nodes was cancelled"));
 }
 
+TEST_CASE("a node that came and is no more is missed when all have come, and named") {
+  MemoryStore store;
+  store.connect()->set("tandem//1/card2", to_bytes(card_of(2)));  // and nothing else
+  std::vector<std::string> errors(2);
+  std::vector<std::thread> threads;
+  for (int node = 0; node < 2; ++node)
+    threads.emplace_back([&, node] {
+      Nodes nodes = place_of(node, 3);
+      nodes.node_timeout = 100ms;
+      errors[static_cast<std::size_t>(node)] =
+          error_of<CollectiveError>([&] { join_nodes(*store.connect(), nodes, card_of(node)); });
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& error : errors)
+    CHECK_THAT(error, ContainsSubstring("node 2 (host c) came, and has not been heard of for 100 ms since"));
+}
+
+TEST_CASE("what a program throws while it waits for others ends them too") {
+  MemoryStore store;
+  std::string other;
+  std::thread second(
+      [&] { other = error_of<Error>([&] { join_nodes(*store.connect(), place_of(1, 3), card_of(1)); }); });
+  const JoinOptions options{.progress = [](const std::string&) { throw std::runtime_error("disk on fire"); }};
+  CHECK_THROWS_AS(join_nodes(*store.connect(), place_of(0, 3), card_of(0), options), std::runtime_error);
+  second.join();
+  CHECK(other == "node 0 (host a): disk on fire");
+}
+
+TEST_CASE("a start that finds the one before, which ends, waits for its own") {
+  MemoryStore store;
+  {
+    const auto before = store.connect();
+    before->add("tandem//generation", 1);
+    before->set("tandem//1/place1", "itself");
+    before->set(left_key("tandem//1/", 1), "1");
+  }
+  std::vector<std::string> prefixes(2);
+  std::thread second([&] { prefixes[1] = join_nodes(*store.connect(), place_of(1, 2), card_of(1)).prefix; });
+  std::this_thread::sleep_for(50ms);
+  prefixes[0] = join_nodes(*store.connect(), place_of(0, 2), card_of(0)).prefix;
+  second.join();
+  CHECK(prefixes == std::vector<std::string>(2, "tandem//2/"));
+
+  MemoryStore gone;
+  const auto connection = gone.connect();
+  gone.end();
+  CHECK_THROWS_AS(join_nodes(*connection, place_of(1, 2), card_of(1)), EarlierStoreError);
+}
+
 TEST_CASE("two processes of one number are an error that names both") {
   MemoryStore store;
   std::vector<std::string> errors(2);
@@ -347,6 +396,21 @@ TEST_CASE("a node that goes without a word is missed, and named, by all others")
     CHECK_THAT(heard.text, ContainsSubstring(std::string("(host ") + kHosts[gone] + ") has not been heard of"));
     CHECK(nodes.await(gone == 0 ? 2 : 0) == heard);
   }
+}
+
+TEST_CASE("nodes hear what the ranks of the others do") {
+  MemoryStore store;
+  std::vector<std::unique_ptr<Watchman>> watchmen;
+  for (int node = 0; node < 3; ++node)
+    watchmen.push_back(std::make_unique<Watchman>(
+        store.connect(),
+        Watchman::Options{.node = node, .joined = joined_of(3), .silence = 60s, .beat = 5ms, .doing = [node] {
+                            return "what " + std::to_string(node) + " does";
+                          }}));
+  std::vector<std::string> said;
+  const std::vector<std::string> wanted{"what 0 does", "", "what 2 does"};
+  for (const auto began = Clock::now(); said != wanted && Clock::now() - began < 60s;) said = watchmen[1]->ask_others();
+  CHECK(said == wanted);
 }
 
 TEST_CASE("a store that has gone, or does not answer, ends the nodes, naming where it is") {

@@ -2,57 +2,32 @@
 
 Usage: nodes_test.py TRAIN MNIST [--long]"""
 
+import contextlib
 import os
 import pathlib
 import random
 import re
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import unittest
 
+from node_processes import Process, await_it, free_port
+
 TRAIN, MNIST = sys.argv[1:3]
 LONG = "--long" in sys.argv
 TORCHRUN = str(pathlib.Path(sys.executable).parent / "torchrun")
+LONGER = ["--epochs", 60, "--eval-every", 0]  # so that it can be killed several times
 FLAGS = ["--data-dir", MNIST, "--limit-train-samples", "6000", "--threads-per-rank", "1", "--no-progress"]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-class Process:
-    """A program whose output is kept, with signals as a terminal's."""
-
-    def __init__(self, command, **environment):
-        self.output = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [str(word) for word in command], stdout=self.output, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment})
-
-    def __del__(self):
-        self.process.kill()
-        self.process.wait()
-        self.output.close()
-
-    def wait(self, seconds=300):
-        return self.process.wait(seconds)
-
-    def text(self):
-        self.output.seek(0)
-        return self.output.read()
-
-
-def by_hand(nodes, *flags):
-    """Starts a process for each number of ranks in `nodes`."""
+def by_hand(nodes, *flags, own=None):
+    """Starts a process for each number of ranks in `nodes`, with flags of its own if there are `own`."""
     head = f"127.0.0.1:{free_port()}"
-    return [Process([TRAIN, *FLAGS, "--cpu", ranks, "--nodes", len(nodes), "--node", node, "--head", head, *flags])
-            for node, ranks in enumerate(nodes)]
+    return [Process([TRAIN, *FLAGS, "--cpu", ranks, "--nodes", len(nodes), "--node", node, "--head", head, *flags,
+                     *(own[node] if own else [])]) for node, ranks in enumerate(nodes)]
 
 
 def by_torchrun(nodes, way, *flags, restarts=0):
@@ -75,6 +50,28 @@ def kill_workers_of(agent):
                 os.kill(int(child), signal.SIGKILL)
                 killed += 1
     return killed
+
+
+def listening_ports(process):
+    """The TCP ports at which a process listens."""
+    sockets = set()
+    for file in pathlib.Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sockets.add(os.readlink(file))
+    ports = []
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                ports.append(int(fields[1].rsplit(":", 1)[1], 16))
+    return ports
+
+
+def memory_of(process):
+    """What a process holds in memory, in MiB; 0 for one that has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 >> 20
+    return 0
 
 
 def step_of(text):
@@ -139,10 +136,7 @@ class Nodes(unittest.TestCase):
                 self.assertIn(f"node {killed} (host ", other.text())
 
     def await_checkpoint(self, folder):
-        deadline = time.monotonic() + 60
-        while not list(folder.glob("checkpoint_*")):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
+        await_it(lambda: list(folder.glob("checkpoint_*")))
 
     def test_a_signal_to_one_node_stops_all_at_one_step_and_they_go_on(self):
         for told in (1, 0)[:2 if LONG else 1]:
@@ -158,22 +152,75 @@ class Nodes(unittest.TestCase):
                 self.end_well(by_hand([1, 1], *flags, "--resume", "auto"))
                 self.assertEqual(weights.read_bytes(), alone)
 
-    def test_torchrun_restarts_what_was_killed_and_the_bits_are_the_same(self):
+    def test_on_disks_of_their_own_the_first_node_has_the_checkpoint_and_its_flags(self):
+        flags = ["--epochs", 2, "--hidden", 64, "--lr", 0.002]
+        alone = self.alone(2, *flags)
+        weights, disks = self.folder / "weights", [self.folder / name for name in "ab"]
+        own = lambda *more: [["--checkpoint-dir", disk, *more] for disk in disks]
+        self.end_well(by_hand([1, 1], *flags, "--max-steps", 50, own=own()))
+        self.assertEqual(list(disks[1].glob("checkpoint_*")), [])
+        # Neither width nor learning rate are said again.
+        processes = by_hand([1, 1], "--epochs", 2, "--save-weights", weights, own=own("--resume", "auto"))
+        self.end_well(processes)
+        self.assertIn("goes on from step 50", processes[0].text())
+        self.assertEqual(weights.read_bytes(), alone)
+        for where, codes, says in (("checkpoint_0", [0, 0], "goes on from step 50"),
+                                   ("none", [2, 1], f"--resume '{disks[0]}/none' is no directory")):
+            with self.subTest(where=where):
+                processes = by_hand([1, 1], "--epochs", 2, "--resume", disks[0] / where)
+                self.assertEqual([one.wait() for one in processes], codes, [one.text() for one in processes])
+                for one, code in zip(processes, codes):
+                    if code or one is processes[0]:
+                        self.assertIn(says, one.text())
+
+    def test_what_is_wrong_on_one_node_ends_all_which_say_so(self):
+        processes = by_hand([1, 1], "--epochs", 1, own=[[], ["--init-weights", self.folder / "none.safetensors"]])
+        for process in processes:
+            self.assertNotEqual(process.wait(30), 0)
+            self.assertIn("none.safetensors", process.text())
+
+    def test_torchrun_restarts_what_is_killed_again_and_again_and_the_bits_are_the_same(self):
+        alone = self.alone(2, *LONGER)
+        for way in ("static", "c10d") * 5 if LONG else ("static",):
+            kills = 20
+            while kills > 0:
+                with self.subTest(way=way, kills=kills):
+                    kills -= self.check_kills(way, kills, alone)
+
+    def check_kills(self, way, most, alone):
+        """Kills nodes at random until it was `most` times or the training ends; returns how often."""
+        seed = random.randrange(10**6)
+        chance = random.Random(seed)
+        run = self.folder / f"{way}{seed}"
+        weights = run / "weights.safetensors"
+        run.mkdir()
+        agents = by_torchrun(2, way, *LONGER, "--checkpoint-dir", run, "--save-every", 40, "--total-limit", 2,
+                             "--resume", "auto", "--save-weights", weights, restarts=5 * most)
+        kills = 0
+        while kills < most and all(agent.process.poll() is None for agent in agents):
+            time.sleep(chance.uniform(0, 1))
+            kills += kill_workers_of(chance.choice(agents).process.pid)
+        self.end_well(agents)
+        self.assertEqual(weights.read_bytes(), alone, f"seed {seed}")
+        return kills
+
+    def test_what_other_programs_send_to_its_ports_does_no_harm(self):
         alone = self.alone(2, "--epochs", 8)
-        chance = random.Random(7)
-        for way in ("static", "c10d") * 10 if LONG else ("static",):
-            with self.subTest(way=way):
-                run = self.folder / f"{way}{chance.random()}"
-                weights = run / "weights.safetensors"
-                run.mkdir()
-                flags = ["--epochs", 8, "--checkpoint-dir", run, "--save-every", 20, "--total-limit", 2, "--resume",
-                         "auto", "--save-weights", weights]
-                agents = by_torchrun(2, way, *flags, restarts=3)
-                self.await_checkpoint(run)
-                time.sleep(chance.random())
-                self.assertTrue(kill_workers_of(chance.choice(agents).process.pid))
-                self.end_well(agents)
-                self.assertEqual(weights.read_bytes(), alone)
+        weights = self.folder / "weights.safetensors"
+        processes = by_hand([1, 1], "--epochs", 8, "--checkpoint-dir", self.folder / "run", "--save-every", 5,
+                            "--save-weights", weights)
+        self.await_checkpoint(self.folder / "run")
+        chance = random.Random(3)
+        garbage = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64, b"\xff" * 4096, chance.randbytes(100_000)]
+        before = [memory_of(one.process.pid) for one in processes]
+        for port in {port for one in processes for port in listening_ports(one.process.pid)}:
+            for text in garbage:
+                with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)) as one:
+                    one.sendall(text)
+        for one, size in zip(processes, before):
+            self.assertLess(memory_of(one.process.pid), size + 200, one.text())
+        self.end_well(processes)
+        self.assertEqual(weights.read_bytes(), alone)
 
     @unittest.skipUnless(LONG, "an agent takes seconds")
     def test_an_error_reaches_torchrun(self):

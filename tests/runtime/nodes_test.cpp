@@ -214,6 +214,35 @@ TEST_CASE("the error of one rank ends all nodes, which name it, its node and its
   }
 }
 
+TEST_CASE("the rank that does not come within the time limit is named on all nodes") {
+  const auto errors = try_to_launch_on_nodes({1, 1, 2}, {.timeout = std::chrono::seconds(1)}, [&](Accelerator& a) {
+    a.wait_for_everyone();
+    while (a.rank() == 3 && !a.cancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    a.wait_for_everyone();
+  });
+  for (const auto& error : errors)
+    CHECK_THAT(text_of_error(error), Catch::Matchers::StartsWith("rank 3") && ContainsSubstring("time limit of 1 s") &&
+                                         ContainsSubstring("rank 3: running"));
+}
+
+TEST_CASE("launches on several nodes follow each other at one port") {
+  const int port = comm::port_of(comm::listen_at(0));
+  constexpr int kLaunches = 4;
+  std::vector<float> sums(2);
+  std::vector<std::thread> threads;
+  for (int node = 0; node < 2; ++node)
+    threads.emplace_back([&, node] {
+      LaunchConfig config{.cpu = 1, .threads_per_rank = 1};
+      config.nodes = Nodes{.node = node, .nodes = 2, .head = "127.0.0.1", .port = port};
+      for (int i = 0; i < kLaunches; ++i)
+        launch(config, [&](Accelerator& a) {
+          sums[static_cast<std::size_t>(node)] += a.reduce(at::ones({1}), comm::ReduceOp::sum).item<float>();
+        });
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(sums == std::vector<float>(2, 2.0f * kLaunches));
+}
+
 TEST_CASE("nodes with other settings refuse each other, and name both") {
   const int port = comm::port_of(comm::listen_at(0));
   std::vector<std::string> errors(2);

@@ -17,6 +17,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
+constexpr milliseconds kEnding(2000);  // how long the store of an earlier start may take to go
+
 // What a call of the store may take: a watchman's silence is longer.
 milliseconds call_limit(const Nodes& nodes) { return nodes.node_timeout * 2 / 3; }
 
@@ -36,16 +38,13 @@ std::vector<std::string> resolve_within(const std::string& host, milliseconds li
 }  // namespace
 
 NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOptions& options,
-                               std::function<void(const NodeFailure&)> on_failure)
-    : port_(nodes.port) {
+                               std::function<void(const NodeFailure&)> on_failure, std::function<std::string()> doing)
+    : port_(nodes.port), waits_for_end_(nodes.node != 0 && !nodes.launcher_has_store) {
   check(nodes);
-  find_store(nodes, options);
   mine.host = host_name();
   mine.host_id = host_id();
   mine.process = getpid();
-  mine.head_address = head_address_;
-  mine.address = own_address_towards(head_address_, port_);
-  joined_ = join_nodes(*store_, nodes, mine, options);
+  join(nodes, mine, options);
   connect_links(nodes);
   Watchman::Options watch{.node = nodes.node,
                           .joined = joined_,
@@ -53,12 +52,41 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
                           .store_node = nodes.launcher_has_store ? -1 : 0,
                           .silence = nodes.node_timeout,
                           .beat = std::min(milliseconds(250), nodes.node_timeout / 8),
+                          .doing = std::move(doing),
                           .on_failure = [this, on_failure = std::move(on_failure)](const NodeFailure& failure) {
                             if (on_failure) on_failure(failure);
                             link_->cancel();
                           }};
   watchman_ = std::make_unique<Watchman>(connect_store(head_address_, port_, call_limit(nodes)), std::move(watch));
-  try_links(*link_, joined_);
+  try {
+    try_links(*link_, joined_);
+  } catch (const Error& error) {  // also Cancelled, when another node has told why
+    const NodeFailure mine{nodes.node, mine.host, -1, error.what()};
+    const NodeFailure failure = watchman_->tell(mine, true);
+    watchman_->leave();
+    throw CollectiveError((failure.node < 0 || failure.node == nodes.node ? "" : joined_.name(failure.node) + ": ") +
+                          failure.text);
+  }
+}
+
+// A program may train several times, one after another: what is found at the port may be the start before, which ends.
+void NodeConnection::join(const Nodes& nodes, NodeCard& mine, const JoinOptions& options) {
+  for (const auto began = Clock::now();;) {
+    find_store(nodes, options);
+    mine.head_address = head_address_;
+    mine.address = own_address_towards(head_address_, port_);
+    try {
+      joined_ = join_nodes(*store_, nodes, mine, options);
+      return;
+    } catch (const EarlierStoreError&) {
+      if (nodes.node == 0 || nodes.launcher_has_store || Clock::now() - began >= nodes.join_timeout) throw;
+      store_.reset();
+    } catch (const StoreError& error) {
+      if (nodes.node == 0 || nodes.launcher_has_store) throw;
+      throw StoreError("node 0 at " + nodes.head +
+                       ", which has the nodes' store, has gone or is frozen: " + error.what());
+    }
+  }
 }
 
 // Serves it, or waits until it is there.
@@ -67,7 +95,7 @@ void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) 
       resolve_within(nodes.head, std::min(nodes.join_timeout, milliseconds(30'000)));
   head_address_ = addresses[0];
   if (nodes.node == 0 && !nodes.launcher_has_store) {
-    store_ = serve_store(listen_at(port_), call_limit(nodes));
+    store_ = serve_store(port_, call_limit(nodes));
     return;
   }
   const auto began = Clock::now();
@@ -78,12 +106,18 @@ void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) 
       problem = try_to_connect(address, port_, 1000);
       if (!problem.empty()) continue;
       head_address_ = address;
-      store_ = connect_store(address, port_, call_limit(nodes));
-      return;
+      try {
+        store_ = connect_store(address, port_, call_limit(nodes));
+        return;
+      } catch (const StoreError& error) {
+        if (Clock::now() - began >= kEnding) throw;
+        problem = error.what();
+      }
     }
     const auto now = Clock::now();
     const std::string waiting = "waiting for the store of node 0 at port " + std::to_string(port_) + " of " +
-                                nodes.head + " (" + addresses[0] + "; " + problem + ")";
+                                nodes.head + " (" + addresses[0] +
+                                (is_loopback(addresses[0]) ? ", which is this host itself; " : "; ") + problem + ")";
     if (options.stop.stop_requested()) throw Cancelled("joining the other nodes was cancelled");
     if (now - began >= nodes.join_timeout)
       throw CollectiveError("gave up after " + to_text(nodes.join_timeout) + ": " + waiting);
@@ -121,6 +155,18 @@ void NodeConnection::connect_links(const Nodes& nodes) {
 void NodeConnection::leave() {
   link_->finish();
   watchman_->leave();
+  if (waits_for_end_) await_end_of_store();
+}
+
+// What this program starts next is not to find the store of what has ended.
+void NodeConnection::await_end_of_store() {
+  try {
+    for (const auto began = Clock::now(); Clock::now() - began < milliseconds(200);) {
+      store_->get("end");
+      std::this_thread::sleep_for(milliseconds(2));
+    }
+  } catch (const StoreError&) {
+  }
 }
 
 }  // namespace tandem::comm

@@ -38,15 +38,16 @@ class Joining {
 
   JoinedNodes join() {
     for (;;) {
-      JoinedNodes joined{open_generation(), {}};
+      JoinedNodes joined{find_generation(), {}};
       store_.set(joined.prefix + "card" + std::to_string(nodes_.node), to_bytes(mine_));
       try {
         if (!await_cards(joined)) continue;
         if (const std::string problem = settle(joined.cards); !problem.empty()) throw ConfigError(problem);
+        if (!await_readiness(joined)) continue;
         return joined;
       } catch (const StoreError&) {
         throw;
-      } catch (const Error& error) {
+      } catch (const std::exception& error) {  // also what `progress` throws
         give_up(joined.prefix, error.what());
         throw;
       }
@@ -54,6 +55,14 @@ class Joining {
   }
 
  private:
+  std::string find_generation() {
+    try {
+      return open_generation();
+    } catch (const StoreError& error) {
+      throw EarlierStoreError(error.what());
+    }
+  }
+
   // Node 0 opens generations; the others join the newest that is not over, and only once.
   std::string open_generation() {
     const std::string key = root() + "generation";
@@ -68,8 +77,10 @@ class Joining {
       if (generation == 0 || store_.get(prefix(generation) + "over")) continue;
       other = claim(prefix(generation));
       if (other.empty()) return prefix(generation);
-      // A launcher's store outlives a start: then what is there is the start before.
-      if (!nodes_.launcher_has_store) throw CollectiveError(other);
+      // What is there may be the start before: a launcher's store outlives it, and that of a node 0 that is leaving
+      // may still be there when this node has left.
+      if (!nodes_.launcher_has_store && !store_.get(left_key(prefix(generation), nodes_.node)))
+        throw CollectiveError(other);
     }
   }
 
@@ -112,10 +123,32 @@ class Joining {
       if (const auto bytes = store_.get(failure_key(joined.prefix))) {
         // Where it is about the cards, all are there by now, and this node says the same of them.
         if (look()) return true;
-        const NodeFailure failure = node_failure_of(*bytes);
-        throw CollectiveError(name_of(failure.node, failure.host) + ": " + failure.text);
+        throw_failure(node_failure_of(*bytes));
       }
     }
+  }
+
+  // Waits until all have seen that all are there: some may have come long ago, and be no more. False: this generation
+  // is over.
+  bool await_readiness(const JoinedNodes& joined) {
+    const auto key = [&](int node) { return joined.prefix + "ready" + std::to_string(node); };
+    store_.set(key(nodes_.node), "1");
+    const auto began = Clock::now();
+    for (int node = 0; node < nodes_.nodes; ++node)
+      while (!store_.get(key(node))) {
+        if (const auto bytes = store_.get(failure_key(joined.prefix))) throw_failure(node_failure_of(*bytes));
+        if (nodes_.node != 0 && store_.get(joined.prefix + "over")) return false;
+        if (Clock::now() - began >= nodes_.node_timeout)
+          throw CollectiveError(joined.name(node) + " came, and has not been heard of for " +
+                                to_text(nodes_.node_timeout) +
+                                " since: it was killed, is frozen, or cannot be reached");
+        std::this_thread::sleep_for(milliseconds(2));
+      }
+    return true;
+  }
+
+  [[noreturn]] static void throw_failure(const NodeFailure& failure) {
+    throw CollectiveError(name_of(failure.node, failure.host) + ": " + failure.text);
   }
 
   // "waiting for node 2 of 3 (host b)"

@@ -54,10 +54,16 @@ struct JoinOptions {
   std::stop_token stop{};  ///< gives up, with Cancelled
 };
 
+/// The store went away before this node had a place in it: that of an earlier start, whose node 0 has left.
+class EarlierStoreError : public StoreError {
+ public:
+  using StoreError::StoreError;
+};
+
 /// Waits for all nodes and compares what they tell. Collective over nodes. Throws ConfigError, with the same text on
 /// all nodes, when values differ, two nodes would share a GPU, or an address is one that others cannot reach;
 /// CollectiveError when a node does not come within nodes.join_timeout, there are two of one number, or another node
-/// has failed; Cancelled; StoreError.
+/// has failed or is no more; Cancelled; StoreError.
 JoinedNodes join_nodes(KeyStore& store, const Nodes& nodes, const NodeCard& mine, const JoinOptions& options = {});
 
 /// Tells that `node` needs the store no more. Who serves it waits for the others' word first, but for the node

@@ -28,9 +28,15 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 class Connection final : public TcpStore {
  public:
   Connection(const std::string& address, c10d::TCPStoreOptions options, milliseconds call_limit) {
-    // So that the new sockets are ours. Whoever gets no answer may hold it for ever.
+    // So that the new sockets are ours. Whoever gets no answer may hold it for ever: nobody is to reach a port that
+    // listens already, for a server that waits for this.
     static std::timed_mutex one_at_a_time;
     const std::unique_lock lock(one_at_a_time, call_limit / 2);
+    if (options.isServer) {
+      Descriptor listening = listen_at(options.port);
+      options.port = static_cast<std::uint16_t>(port_of(listening));
+      options.masterListenFd = listening.release();
+    }
     const std::vector<int> before = connections_to(options.port);
     options.waitWorkers = false;
     options.timeout = call_limit;
@@ -97,11 +103,14 @@ std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const
   const std::string where = "port " + std::to_string(options.port) + " of " + address;
   if (result.wait_for(limit + milliseconds(500)) == std::future_status::timeout) {
     thread.detach();
-    throw StoreError("whoever listens at " + where + " is no store of this training: there is no answer");
+    throw StoreError("whoever listens at " + where +
+                     " gives no answer: it is frozen, or no store of a training; is it the port of node 0?");
   }
   thread.join();
   try {
     return result.get();
+  } catch (const ConfigError&) {  // the port is in use
+    throw;
   } catch (const std::exception&) {
     throw StoreError("whoever listens at " + where +
                      " does not answer as a store: " + first_line(text_of(std::current_exception())));
@@ -110,11 +119,10 @@ std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const
 
 }  // namespace
 
-std::unique_ptr<TcpStore> serve_store(Descriptor listening, milliseconds call_limit) {
+std::unique_ptr<TcpStore> serve_store(int port, milliseconds call_limit) {
   c10d::TCPStoreOptions options;
-  options.port = static_cast<std::uint16_t>(port_of(listening));
+  options.port = static_cast<std::uint16_t>(port);
   options.isServer = true;
-  options.masterListenFd = listening.release();
   return connect_within_limit("127.0.0.1", options, call_limit);
 }
 

@@ -23,8 +23,9 @@ class TcpStore : public KeyStore {
   virtual c10::intrusive_ptr<c10d::Store> libtorch() const = 0;
 };
 
-/// Serves a store at `listening`, and connects to it. No others may connect once it is gone.
-std::unique_ptr<TcpStore> serve_store(Descriptor listening, std::chrono::milliseconds call_limit);
+/// Serves a store at `port`, and connects to it. No others may connect once it is gone. Throws ConfigError when the
+/// port is in use.
+std::unique_ptr<TcpStore> serve_store(int port, std::chrono::milliseconds call_limit);
 
 /// Connects to the store at `port` of a numeric address; a call may take `call_limit`. Throws StoreError when nobody
 /// listens there, or somebody else does.

@@ -66,6 +66,16 @@ NodeFailure Watchman::tell(const NodeFailure& mine, bool consequence) {
   return failure_.value_or(mine);
 }
 
+std::vector<std::string> Watchman::ask_others() {
+  std::unique_lock lock(mutex_);
+  answers_.assign(peers_.size(), "");
+  asked_ = true;
+  changed_.notify_all();
+  changed_.wait_for(lock, options_.silence, [&] { return !asked_ || failure_ || ended_; });
+  asked_ = false;
+  return answers_;
+}
+
 void Watchman::leave() {
   stop();
   if (!store_works_) return;
@@ -88,6 +98,7 @@ void Watchman::run() {
       lock.unlock();
       look();
       lock.lock();
+      gather(lock);
     } catch (const std::exception& error) {
       if (!lock.owns_lock()) lock.lock();
       store_works_ = false;
@@ -97,7 +108,7 @@ void Watchman::run() {
         lock.lock();
       }
     }
-    changed_.wait_for(lock, options_.beat, [&] { return stopping_ || failure_ || to_tell_; });
+    changed_.wait_for(lock, options_.beat, [&] { return stopping_ || failure_ || to_tell_ || asked_; });
   }
   ended_ = true;
   changed_.notify_all();
@@ -114,8 +125,22 @@ void Watchman::answer(std::unique_lock<std::mutex>& lock) {
   changed_.notify_all();
 }
 
+// For `ask_others`.
+void Watchman::gather(std::unique_lock<std::mutex>& lock) {
+  if (!asked_) return;
+  lock.unlock();
+  std::vector<std::string> answers(peers_.size());
+  for (int node = 0; node < static_cast<int>(peers_.size()); ++node)
+    if (node != options_.node) answers[static_cast<std::size_t>(node)] = store_->get(key("doing", node)).value_or("");
+  lock.lock();
+  answers_ = std::move(answers);
+  asked_ = false;
+  changed_.notify_all();
+}
+
 void Watchman::look() {
   if (const auto told = store_->get(failure_key(options_.joined.prefix))) return failed(node_failure_of(*told));
+  if (options_.doing) store_->set(key("doing", options_.node), options_.doing());
   store_->add(key("beat", options_.node), 1);
   const auto now = Clock::now();
   // Whoever was stopped himself, or had a slow store, has not listened.

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "comm/nodes/joining.h"
 #include "comm/nodes/key_store.h"
@@ -45,6 +46,8 @@ class Watchman {
     /// Longest silence of a node. The store's calls must have a limit of at most two thirds of it.
     std::chrono::milliseconds silence = std::chrono::seconds(15);
     std::chrono::milliseconds beat = std::chrono::milliseconds(250);  ///< how often it looks
+    /// What this node's ranks do, for `ask_others` of another one. Called on the watchman's thread, at every beat.
+    std::function<std::string()> doing{};
     /// Called once, on the watchman's thread, when something has failed on another node. Must not wait for whoever
     /// calls `tell` or `leave`.
     std::function<void(const NodeFailure&)> on_failure{};
@@ -63,6 +66,10 @@ class Watchman {
   /// the time limit, with `mine` where the store does not answer.
   NodeFailure tell(const NodeFailure& mine, bool consequence = false);
 
+  /// What the ranks of the other nodes did at their last beat, by node; empty for this one, and where nobody says.
+  /// Returns within the time limit.
+  std::vector<std::string> ask_others();
+
   /// Tells that this node has ended, well or after a failure, and looks no more. Waits for the others, as long as the
   /// time limit, so that no link closes while somebody has yet to read from it; after a failure only the node that has
   /// the store does, for a second, since they have to read of it.
@@ -77,6 +84,7 @@ class Watchman {
 
   void run();
   void answer(std::unique_lock<std::mutex>& lock);
+  void gather(std::unique_lock<std::mutex>& lock);
   void look();
   void look_after(int node, std::chrono::steady_clock::time_point now);
   NodeFailure store_failure(const std::string& what) const;
@@ -95,6 +103,8 @@ class Watchman {
   bool ended_ = false;                  // the thread looks no more
   std::optional<NodeFailure> to_tell_;  // what `tell` has for the thread
   std::optional<NodeFailure> failure_;  // what counts
+  bool asked_ = false;                  // `ask_others` waits for the thread
+  std::vector<std::string> answers_;    // for it
   bool store_works_ = true;
   std::thread thread_;
 };
