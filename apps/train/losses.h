@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "tandem/comm/deferred_scalars.h"
 #include "tandem/tandem.h"
 
 namespace train {

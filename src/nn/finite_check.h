@@ -6,8 +6,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-
-#include "tandem/comm/deferred_scalars.h"
+#include <c10/core/Event.h>
 
 namespace tandem::nn {
 
@@ -25,8 +24,13 @@ class FiniteCheck {
   std::optional<std::uint64_t> first_found(bool wait);
 
  private:
-  comm::DeferredScalars scalars_;
-  std::deque<std::uint64_t> found_;  // passes, in order
+  struct Pending {
+    std::uint64_t pass;
+    at::Tensor found;                // 0-dim bool on the host
+    std::optional<c10::Event> done;  // nothing: it is there
+  };
+
+  std::deque<Pending> pending_;
 };
 
 }  // namespace tandem::nn

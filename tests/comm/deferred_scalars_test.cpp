@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "support/fake_machine.h"
+#include "tandem/comm/deferred_scalars.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -37,6 +38,7 @@ void deliver_steps(Accelerator& a, DeferredScalars& scalars, std::vector<Numbers
     number.fill_(10.0 * step + a.rank());
     scalars.add_of_all({step + 0.5, number}, [&](const auto& arrived) { delivered.push_back(numbers_of(arrived)); });
     number.fill_(-1);
+    a.wait_for_everyone();  // as a training does that reduces gradients
     scalars.deliver();
   }
   a.wait_for_everyone();

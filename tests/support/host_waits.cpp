@@ -4,7 +4,7 @@
 #include <dlfcn.h>
 #include <execinfo.h>
 
-#include <array>
+#include <compare>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
@@ -13,7 +13,11 @@
 namespace tandem::test::fake {
 namespace {
 
-using Place = std::pair<const char*, std::vector<void*>>;  // kind, and where it was called
+struct Place {
+  const char *kind, *of;
+  std::vector<void*> called;  // return addresses, the innermost first
+  auto operator<=>(const Place&) const = default;
+};
 
 struct Waits {
   std::mutex mutex;
@@ -44,9 +48,9 @@ bool is_ours(const std::string& name) {
 // The innermost functions of Tandem's and of the program's.
 std::string in_words(const Place& place) {
   constexpr int kMost = 4;
-  std::string text = place.first;
+  std::string text = place.kind + (*place.of ? " of " + std::string(place.of) : std::string());
   int shown = 0;
-  for (void* const address : place.second)
+  for (void* const address : place.called)
     if (const std::string name = function_at(address); shown < kMost && is_ours(name))
       text += (shown++ == 0 ? " in " : ", called by ") + name;
   return text;
@@ -54,12 +58,12 @@ std::string in_words(const Place& place) {
 
 }  // namespace
 
-void note_wait(const char* kind) {
+void note_wait(const char* kind, const char* of) {
   constexpr int kDepth = 64;
   std::vector<void*> frames(kDepth);
   frames.resize(static_cast<std::size_t>(backtrace(frames.data(), kDepth)));
   const std::lock_guard lock(waits().mutex);
-  waits().counts[{kind, std::move(frames)}] += 1;
+  waits().counts[{kind, of, std::move(frames)}] += 1;
 }
 
 std::map<std::string, int> waits_by_place() {
