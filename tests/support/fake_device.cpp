@@ -55,6 +55,11 @@ c10::Stream stream_of(c10::DeviceIndex device) {
                      current_streams[static_cast<std::size_t>(device)]);
 }
 
+struct Event {
+  Clock clock;
+  bool asked = false;  // since it was recorded, whether it is done
+};
+
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
   c10::DeviceType type() const override { return c10::kCUDA; }
@@ -78,22 +83,19 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void* getStreamNativeHandle(c10::Stream stream) const override { return handle_of(key_of(stream)); }
 
   void record(void** event, const c10::Stream& stream, c10::DeviceIndex, c10::EventFlag) const override {
-    if (!*event) *event = new Clock;
-    *static_cast<Clock*>(*event) = order().record(key_of(stream));
+    if (!*event) *event = new Event;
+    *static_cast<Event*>(*event) = {order().record(key_of(stream))};
   }
   void block(void* event, const c10::Stream& stream) const override {
-    order().block(key_of(stream), *static_cast<Clock*>(event));
+    order().block(key_of(stream), static_cast<Event*>(event)->clock);
   }
-  // Every other time not yet.
-  bool queryEvent(void*) const override {
-    static std::atomic<int> queries{0};
-    return queries++ % 2 != 0;
-  }
-  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock*>(event); }
+  // Not yet when it is asked for the first time.
+  bool queryEvent(void* event) const override { return std::exchange(static_cast<Event*>(event)->asked, true); }
+  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   void synchronizeEvent(void* event) const override {
     must_not_be_recorded();
     note_wait("synchronizeEvent");
-    order().synchronize(*static_cast<Clock*>(event));
+    order().synchronize(static_cast<Event*>(event)->clock);
   }
   bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream& stream) const override {
@@ -471,6 +473,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_reshape_alias", &reshape_alias);
   library.impl("resize_", &resize);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
+  // CUDA has one kernel for many tensors; without these lines it would be an operator a tensor.
+  for (const char* const name : {"_foreach_norm.Scalar", "_foreach_mul_.Tensor", "_foreach_mul_.Scalar",
+                                 "_foreach_lerp_.Scalar", "_foreach_copy_"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
 const Guard guard;

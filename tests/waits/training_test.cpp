@@ -32,11 +32,11 @@ train::Options options_of(const std::string& arguments) {
 }
 
 // What hosts have waited for, and what devices were told to do, in a whole training of so many updates.
-struct Training {
+struct Seen {
   Counts waits, launches;
 };
 
-Training run(const Machine& machine, int ranks, const std::string& arguments, int updates) {
+Seen run(const Machine& machine, int ranks, const std::string& arguments, int updates) {
   const TempDir dir;
   train::Options options = options_of("--cpu " + std::to_string(ranks) + " --threads-per-rank 1 --quiet --max-steps " +
                                       std::to_string(updates) + " --log-json " + (dir / "log") + " --project-dir " +
@@ -66,9 +66,9 @@ Counts difference(Counts more, const Counts& fewer) {
 constexpr int kUpdates = 200;
 
 // Of kUpdates updates after the first 30.
-Training steady_state(int ranks, const std::string& arguments) {
+Seen steady_state(int ranks, const std::string& arguments) {
   const Machine machine;
-  const Training first = run(machine, ranks, arguments, 30), all = run(machine, ranks, arguments, 30 + kUpdates);
+  const Seen first = run(machine, ranks, arguments, 30), all = run(machine, ranks, arguments, 30 + kUpdates);
   return {difference(all.waits, first.waits), difference(all.launches, first.launches)};
 }
 
@@ -91,12 +91,24 @@ TEST_CASE("a training on GPUs waits for no device") {
   const TempDir dir;
   const std::string logs = " --log-with jsonl csv tensorboard --eval-every 0 ",
                     mlp = "--hidden 8 --batch-size 2 --limit-train-samples 4000" + logs,
+                    cnn = "--model cnn --batch-size 1 --limit-train-samples 2000" + logs,
                     gpt = "--model gpt --layers 1 --width 8 --heads 1 --block-size 8 --batch-size 2 --data-file " +
                           write_text(dir, 30'000) + logs;
-  for (const auto& [ranks, flags] : std::vector<std::pair<int, std::string>>{{1, mlp}, {4, mlp}, {1, gpt}}) {
-    const Training training = steady_state(ranks, flags);
-    INFO(ranks << " ranks, " << flags << "\n" << shown(training.waits) << shown(training.launches));
-    CHECK(of_kind(training.waits, false) == Counts{});
-    CHECK(of_kind(training.waits, true) == Counts{});
+  for (const auto& [ranks, flags] : std::vector<std::pair<int, std::string>>{
+           {1, mlp},
+           {4, mlp},
+           {1, gpt},
+           {4, gpt},
+           {1, cnn},
+           {4, mlp + "--clip-grad-norm 1 --scheduler cosine --warmup-steps 20 --ema 0.9"},
+           {2, mlp + "--gradient-accumulation-steps 2"},
+           {2, mlp + "--dispatch-batches --optimizer sgd --momentum 0.9"},
+           {1, mlp + "--mixed-precision fp16"},
+           {2, mlp + "--mixed-precision fp16"},
+           {2, mlp + "--mixed-precision bf16 --split-batches"}}) {
+    const Seen seen = steady_state(ranks, flags);
+    INFO(ranks << " ranks, " << flags << "\n" << shown(seen.waits) << shown(seen.launches));
+    CHECK(of_kind(seen.waits, false) == Counts{});
+    CHECK(of_kind(seen.waits, true) == Counts{});
   }
 }
