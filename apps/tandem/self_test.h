@@ -16,8 +16,8 @@ namespace tandem_tool {
 struct SelfTestResult {
   /// `in_words`: what was checked. `of_parts`: figures for the report; null: none.
   template <class Text>
-  requires std::convertible_to<Text, std::string>
-  SelfTestResult(Text&& in_words, nlohmann::ordered_json of_parts = nullptr)
+  requires std::convertible_to<Text, std::string> SelfTestResult(Text&& in_words,
+                                                                 nlohmann::ordered_json of_parts = nullptr)
       : text(std::forward<Text>(in_words)), figures(std::move(of_parts)) {}
 
   std::string text;

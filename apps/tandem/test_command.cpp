@@ -202,7 +202,9 @@ void add_test(CLI::App& tandem, Commands& commands) {
                    std::string("also write a file for an issue: no names of people, hosts and folders are in it "
                                "(default with --gpus alone: ") +
                        kReport + ")");
-  test->footer("Examples:\n  tandem test\n  tandem test --ranks 4\n  tandem test --gpus\n  tandem test --gpus 2 --transport nccl --json");
+  test->footer(
+      "Examples:\n  tandem test\n  tandem test --ranks 4\n  tandem test --gpus\n  tandem test --gpus 2 --transport "
+      "nccl --json");
   commands.push_back({test, [options] { return run_self_test(*options); }});
 }
 

@@ -62,9 +62,7 @@ LaunchConfig on_first(const LaunchConfig& config, int count) {
   return on(config, std::move(devices));
 }
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::string rounded(const char* form, double value) {
   std::array<char, 64> text;
@@ -187,7 +185,8 @@ SelfTestResult run_transports(const LaunchConfig& config) {
   Json sizes = Json::array();
   for (const std::int64_t bytes : kBytes) sizes.push_back({{"bytes", bytes}});
   std::string refused;
-  for (const auto& [transport, name] : {std::pair{Transport::nccl, "us by NCCL"}, {Transport::peer_memory, "us by peers' memory"}}) {
+  for (const auto& [transport, name] :
+       {std::pair{Transport::nccl, "us by NCCL"}, {Transport::peer_memory, "us by peers' memory"}}) {
     LaunchConfig its = config;
     its.transport = transport;
     const std::string why = refusal_of(its, [&, name = name](const LaunchConfig& allowed) {
@@ -207,7 +206,8 @@ SelfTestResult run_transports(const LaunchConfig& config) {
 
 constexpr int kRepeats = 20;
 
-std::vector<at::Tensor> trained_weights(const LaunchConfig& config, const at::Tensor& inputs, const at::Tensor& labels) {
+std::vector<at::Tensor> trained_weights(const LaunchConfig& config, const at::Tensor& inputs,
+                                        const at::Tensor& labels) {
   std::vector<at::Tensor> weights;
   tandem::launch(config, [&](Accelerator& accelerator) {
     namespace nn = torch::nn;
@@ -241,7 +241,8 @@ SelfTestResult run_repeats(const LaunchConfig& config) {
     const auto again = trained_weights(config, inputs, labels);
     for (std::size_t i = 0; i < first.size(); ++i)
       if (!at::equal(first[i], again[i]))
-        throw tandem::Error("training " + std::to_string(run) + " of the same kind ends with other bits than the first");
+        throw tandem::Error("training " + std::to_string(run) +
+                            " of the same kind ends with other bits than the first");
   }
   return {"the same bits in " + std::to_string(kRepeats) + " trainings"};
 }
@@ -269,8 +270,7 @@ std::vector<Network> networks() {
   return {{"mlp", image_net(train::ModelKind::mlp), images, labels},
           {"cnn", image_net(train::ModelKind::cnn), images, labels},
           {"gpt", [gpt] { return std::make_shared<tandem::models::Gpt>(gpt); },
-           tokens.narrow(1, 0, gpt.block_size).contiguous(),
-           tokens.narrow(1, 1, gpt.block_size).flatten()}};
+           tokens.narrow(1, 0, gpt.block_size).contiguous(), tokens.narrow(1, 1, gpt.block_size).flatten()}};
 }
 
 // Samples a second of all ranks together, on data that is on the devices.
@@ -280,7 +280,8 @@ double training_rate(const LaunchConfig& config, const Network& network) {
     auto net = network.make();
     torch::optim::AdamW adamw(net->parameters(), torch::optim::AdamWOptions(1e-3));
     auto [model, optimizer] = accelerator.prepare(net, adamw);
-    const at::Tensor inputs = network.inputs.to(accelerator.device()), targets = network.targets.to(accelerator.device());
+    const at::Tensor inputs = network.inputs.to(accelerator.device()),
+                     targets = network.targets.to(accelerator.device());
     const auto steps = [&, &model = model, &optimizer = optimizer](int count) {
       tandem::synchronize(accelerator.device());
       accelerator.wait_for_everyone();
@@ -299,8 +300,7 @@ double training_rate(const LaunchConfig& config, const Network& network) {
     const double each = accelerator.reduce(steps(kFewest) / kFewest, ReduceOp::max);
     const int count = static_cast<int>(std::clamp(1.0 / std::max(each, 1e-6), double{kFewest}, double{kMost}));
     const double seconds = accelerator.reduce(steps(count), ReduceOp::max);
-    if (accelerator.is_main())
-      rate = static_cast<double>(count * inputs.size(0) * accelerator.world_size()) / seconds;
+    if (accelerator.is_main()) rate = static_cast<double>(count * inputs.size(0) * accelerator.world_size()) / seconds;
   });
   return rate;
 }
@@ -357,7 +357,8 @@ SelfTestResult run_launches(const LaunchConfig& config) {
   constexpr int kLaunches = 50;
   const auto start = Clock::now();
   for (int i = 0; i < kLaunches; ++i)
-    tandem::launch(config, [](Accelerator& accelerator) { accelerator.reduce(at::ones({1000}, accelerator.device())); });
+    tandem::launch(config,
+                   [](Accelerator& accelerator) { accelerator.reduce(at::ones({1000}, accelerator.device())); });
   const double each = seconds_since(start) / kLaunches;
   return {std::to_string(kLaunches) + " launches in turn, " + rounded("%.0f ms each", 1e3 * each),
           {{"ms each", std::round(1e4 * each) / 10}}};
@@ -366,7 +367,7 @@ SelfTestResult run_launches(const LaunchConfig& config) {
 }  // namespace
 
 std::vector<SelfTestPart> tests_of_gpus() {
-  return {{"pairs", run_pairs},     {"repeats", run_repeats},   {"failure", run_failure},
+  return {{"pairs", run_pairs},       {"repeats", run_repeats},       {"failure", run_failure},
           {"launches", run_launches}, {"transports", run_transports}, {"scaling", run_scaling}};
 }
 

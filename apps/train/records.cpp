@@ -69,11 +69,15 @@ void Records::send(Sent log, Sent means) {
   const std::size_t first = log.scalars.size(), rest = means.scalars.size();
   std::vector<DeferredScalars::Scalar> all = std::move(log.scalars);
   all.insert(all.end(), means.scalars.begin(), means.scalars.end());
-  updates_.add_of_all(all, [first, rest, take_log = std::move(log.take), take_means = std::move(means.take)](
-                               const DeferredScalars::Arrived& arrived) {
+  const auto take = [first, rest, take_log = std::move(log.take),
+                     take_means = std::move(means.take)](const DeferredScalars::Arrived& arrived) {
     take_log(arrived.part(0, first));
     if (rest > 0) take_means(arrived.part(first, rest));
-  });
+  };
+  if (log.same_everywhere && rest == 0)
+    updates_.add(all, take);
+  else
+    updates_.add_of_all(all, take);
 }
 
 Sent Records::log_of(const Update& update, double samples_per_second) {
@@ -82,12 +86,14 @@ Sent Records::log_of(const Update& update, double samples_per_second) {
   scalars.emplace_back(update.grad_norm);
   const UpdateMetrics metrics{
       .step = update.step, .epoch = update.epoch, .lr = update.lr, .samples_per_second = samples_per_second};
-  return {std::move(scalars), [this, metrics, norm, losses = update.losses](const DeferredScalars::Arrived& arrived) {
+  return {std::move(scalars),
+          [this, metrics, norm, losses = update.losses](const DeferredScalars::Arrived& arrived) {
             UpdateMetrics all = metrics;
             all.loss = mean_of(losses, arrived);
             all.grad_norm = arrived.of(0, norm);
             write(all);
-          }};
+          },
+          /*same_everywhere=*/update.losses.windows > 0};
 }
 
 void Records::write(const UpdateMetrics& metrics) {

@@ -77,7 +77,7 @@ class Records {
   std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
   Progress progress_;
   Tracking tracking_;
-  DeferredScalars updates_;   // of all ranks, for the log and the trackers
+  DeferredScalars updates_;  // of all ranks, for the log and the trackers
   DeferredScalars progress_loss_;
   Throughput throughput_;
   std::string untold_;          // lines for people that nobody has read yet

@@ -105,7 +105,7 @@ Sent Tracking::record() {
                     .updates = std::exchange(updates_, 0),
                     .seconds = std::chrono::duration<double>(now - std::exchange(recorded_, now)).count(),
                     .rss_mb = trackers_.recording() ? rss_mb() : 0,
-                    .gpu_mb = allocated_mb(accelerator_.device())};
+                    .gpu_mb = trackers_.recording() ? allocated_mb(accelerator_.device()) : std::nullopt};
   std::vector<DeferredScalars::Scalar> scalars = scalars_of(means.losses);
   scalars.emplace_back(static_cast<double>(std::exchange(samples_, 0)));
   scalars.emplace_back(last_.grad_norm.defined() ? DeferredScalars::Scalar(last_.grad_norm) : 0.0);

@@ -28,6 +28,7 @@ struct Update {
 struct Sent {
   std::vector<DeferredScalars::Scalar> scalars;  ///< empty: nothing is sent
   std::function<void(const DeferredScalars::Arrived&)> take;
+  bool same_everywhere = false;  ///< each rank has the numbers that the others have
 };
 
 /// What --log-with records of the training: every --log-every updates their means, and where the ranks' time went.

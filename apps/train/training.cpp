@@ -314,7 +314,7 @@ class Trainer {
   std::int64_t last_epoch_ = 0;  // that of the last update
   bool stopped_ = false;         // by a signal
   StopWatch stop_watch_;
-  Losses window_;                // of the accumulation window that is open
+  Losses window_;  // of the accumulation window that is open
   std::int64_t window_samples_ = 0;
   std::vector<std::string> written_, unwritten_;
   tandem::Profile profile_;

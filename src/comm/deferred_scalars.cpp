@@ -61,12 +61,24 @@ struct DeferredScalars::Pending {
   void fill(const std::vector<Scalar>& scalars, std::size_t rank) {
     const std::size_t first = rank * count;
     double* const numbers = from_host.mutable_data_ptr<double>();
-    for (std::size_t i = 0; i < count; ++i) numbers[first + i] = is_on_host(scalars[i]) ? value_of(scalars[i]) : 0;
     rows = at::empty(from_host.sizes(), at::dtype(at::kDouble).device(device));
-    rows.copy_(from_host, /*non_blocking=*/true);
+    on_host.clear();
+    for (std::size_t i = 0; i < count; ++i) {
+      numbers[first + i] = is_on_host(scalars[i]) ? value_of(scalars[i]) : 0;
+      if (is_on_host(scalars[i])) on_host.push_back(first + i);
+    }
+    if (ranks > 1) rows.copy_(from_host, /*non_blocking=*/true);
     for (std::size_t i = 0; i < count; ++i)
       if (!is_on_host(scalars[i]))
         rows.select(0, static_cast<std::int64_t>(first + i)).copy_(tensor_of(scalars[i])->detach().reshape({}));
+  }
+
+  // Once the copy is there. What the host had has not travelled where nobody else wanted it.
+  const double* numbers() {
+    double* const arrived = to_host.mutable_data_ptr<double>();
+    if (ranks == 1)
+      for (const std::size_t i : on_host) arrived[i] = from_host.const_data_ptr<double>()[i];
+    return arrived;
   }
 
   void begin_copy() {
@@ -78,8 +90,9 @@ struct DeferredScalars::Pending {
   std::size_t count, ranks;
   c10::Device device;
   at::Tensor from_host, rows, to_host;
-  std::uint64_t reduction = 0;  // that was started; 0: none
-  c10::Event end;               // of the copy to the host
+  std::vector<std::size_t> on_host;  // which numbers the host had
+  std::uint64_t reduction = 0;       // that was started; 0: none
+  c10::Event end;                    // of the copy to the host
   Deliver deliver;
 };
 
@@ -157,7 +170,7 @@ void DeferredScalars::deliver_as(Wait wait) {
     pending_.pop_front();
     copied_ -= 1;
     const Deliver deliver = std::exchange(one->deliver, {});
-    deliver(Arrived(one->to_host.const_data_ptr<double>(), one->ranks, one->count));
+    deliver(Arrived(one->numbers(), one->ranks, one->count));
     spare_.push_back(std::move(one));
   }
 }

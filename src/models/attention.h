@@ -12,8 +12,8 @@ namespace tandem::models {
 /// Queries, keys and values of `x`, [B, T, width] each, out of one weight: of one product on GPUs, of three on the CPU.
 /// `all` gives them side by side, `each` each by itself.
 ///
-/// A GPU that waits for launches wants one, and its kernels take parts of a wide tensor as well as whole ones. The CPU's
-/// attention is faster with whole ones, and their gradients need not be put together.
+/// A GPU that waits for launches wants one, and its kernels take parts of a wide tensor as well as whole ones. The
+/// CPU's attention is faster with whole ones, and their gradients need not be put together.
 template <class All, class Each>
 std::vector<at::Tensor> project(const at::Tensor& x, const All& all, const Each& each) {
   return x.is_cpu() ? each() : all().chunk(3, -1);

@@ -39,7 +39,8 @@ class Conv1D : public torch::nn::Module {
       return std::vector<at::Tensor>{product(x, weights[0], biases[0]), product(x, weights[1], biases[1]),
                                      product(x, weights[2], biases[2])};
     };
-    return project(x, [&] { return forward(x); }, each);
+    return project(
+        x, [&] { return forward(x); }, each);
   }
 
  private:

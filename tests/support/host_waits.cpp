@@ -104,8 +104,7 @@ std::map<std::string, int> waits_by_place() {
     std::string text = place.kind + (*place.of ? " of " + std::string(place.of) : std::string());
     int shown = 0;
     for (const std::uintptr_t at : place.called)
-      if (shown < kMost && tells(functions[at]))
-        text += (shown++ == 0 ? " in " : ", called by ") + functions[at];
+      if (shown < kMost && tells(functions[at])) text += (shown++ == 0 ? " in " : ", called by ") + functions[at];
     all[text] += count;
   }
   return all;

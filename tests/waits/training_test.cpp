@@ -1,5 +1,5 @@
-// In steady state a training on GPUs waits for no device. The fake CUDA counts each wait of the hosts, and names who did;
-// so are meetings of the hosts. Whole trainings of the program `train`, within this process.
+// In steady state a training on GPUs waits for no device. The fake CUDA counts each wait of the hosts, and names who
+// did; so are meetings of the hosts. Whole trainings of the program `train`, within this process.
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -72,43 +72,99 @@ Seen steady_state(int ranks, const std::string& arguments) {
   return {difference(all.waits, first.waits), difference(all.launches, first.launches)};
 }
 
-Counts of_kind(const Counts& counts, bool meetings) {
-  Counts some;
-  for (const auto& [place, count] : counts)
-    if (place.starts_with("meeting") == meetings) some.insert({place, count});
-  return some;
+// What a training may wait for, and why.
+struct Reason {
+  const char* place;  // a part of its name
+  double most;        // times an update, of a rank
+  const char* why;
+};
+
+const std::vector<Reason> kReasons{
+    {"ModelReducer::tell_each_other", 1, "ranks' passes may reach different parameters (static_graph: they do not)"},
+    {"StopWatch::is_asked", 2, "all ranks stop after the same update: a look meets twice, ten times a second"},
+    {"Records::end_training", 1, "at the end all that is due is told"},
+};
+const std::vector<Reason> kReasonsOfFp16{
+    {"RankTraining::agree_on_step", 1, "an update is skipped by all ranks or none"},
+    {"GradScaler::step", 1, "an update whose gradients have overflowed is skipped, and its schedules"},
+};
+
+// What has waited without a reason, or more often than that allows.
+std::string without_reason(const Counts& waits, const std::vector<Reason>& reasons, int ranks) {
+  std::string text;
+  for (const auto& [place, count] : waits) {
+    const auto found = std::find_if(reasons.begin(), reasons.end(), [&place = place](const Reason& one) {
+      return place.find(one.place) != std::string::npos;
+    });
+    if (found == reasons.end() || count > found->most * kUpdates * ranks)
+      text += std::to_string(count) + " times in " + std::to_string(kUpdates) + " updates: " + place + "\n";
+  }
+  return text;
 }
 
-std::string shown(const Counts& counts) {
-  std::string text;
-  for (const auto& [place, count] : counts) text += std::to_string(count) + " x " + place + "\n";
-  return text;
+struct Flags {
+  int ranks;
+  std::string flags;
+};
+
+const std::string kLogs = " --log-with jsonl csv tensorboard --eval-every 0 ",
+                  kMlp = "--hidden 8 --batch-size 2 --limit-train-samples 4000" + kLogs,
+                  kCnn = "--model cnn --batch-size 1 --limit-train-samples 2000" + kLogs;
+
+std::string small_gpt(const std::string& text) {
+  return "--model gpt --layers 1 --width 8 --heads 1 --block-size 8 --batch-size 2 --data-file " + text + kLogs;
+}
+
+void check_waits(const std::vector<Flags>& trainings, bool fp16 = false) {
+  std::vector<Reason> reasons = kReasons;
+  if (fp16) reasons.insert(reasons.end(), kReasonsOfFp16.begin(), kReasonsOfFp16.end());
+  for (const auto& [ranks, flags] : trainings) {
+    INFO(ranks << " ranks, " << flags);
+    CHECK(without_reason(steady_state(ranks, flags).waits, reasons, ranks) == "");
+  }
 }
 
 }  // namespace
 
-TEST_CASE("a training on GPUs waits for no device") {
+TEST_CASE("a training on GPUs waits for no device, whatever is logged") {
   const TempDir dir;
-  const std::string logs = " --log-with jsonl csv tensorboard --eval-every 0 ",
-                    mlp = "--hidden 8 --batch-size 2 --limit-train-samples 4000" + logs,
-                    cnn = "--model cnn --batch-size 1 --limit-train-samples 2000" + logs,
-                    gpt = "--model gpt --layers 1 --width 8 --heads 1 --block-size 8 --batch-size 2 --data-file " +
-                          write_text(dir, 30'000) + logs;
-  for (const auto& [ranks, flags] : std::vector<std::pair<int, std::string>>{
-           {1, mlp},
-           {4, mlp},
-           {1, gpt},
-           {4, gpt},
-           {1, cnn},
-           {4, mlp + "--clip-grad-norm 1 --scheduler cosine --warmup-steps 20 --ema 0.9"},
-           {2, mlp + "--gradient-accumulation-steps 2"},
-           {2, mlp + "--dispatch-batches --optimizer sgd --momentum 0.9"},
-           {1, mlp + "--mixed-precision fp16"},
-           {2, mlp + "--mixed-precision fp16"},
-           {2, mlp + "--mixed-precision bf16 --split-batches"}}) {
-    const Seen seen = steady_state(ranks, flags);
-    INFO(ranks << " ranks, " << flags << "\n" << shown(seen.waits) << shown(seen.launches));
-    CHECK(of_kind(seen.waits, false) == Counts{});
-    CHECK(of_kind(seen.waits, true) == Counts{});
-  }
+  check_waits({{1, small_gpt(write_text(dir, 30'000))},
+               {4, kMlp + "--clip-grad-norm 1 --scheduler cosine --warmup-steps 20 --ema 0.9"}});
+}
+
+TEST_CASE("a training on GPUs in fp16 waits once an update") {
+  check_waits({{2, kMlp + "--mixed-precision fp16"}}, true);
+}
+
+TEST_CASE("trainings of all kinds on GPUs wait for no device", "[.long-waits]") {
+  const TempDir dir;
+  const std::string gpt = small_gpt(write_text(dir, 30'000));
+  check_waits({{1, kMlp},
+               {4, kMlp},
+               {4, gpt},
+               {1, kCnn},
+               {4, kCnn},
+               {2, kMlp + "--gradient-accumulation-steps 2"},
+               {2, kMlp + "--dispatch-batches --optimizer sgd --momentum 0.9"},
+               {2, kMlp + "--mixed-precision bf16 --split-batches"},
+               {1, kMlp + "--scheduler one_cycle --label-smoothing 0.1"}});
+  check_waits({{1, kMlp + "--mixed-precision fp16"}}, true);
+}
+
+TEST_CASE("a step has a GPU do fewer things than PyTorch's of the same network does") {
+  const TempDir dir;
+  // What benchmarks/peers/count_launches.py gives with PyTorch 2.11, clipping included; ours have the batch's way to
+  // the device and a log beside.
+  const auto [flags, pytorch] = GENERATE_COPY(table<std::string, double>(
+      {{"--batch-size 2 --limit-train-samples 100", 44},
+       {"--model cnn --batch-size 1 --limit-train-samples 50", 49},
+       {"--model gpt --batch-size 1 --block-size 16 --data-file " + write_text(dir, 3'000), 197}}));
+  const Machine machine;
+  constexpr int kMore = 8;
+  const std::string all = flags + " --clip-grad-norm 1 --eval-every 0";
+  const Counts more = difference(run(machine, 1, all, 3 + kMore).launches, run(machine, 1, all, 3).launches);
+  double launches = 0;
+  for (const auto& [name, count] : more) launches += static_cast<double>(count) / kMore;
+  INFO(flags << "\n" << launches << " a step\n" << shown(more));
+  CHECK(launches < pytorch);
 }
