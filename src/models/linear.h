@@ -7,14 +7,15 @@
 
 namespace tandem::models {
 
-/// x W' + b. On GPUs with the bias in the product, one launch; on the CPU as LibTorch's layer, whose bits are known,
-/// and which adds the bias to a tensor of three dims afterwards.
+/// x W' + b, on GPUs with the bias in the product, one launch; on the CPU by LibTorch's function, which adds the bias to a
+/// tensor of three dims afterwards: other bits.
 inline at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return x.is_cpu() ? torch::nn::functional::linear(x, weight, bias) : at::linear(x, weight, bias);
 }
 
-inline at::Tensor linear(const at::Tensor& x, const torch::nn::Linear& layer) {
-  return linear(x, layer->weight, layer->bias);
+/// The layer's result, on GPUs likewise.
+inline at::Tensor linear(const at::Tensor& x, torch::nn::Linear& layer) {
+  return x.is_cpu() ? layer->forward(x) : at::linear(x, layer->weight, layer->bias);
 }
 
 }  // namespace tandem::models
