@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The measuring part of gpu.sh: runs build/benchmarks/gpu, train, and Accelerate beside it, writes
-benchmarks/results/GPU-NAME.json and prints the table of it. gpu_report.py BUILD GPU_TESTS_EXIT_CODE TESTS_EXIT_CODE
-DEADLINE NOW (seconds of one clock)."""
+benchmarks/results/GPU-NAME.json and prints the table of it. gpu_report.py BUILD GPU_TESTS_EXIT_CODE DEADLINE NOW
+(seconds of one clock). gpu_report.py --tests EXIT_CODE BUILD says in the file what came of the other tests."""
 import glob
 import importlib.util
 import json
@@ -13,8 +13,11 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-BUILD, GPU_TESTS, TESTS, DEADLINE, NOW = sys.argv[1], *map(int, sys.argv[2:6])
+ONLY_TESTS = sys.argv[1] == "--tests"
+BUILD = sys.argv[3 if ONLY_TESTS else 1]
+GPU_TESTS, DEADLINE, NOW = (0, 60, 0) if ONLY_TESTS else map(int, sys.argv[2:5])
 END = time.monotonic() + DEADLINE - NOW - 5
+RUNNER = os.environ.get("TANDEM_GPU_RUNNER", "").split()  # before each of our programs
 TEXT = os.path.join(BUILD, "text.txt")  # our own sources: a text that is everywhere
 STEPS = {"mlp": 2000, "cnn": 1000, "gpt": 400}
 
@@ -43,7 +46,7 @@ def last_json(output):
 def train(model, *flags):
     """Samples/s from the 21st update on, and seconds to the first."""
     data = ["--data-file", TEXT, "--sample-bytes", "0"] if model == "gpt" else ["--data-dir", "data/mnist"]
-    output = run([f"{BUILD}/apps/train", "--model", model, "--gpus", "1", "--batch-size", "64", "--epochs", "1000",
+    output = run([*RUNNER, f"{BUILD}/apps/train", "--model", model, "--gpus", "1", "--batch-size", "64", "--epochs", "1000",
                   "--max-steps", str(STEPS[model] + 20), "--no-progress", *data, *flags], 60)
     rate, start = re.search(r"([\d.]+) samples/s", output), re.search(r"first step after ([\d.]+) s", output)
     return (float(rate.group(1)), float(start.group(1))) if rate and start else (None, None)
@@ -77,11 +80,20 @@ def sessions():
     """Milliseconds from a request to a session until it is done, by one rank and by two that share the GPU."""
     rows = {}
     for name, gpus in (("1 rank", ["0"]), ("2 ranks", ["0", "0"])):
-        output = run([f"{BUILD}/benchmarks/session", *gpus], 60)
+        output = run([*RUNNER, f"{BUILD}/benchmarks/session", *gpus], 60)
         rows[name] = {what.strip(): {"ms": float(middle), "slowest_ms": float(slowest), "steps": float(steps)}
                       for what, middle, slowest, steps in
                       re.findall(r"^(.+?) +([\d.]+) ms +([\d.]+) ms +([\d.]+) steps$", output, re.M)}
     return rows
+
+
+def several_gpus():
+    """What `tandem test --gpus` has written, or nothing."""
+    try:
+        with open(f"{BUILD}/logs/gpus.json") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
 
 
 def gpu_names():
@@ -119,36 +131,56 @@ def table(result):
     for ranks, rows in (result.get("sessions") or {}).items():
         lines += [f"- session, {ranks}: {what} after {number(row['ms'])} ms (slowest {number(row['slowest_ms'])}; "
                   f"{number(row['steps'])} steps)" for what, row in rows.items()]
+    if several := result.get("tandem_test_gpus"):
+        lines += ["", f"tandem test --gpus, {several['ranks']}: " + ("passed" if several["passed"] else "FAILED")]
+        lines += [f"- {part['part']}: {'' if part['passed'] else 'FAILED: '}{part['detail']}" for part in several["parts"]]
     return "\n".join(lines)
 
 
+def path_of(devices):
+    name = re.sub(r"[^A-Za-z0-9]+", "-", devices[0].split(",")[0]).strip("-")
+    return f"{os.environ.get('TANDEM_GPU_RESULTS', HERE + '/results')}/{name}.json"
+
+
 def write(result):
-    name = re.sub(r"[^A-Za-z0-9]+", "-", result["devices"][0].split(",")[0]).strip("-")
-    os.makedirs(f"{HERE}/results", exist_ok=True)
-    with open(f"{HERE}/results/{name}.json", "w") as file:
+    path = path_of(result["devices"])
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
         json.dump(result, file, indent=1)
         file.write("\n")
+
+
+def outcome(code):
+    return "passed" if code == 0 else f"exit code {code}"
 
 
 def main():
     with open(TEXT, "wb") as file:
         for path in sorted(glob.glob(f"{ROOT}/src/**/*.cpp", recursive=True) + glob.glob(f"{ROOT}/include/**/*.h", recursive=True)):
             file.write(open(path, "rb").read())
-    outcome = lambda code: "passed" if code == 0 else f"exit code {code}"
     result = {"devices": gpu_names(), "date": time.strftime("%Y-%m-%d"), "tests_gpu": outcome(GPU_TESTS),
-              "tests": outcome(TESTS)}
+              "tests": "not run", "tandem_test_gpus": several_gpus()}
+    write(result)
+    result["against_accelerate"] = against_accelerate()
     write(result)
     for section in ("failure", "launches", "graphs", "overhead", "all_reduce"):
-        measured = last_json(run([f"{BUILD}/benchmarks/gpu", section], 60))
+        measured = last_json(run([*RUNNER, f"{BUILD}/benchmarks/gpu", section], 60))
         if measured:
             result[section] = measured[section]
             write(result)
     result["sessions"] = sessions()
     write(result)
-    result["against_accelerate"] = against_accelerate()
-    write(result)
     print(table(result))
 
 
+def add_tests(code):
+    path = path_of(gpu_names())
+    with open(path) as file:
+        result = json.load(file)
+    result["tests"] = outcome(code)
+    write(result)
+    print(f"other tests: {result['tests']}")
+
+
 if __name__ == "__main__":
-    main()
+    add_tests(int(sys.argv[2])) if ONLY_TESTS else main()

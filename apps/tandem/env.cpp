@@ -1,7 +1,12 @@
 // tandem env: what Tandem sees of this machine, and what it would do and why. For people and for reports of bugs, so it
 // tells nothing about who uses it: no names of users and hosts, no path of a home.
+#include "env.h"
+
 #include <dlfcn.h>
 #include <sys/utsname.h>
+#include <unistd.h>
+
+#include <array>
 
 #include <cstdio>
 #include <cstdlib>
@@ -225,7 +230,27 @@ int show_environment(const EnvOptions& options) {
   return apps::kDone;
 }
 
+std::string replaced(std::string text, const std::string& what, const std::string& by) {
+  constexpr std::size_t kShortest = 3;  // a shorter name is a part of any word
+  if (what.size() >= kShortest)
+    for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size())
+      text.replace(at, what.size(), by);
+  return text;
+}
+
 }  // namespace
+
+Json describe_environment() { return describe({}); }
+
+std::string without_names(const std::string& text) {
+  std::string shown = std::regex_replace(text, std::regex("(/[^/\\s'\":;,()]+){2,}/?"), "(path)");
+  std::array<char, 256> host{};
+  if (gethostname(host.data(), host.size() - 1) == 0) shown = replaced(shown, host.data(), "(host)");
+  for (const char* const variable : {"USER", "LOGNAME"})
+    if (const char* const user = std::getenv(variable); user && user != std::string("root"))
+      shown = replaced(shown, user, "(user)");
+  return shown;
+}
 
 void add_env(CLI::App& tandem, Commands& commands) {
   const auto options = std::make_shared<EnvOptions>();

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,7 +13,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "backend/backend.h"
 #include "command.h"
+#include "env.h"
 #include "io/json_text.h"
 #include "self_test.h"
 #include "tandem/core/error.h"
@@ -24,12 +27,17 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
+constexpr const char* kAllGpus = "all";
+constexpr const char* kReport = "tandem-gpus.json";  // where --gpus says no number
+
 struct TestOptions {
-  std::optional<int> cpu, gpus;
+  std::optional<int> cpu;
+  std::string gpus;  // a number, or kAllGpus; empty: not asked for
   std::vector<int> devices;
   std::string transport = "automatic";
   int timeout = 120;  // seconds, of a part
   bool json = false;
+  std::string report;  // empty: none
 };
 
 const std::map<std::string, tandem::Transport> kTransports{{"automatic", tandem::Transport::automatic},
@@ -43,15 +51,28 @@ class Verdict {
     if (!as_json_) std::printf("testing %s\n", ranks_.c_str());
   }
 
-  void add(const std::string& part, bool passed, const std::string& detail, double seconds) {
+  void add(const std::string& part, bool passed, const SelfTestResult& found, double seconds) {
+    const std::string& detail = found.text;
     passed_ = passed_ && passed;
     parts_.push_back({{"part", part}, {"passed", passed}, {"detail", detail}, {"seconds", seconds}});
+    if (!found.figures.is_null()) parts_.back()["figures"] = found.figures;
+    write_report();
     if (!as_json_)
       std::printf("%-12s %-7s %6.2f s  %s\n", part.c_str(), passed ? "passed" : "FAILED", seconds, detail.c_str());
     std::fflush(stdout);
   }
 
+  /// Writes all to `path` from now on, after each part, so that what ends in the middle keeps what it found.
+  void report_to(const std::string& path) {
+    report_ = path;
+    environment_ = describe_environment();
+    write_report();
+  }
+
   int finish() const {
+    if (!report_.empty() && !as_json_)
+      std::printf("%s has all of it, without names of people, hosts and folders: please send it in an issue\n",
+                  report_.c_str());
     if (as_json_)
       std::printf("%s\n",
                   tandem::io::shown_json(Json{{"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}}).c_str());
@@ -62,8 +83,18 @@ class Verdict {
   }
 
  private:
+  void write_report() const {
+    if (report_.empty()) return;
+    const Json all{{"environment", environment_}, {"ranks", ranks_}, {"parts", parts_}, {"passed", passed_}};
+    std::ofstream file(report_);
+    file << without_names(tandem::io::shown_json(all, 1)) << '\n';
+    if (!file.flush()) throw tandem::ConfigError("--report '" + report_ + "' cannot be written");
+  }
+
   const bool as_json_;
   const std::string ranks_;
+  std::string report_;  // empty: none
+  Json environment_;
   Json parts_ = Json::array();
   bool passed_ = true;
 };
@@ -86,8 +117,14 @@ class Deadline {
   std::jthread thread_;  // stops and joins
 };
 
+// Throws tandem::ConfigError where there is no GPU.
+std::optional<int> gpus_of(const TestOptions& options) {
+  if (options.gpus.empty()) return std::nullopt;
+  return options.gpus == kAllGpus ? tandem::gpu_backend()->device_count() : std::stoi(options.gpus);
+}
+
 tandem::LaunchConfig config_of(const TestOptions& options) {
-  tandem::LaunchConfig config{.gpus = options.gpus,
+  tandem::LaunchConfig config{.gpus = gpus_of(options),
                               .devices = options.devices,
                               .cpu = options.cpu,
                               .transport = kTransports.at(options.transport),
@@ -109,23 +146,28 @@ void run_part(const SelfTestPart& part, const tandem::LaunchConfig& config, int 
     TemporaryDirectory::remove_any();
     _exit(verdict.finish());
   });
-  std::string detail;
+  SelfTestResult found("");
   const int code = apps::exit_code_of(
       [&] {
-        detail = part.run(config);
+        found = part.run(config);
         return apps::kDone;
       },
-      [&](const std::string& what) { detail = what; });
+      [&](const std::string& what) { found = SelfTestResult(what); });
   deadline.reset();
   if (code == apps::kInterrupted) throw tandem::Cancelled("interrupted");
-  verdict.add(part.name, code == apps::kDone, detail, seconds());
+  verdict.add(part.name, code == apps::kDone, found, seconds());
 }
 
 int run_self_test(const TestOptions& options) {
   const tandem::LaunchConfig config = config_of(options);
-  Verdict verdict(options.json, in_words(tandem::examine(config)));
-  for (const SelfTestPart& part : {test_collectives(), test_training(), test_dispatch(), test_checkpoint()})
-    run_part(part, config, options.timeout, verdict);
+  const tandem::AcceleratorState state = tandem::examine(config);
+  Verdict verdict(options.json, in_words(state));
+  const std::string report = options.report.empty() && options.gpus == kAllGpus ? kReport : options.report;
+  if (!report.empty()) verdict.report_to(report);
+  std::vector<SelfTestPart> parts{test_collectives(), test_training(), test_dispatch(), test_checkpoint()};
+  if (!options.gpus.empty())
+    for (SelfTestPart& part : tests_of_gpus()) parts.push_back(std::move(part));
+  for (const SelfTestPart& part : parts) run_part(part, config, options.timeout, verdict);
   return verdict.finish();
 }
 
@@ -136,8 +178,14 @@ void add_test(CLI::App& tandem, Commands& commands) {
   auto* test = tandem.add_subcommand("test", "Tests this machine's ranks; exit code 1 when something does not work.");
   auto* ranks = test->add_option("--ranks", options->cpu, "N ranks on the CPU (default: as train: all GPUs, or cores)")
                     ->check(CLI::Range(1, 256));
-  auto* gpus =
-      test->add_option("--gpus", options->gpus, "the first N GPUs")->check(CLI::Range(1, 256))->excludes(ranks);
+  auto* gpus = test->add_option("--gpus", options->gpus,
+                                "the first N GPUs, or all: also what is between each two of them, and how training "
+                                "scales")
+                   ->type_name("[N]")
+                   ->expected(0, 1)
+                   ->default_str(kAllGpus)
+                   ->check(CLI::IsMember({kAllGpus}) | CLI::Range(1, 256))
+                   ->excludes(ranks);
   test->add_option("--devices", options->devices, "these GPUs, such as 0,2,3; one named twice has two ranks")
       ->delimiter(',')
       ->check(CLI::Range(0, 1023))
@@ -150,7 +198,13 @@ void add_test(CLI::App& tandem, Commands& commands) {
       ->check(CLI::Range(1, 86'400))
       ->capture_default_str();
   test->add_flag("--json", options->json, "print JSON");
-  test->footer("Examples:\n  tandem test\n  tandem test --ranks 4\n  tandem test --gpus 2 --transport nccl --json");
+  test->add_option("--report", options->report,
+                   std::string("also write a file for an issue: no names of people, hosts and folders are in it "
+                               "(default with --gpus alone: ") +
+                       kReport + ")");
+  test->footer(
+      "Examples:\n  tandem test\n  tandem test --ranks 4\n  tandem test --gpus\n  tandem test --gpus 2 --transport "
+      "nccl --json");
   commands.push_back({test, [options] { return run_self_test(*options); }});
 }
 

@@ -1,7 +1,5 @@
 #include "losses.h"
 
-#include <vector>
-
 namespace train {
 
 void Losses::add(const Losses& more) {
@@ -11,11 +9,22 @@ void Losses::add(const Losses& more) {
   windows += more.windows;
 }
 
-double mean_over_ranks(tandem::Accelerator& accelerator, const Losses& losses) {
+std::vector<DeferredScalars::Scalar> scalars_of(const Losses& losses) {
+  return {losses.sum, static_cast<double>(losses.batches)};
+}
+
+double mean_of(const Losses& losses, const DeferredScalars::Arrived& arrived) {
   if (losses.windows > 0) return losses.sum_of_means / static_cast<double>(losses.windows);
-  const std::vector<double> mine{losses.sum.item<double>(), static_cast<double>(losses.batches)};
-  const at::Tensor all = accelerator.reduce(at::tensor(mine, at::kDouble).to(accelerator.device()));
-  return all[0].item<double>() / all[1].item<double>();
+  return arrived.sum(0) / arrived.sum(1);
+}
+
+double mean_over_ranks(tandem::Accelerator& accelerator, const Losses& losses) {
+  DeferredScalars scalars(accelerator.communicator(), accelerator.device());
+  double mean = 0;
+  scalars.add_of_all(scalars_of(losses),
+                     [&](const DeferredScalars::Arrived& arrived) { mean = mean_of(losses, arrived); });
+  scalars.deliver_all();
+  return mean;
 }
 
 }  // namespace train

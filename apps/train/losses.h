@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "tandem/comm/deferred_scalars.h"
 #include "tandem/tandem.h"
 
 namespace train {
@@ -17,7 +19,15 @@ struct Losses {
   void add(const Losses& more);
 };
 
-/// The mean over the batches of all ranks. Collective.
+using tandem::comm::DeferredScalars;
+
+/// What `mean_of` needs of each rank.
+std::vector<DeferredScalars::Scalar> scalars_of(const Losses& losses);
+
+/// The mean over the batches of all ranks, when their `scalars_of` have `arrived`. `losses`: this rank's.
+double mean_of(const Losses& losses, const DeferredScalars::Arrived& arrived);
+
+/// The same at once. Waits for the device. Collective.
 double mean_over_ranks(tandem::Accelerator& accelerator, const Losses& losses);
 
 }  // namespace train

@@ -32,7 +32,8 @@ Records::Records(tandem::Accelerator& accelerator, const Options& options, const
       unsaved_(unsaved),
       recorder_(make_recorder(accelerator, options)),
       progress_(shows_progress(accelerator, options), inputs.total_steps, recorder_.get()),
-      tracking_(accelerator, options, recorder_.get()) {}
+      tracking_(accelerator, options, recorder_.get()),
+      updates_(accelerator.communicator(), accelerator.device()) {}
 
 void Records::begin(std::int64_t steps, std::int64_t judged_at, const std::string& resumed_from) {
   if (accelerator_.is_main()) inputs_.log->begin(steps, judged_at);
@@ -53,24 +54,75 @@ void Records::end_update(const Update& update) {
   if (startup_seconds_ == 0) startup_seconds_ = seconds_since_process_start();
   const std::int64_t samples = update.samples * accelerator_.world_size();
   const double rate = throughput_.update(samples);
-  if (!options_.log_json.empty()) log_update(update, rate);
-  tracking_.end_update(update);
+  tracking_.count(update);
+  send(options_.log_json.empty() ? Sent{} : log_of(update, rate),
+       tracking_.wants(update.step) ? tracking_.record() : Sent{});
+  updates_.deliver();
   progress_.count(samples);
-  if (!progress_.due()) return;
-  const auto batches = static_cast<double>(std::max<std::int64_t>(update.losses.batches, 1));
-  progress_.show(update.epoch, update.step, update.losses.sum.item<double>() / batches);
+  show_progress(update);
 }
 
-void Records::log_update(const Update& update, double samples_per_second) {
-  const double loss = mean_over_ranks(accelerator_, update.losses);
+// All values of an update together.
+void Records::send(Sent log, Sent means) {
+  if (log.scalars.empty()) std::swap(log, means);
+  if (log.scalars.empty()) return;
+  const std::size_t first = log.scalars.size(), rest = means.scalars.size();
+  std::vector<DeferredScalars::Scalar> all = std::move(log.scalars);
+  all.insert(all.end(), means.scalars.begin(), means.scalars.end());
+  const auto take = [first, rest, take_log = std::move(log.take),
+                     take_means = std::move(means.take)](const DeferredScalars::Arrived& arrived) {
+    take_log(arrived.part(0, first));
+    if (rest > 0) take_means(arrived.part(first, rest));
+  };
+  if (log.same_everywhere && rest == 0)
+    updates_.add(all, take);
+  else
+    updates_.add_of_all(all, take);
+}
+
+Sent Records::log_of(const Update& update, double samples_per_second) {
+  std::vector<DeferredScalars::Scalar> scalars = scalars_of(update.losses);
+  const std::size_t norm = scalars.size();
+  scalars.emplace_back(update.grad_norm);
+  const UpdateMetrics metrics{
+      .step = update.step, .epoch = update.epoch, .lr = update.lr, .samples_per_second = samples_per_second};
+  return {std::move(scalars),
+          [this, metrics, norm, losses = update.losses](const DeferredScalars::Arrived& arrived) {
+            UpdateMetrics all = metrics;
+            all.loss = mean_of(losses, arrived);
+            all.grad_norm = arrived.of(0, norm);
+            write(all);
+          },
+          /*same_everywhere=*/update.losses.windows > 0};
+}
+
+void Records::write(const UpdateMetrics& metrics) {
   if (!accelerator_.is_main()) return;
-  const std::string problem = inputs_.log->write({.step = update.step,
-                                                  .epoch = update.epoch,
-                                                  .loss = loss,
-                                                  .grad_norm = update.grad_norm.item<double>(),
-                                                  .lr = update.lr,
-                                                  .samples_per_second = samples_per_second});
+  const std::string problem = inputs_.log->write(metrics);
   if (!problem.empty()) warn(accelerator_, "--log-json " + problem + "; training goes on");
+}
+
+void Records::show_progress(const Update& update) {
+  progress_loss_.deliver();
+  if (progress_loss_.pending() > 0 || !progress_.due()) return;
+  const auto batches = static_cast<double>(std::max<std::int64_t>(update.losses.batches, 1));
+  progress_loss_.add({update.losses.sum}, [this, batches, epoch = update.epoch,
+                                           step = update.step](const DeferredScalars::Arrived& arrived) {
+    progress_.show(epoch, step, arrived.of(0, 0) / batches);
+  });
+}
+
+void Records::pause() {
+  updates_.deliver_all();
+  throughput_.pause();
+}
+
+void Records::abandon() noexcept {
+  try {
+    updates_.deliver_given();
+  } catch (...) {
+    // The exception that has ended the training says more.
+  }
 }
 
 void Records::judged(std::int64_t epoch, std::int64_t steps, const Verdict& verdict) {
@@ -99,9 +151,10 @@ void Records::saving(std::int64_t steps, const std::string& path) {
 }
 
 void Records::end_training() {
-  throughput_.pause();
+  send({}, tracking_.record());
+  pause();
+  progress_loss_.deliver_all();
   progress_.clear();
-  tracking_.end_training();
 }
 
 FinalMetrics Records::measured() const {

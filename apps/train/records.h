@@ -29,11 +29,11 @@ class Records {
   /// answer must stay what it was.
   bool wants_norm(std::int64_t step, bool recorded) const;
 
-  /// An update was made. Collective.
+  /// An update was made. Collective, but on GPUs nobody waits: what is told of it may be told some updates later.
   void end_update(const Update& update);
 
-  /// What comes now is no training, until `go_on`.
-  void pause() { throughput_.pause(); }
+  /// What comes now is no training, until `go_on`. Tells all that is due of the updates. Collective.
+  void pause();
   void go_on() { throughput_.resume(); }
 
   /// A line for people, when somebody reads; on rank 0.
@@ -41,6 +41,9 @@ class Records {
 
   /// The network was judged after so many updates.
   void judged(std::int64_t epoch, std::int64_t steps, const Verdict& verdict);
+
+  /// An exception of this rank ends the training: tells what of the updates is known.
+  void abandon() noexcept;
 
   /// A checkpoint of so many updates is being written to `path`.
   void saving(std::int64_t steps, const std::string& path);
@@ -61,7 +64,10 @@ class Records {
   std::string finish(const FinalMetrics& metrics, tandem::io::RunStatus status);
 
  private:
-  void log_update(const Update& update, double samples_per_second);
+  Sent log_of(const Update& update, double samples_per_second);
+  void write(const UpdateMetrics& metrics);
+  void send(Sent log, Sent means);
+  void show_progress(const Update& update);
   void tell_all();
 
   tandem::Accelerator& accelerator_;
@@ -71,6 +77,8 @@ class Records {
   std::unique_ptr<tandem::trace::Recorder> recorder_;  // null: nobody wants the times
   Progress progress_;
   Tracking tracking_;
+  DeferredScalars updates_;  // of all ranks, for the log and the trackers
+  DeferredScalars progress_loss_;
   Throughput throughput_;
   std::string untold_;          // lines for people that nobody has read yet
   double startup_seconds_ = 0;  // to the first update; 0: it has not been made

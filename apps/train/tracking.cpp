@@ -1,6 +1,5 @@
 #include "tracking.h"
 
-#include <algorithm>
 #include <array>
 #include <set>
 #include <string_view>
@@ -15,7 +14,7 @@ namespace {
 
 namespace io = tandem::io;
 
-constexpr std::size_t kTotals = 3;  // sums that come before those of the times: losses, batches, samples
+constexpr std::size_t kSamples = 2, kNorm = 3, kTimes = 4;  // places of what is sent, after that of scalars_of
 constexpr std::array<const char*, tandem::trace::kKinds> kParts{"data_wait",     "forward",   "backward",
                                                                 "communication", "optimizer", "other"};
 
@@ -81,55 +80,55 @@ void Tracking::begin(const Options& options, std::int64_t steps) {
                    .first_step = steps > 0 ? steps + 1 : 0});
 }
 
-void Tracking::end_update(const Update& update) {
+void Tracking::count(const Update& update) {
   if (!enabled()) return;
   last_ = update;
   losses_.add(update.losses);
   samples_ += update.samples;
   updates_ += 1;
-  if (wants(update.step)) record();
 }
 
-void Tracking::end_training() {
-  if (updates_ > 0) record();
-}
+// What this rank knows of the updates that are recorded, as it was after the last of them.
+struct Tracking::Means {
+  Update last;
+  Losses losses;
+  std::int64_t updates;
+  double seconds, rss_mb;
+  std::optional<double> gpu_mb;
+};
 
-void Tracking::record() {
-  std::vector<double> mine(kTotals + part_names_.size());
-  mine[0] = losses_.sum.item<double>();
-  mine[1] = static_cast<double>(losses_.batches);
-  mine[2] = static_cast<double>(samples_);
-  if (parts_) {
-    const TimeParts parts = parts_->take();
-    std::copy(parts.begin(), parts.end(),
-              mine.begin() +
-                  static_cast<std::ptrdiff_t>(kTotals + parts.size() * static_cast<std::size_t>(accelerator_.rank())));
-  }
+Sent Tracking::record() {
+  if (updates_ == 0) return {};
   const auto now = Clock::now();
-  const double seconds = std::chrono::duration<double>(now - std::exchange(recorded_, now)).count();
-  // One call for everything: each rank has its times in a place of their own.
-  const at::Tensor sums = accelerator_.reduce(at::tensor(mine, at::kDouble).to(accelerator_.device()));
-  if (trackers_.recording()) log_means(sums.cpu(), losses_, seconds);
-  losses_ = {};
-  samples_ = updates_ = 0;
+  const Means means{.last = last_,
+                    .losses = std::exchange(losses_, {}),
+                    .updates = std::exchange(updates_, 0),
+                    .seconds = std::chrono::duration<double>(now - std::exchange(recorded_, now)).count(),
+                    .rss_mb = trackers_.recording() ? rss_mb() : 0,
+                    .gpu_mb = trackers_.recording() ? allocated_mb(accelerator_.device()) : std::nullopt};
+  std::vector<DeferredScalars::Scalar> scalars = scalars_of(means.losses);
+  scalars.emplace_back(static_cast<double>(std::exchange(samples_, 0)));
+  scalars.emplace_back(last_.grad_norm.defined() ? DeferredScalars::Scalar(last_.grad_norm) : 0.0);
+  if (parts_)
+    for (const double seconds : parts_->take()) scalars.emplace_back(seconds);
+  return {std::move(scalars), [this, means](const DeferredScalars::Arrived& sums) {
+            if (trackers_.recording()) log_means(means, sums);
+          }};
 }
 
-void Tracking::log_means(const at::Tensor& sums, const Losses& losses, double seconds) {
-  const double* sum = sums.const_data_ptr<double>();
-  const double updates = static_cast<double>(updates_);
-  // In exact mode it is that of all ranks already.
-  const double loss = losses.windows > 0 ? losses.sum_of_means / static_cast<double>(losses.windows) : sum[0] / sum[1];
-  std::vector<io::Scalar> values{{"train/loss", loss},
-                                 {"train/lr", last_.lr},
-                                 {"train/epoch", static_cast<double>(last_.epoch)},
-                                 {"perf/samples_per_second", sum[2] / seconds},
-                                 {"perf/step_ms", 1e3 * seconds / updates}};
-  if (last_.grad_norm.defined()) values.push_back({"train/grad_norm", last_.grad_norm.item<double>()});
+void Tracking::log_means(const Means& of, const DeferredScalars::Arrived& sums) {
+  const double updates = static_cast<double>(of.updates);
+  std::vector<io::Scalar> values{{"train/loss", mean_of(of.losses, sums)},
+                                 {"train/lr", of.last.lr},
+                                 {"train/epoch", static_cast<double>(of.last.epoch)},
+                                 {"perf/samples_per_second", sums.sum(kSamples) / of.seconds},
+                                 {"perf/step_ms", 1e3 * of.seconds / updates}};
+  if (of.last.grad_norm.defined()) values.push_back({"train/grad_norm", sums.of(0, kNorm)});
   for (std::size_t i = 0; i < part_names_.size(); ++i)
-    values.push_back({part_names_[i], 1e3 * sum[kTotals + i] / updates});
-  values.push_back({"memory/rss_mb", rss_mb()});
-  if (const auto gpu = allocated_mb(accelerator_.device())) values.push_back({"memory/gpu_mb", *gpu});
-  trackers_.log(values, last_.step);
+    values.push_back({part_names_[i], 1e3 * sums.of(i / kParts.size(), kTimes + i % kParts.size()) / updates});
+  values.push_back({"memory/rss_mb", of.rss_mb});
+  if (of.gpu_mb) values.push_back({"memory/gpu_mb", *of.gpu_mb});
+  trackers_.log(values, of.last.step);
 }
 
 void Tracking::log_event(const std::string& name, const std::string& detail, std::int64_t steps) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,13 @@ struct Update {
   double lr = 0;
 };
 
+/// Numbers of a rank that are sent to all of them, and who takes them when they arrive.
+struct Sent {
+  std::vector<DeferredScalars::Scalar> scalars;  ///< empty: nothing is sent
+  std::function<void(const DeferredScalars::Arrived&)> take;
+  bool same_everywhere = false;  ///< each rank has the numbers that the others have
+};
+
 /// What --log-with records of the training: every --log-every updates their means, and where the ranks' time went.
 /// Without --log-with it does nothing. One a rank; rank 0 writes.
 class Tracking {
@@ -38,11 +46,11 @@ class Tracking {
   /// Whether this update will be recorded, and its norm be asked for.
   bool wants(std::int64_t step) const { return enabled() && (step == 1 || step % every_ == 0); }
 
-  /// An update has ended. Collective for those that are wanted.
-  void end_update(const Update& update);
+  /// An update has ended.
+  void count(const Update& update);
 
-  /// Training has ended: records the last updates. Collective.
-  void end_training();
+  /// The means since the last record, to be sent; of nothing when no update was counted since.
+  Sent record();
 
   /// How the trained network was judged, on rank 0.
   void log_verdict(const Verdict& verdict);
@@ -60,14 +68,14 @@ class Tracking {
   void finish(tandem::io::RunStatus status, const FinalMetrics& metrics);
 
  private:
-  void record();
-  void log_means(const at::Tensor& sums, const Losses& losses, double seconds);
+  struct Means;
+  void log_means(const Means& of, const DeferredScalars::Arrived& sums);
 
   tandem::Accelerator& accelerator_;
   const std::int64_t every_;  // 0: nothing is recorded
   tandem::io::TrackerSet trackers_;
   std::optional<TimePartsSince> parts_;
-  std::vector<std::string> part_names_;  // of all ranks, in the order of the sums
+  std::vector<std::string> part_names_;  // of all ranks, by rank
   Clock::time_point recorded_ = Clock::now();
   Update last_;
   Losses losses_;  // of the updates since the last record, as the next two

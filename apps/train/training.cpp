@@ -62,6 +62,18 @@ class Trainer {
   }
 
   Outcome run() {
+    try {
+      return run_to_end();
+    } catch (const tandem::Cancelled&) {
+      throw;
+    } catch (...) {
+      records_.abandon();
+      throw;
+    }
+  }
+
+ private:
+  Outcome run_to_end() {
     if (checkpoints_.begin()) go_on();
     if (stop_is_asked(accelerator_)) throw tandem::Cancelled("interrupted before the first step");
     records_.begin(state_.steps, state_.judged_at, checkpoints_.resumed_from());
@@ -75,7 +87,6 @@ class Trainer {
     return finish();
   }
 
- private:
   void go_on() {
     records_.tell("goes on from step " + std::to_string(state_.steps) + " of " + checkpoints_.resumed_from() +
                   why_nothing_is_left());
@@ -191,7 +202,7 @@ class Trainer {
                          .lr = inner_->param_groups().front().options().get_lr()});
     if (schedule_.wants_loss()) epoch_losses_.add(window_);
     window_ = {};
-    stopped_ = stop_is_asked(accelerator_);
+    stopped_ = stop_watch_.is_asked(accelerator_);
   }
 
   // One thing that cannot be written must not cost what else can.
@@ -302,7 +313,8 @@ class Trainer {
   Judging judging_;
   std::int64_t last_epoch_ = 0;  // that of the last update
   bool stopped_ = false;         // by a signal
-  Losses window_;                // of the accumulation window that is open
+  StopWatch stop_watch_;
+  Losses window_;  // of the accumulation window that is open
   std::int64_t window_samples_ = 0;
   std::vector<std::string> written_, unwritten_;
   tandem::Profile profile_;

@@ -6,11 +6,15 @@
 #include <type_traits>
 #include <vector>
 
+#include "comm/call_observer.h"
 #include "comm/nodes/fields.h"
 #include "comm/nodes/side_traffic.h"
 #include "tandem/core/error.h"
 
 namespace tandem::comm {
+
+std::atomic<void (*)(const CallRecord&)> call_observer{nullptr};
+
 namespace {
 
 std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
@@ -135,6 +139,7 @@ bool RankGroup::announce(int rank, const CallRecord& record) {
   token_.check();
   Rank& self = ranks_[rank];
   if (self.forbidden) throw ConfigError(to_string(record) + " waits for the other ranks; call it outside of the step");
+  if (const auto observe = call_observer.load(std::memory_order_relaxed); observe && world_size() > 1) observe(record);
   const std::uint64_t number = self.calls.load(std::memory_order_relaxed) + 1;  // only this thread writes it
   self.calls.store(number, std::memory_order_relaxed);                          // reports only
   // With `departed`: either a departing rank sees that we wait, or we see that it has departed.

@@ -1,9 +1,33 @@
 // Attention as the models have it.
 #pragma once
 
+#include <vector>
+
 #include <ATen/ATen.h>
 
+#include "models/linear.h"
+
 namespace tandem::models {
+
+/// Queries, keys and values of `x`, [B, T, width] each, out of one weight: of one product on GPUs, of three on the CPU.
+/// `all` gives them side by side, `each` each by itself.
+///
+/// A GPU that waits for launches wants one, and its kernels take parts of a wide tensor as well as whole ones. The
+/// CPU's attention is faster with whole ones, and their gradients need not be put together.
+template <class All, class Each>
+std::vector<at::Tensor> project(const at::Tensor& x, const All& all, const Each& each) {
+  return x.is_cpu() ? each() : all().chunk(3, -1);
+}
+
+/// Of a linear layer's weight, [3 width, width], and bias.
+inline std::vector<at::Tensor> project_linearly(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return project(
+      x, [&] { return linear(x, weight, bias); },
+      [&]() -> std::vector<at::Tensor> {
+        const auto weights = weight.chunk(3), biases = bias.chunk(3);
+        return {linear(x, weights[0], biases[0]), linear(x, weights[1], biases[1]), linear(x, weights[2], biases[2])};
+      });
+}
 
 /// How attention computes.
 struct AttentionOptions {

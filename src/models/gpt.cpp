@@ -1,6 +1,5 @@
 #include "tandem/models/gpt.h"
 
-#include <torch/nn/functional/linear.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
@@ -31,17 +30,14 @@ class Gpt::Block : public torch::nn::Module {
 
   // [B, T, width] to the same.
   at::Tensor forward(const at::Tensor& x) {
-    const at::Tensor attended = x + drop(proj_(attention(ln1_(x))));
-    return attended + drop(out_(at::gelu(fc_(ln2_(attended)))));
+    const at::Tensor attended = x + drop(linear(attention(ln1_(x)), proj_));
+    return attended + drop(linear(at::gelu(linear(ln2_(attended), fc_)), out_));
   }
 
  private:
-  // Queries, keys and values by a product each: the kernel takes them faster than as parts of one wide tensor, and
-  // their gradients need not be put together.
-  at::Tensor attention(const at::Tensor& x) const {
-    const auto weights = qkv_->weight.chunk(3), biases = qkv_->bias.chunk(3);
-    const auto part = [&](std::size_t i) { return torch::nn::functional::linear(x, weights[i], biases[i]); };
-    return attend(part(0), part(1), part(2),
+  at::Tensor attention(const at::Tensor& x) {
+    const auto parts = project_linearly(x, qkv_->weight, qkv_->bias);
+    return attend(parts[0], parts[1], parts[2],
                   {.heads = heads_, .dropout = is_training() ? dropout_ : 0.0, .causal = true});
   }
 

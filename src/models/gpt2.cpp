@@ -32,12 +32,15 @@ class Conv1D : public torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& x) const { return product(x, weight_, bias_); }
 
-  // The result in `count` equal parts, by a product each: see Gpt.
-  std::vector<at::Tensor> parts(const at::Tensor& x, std::int64_t count) const {
-    const auto weights = weight_.chunk(count, 1), biases = bias_.chunk(count);
-    std::vector<at::Tensor> parts;
-    for (std::size_t i = 0; i < weights.size(); ++i) parts.push_back(product(x, weights[i], biases[i]));
-    return parts;
+  // The result in three equal parts.
+  std::vector<at::Tensor> parts(const at::Tensor& x) const {
+    const auto each = [&] {
+      const auto weights = weight_.chunk(3, 1), biases = bias_.chunk(3);
+      return std::vector<at::Tensor>{product(x, weights[0], biases[0]), product(x, weights[1], biases[1]),
+                                     product(x, weights[2], biases[2])};
+    };
+    return project(
+        x, [&] { return forward(x); }, each);
   }
 
  private:
@@ -71,7 +74,7 @@ class Gpt2::Layer : public torch::nn::Module {
 
   // [B, T, width] to the same.
   at::Tensor forward(const at::Tensor& x) {
-    const auto parts = c_attn_->parts(ln_1_(x), 3);
+    const auto parts = c_attn_->parts(ln_1_(x));
     const double dropout = is_training() ? options_.dropout : 0.0;
     const at::Tensor seen =
         attend(parts[0], parts[1], parts[2], {.heads = options_.heads, .dropout = dropout, .causal = true});

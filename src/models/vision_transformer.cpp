@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include <torch/nn/functional/linear.h>
 #include <torch/nn/init.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
@@ -51,12 +50,10 @@ class SelfAttention : public torch::nn::Module {
     torch::nn::init::zeros_(out_->bias);
   }
 
-  // Queries, keys and values by a product each, as in Gpt.
   at::Tensor forward(const at::Tensor& x) {
-    const auto weights = weight_.chunk(3), biases = bias_.chunk(3);
-    const auto part = [&](std::size_t i) { return torch::nn::functional::linear(x, weights[i], biases[i]); };
-    return out_(attend(part(0), part(1), part(2),
-                       {.heads = options_.heads, .dropout = is_training() ? options_.attention_dropout : 0.0}));
+    const auto parts = project_linearly(x, weight_, bias_);
+    const double dropout = is_training() ? options_.attention_dropout : 0.0;
+    return linear(attend(parts[0], parts[1], parts[2], {.heads = options_.heads, .dropout = dropout}), out_);
   }
 
  private:
@@ -87,7 +84,7 @@ class VisionTransformer::Layer : public torch::nn::Module {
   // [B, T, width] to the same.
   at::Tensor forward(const at::Tensor& x) {
     const at::Tensor attended = x + drop(attention_->forward(ln_1_(x)));
-    return attended + drop(out_(drop(at::gelu(in_(ln_2_(attended))))));
+    return attended + drop(linear(drop(at::gelu(linear(ln_2_(attended), in_))), out_));
   }
 
  private:

@@ -1,11 +1,9 @@
 #include "nn/finite_check.h"
 
 #include <limits>
-#include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace tandem::nn {
 namespace {
@@ -33,31 +31,20 @@ void FiniteCheck::start(const std::vector<at::Tensor>& gradients, std::uint64_t 
     if (values.numel() > 0) floats.push_back(values);
   }
   if (floats.empty()) return;
-  const at::Tensor found = any_is_not_finite(floats);
-  Pending& next = pending_.emplace_back();
-  next.pass = pass;
-  if (found.is_cpu()) {
-    next.found = found;
-    return;
-  }
-  next.found = at::empty({}, at::dtype(at::kBool).pinned_memory(true));
-  next.found.copy_(found, /*non_blocking=*/true);
-  const c10::impl::VirtualGuardImpl guard(found.device().type());
-  next.done.emplace(found.device().type());
-  next.done->record(guard.getStream(found.device()));
+  scalars_.add({any_is_not_finite(floats)}, [this, pass](const comm::DeferredScalars::Arrived& arrived) {
+    if (arrived.of(0, 0) != 0) found_.push_back(pass);
+  });
 }
 
 std::optional<std::uint64_t> FiniteCheck::first_found(bool wait) {
-  while (!pending_.empty()) {
-    Pending& oldest = pending_.front();
-    if (oldest.done && wait) oldest.done->synchronize();
-    if (oldest.done && !wait && !oldest.done->query()) return std::nullopt;
-    const bool found = oldest.found.item<bool>();
-    const std::uint64_t pass = oldest.pass;
-    pending_.pop_front();
-    if (found) return pass;
-  }
-  return std::nullopt;
+  if (wait)
+    scalars_.deliver_all();
+  else
+    scalars_.deliver();
+  if (found_.empty()) return std::nullopt;
+  const std::uint64_t pass = found_.front();
+  found_.pop_front();
+  return pass;
 }
 
 }  // namespace tandem::nn

@@ -6,7 +6,8 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
+
+#include "tandem/comm/deferred_scalars.h"
 
 namespace tandem::nn {
 
@@ -24,13 +25,8 @@ class FiniteCheck {
   std::optional<std::uint64_t> first_found(bool wait);
 
  private:
-  struct Pending {
-    std::uint64_t pass;
-    at::Tensor found;                // 0-dim bool on the host
-    std::optional<c10::Event> done;  // nothing: it is there
-  };
-
-  std::deque<Pending> pending_;
+  comm::DeferredScalars scalars_;
+  std::deque<std::uint64_t> found_;  // passes, in order
 };
 
 }  // namespace tandem::nn

@@ -5,9 +5,6 @@
 #include <limits>
 #include <utility>
 
-#include <ATen/core/grad_mode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include "session/end_at_exit.h"
 
 namespace tandem {
@@ -149,20 +146,11 @@ void SessionRank::publish(Clock::time_point now) {
 
 // A GPU's loss is fetched while training goes on, and is there at one of the next looks.
 void SessionRank::read_loss(bool wait) {
-  const at::NoGradGuard no_grad;
   if (!loss_.defined()) return;
-  if (loss_.device().is_cpu() || wait) {
-    progress_.loss = loss_.item<double>();
-    return;
-  }
-  if (arrives_) {
-    if (!arrives_->query()) return;
-    progress_.loss = on_host_.item<double>();
-    arrives_.reset();
-  }
-  on_host_ = loss_.to(at::kCPU, /*non_blocking=*/true);
-  arrives_.emplace(loss_.device().type());
-  arrives_->record(c10::impl::VirtualGuardImpl(loss_.device().type()).getStream(loss_.device()));
+  losses_.deliver();
+  if (losses_.pending() == 0 || wait)
+    losses_.add({loss_}, [this](const comm::DeferredScalars::Arrived& loss) { progress_.loss = loss.of(0, 0); });
+  if (wait) losses_.deliver_all();
 }
 
 }  // namespace tandem

@@ -4,16 +4,15 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <set>
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
 
 #include "core/step_gate.h"
 #include "data/loader_context.h"
 #include "runtime/rank_training.h"
 #include "runtime/step_observer.h"
+#include "tandem/comm/deferred_scalars.h"
 #include "tandem/session/session.h"
 
 namespace tandem {
@@ -95,8 +94,7 @@ class SessionRank final : public StepObserver {
   std::int64_t published_step_ = 0;
   std::chrono::duration<double> stood_still_{0};  // since the last publishing
   at::Tensor loss_;                               // of the last micro-batch
-  at::Tensor on_host_;                            // a loss that is on its way here
-  std::optional<c10::Event> arrives_;
+  comm::DeferredScalars losses_;                  // on their way here
 };
 
 }  // namespace tandem

@@ -25,6 +25,7 @@
 #include <torch/library.h>
 
 #include "support/fake_graph.h"
+#include "support/host_waits.h"
 #include "support/stream_order.h"
 
 namespace tandem::test::fake {
@@ -40,11 +41,24 @@ thread_local std::array<c10::StreamId, kDevices> current_streams{};
 std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
 thread_local int in_fallback = 0;
 std::atomic<int> pageable{0};
+std::mutex launches_mutex;
+std::map<std::string, int> launched;
+
+void note_launch(const std::string& name) {
+  if (in_fallback > 0) return;
+  const std::lock_guard lock(launches_mutex);
+  launched[name] += 1;
+}
 
 c10::Stream stream_of(c10::DeviceIndex device) {
   return c10::Stream(c10::Stream::UNSAFE, c10::Device(c10::kCUDA, device),
                      current_streams[static_cast<std::size_t>(device)]);
 }
+
+struct Event {
+  Clock clock;
+  bool asked = false;  // since it was recorded, whether it is done
+};
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -69,25 +83,24 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void* getStreamNativeHandle(c10::Stream stream) const override { return handle_of(key_of(stream)); }
 
   void record(void** event, const c10::Stream& stream, c10::DeviceIndex, c10::EventFlag) const override {
-    if (!*event) *event = new Clock;
-    *static_cast<Clock*>(*event) = order().record(key_of(stream));
+    if (!*event) *event = new Event;
+    *static_cast<Event*>(*event) = {order().record(key_of(stream))};
   }
   void block(void* event, const c10::Stream& stream) const override {
-    order().block(key_of(stream), *static_cast<Clock*>(event));
+    order().block(key_of(stream), static_cast<Event*>(event)->clock);
   }
-  // Every other time not yet.
-  bool queryEvent(void*) const override {
-    static std::atomic<int> queries{0};
-    return queries++ % 2 != 0;
-  }
-  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock*>(event); }
+  // Not yet when it is asked for the first time.
+  bool queryEvent(void* event) const override { return std::exchange(static_cast<Event*>(event)->asked, true); }
+  void destroyEvent(void* event, c10::DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   void synchronizeEvent(void* event) const override {
     must_not_be_recorded();
-    order().synchronize(*static_cast<Clock*>(event));
+    note_wait("synchronizeEvent");
+    order().synchronize(static_cast<Event*>(event)->clock);
   }
   bool queryStream(const c10::Stream&) const override { return true; }
   void synchronizeStream(const c10::Stream& stream) const override {
     must_not_be_recorded();
+    note_wait("synchronizeStream");
     order().synchronize(key_of(stream));
   }
 
@@ -305,6 +318,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     tape()->keep(to);
     tape()->add([from, to, non_blocking] { copy_from(from, to, non_blocking); });
   }
+  if (to.numel() > 0) note_launch("copy_");
   const at::Tensor& on_device = is_fake(to) ? to : from;
   const Key stream = key_of(stream_of(on_device.device().index()));
   order().note(stream, from.data_ptr(), span_of(from), false);
@@ -316,7 +330,10 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   const at::Tensor& host = is_fake(to) ? from : to;
   const bool waits = !is_fake(host) && !(non_blocking && host.is_pinned());
   if (waits && in_fallback == 0) must_not_be_recorded();
-  if (waits && in_fallback == 0) order().synchronize(stream);
+  if (waits && in_fallback == 0) {
+    note_wait(is_fake(from) ? "copy to the host" : "copy from pageable memory");
+    order().synchronize(stream);
+  }
   // LibTorch does not give pinned memory away before what has been enqueued with it is done.
   if (!waits && !is_fake(host)) order().recorded(host.data_ptr(), stream);
   if (!is_fake(from) && !from.is_pinned() && in_fallback == 0) pageable += 1;
@@ -335,6 +352,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 
 at::Scalar local_scalar(const at::Tensor& tensor) {
   must_not_be_recorded();
+  note_wait("item");
   const Key stream = key_of(stream_of(tensor.device().index()));
   order().note(stream, tensor.data_ptr(), span_of(tensor), false);
   order().synchronize(stream);
@@ -356,6 +374,7 @@ std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, doubl
     });
     return result;
   }
+  note_launch("native_dropout");
   const Key stream = key_of(stream_of(input.device().index()));
   order().note(stream, input.data_ptr(), span_of(input), false);
   const at::Generator generator = at::globalContext().defaultGenerator(input.device());
@@ -426,6 +445,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     record(op, arguments, stack);
     return;
   }
+  note_launch(op.schema().name());
   struct Scope {
     Scope() { in_fallback += 1; }
     ~Scope() { in_fallback -= 1; }
@@ -453,6 +473,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_reshape_alias", &reshape_alias);
   library.impl("resize_", &resize);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
+  // CUDA has one kernel for many tensors; without these lines it would be an operator a tensor.
+  for (const char* const name : {"_foreach_norm.Scalar", "_foreach_mul_.Tensor", "_foreach_mul_.Scalar",
+                                 "_foreach_lerp_.Scalar", "_foreach_copy_"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
 const Guard guard;
@@ -483,8 +507,16 @@ std::vector<std::string> races() { return order().reports(); }
 void reset() {
   order().reset();
   pageable = 0;
+  forget_waits();
+  const std::lock_guard lock(launches_mutex);
+  launched.clear();
 }
 int pageable_copies() { return pageable; }
+std::map<std::string, int> host_waits() { return waits_by_place(); }
+std::map<std::string, int> launches() {
+  const std::lock_guard lock(launches_mutex);
+  return launched;
+}
 std::size_t allocated() { return order().bytes(); }
 
 }  // namespace tandem::test::fake

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,14 @@ void reset();
 
 /// Copies to a device since `reset` that were not from pinned memory: on a real one the host waits for them.
 int pageable_copies();
+
+/// How often the host has waited for a device since `reset`, and where it did: "item in train::f, called by train::g".
+/// A copy from pageable memory counts, and waiting for what is done already: on a real device nobody knows.
+std::map<std::string, int> host_waits();
+
+/// What hosts have had devices do since `reset`, by the operators' names: a kernel each, or more. Copies count, views
+/// do not.
+std::map<std::string, int> launches();
 
 /// Bytes of device memory that tensors have.
 std::size_t allocated();
