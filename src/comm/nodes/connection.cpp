@@ -61,8 +61,7 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
   try {
     try_links(*link_, joined_);
   } catch (const Error& error) {  // also Cancelled, when another node has told why
-    const NodeFailure mine{nodes.node, mine.host, -1, error.what()};
-    const NodeFailure failure = watchman_->tell(mine, true);
+    const NodeFailure failure = watchman_->tell({nodes.node, mine.host, -1, error.what()}, true);
     watchman_->leave();
     throw CollectiveError((failure.node < 0 || failure.node == nodes.node ? "" : joined_.name(failure.node) + ": ") +
                           failure.text);
