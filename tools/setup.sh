@@ -18,15 +18,14 @@ packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/
   libtbb-dev=/usr/include/oneapi/tbb.h libjs-dygraphs=/usr/share/javascript/dygraphs/dygraph.min.js)
 # Other versions format, and warn, differently, so only CI insists.
 [[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)
-# Launchers and networks of several machines on this one, for tests that are skipped without.
-[[ -z ${CI:-} ]] || packages+=(iproute2=/sbin/ip openmpi-bin=/usr/bin/mpirun munge=/usr/sbin/munged
-  slurm-client=/usr/bin/srun slurmctld=/usr/sbin/slurmctld slurmd=/usr/sbin/slurmd)
 # With these cpack makes a .deb.
 [[ -z ${CI:-} ]] || packages+=(dpkg-dev=/usr/bin/dpkg-shlibdeps file=/usr/bin/file)
-# A test looks at reports with it, and is skipped without. Ubuntu's does not run in a container.
-if [[ -n ${CI:-} && -e /etc/debian_version && ! -e /etc/lsb-release ]]; then
-  packages+=(chromium=/usr/bin/chromium)
-fi
+# What only tests want, which are skipped without: `tools/setup.sh tests` gets it in CI, while the rest is built.
+# Launchers and networks of several machines on this one; a browser to look at reports with.
+for_tests=(iproute2=/sbin/ip openmpi-bin=/usr/bin/mpirun munge=/usr/sbin/munged
+  slurm-client=/usr/bin/srun slurmctld=/usr/sbin/slurmctld slurmd=/usr/sbin/slurmd)
+# Ubuntu's does not run in a container.
+[[ -e /etc/lsb-release ]] || for_tests+=(chromium=/usr/bin/chromium)
 light=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 nvidia-nvtx==13.0.85)
 libtorch=.deps/libtorch-$torch_version
 toolkit_packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
@@ -126,10 +125,17 @@ if [[ -n ${TANDEM_LIBTORCH:-} && ! -e $TANDEM_LIBTORCH/lib/libtorch_cpu.so ]]; t
   say "TANDEM_LIBTORCH is '$TANDEM_LIBTORCH', which has no lib/libtorch_cpu.so; use the folder of a LibTorch zip or the torch folder of a wheel"
   exit 1
 fi
-if [[ -e ${TANDEM_LIBTORCH:-$libtorch/torch}/lib/libtorch_cpu.so && -z $(missing_packages) ]]; then
+if [[ ${1:-} != tests && -e ${TANDEM_LIBTORCH:-$libtorch/torch}/lib/libtorch_cpu.so && -z $(missing_packages) ]]; then
   needs_toolkit || exit 0
 fi
 mkdir -p .deps/logs
+if [[ ${1:-} == tests ]]; then
+  packages=("${for_tests[@]}")
+  log=.deps/logs/setup-tests.log
+  : >"$log"
+  install_packages
+  exit 0
+fi
 exec 9>.deps/lock
 if ! flock -n 9; then
   say "waiting for another set-up in this folder"
