@@ -25,7 +25,9 @@ inline std::vector<at::Tensor> project_linearly(const at::Tensor& x, const at::T
       x, [&] { return linear(x, weight, bias); },
       [&]() -> std::vector<at::Tensor> {
         const auto weights = weight.chunk(3), biases = bias.chunk(3);
-        return {linear(x, weights[0], biases[0]), linear(x, weights[1], biases[1]), linear(x, weights[2], biases[2])};
+        // The last one first: the order in which their gradients of `x` add up goes by it, and bits with that.
+        const at::Tensor values = linear(x, weights[2], biases[2]), keys = linear(x, weights[1], biases[1]);
+        return {linear(x, weights[0], biases[0]), keys, values};
       });
 }
 
