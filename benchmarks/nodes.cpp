@@ -27,7 +27,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kRuns = 31, kMeetings = 2000;
 
-double ms_since(Clock::time_point start) { return std::chrono::duration<double, std::milli>(Clock::now() - start).count(); }
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
 
 void show(const char* name, const std::vector<double>& values, const char* unit) {
   const auto spread = measure::spread_of(values);
@@ -79,9 +81,11 @@ void measure_all(tandem::Accelerator& accelerator, int gloo_port) {
   const bool shows = accelerator.is_main();
   std::vector<double> meetings;
   for (int run = 0; run < kRuns; ++run)
-    meetings.push_back(timed(accelerator, [&] {
-                         for (int i = 0; i < kMeetings / kRuns; ++i) accelerator.wait_for_everyone();
-                       }) / (kMeetings / kRuns));
+    meetings.push_back(timed(accelerator,
+                             [&] {
+                               for (int i = 0; i < kMeetings / kRuns; ++i) accelerator.wait_for_everyone();
+                             }) /
+                       (kMeetings / kRuns));
   if (shows) show("meeting", meetings, "ms");
 
   const auto gloo = connect_gloo(accelerator.rank(), gloo_port);

@@ -1,6 +1,7 @@
 #pragma once
 
 // Everything that a training program needs.
+#include "tandem/comm/deferred_scalars.h"
 #include "tandem/core/error.h"
 #include "tandem/data/batch_sampler_shard.h"
 #include "tandem/data/data_loader.h"

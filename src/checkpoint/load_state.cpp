@@ -65,8 +65,7 @@ std::unordered_set<const void*> written_by_others(nn::ModelReducer& reducer, int
   for (const at::Tensor& parameter : reducer.module()->parameters()) {
     const void* const impl = parameter.unsafeGetTensorImpl();
     const int writer = here.first_rank + static_cast<int>(seen.size()) % here.local_ranks;
-    if (seen.insert(impl).second && writer != rank && reducer.weights().shares(parameter))
-      others.insert(impl);
+    if (seen.insert(impl).second && writer != rank && reducer.weights().shares(parameter)) others.insert(impl);
   }
   return others;
 }

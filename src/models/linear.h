@@ -7,8 +7,8 @@
 
 namespace tandem::models {
 
-/// x W' + b, on GPUs with the bias in the product, one launch; on the CPU by LibTorch's function, which adds the bias to a
-/// tensor of three dims afterwards: other bits.
+/// x W' + b, on GPUs with the bias in the product, one launch; on the CPU by LibTorch's function, which adds the bias
+/// to a tensor of three dims afterwards: other bits.
 inline at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return x.is_cpu() ? torch::nn::functional::linear(x, weight, bias) : at::linear(x, weight, bias);
 }

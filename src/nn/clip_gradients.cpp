@@ -192,7 +192,8 @@ void clip_together(const std::vector<ReducedGradient>& gradients, const at::Tens
   bool all_share = true;  // of this process's ranks
   {
     const comm::RankGroup::Call call(group, rank, record, &shared);
-    for (int peer = place.first_rank; peer < place.end_rank(); ++peer) all_share = all_share && call.payload<bool>(peer);
+    for (int peer = place.first_rank; peer < place.end_rank(); ++peer)
+      all_share = all_share && call.payload<bool>(peer);
     if (const double factor = factor_of(norm, max_norm); all_share && changes_anything(factor)) {
       scale_part(gradients, factor, rank - place.first_rank, place.local_ranks);
       for (const ReducedGradient& one : gradients) one.reducer->shared_gradient_written(one.parameter);

@@ -71,7 +71,8 @@ SharedWeights::Candidates SharedWeights::candidates() const {
 std::vector<std::uint8_t> SharedWeights::agreed(const std::vector<std::uint8_t>& mine, bool any) const {
   std::vector<std::uint8_t> all(mine);
   const comm::detail::ObjectExchange exchange(
-      group_, communicator_.rank(), comm::detail::object_call<std::vector<std::uint8_t>>("share_weights", false), &mine);
+      group_, communicator_.rank(), comm::detail::object_call<std::vector<std::uint8_t>>("share_weights", false),
+      &mine);
   for (int peer = 0; peer < group_.world_size(); ++peer) {
     const auto& theirs = exchange.of<std::vector<std::uint8_t>>(peer);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = any ? all[i] | theirs[i] : all[i] & theirs[i];

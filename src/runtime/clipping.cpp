@@ -59,8 +59,8 @@ at::Tensor Clipping::clip_norm(const std::vector<at::Tensor>& parameters, double
 
 bool Clipping::clips_together(const nn::ReducedGradient& first) const {
   const nn::GradientReducerOptions& options = context_.config().gradient_reducer;
-  return context_.group->place().some_share_memory() && first.reducer && options.share_gradients && options.gradient_as_bucket_view &&
-         context_.communicator->shares_memory() && !updates_.apart();
+  return context_.group->place().some_share_memory() && first.reducer && options.share_gradients &&
+         options.gradient_as_bucket_view && context_.communicator->shares_memory() && !updates_.apart();
 }
 
 void Clipping::clip_values(const std::vector<at::Tensor>& parameters, double limit) {

@@ -124,9 +124,9 @@ void SessionRun::before_body(RankTraining& training) {
   std::function<void(SessionRank&)> agrees;
   if (spans_nodes()) agrees = [this](SessionRank& one) { agree(one); };
   constexpr std::chrono::nanoseconds kInterval = std::chrono::milliseconds(16);  // people see 60 pictures a second
-  auto rank = std::make_unique<SessionRank>(training, *gate_, std::move(publish),
-                                            std::min(kInterval, pace_.step_interval), pace_.every_epoch,
-                                            std::move(agrees));
+  auto rank =
+      std::make_unique<SessionRank>(training, *gate_, std::move(publish), std::min(kInterval, pace_.step_interval),
+                                    pace_.every_epoch, std::move(agrees));
   context.observer = rank.get();
   const auto number = static_cast<std::size_t>(rank->number());
   by_rank_[number] = std::move(rank);
@@ -164,8 +164,8 @@ void SessionRun::ask(const std::unique_lock<std::mutex>&, GateRequest request) {
     early_.push_back(std::move(request));
 }
 
-// With several nodes, at a place where all ranks come together: does what the hosts of the nodes have asked for, where it
-// can be done now. Collective over all nodes.
+// With several nodes, at a place where all ranks come together: does what the hosts of the nodes have asked for, where
+// it can be done now. Collective over all nodes.
 void SessionRun::agree(SessionRank& rank) {
   constexpr std::uint64_t kStop = 1, kSave = 2, kCannotStop = 4, kCannotSave = 8;
   RankContext& context = rank.training().context;
@@ -206,8 +206,9 @@ std::shared_ptr<SessionRun::Save> SessionRun::first_save() const {
 
 void SessionRun::pause(PauseOptions options) {
   if (spans_nodes())
-    throw ConfigError("pause with several machines is not there yet: the others would wait; stop, and go on from a "
-                      "checkpoint");
+    throw ConfigError(
+        "pause with several machines is not there yet: the others would wait; stop, and go on from a "
+        "checkpoint");
   std::unique_lock lock(mutex_);
   if (!is_active(lock) || stop_is_asked_ || pause_is_asked_) return;
   pause_is_asked_ = true;

@@ -396,8 +396,8 @@ TEST_CASE("TF32 is allowed for a launch, and is as it was afterwards") {
 }
 
 TEST_CASE("training on GPU ranks of several nodes gives what it gives in one process") {
-  const auto [first, second, third] = GENERATE(table<std::vector<int>, std::vector<int>, std::vector<int>>(
-      {{{0, 1}, {2}, {}}, {{4}, {1, 0}, {3}}}));
+  const auto [first, second, third] =
+      GENERATE(table<std::vector<int>, std::vector<int>, std::vector<int>>({{{0, 1}, {2}, {}}, {{4}, {1, 0}, {3}}}));
   const Setup setup = GENERATE(values<Setup>(
       {{.adamw = true}, {.adamw = false, .accumulation = 2, .clip = true}, {.precision = Precision::bf16}}));
   fake::reset();
@@ -438,7 +438,8 @@ TEST_CASE("GPUs of several nodes want NCCL, and a GPU a rank") {
   other.devices = {1};
   CHECK_THAT(error_of_nodes({by_peers, other}), ContainsSubstring("through NCCL, with a GPU a rank"));
   CHECK_THAT(error_of_nodes({machine.config({0, 0}), machine.config({1})}), ContainsSubstring("with a GPU a rank"));
-  CHECK_THAT(error_of_nodes({machine.config({0}), machine.config({0})}), ContainsSubstring("would share GPU none of 0"));
+  CHECK_THAT(error_of_nodes({machine.config({0}), machine.config({0})}),
+             ContainsSubstring("would share GPU none of 0"));
   LaunchConfig divided = machine.config({0});
   divided.sharding = Sharding::optimizer;
   CHECK_THAT(error_of_nodes({divided, divided}), ContainsSubstring("sharding = optimizer on GPUs of several machines"));

@@ -304,8 +304,8 @@ TEST_CASE("ranks of one node share weights, gradients and state, and those of se
         return reinterpret_cast<std::uintptr_t>(std::as_const(tensor).const_data_ptr());
       };
       const at::Tensor weight = line.net->parameters().front();
-      const auto& state = static_cast<const torch::optim::AdamWParamState&>(
-          *line.adamw.state().at(weight.unsafeGetTensorImpl()));
+      const auto& state =
+          static_cast<const torch::optim::AdamWParamState&>(*line.adamw.state().at(weight.unsafeGetTensorImpl()));
       places[static_cast<std::size_t>(a.rank())] = {place(weight), place(weight.grad()), place(state.exp_avg())};
       return bits_of(*line.net) + bits_of(state.exp_avg());
     });

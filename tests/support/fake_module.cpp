@@ -16,11 +16,8 @@ FakeModule::FakeModule() {
 std::vector<cuda::DeviceFacts> FakeModule::devices() {
   std::vector<cuda::DeviceFacts> all;
   for (int device = 0; device < fake::kDevices; ++device)
-    all.push_back({.name = "fake",
-                   .major = 9,
-                   .minor = 0,
-                   .memory = 1 << 30,
-                   .pci_bus_id = "none of " + std::to_string(device)});
+    all.push_back(
+        {.name = "fake", .major = 9, .minor = 0, .memory = 1 << 30, .pci_bus_id = "none of " + std::to_string(device)});
   return all;
 }
 

@@ -89,6 +89,10 @@ class GradScaler {
   /// What scale() multiplies by: until update(), that of this iteration. Waits for the device.
   double get_scale() const;
 
+  /// The same, 0-dim on the device, where it changes with each update: to be logged without a wait, by
+  /// comm::DeferredScalars.
+  const at::Tensor& scale_on_device() const { return scale_; }
+
   /// Where the next iteration begins if this one ends here. Waits for the device.
   GradScalerState state() const;
 

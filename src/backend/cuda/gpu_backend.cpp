@@ -62,9 +62,7 @@ class GpuSession final : public BackendSession {
   LaunchEnd finish() override { return team_ ? team_->finish() : LaunchEnd{}; }
 
  private:
-  c10::Device device_of(int rank) const {
-    return devices_[static_cast<std::size_t>(rank - group_.place().first_rank)];
-  }
+  c10::Device device_of(int rank) const { return devices_[static_cast<std::size_t>(rank - group_.place().first_rank)]; }
 
   // Collective, because all must go one way.
   bool all_reach_each_other(int rank) {

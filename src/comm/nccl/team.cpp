@@ -84,8 +84,8 @@ void Team::init(int rank) {
   });
   const Result ended = await(rank, begun, Clock::now() + limits_.init);
   if (ended == Result::in_progress)
-    throw CollectiveError("NCCL has not connected rank " + std::to_string(rank) + " (" +
-                          device_of(rank) + ") within " + seconds_of(limits_.init));
+    throw CollectiveError("NCCL has not connected rank " + std::to_string(rank) + " (" + device_of(rank) + ") within " +
+                          seconds_of(limits_.init));
   require(rank, "ncclCommInitRankConfig", ended);
   group_.meet(rank, record);
 }

@@ -22,10 +22,10 @@ struct Limits {
   std::chrono::milliseconds end = std::chrono::seconds(15);  ///< to end, and then for calls that are still under way
 };
 
-/// One communicator a rank of this process, with those of the ranks of all nodes. A rank's thread makes its own and is the only one to call NCCL with it. Nobody may be in a
-/// call on a communicator that is aborted, and NCCL frees communicators only when all of a process have been ended: so
-/// the ranks' calls pass a gate, and one thread closes it, waits until they are out, and ends all (NCCL's guide, "Fault
-/// tolerance").
+/// One communicator a rank of this process, with those of the ranks of all nodes. A rank's thread makes its own and is
+/// the only one to call NCCL with it. Nobody may be in a call on a communicator that is aborted, and NCCL frees
+/// communicators only when all of a process have been ended: so the ranks' calls pass a gate, and one thread closes it,
+/// waits until they are out, and ends all (NCCL's guide, "Fault tolerance").
 ///
 /// Ranks never wait inside NCCL, which does not block; should it hang for all that, `end` gives up after the time limit
 /// and leaves a thread behind. Whatever such a thread uses is kept alive by it: hence the shared pointers.

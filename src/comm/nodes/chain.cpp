@@ -121,8 +121,8 @@ void NodeChain::reduce_small(Ranks ranks, std::size_t bytes, const ChainLabel& l
   }
 }
 
-// Rows one after another into frames, the first of which begins with a label. They are cut at whole blocks, of which the
-// squares are.
+// Rows one after another into frames, the first of which begins with a label. They are cut at whole blocks, of which
+// the squares are.
 void NodeChain::cut(std::span<const ElementRow> rows, std::size_t label_bytes) {
   segments_.clear();
   pieces_.assign(1, {0, 0, label_bytes, 0});

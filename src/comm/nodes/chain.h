@@ -23,7 +23,7 @@ struct ChainChannels {
 
 /// What nodes say of a reduction as they make it.
 struct ChainLabel {
-  std::string mine{};                                                 ///< what this node says
+  std::string mine{};                                                ///< what this node says
   std::function<void(std::string_view theirs, int node)> compare{};  ///< gets another node's; throws to end it
 };
 
@@ -44,8 +44,8 @@ class NodeChain {
   /// Reduces the ranks' inputs into the outputs, and squares, of all of them: `ranks` are what this node's ranks lend,
   /// which have the same types and lengths as those of all others. With a label, which goes ahead in the first message,
   /// each node compares an earlier one's with its own before it adds anything. Collective over nodes. Throws what the
-  /// link and the label throw, CollectiveError when a node has said farewell instead, and LinkError for a message that is
-  /// not of this reduction.
+  /// link and the label throw, CollectiveError when a node has said farewell instead, and LinkError for a message that
+  /// is not of this reduction.
   void reduce(std::span<const SharedReducer::Lists* const> ranks, const ChainLabel& label = {});
 
  private:

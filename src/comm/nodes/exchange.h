@@ -22,7 +22,7 @@ struct NodePlace {
   int local_ranks = 1;  ///< how many it has
   int world_size = 1;   ///< ranks of all nodes
 
-  int end_rank() const { return first_rank + local_ranks; }     ///< behind the last of this process's
+  int end_rank() const { return first_rank + local_ranks; }      ///< behind the last of this process's
   bool some_share_memory() const { return world_size > nodes; }  ///< whether a process has several; same on all
 };
 

@@ -58,8 +58,8 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(const GlooLinkO
   return gloo;
 }
 
-// Gloo's threads wait for a lock by spinning, and who holds it is often the one whom they have just taken the core from:
-// with SCHED_BATCH they take it from nobody. Threads inherit that, as they do blocked signals.
+// Gloo's threads wait for a lock by spinning, and who holds it is often the one whom they have just taken the core
+// from: with SCHED_BATCH they take it from nobody. Threads inherit that, as they do blocked signals.
 c10::intrusive_ptr<c10d::ProcessGroupGloo> connect(const c10::intrusive_ptr<c10d::Store>& store, int node, int nodes,
                                                    const GlooLinkOptions& options) {
   std::packaged_task<c10::intrusive_ptr<c10d::ProcessGroupGloo>()> task([&] {
