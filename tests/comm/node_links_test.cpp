@@ -340,7 +340,7 @@ TEST_CASE("a call of a store that does not answer ends with its time limit, or w
 TEST_CASE("who listens and is no store is named, as is that nobody does") {
   const Descriptor silent = listen_at(0);
   CHECK_THAT(error_of<StoreError>([&] { connect_store("127.0.0.1", port_of(silent), 300ms); }),
-             ContainsSubstring("port " + std::to_string(port_of(silent)) + " of 127.0.0.1 is no store"));
+             ContainsSubstring("port " + std::to_string(port_of(silent)) + " of 127.0.0.1 gives no answer"));
   int closed = 0;
   {
     const Descriptor gone = listen_at(0);

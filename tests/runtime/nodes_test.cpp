@@ -377,7 +377,8 @@ struct TwoSessions {
 void train_on(Accelerator& a) {
   Line line;
   auto [model, optimizer, batches] =
-      a.prepare(line.net, line.adamw, data::DataLoader(data::TensorDataset(torch::randn({60, 6})), {.batch_size = 4}));
+      a.prepare(line.net, line.adamw,
+                data::DataLoader(data::TensorDataset(torch::arange(360.0).reshape({60, 6}) / 360), {.batch_size = 4}));
   while (!a.stop_requested())
     for (auto& batch : batches) {
       auto window = a.accumulate(model);

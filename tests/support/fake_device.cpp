@@ -45,7 +45,7 @@ std::mutex launches_mutex;
 std::map<std::string, int> launched;
 
 void note_launch(const std::string& name) {
-  if (in_fallback > 0) return;
+  if (in_fallback > 0 || !counts_waits()) return;
   const std::lock_guard lock(launches_mutex);
   launched[name] += 1;
 }
@@ -507,7 +507,9 @@ std::vector<std::string> races() { return order().reports(); }
 void reset() {
   order().reset();
   pageable = 0;
-  forget_waits();
+}
+void count_from_now() {
+  count_waits();
   const std::lock_guard lock(launches_mutex);
   launched.clear();
 }

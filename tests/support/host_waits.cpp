@@ -4,6 +4,7 @@
 #include <execinfo.h>
 
 #include <array>
+#include <atomic>
 #include <compare>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +26,8 @@ struct Waits {
   std::mutex mutex;
   std::map<Place, int> counts;
 };
+
+std::atomic<bool> counting{false};
 
 Waits& waits() {
   static Waits& all = *new Waits;
@@ -87,6 +90,7 @@ bool tells(const std::string& name) {
 }  // namespace
 
 void note_wait(const char* kind, const char* of) {
+  if (!counts_waits()) return;
   std::vector<std::uintptr_t> called = callers();
   const std::lock_guard lock(waits().mutex);
   waits().counts[{kind, of, std::move(called)}] += 1;
@@ -110,9 +114,12 @@ std::map<std::string, int> waits_by_place() {
   return all;
 }
 
-void forget_waits() {
+void count_waits() {
   const std::lock_guard lock(waits().mutex);
   waits().counts.clear();
+  counting = true;
 }
+
+bool counts_waits() { return counting; }
 
 }  // namespace tandem::test::fake

@@ -6,12 +6,16 @@
 
 namespace tandem::test::fake {
 
-/// Counts one of the calling thread's, of this kind: "item" and so on. `of`: what there; both are string literals.
+/// Counts one of the calling thread's, of this kind: "item" and so on. `of`: what there; both are string literals. Does
+/// nothing before `count_waits`: looking for the caller takes long.
 void note_wait(const char* kind, const char* of = "");
 
-/// All since `forget_waits`, by kind and by the functions of Tandem's that were being called.
-std::map<std::string, int> waits_by_place();
+/// Begins to count, from 0.
+void count_waits();
 
-void forget_waits();
+bool counts_waits();
+
+/// All that were counted, by kind and by the functions of Tandem's that were being called.
+std::map<std::string, int> waits_by_place();
 
 }  // namespace tandem::test::fake

@@ -85,7 +85,8 @@ void Watchman::leave() {
     // Links that close too early take what was sent with them. After a failure nobody minds.
     const bool waits = options_.serves_store || !failure_;
     leave_store(*store_, options_.joined.prefix, options_.node, static_cast<int>(peers_.size()), waits, limit,
-                failure_ ? failure_->node : -1);
+                // A node of which no rank is to blame is gone.
+                failure_ && failure_->rank < 0 ? failure_->node : -1);
   } catch (const StoreError&) {  // then nobody needs to hear of it
   }
 }
