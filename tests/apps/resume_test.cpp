@@ -203,6 +203,6 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
 TEST_CASE("killed at 50 random moments, training always goes on, and ends with the same weights and log") {
   goes_on_after_kills(50, 5);
 }
-TEST_CASE("killed at 50 other moments, training goes on") { goes_on_after_kills(50, 6); }
-TEST_CASE("killed at 50 moments more, training goes on") { goes_on_after_kills(50, 7); }
+TEST_CASE("killed at 50 other moments, training goes on", "[.long-kills]") { goes_on_after_kills(50, 6); }
+TEST_CASE("killed at 50 moments more, training goes on", "[.long-kills]") { goes_on_after_kills(50, 7); }
 TEST_CASE("killed at the last 50 moments, training goes on") { goes_on_after_kills(50, 8); }

@@ -36,7 +36,7 @@ class NodeConnection {
   void find_store(const Nodes& nodes, const JoinOptions& options);
   void connect_links(const Nodes& nodes);
 
-  void await_end_of_store();
+  void await_end_of_store() const;
 
   std::string head_address_;
   const int port_;
