@@ -94,7 +94,9 @@ void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) 
       resolve_within(nodes.head, std::min(nodes.join_timeout, milliseconds(30'000)));
   head_address_ = addresses[0];
   if (nodes.node == 0 && !nodes.launcher_has_store) {
-    store_ = serve_store(port_, call_limit(nodes));
+    const bool only_ipv4 = std::none_of(addresses.begin(), addresses.end(),
+                                        [](const std::string& one) { return one.find(':') != std::string::npos; });
+    store_ = serve_store(port_, call_limit(nodes), only_ipv4);
     return;
   }
   const auto began = Clock::now();

@@ -110,9 +110,9 @@ bool is_loopback(const std::string& address) {
   return address.starts_with("127.");
 }
 
-Descriptor listen_at(int port) {
+Descriptor listen_at(int port, bool only_ipv4) {
   // Both kinds of addresses where the system has the newer one, otherwise the older one.
-  Descriptor socket(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  Descriptor socket(only_ipv4 ? -1 : ::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in6 six{};
   six.sin6_family = AF_INET6;
   six.sin6_port = htons(static_cast<std::uint16_t>(port));

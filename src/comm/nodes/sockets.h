@@ -34,7 +34,7 @@ bool is_loopback(const std::string& address);
 
 /// A socket that listens at `port` (0: any that is free) of all addresses of this host. Throws ConfigError that names
 /// the process which has the port, as far as that can be known.
-Descriptor listen_at(int port);
+Descriptor listen_at(int port, bool only_ipv4 = false);
 
 /// The port at which a socket listens.
 int port_of(const Descriptor& socket);

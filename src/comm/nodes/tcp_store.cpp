@@ -27,13 +27,13 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 // socket it has opened, and keep a second descriptor of it: with a time limit for receiving, and to be shut down.
 class Connection final : public TcpStore {
  public:
-  Connection(const std::string& address, c10d::TCPStoreOptions options, milliseconds call_limit) {
+  Connection(const std::string& address, c10d::TCPStoreOptions options, milliseconds call_limit, bool only_ipv4) {
     // So that the new sockets are ours. Whoever gets no answer may hold it for ever: nobody is to reach a port that
     // listens already, for a server that waits for this.
     static std::timed_mutex one_at_a_time;
     const std::unique_lock lock(one_at_a_time, call_limit / 2);
     if (options.isServer) {
-      Descriptor listening = listen_at(options.port);
+      Descriptor listening = listen_at(options.port, only_ipv4);
       options.port = static_cast<std::uint16_t>(port_of(listening));
       options.masterListenFd = listening.release();
     }
@@ -93,10 +93,10 @@ class Connection final : public TcpStore {
 
 // LibTorch waits for ever for an answer of somebody who is no store. Then a thread is left behind.
 std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const c10d::TCPStoreOptions& options,
-                                               milliseconds limit) {
+                                               milliseconds limit, bool only_ipv4 = false) {
   std::packaged_task<std::unique_ptr<TcpStore>()> task([=] {
     const BrokenPipesAreErrors for_its_threads;
-    return std::make_unique<Connection>(address, options, limit);
+    return std::make_unique<Connection>(address, options, limit, only_ipv4);
   });
   auto result = task.get_future();
   std::thread thread(std::move(task));
@@ -119,11 +119,11 @@ std::unique_ptr<TcpStore> connect_within_limit(const std::string& address, const
 
 }  // namespace
 
-std::unique_ptr<TcpStore> serve_store(int port, milliseconds call_limit) {
+std::unique_ptr<TcpStore> serve_store(int port, milliseconds call_limit, bool only_ipv4) {
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(port);
   options.isServer = true;
-  return connect_within_limit("127.0.0.1", options, call_limit);
+  return connect_within_limit("127.0.0.1", options, call_limit, only_ipv4);
 }
 
 std::unique_ptr<TcpStore> connect_store(const std::string& address, int port, milliseconds call_limit) {

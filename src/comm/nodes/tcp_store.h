@@ -25,7 +25,10 @@ class TcpStore : public KeyStore {
 
 /// Serves a store at `port`, and connects to it. No others may connect once it is gone. Throws ConfigError when the
 /// port is in use.
-std::unique_ptr<TcpStore> serve_store(int port, std::chrono::milliseconds call_limit);
+///
+/// LibTorch's server looks up the name of whoever connects, and all wait for that. Where `only_ipv4`, addresses are not
+/// IPv4's within IPv6's, which the system's own list of hosts has no names for: no DNS is asked for this host.
+std::unique_ptr<TcpStore> serve_store(int port, std::chrono::milliseconds call_limit, bool only_ipv4 = false);
 
 /// Connects to the store at `port` of a numeric address; a call may take `call_limit`. Throws StoreError when nobody
 /// listens there, or somebody else does.
