@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up what building Tandem needs: system packages, LibTorch in .deps/, and on a machine with an NVIDIA driver and no
 # CUDA 13 the compiler for the GPU module. With TANDEM_CUDA_TOOLKIT=pypi that comes on any machine; with TANDEM_CUDA_ROOT,
-# the folder of a CUDA toolkit, it does not. ./train and ./check call it.
+# the folder of a CUDA toolkit, it does not. ./train and ./check call it. `tools/setup.sh tests` installs what only tests
+# want, which are skipped without.
 # Safe to interrupt and to run twice at once. When nothing is missing it does next to nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +21,6 @@ packages=(g++=/usr/bin/g++ cmake=/usr/bin/cmake ninja-build=/usr/bin/ninja git=/
 [[ -z ${CI:-} ]] || packages+=(clang-format=/usr/bin/clang-format doxygen=/usr/bin/doxygen)
 # With these cpack makes a .deb.
 [[ -z ${CI:-} ]] || packages+=(dpkg-dev=/usr/bin/dpkg-shlibdeps file=/usr/bin/file)
-# What only tests want, which are skipped without: `tools/setup.sh tests` gets it in CI, while the rest is built.
 # Launchers and networks of several machines on this one; a browser to look at reports with.
 for_tests=(iproute2=/sbin/ip openmpi-bin=/usr/bin/mpirun munge=/usr/sbin/munged
   slurm-client=/usr/bin/srun slurmctld=/usr/sbin/slurmctld slurmd=/usr/sbin/slurmd)

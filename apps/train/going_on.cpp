@@ -54,12 +54,12 @@ std::string difference(const std::vector<std::string>& before, const std::vector
   return "gone are " + gone.text() + ", new are " + added.text();
 }
 
-std::optional<std::string> checkpoint_to_resume(const Options& options) {
+// Its path; empty: the newest that is not damaged; nothing: training begins anew.
+static std::optional<std::string> checkpoint_to_resume(const Options& options) {
   const std::string& directory = options.launch.checkpoints.directory;
-  if (options.resume.empty()) return std::nullopt;
   if (options.resume == "auto") {
     if (tandem::io::list_checkpoints(directory).empty()) return std::nullopt;
-    return "";  // the newest that is not damaged
+    return "";
   }
   std::error_code error;
   if (!std::filesystem::is_directory(options.resume, error))
@@ -68,14 +68,19 @@ std::optional<std::string> checkpoint_to_resume(const Options& options) {
   return options.resume;
 }
 
-FoundCheckpoint find_on_first_node(const Options& options) {
+static FoundCheckpoint find_here(const Options& options) {
+  return {checkpoint_to_resume(options), state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
+}
+
+FoundCheckpoint find_checkpoint(const Options& options) {
+  if (options.resume.empty()) return {};
+  if (!options.launch.nodes || options.launch.nodes->nodes == 1) return find_here(options);
   FoundCheckpoint found;
   // A launch of its own: what the next one is like depends on what is found.
   tandem::launch({.cpu = 1, .nodes = options.launch.nodes}, [&](tandem::Accelerator& accelerator) {
     std::pair<std::optional<std::string>, std::optional<c10::IValue>> told;
     if (accelerator.is_main()) {
-      found = {checkpoint_to_resume(options),
-               state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
+      found = find_here(options);
       told.first = found.path;
       if (found.state) told.second = found.state->state_dict();
     }

@@ -14,19 +14,16 @@ namespace train {
 /// How the classes of data differ from those before, for people.
 std::string difference(const std::vector<std::string>& before, const std::vector<std::string>& now);
 
-/// The checkpoint that --resume names; empty text: the newest that is not damaged; nothing where `auto` finds none.
-/// Throws tandem::ConfigError when it is no checkpoint.
-std::optional<std::string> checkpoint_to_resume(const Options& options);
-
 /// What --resume goes on from.
 struct FoundCheckpoint {
-  std::optional<std::string> path;     ///< see checkpoint_to_resume
+  std::optional<std::string> path;     ///< empty text: the newest that is not damaged; nothing where `auto` finds none
   std::optional<TrainingState> state;  ///< see state_of_checkpoint
 };
 
-/// What the first of several machines finds, which alone needs to have the checkpoint: it tells the others. They all
-/// call it, with options that know their place among them.
-FoundCheckpoint find_on_first_node(const Options& options);
+/// Looks for it; of several machines the first one does, which alone needs to have it, and tells the others: they all
+/// call it, with options that know their place among them. Throws tandem::ConfigError when --resume names no
+/// checkpoint.
+FoundCheckpoint find_checkpoint(const Options& options);
 
 /// Throws tandem::ConfigError when a path is not there that the checkpoint says, and nobody has given.
 void check_is_there(const DataOptions& data);

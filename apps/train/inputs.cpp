@@ -198,13 +198,6 @@ std::string classes_without_samples(const Options& options, const Task& task) {
 
 }  // namespace
 
-static FoundCheckpoint find_checkpoint(const Options& options) {
-  if (options.found) return *options.found;
-  const auto path = checkpoint_to_resume(options);
-  if (!path) return {};
-  return {path, state_of_checkpoint(options.resume, options.launch.checkpoints.directory)};
-}
-
 std::shared_ptr<Net> make_initial_net(const Options& options, const Inputs& inputs) {
   auto net = inputs.task->make_net();
   if (inputs.initial_weights.stored) set_weights(*net, inputs.initial_weights, options);
@@ -242,7 +235,7 @@ Inputs read_inputs(Options& options) {
   make_folder("--checkpoint-dir", options.launch.checkpoints.directory, "checkpoint");
   const bool writes = options.machine.node == 0;  // others have the same files, or none
   if (writes) inputs.series = begin_series(options.launch.checkpoints.directory);
-  const auto found = find_checkpoint(options);
+  const FoundCheckpoint found = options.found ? *options.found : FoundCheckpoint();
   inputs.checkpoint = found.path;
   if (found.path && found.state) check_is_its_own(*found.state, options, inputs);
   if (!found.path && writes) inputs.earlier = earlier_checkpoints(options);

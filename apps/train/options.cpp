@@ -13,8 +13,6 @@
 #include <string_view>
 #include <utility>
 
-#include <c10/util/Logging.h>
-
 #include "common/command_line.h"
 #include "common/program.h"
 #include "config_file.h"
@@ -22,6 +20,7 @@
 #include "judging.h"
 #include "model_flags.h"
 #include "optimizer.h"
+#include "ranks.h"
 #include "real_range.h"
 #include "resumed_flags.h"
 #include "tandem/core/error.h"
@@ -276,37 +275,6 @@ void check_log(const std::string& path) {
                               "' does not exist");
 }
 
-// Puts the flag's name before what the library says about ranks.
-tandem::PartialState examine_ranks(const Raw& raw) {
-  try {
-    return tandem::examine(raw.options.launch);
-  } catch (const tandem::ConfigError& error) {
-    if (const auto& gpus = raw.options.launch.gpus)
-      throw tandem::ConfigError("--gpus " + std::to_string(*gpus) + ": " + error.what() + " with --cpu N");
-    if (!raw.options.launch.devices.empty())
-      throw tandem::ConfigError(std::string("--devices: ") + error.what() + " with --cpu N");
-    throw;
-  }
-}
-
-// What a launcher has started is one of several processes, unless --nodes says otherwise.
-void settle_nodes(Options& options) {
-  auto& nodes = options.launch.nodes;
-  if (!nodes) nodes = tandem::nodes_from_environment();
-  if (!nodes || nodes->nodes == 1) return;
-  if (!options.quiet)
-    nodes->on_waiting = [seconds = 0](const std::string& text) mutable {
-      if (seconds++ % 15 == 0) std::fprintf(stderr, "train: %s\n", text.c_str());
-    };
-  FLAGS_caffe2_log_level = 2;  // LibTorch tells of each connection that breaks, with its own stack; train says it too
-  const auto refuse = [](const char* flag) {
-    throw tandem::ConfigError(std::string(flag) + " does not go with several machines; find it out on one first");
-  };
-  if (options.finds_batch_size) refuse("--batch-size auto");
-  if (options.check_exact) refuse("--check-exact");
-  if (!options.profile.directory.empty()) refuse("--profile");
-}
-
 SchedulerKind scheduler_of(const Raw& raw) {
   const SchedulerKind kind = kSchedulers.at(raw.scheduler);
   const bool by_steps = raw.options.warmup_steps > 0, by_epochs = raw.options.warmup_epochs.value_or(0) > 0;
@@ -366,7 +334,7 @@ Options finish(Raw raw) {
   options.profile.first_step = profiled.first;
   options.profile.last_step = profiled.last;
   settle_nodes(options);
-  options.machine = examine_ranks(raw);  // last: it waits for the other nodes, where there are some
+  options.machine = examine_ranks(options.launch);  // last: it waits for the other nodes, where there are some
   options.batch_size = loader_batch_size(raw, options.logical_ranks());
   if (options.machine.node > 0) options.quiet = true;  // node 0 speaks for all
   options.progress = options.progress && !options.quiet;
@@ -479,10 +447,8 @@ ParseResult parse_options(int argc, char** argv) {
   std::shared_ptr<const FoundCheckpoint> found;
   if (Options& given = line->raw.options; !given.resume.empty()) {
     settle_nodes(given);
-    const bool several = given.launch.nodes && given.launch.nodes->nodes > 1;
-    if (several) found = std::make_shared<const FoundCheckpoint>(find_on_first_node(given));
-    if (auto state = found ? found->state : state_of_checkpoint(given.resume, given.launch.checkpoints.directory))
-      checkpoint = std::move(state->flags);
+    found = std::make_shared<const FoundCheckpoint>(find_checkpoint(given));
+    if (found->state) checkpoint = found->state->flags;
   }
   if (checkpoint) {
     const auto inherited = inherited_flags(line->app, *checkpoint);

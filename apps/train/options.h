@@ -87,7 +87,7 @@ struct Options {
   std::string init_weights, save_weights, log_json;  // files; empty: none
   std::optional<std::int64_t> save_every;            // updates from one checkpoint to the next
   std::string resume;                                // a checkpoint, or auto; empty: begin anew
-  std::shared_ptr<const FoundCheckpoint> found;      // for it, on the first of several machines; null: on this one
+  std::shared_ptr<const FoundCheckpoint> found;      // what it comes to; null: begin anew
   tandem::ProfileOptions profile;                    // without a directory: none
 
   std::vector<std::string> log_with;           // names of trackers; empty: none

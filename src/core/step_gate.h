@@ -15,7 +15,7 @@
 namespace tandem {
 
 /// Where somebody outside has all ranks of a launch stop between two steps, at the same place in their programs, to do
-/// something there or to be held: how sessions pause (session_run.cpp asks, session_rank.cpp passes the gate).
+/// something there or to be held: how sessions pause (session_requests.cpp asks, session_rank.cpp passes the gate).
 ///
 /// A rank passes the gate before each micro-batch and before each batch that it takes; when nothing is asked for, that
 /// is a store and a load. Ranks agree on the place without a word: whoever asks closes the gate and then looks how far

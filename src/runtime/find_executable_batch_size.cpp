@@ -73,7 +73,7 @@ std::int64_t Accelerator::find_executable_batch_size(std::int64_t start,
     if (context_.observer) context_.observer->come_back();  // bodies have ended at different steps
     free_rank_memory();                                     // of sizes that are not wanted again
     context_.group->meet(rank(), record);
-    if (context_.rank == context_.group->place().first_rank)
+    if (context_.local_rank() == 0)
       free_device_memory(device());  // on all devices, before a rank may wait for another on one
     context_.group->meet(rank(), record);
   }
@@ -97,7 +97,7 @@ void Accelerator::free_memory() {
   training_.forget_parts({});
   free_rank_memory();
   context_.group->meet(rank(), record);  // each rank has given up what lies on its device
-  if (context_.rank == context_.group->place().first_rank) free_device_memory(device());
+  if (context_.local_rank() == 0) free_device_memory(device());
   context_.group->meet(rank(), record);
 }
 

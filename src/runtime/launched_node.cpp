@@ -111,7 +111,8 @@ std::pair<std::string, int> LaunchedNode::ask_others() {
     try {
       comm::Fields fields(answers[node], static_cast<int>(node));
       const int its = static_cast<int>(fields.number(exchange_->place().world_size)) - 1;
-      lines += "\n" + connection_->joined().name(static_cast<int>(node)) + ", " + fields.text();
+      lines += '\n';
+      lines += connection_->joined().name(static_cast<int>(node)) + ", " + fields.text();
       if (running < 0) running = its;
     } catch (const comm::LinkError&) {  // the time limit is what matters
     }

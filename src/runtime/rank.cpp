@@ -64,7 +64,7 @@ void Rank::run_local_main_first(const std::function<void()>& function) {
   run_first(group(), rank(), is_local_main(), meet, function);
 }
 
-int Rank::local_rank() const { return rank() - context_.group->place().first_rank; }
+int Rank::local_rank() const { return context_.local_rank(); }
 
 bool Rank::check_trigger() {
   const trace::Range range(trace::Event::collective);

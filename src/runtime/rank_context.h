@@ -34,6 +34,7 @@ struct RankContext {
   int shards_each() const { return logical_ranks() / world_size(); }  ///< that fall to each rank
   int world_size() const { return state->world_size(); }
   bool is_main() const { return rank == 0; }
+  int local_rank() const { return rank - group->place().first_rank; }  ///< among those of this process
   const LaunchConfig& config() const { return state->config; }
   c10::Device device() const { return state->device_of(rank); }  ///< that it computes on
 };

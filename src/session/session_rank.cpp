@@ -18,7 +18,6 @@ SessionRank::SessionRank(RankTraining& training, StepGate& gate, std::function<v
                          std::chrono::nanoseconds interval, bool every_epoch, std::function<void(SessionRank&)> agree)
     : training_(training),
       context_(training.context),
-      number_(context_.rank - context_.group->place().first_rank),
       gate_(gate),
       publish_(std::move(publish)),
       agree_(std::move(agree)),
@@ -70,7 +69,7 @@ bool SessionRank::before_batch(const data::EpochPosition& position) {
   all_[position.status] = loader_;
   given_.erase(loader_);
   takes_batch_ = true;
-  stand_still_in([&] { gate_.pass_batch(number_); });
+  stand_still_in([&] { gate_.pass_batch(context_.local_rank()); });
   agree_if_due();
   takes_batch_ = false;
   if (stop_requested() && trained_on_.contains(loader_)) return false;
@@ -84,7 +83,7 @@ bool SessionRank::before_batch(const data::EpochPosition& position) {
 
 void SessionRank::before_micro_batch() {
   note_what_trains();
-  stand_still_in([&] { gate_.pass_micro_batch(number_); });
+  stand_still_in([&] { gate_.pass_micro_batch(context_.local_rank()); });
   agree_if_due();
 }
 
@@ -100,7 +99,7 @@ void SessionRank::note_what_trains() {
 void SessionRank::after_window() noexcept {
   note_what_trains();  // also by backward passes outside of accumulate
   given_.clear();
-  gate_.close_window(number_);
+  gate_.close_window(context_.local_rank());
   agreement_is_due_ = true;
   progress_.step += 1;
   if (!std::exchange(has_closed_window_, true)) outlive_what_was_made();

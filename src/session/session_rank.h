@@ -30,7 +30,7 @@ class SessionRank final : public StepObserver {
 
   RankTraining& training() const { return training_; }
 
-  int number() const { return number_; }  ///< among the ranks of this process, as for the gate
+  int local_rank() const { return context_.local_rank(); }  ///< by which the gate knows it
 
   bool before_batch(const data::EpochPosition& position) override;
   void before_micro_batch() override;
@@ -41,8 +41,8 @@ class SessionRank final : public StepObserver {
   bool stop_requested() const override { return stops_ && window_is_closed(); }
   void set_total_steps(std::int64_t steps) override { progress_.total_steps = steps; }
   void continue_at(std::int64_t step) override;
-  void step_aside() override { gate_.step_aside(number_); }
-  void come_back() override { gate_.come_back(number_); }
+  void step_aside() override { gate_.step_aside(context_.local_rank()); }
+  void come_back() override { gate_.come_back(context_.local_rank()); }
 
   /// Between two windows, with every batch used that a loader has given for training.
   bool is_between_steps() const;
@@ -72,7 +72,6 @@ class SessionRank final : public StepObserver {
 
   RankTraining& training_;
   RankContext& context_;
-  const int number_;
   StepGate& gate_;
   const std::function<void(const Progress&)> publish_;
   const std::function<void(SessionRank&)> agree_;

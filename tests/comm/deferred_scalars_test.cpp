@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "support/fake_machine.h"
+#include "support/host_counts.h"
 #include "tandem/comm/deferred_scalars.h"
 
 using namespace tandem;

@@ -25,7 +25,7 @@
 #include <torch/library.h>
 
 #include "support/fake_graph.h"
-#include "support/host_waits.h"
+#include "support/host_counts.h"
 #include "support/stream_order.h"
 
 namespace tandem::test::fake {
@@ -41,13 +41,10 @@ thread_local std::array<c10::StreamId, kDevices> current_streams{};
 std::array<std::atomic<c10::StreamId>, kDevices> streams_made{};
 thread_local int in_fallback = 0;
 std::atomic<int> pageable{0};
-std::mutex launches_mutex;
-std::map<std::string, int> launched;
 
-void note_launch(const std::string& name) {
-  if (in_fallback > 0 || !counts_waits()) return;
-  const std::lock_guard lock(launches_mutex);
-  launched[name] += 1;
+// What an operator does within is a part of it.
+void count_launch(const std::string& name) {
+  if (in_fallback == 0) note_launch(name);
 }
 
 c10::Stream stream_of(c10::DeviceIndex device) {
@@ -318,7 +315,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
     tape()->keep(to);
     tape()->add([from, to, non_blocking] { copy_from(from, to, non_blocking); });
   }
-  if (to.numel() > 0) note_launch("copy_");
+  if (to.numel() > 0) count_launch("copy_");
   const at::Tensor& on_device = is_fake(to) ? to : from;
   const Key stream = key_of(stream_of(on_device.device().index()));
   order().note(stream, from.data_ptr(), span_of(from), false);
@@ -374,7 +371,7 @@ std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, doubl
     });
     return result;
   }
-  note_launch("native_dropout");
+  count_launch("native_dropout");
   const Key stream = key_of(stream_of(input.device().index()));
   order().note(stream, input.data_ptr(), span_of(input), false);
   const at::Generator generator = at::globalContext().defaultGenerator(input.device());
@@ -445,7 +442,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     record(op, arguments, stack);
     return;
   }
-  note_launch(op.schema().name());
+  count_launch(op.schema().name());
   struct Scope {
     Scope() { in_fallback += 1; }
     ~Scope() { in_fallback -= 1; }
@@ -508,17 +505,7 @@ void reset() {
   order().reset();
   pageable = 0;
 }
-void count_from_now() {
-  count_waits();
-  const std::lock_guard lock(launches_mutex);
-  launched.clear();
-}
 int pageable_copies() { return pageable; }
-std::map<std::string, int> host_waits() { return waits_by_place(); }
-std::map<std::string, int> launches() {
-  const std::lock_guard lock(launches_mutex);
-  return launched;
-}
 std::size_t allocated() { return order().bytes(); }
 
 }  // namespace tandem::test::fake

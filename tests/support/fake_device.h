@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,17 +47,6 @@ void reset();
 
 /// Copies to a device since `reset` that were not from pinned memory: on a real one the host waits for them.
 int pageable_copies();
-
-/// Begins to count what the next two tell.
-void count_from_now();
-
-/// How often the host has waited for a device since `count_from_now`, and where it did: "item in train::f, called by
-/// train::g". A copy from pageable memory counts, and waiting for what is done already: on a real device nobody knows.
-std::map<std::string, int> host_waits();
-
-/// What hosts have had devices do since `count_from_now`, by the operators' names: a kernel each, or more. Copies
-/// count, views do not.
-std::map<std::string, int> launches();
 
 /// Bytes of device memory that tensors have.
 std::size_t allocated();

@@ -8,7 +8,7 @@
 #include "comm/call_observer.h"
 #include "comm/call_record.h"
 #include "support/fake_machine.h"
-#include "support/host_waits.h"
+#include "support/host_counts.h"
 #include "support/temp_dir.h"
 #include "support/train_program.h"
 #include "train/training.h"

@@ -163,7 +163,7 @@ LaunchEnd Team::finish() { return end("end", &Team::finish_all); }
 void Team::renew(int rank) {
   const CallRecord record{.operation = "connect"};
   group_.meet(rank, record);  // nobody is in a call
-  if (rank == group_.place().first_rank)
+  if (rank == first_rank_)
     if (const std::string problem = within_limit("abort", &Team::abort_all); !problem.empty())
       throw CollectiveError(problem);
   group_.meet(rank, record);

@@ -22,6 +22,11 @@ constexpr milliseconds kEnding(2000);  // how long the store of an earlier start
 // What a call of the store may take: a watchman's silence is longer.
 milliseconds call_limit(const Nodes& nodes) { return nodes.node_timeout * 2 / 3; }
 
+bool serves_store(const Nodes& nodes) { return nodes.node == 0 && !nodes.launcher_has_store; }
+
+// Whether node 0 serves it to this one.
+bool waits_for_store(const Nodes& nodes) { return nodes.node != 0 && !nodes.launcher_has_store; }
+
 // The system's resolver may take minutes, and cannot be ended. Then a thread is left behind.
 std::vector<std::string> resolve_within(const std::string& host, milliseconds limit) {
   std::packaged_task<std::vector<std::string>()> task([host] { return resolve(host); });
@@ -39,7 +44,7 @@ std::vector<std::string> resolve_within(const std::string& host, milliseconds li
 
 NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOptions& options,
                                std::function<void(const NodeFailure&)> on_failure, std::function<std::string()> doing)
-    : port_(nodes.port), waits_for_end_(nodes.node != 0 && !nodes.launcher_has_store) {
+    : port_(nodes.port), waits_for_end_(waits_for_store(nodes)) {
   check(nodes);
   mine.host = host_name();
   mine.host_id = host_id();
@@ -48,7 +53,7 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
   connect_links(nodes);
   Watchman::Options watch{.node = nodes.node,
                           .joined = joined_,
-                          .serves_store = nodes.node == 0 && !nodes.launcher_has_store,
+                          .serves_store = serves_store(nodes),
                           .store_node = nodes.launcher_has_store ? -1 : 0,
                           .silence = nodes.node_timeout,
                           .beat = std::min(milliseconds(250), nodes.node_timeout / 8),
@@ -78,10 +83,10 @@ void NodeConnection::join(const Nodes& nodes, NodeCard& mine, const JoinOptions&
       joined_ = join_nodes(*store_, nodes, mine, options);
       return;
     } catch (const EarlierStoreError&) {
-      if (nodes.node == 0 || nodes.launcher_has_store || Clock::now() - began >= nodes.join_timeout) throw;
+      if (!waits_for_store(nodes) || Clock::now() - began >= nodes.join_timeout) throw;
       store_.reset();
     } catch (const StoreError& error) {
-      if (nodes.node == 0 || nodes.launcher_has_store) throw;
+      if (!waits_for_store(nodes)) throw;
       throw StoreError("node 0 at " + nodes.head +
                        ", which has the nodes' store, has gone or is frozen: " + error.what());
     }
@@ -93,7 +98,7 @@ void NodeConnection::find_store(const Nodes& nodes, const JoinOptions& options) 
   const std::vector<std::string> addresses =
       resolve_within(nodes.head, std::min(nodes.join_timeout, milliseconds(30'000)));
   head_address_ = addresses[0];
-  if (nodes.node == 0 && !nodes.launcher_has_store) {
+  if (serves_store(nodes)) {
     const bool only_ipv4 = std::none_of(addresses.begin(), addresses.end(),
                                         [](const std::string& one) { return one.find(':') != std::string::npos; });
     store_ = serve_store(port_, call_limit(nodes), only_ipv4);
@@ -145,8 +150,7 @@ void NodeConnection::connect_links(const Nodes& nodes) {
     const NodeFailure failure{nodes.node, mine.host, -1, error.what()};
     try {
       store_->set_first(failure_key(joined_.prefix), to_bytes(failure));
-      leave_store(*store_, joined_.prefix, nodes.node, nodes.nodes, nodes.node == 0 && !nodes.launcher_has_store,
-                  milliseconds(1000));
+      leave_store(*store_, joined_.prefix, nodes.node, nodes.nodes, serves_store(nodes), milliseconds(1000));
     } catch (const StoreError&) {  // the others find out by themselves
     }
     throw;

@@ -10,7 +10,24 @@ namespace {
 
 constexpr std::int64_t kMostNumber = std::int64_t{1} << 39;
 
-std::string text(auto number) { return std::to_string(static_cast<std::int64_t>(number)); }
+void add_number(std::string& bytes, auto number) {
+  add_field(bytes, std::to_string(static_cast<std::int64_t>(number)));
+}
+
+// The beginning of what is said about a queue.
+std::string about(auto kind, const SideTraffic::Queue& queue) {
+  std::string bytes;
+  add_number(bytes, kind);
+  add_number(bytes, queue.number);
+  add_number(bytes, queue.rank);
+  return bytes;
+}
+
+std::string only(auto kind) {
+  std::string bytes;
+  add_number(bytes, kind);
+  return bytes;
+}
 
 }  // namespace
 
@@ -93,12 +110,7 @@ void SideTraffic::send_parcels() {
   for (int to_part_from = place_.nodes - 1; to_part_from > 0;) {
     const auto parcel = next_parcel();
     if (!parcel) return;
-    std::string bytes;
-    add_field(bytes, text(parcel->kind));
-    if (parcel->kind != Kind::farewell) {
-      add_field(bytes, text(parcel->queue.number));
-      add_field(bytes, text(parcel->queue.rank));
-    }
+    std::string bytes = parcel->kind == Kind::farewell ? only(parcel->kind) : about(parcel->kind, parcel->queue);
     if (parcel->write) parcel->write(bytes);
     send_message(nodes_.link(), parcel->peer, Channel::parcel, bytes);
     if (parcel->kind == Kind::farewell) --to_part_from;
@@ -180,20 +192,14 @@ void SideTraffic::open(const Queue& queue, std::size_t room, Reader reader) {
     else
       readers_.emplace(queue, std::move(reader));
   }
-  std::string bytes;
-  add_field(bytes, text(Kind::room));
-  add_field(bytes, text(queue.number));
-  add_field(bytes, text(queue.rank));
-  add_field(bytes, text(room));
-  send_receipt(bytes);
+  give_room(queue, room);
 }
 
-void SideTraffic::taken(const Queue& queue) {
-  std::string bytes;
-  add_field(bytes, text(Kind::room));
-  add_field(bytes, text(queue.number));
-  add_field(bytes, text(queue.rank));
-  add_field(bytes, text(1));
+void SideTraffic::taken(const Queue& queue) { give_room(queue, 1); }
+
+void SideTraffic::give_room(const Queue& queue, std::size_t messages) {
+  std::string bytes = about(Kind::room, queue);
+  add_number(bytes, messages);
   send_receipt(bytes);
 }
 
@@ -203,11 +209,7 @@ void SideTraffic::close(const Queue& queue) noexcept {
       const std::lock_guard lock(reading_);
       if (const auto found = readers_.find(queue); found != readers_.end()) found->second = {};  // until it ends
     }
-    std::string bytes;
-    add_field(bytes, text(Kind::closed));
-    add_field(bytes, text(queue.number));
-    add_field(bytes, text(queue.rank));
-    send_receipt(bytes);
+    send_receipt(about(Kind::closed, queue));
   } catch (...) {
     token_.cancel(std::current_exception(), queue.rank);
   }
@@ -215,8 +217,7 @@ void SideTraffic::close(const Queue& queue) noexcept {
 
 void SideTraffic::claim(const std::string& what, const std::string& value) {
   if (place_.node == 0) return compare(what, 0, value);
-  std::string bytes;
-  add_field(bytes, text(Kind::claim));
+  std::string bytes = only(Kind::claim);
   add_field(bytes, what);
   add_field(bytes, value);
   send_receipt(bytes);
@@ -236,9 +237,7 @@ void SideTraffic::receive_parcels() {
     if (kind == Kind::farewell) break;
     deliver(kind, fields);
   }
-  std::string farewell;
-  add_field(farewell, text(Kind::farewell));
-  send_receipt(farewell);
+  send_receipt(only(Kind::farewell));
 }
 
 void SideTraffic::deliver(Kind kind, Fields& fields) {

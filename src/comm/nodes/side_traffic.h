@@ -110,6 +110,7 @@ class SideTraffic {
   void take_receipt(Kind kind, int peer, Fields& fields);
   void receive_parcels();
   void deliver(Kind kind, Fields& fields);
+  void give_room(const Queue& queue, std::size_t messages);
   void send_receipt(const std::string& bytes);
   Queue read_queue(Fields& fields, int node) const;
   void compare(const std::string& what, int node, std::string value);

@@ -1,4 +1,4 @@
-#include "support/host_waits.h"
+#include "support/host_counts.h"
 
 #include <dlfcn.h>
 #include <execinfo.h>
@@ -22,15 +22,16 @@ struct Place {
   auto operator<=>(const Place&) const = default;
 };
 
-struct Waits {
+struct Counts {
   std::mutex mutex;
-  std::map<Place, int> counts;
+  std::map<Place, int> waits;
+  std::map<std::string, int> launches;
 };
 
 std::atomic<bool> counting{false};
 
-Waits& waits() {
-  static Waits& all = *new Waits;
+Counts& counts() {
+  static Counts& all = *new Counts;
   return all;
 }
 
@@ -90,21 +91,27 @@ bool tells(const std::string& name) {
 }  // namespace
 
 void note_wait(const char* kind, const char* of) {
-  if (!counts_waits()) return;
+  if (!counting) return;
   std::vector<std::uintptr_t> called = callers();
-  const std::lock_guard lock(waits().mutex);
-  waits().counts[{kind, of, std::move(called)}] += 1;
+  const std::lock_guard lock(counts().mutex);
+  counts().waits[{kind, of, std::move(called)}] += 1;
+}
+
+void note_launch(const std::string& name) {
+  if (!counting) return;
+  const std::lock_guard lock(counts().mutex);
+  counts().launches[name] += 1;
 }
 
 // The innermost functions of Tandem's and of the program's.
-std::map<std::string, int> waits_by_place() {
+std::map<std::string, int> host_waits() {
   constexpr int kMost = 6;
-  const std::lock_guard lock(waits().mutex);
+  const std::lock_guard lock(counts().mutex);
   std::set<std::uintptr_t> places;
-  for (const auto& [place, count] : waits().counts) places.insert(place.called.begin(), place.called.end());
+  for (const auto& [place, count] : counts().waits) places.insert(place.called.begin(), place.called.end());
   auto functions = functions_at(places);
   std::map<std::string, int> all;
-  for (const auto& [place, count] : waits().counts) {
+  for (const auto& [place, count] : counts().waits) {
     std::string text = place.kind + (*place.of ? " of " + std::string(place.of) : std::string());
     int shown = 0;
     for (const std::uintptr_t at : place.called)
@@ -114,12 +121,16 @@ std::map<std::string, int> waits_by_place() {
   return all;
 }
 
-void count_waits() {
-  const std::lock_guard lock(waits().mutex);
-  waits().counts.clear();
-  counting = true;
+std::map<std::string, int> launches() {
+  const std::lock_guard lock(counts().mutex);
+  return counts().launches;
 }
 
-bool counts_waits() { return counting; }
+void count_from_now() {
+  const std::lock_guard lock(counts().mutex);
+  counts().waits.clear();
+  counts().launches.clear();
+  counting = true;
+}
 
 }  // namespace tandem::test::fake
