@@ -1,5 +1,5 @@
 # tandem_add_tests(LAYER SOURCES NAME... LIBRARIES TARGET...): the tests of one layer, tests/LAYER/NAME_test.cpp, as one
-# program whose test cases CTest runs one by one, each with a time limit: a hang is a failure. Files that include
+# program that CTest runs for each file, or for each case, with a time limit: a hang is a failure. Files that include
 # LibTorch are compiled four at a time as one, which takes about half the time.
 include(Catch)
 
@@ -24,12 +24,24 @@ function(tandem_add_tests layer)
   if(NOT layer STREQUAL core)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
   endif()
-  set(cost 0)
-  if(layer STREQUAL apps)  # each starts programs, some very often
-    set(cost 1)
+  # A process for each file, as LibTorch takes a third of a second to load; for each case where that is no matter, or
+  # cases start programs or wait, and are better done side by side.
+  if(layer MATCHES "^(apps|core|session|report|waits)$")
+    set(cost 0)
+    if(layer STREQUAL apps)
+      set(cost 1)
+    endif()
+    # Catch2 2 is content with a name that it does not have, such as one that CMake cuts off at a semicolon.
+    catch_discover_tests(${target} TEST_PREFIX "${layer}: " DISCOVERY_MODE PRE_TEST
+                         PROPERTIES FAIL_REGULAR_EXPRESSION "No test cases matched" TIMEOUT 400 LABELS ${layer}
+                                    COST ${cost} ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+    return()
   endif()
-  # Catch2 2 is content with a name that it does not have, such as one that CMake cuts off at a semicolon.
-  catch_discover_tests(${target} TEST_PREFIX "${layer}: " DISCOVERY_MODE PRE_TEST
-                       PROPERTIES FAIL_REGULAR_EXPRESSION "No test cases matched" TIMEOUT 400 LABELS ${layer} COST ${cost}
-                                  ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+  foreach(file IN LISTS sources)
+    get_filename_component(file ${file} NAME_WE)
+    string(REGEX REPLACE "_test$" "" name ${file})
+    add_test(NAME "${layer}: ${name}" COMMAND ${target} --filenames-as-tags --durations yes "[#${file}]~[.]")
+    set_tests_properties("${layer}: ${name}" PROPERTIES FAIL_REGULAR_EXPRESSION "No test cases matched" TIMEOUT 400
+                         LABELS ${layer} ENVIRONMENT "TANDEM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+  endforeach()
 endfunction()

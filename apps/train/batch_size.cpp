@@ -147,7 +147,7 @@ class Search {
     auto optimizer = accelerator.prepare(*inner);
     const auto average = make_average(options_, *net);
     const bool split = options_.launch.data_loader.split_batches;
-    const std::int64_t ranks = accelerator.logical_ranks(), updates = options_.cuda_graphs ? 5 : 2;
+    const std::int64_t ranks = accelerator.logical_ranks(), updates = options_.cuda_graphs == CudaGraphs::on ? 5 : 2;
     const std::int64_t steps = updates * std::min(options_.launch.gradient_accumulation_steps, kWindow);
     auto loader = Samples(FewSamples(few_, static_cast<std::size_t>(steps * size * ranks)))
                       .prepare(accelerator, {.batch_size = size * (split ? ranks : 1)});
@@ -159,7 +159,7 @@ class Search {
       return loss.detach();
     };
     std::optional<tandem::CompiledStep<TriedStep>> replayed;
-    if (options_.cuda_graphs) replayed.emplace(accelerator.compile_step(TriedStep(compute)));
+    if (options_.cuda_graphs == CudaGraphs::on) replayed.emplace(accelerator.compile_step(TriedStep(compute)));
     model->train();
     for (auto& [inputs, targets] : loader) {
       auto window = accelerator.accumulate(model);

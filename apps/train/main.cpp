@@ -79,9 +79,7 @@ void report(const train::Options& options, const train::Outcome& outcome) {
   if (!outcome.interrupted && !outcome.saved_to.empty()) std::printf("checkpoint: %s\n", outcome.saved_to.c_str());
   if (outcome.ended_early) std::printf("ended early: %s got no better\n", options.early_stop->metric.c_str());
   if (!outcome.best.empty()) std::printf("%s: %s\n", outcome.best.c_str(), train::best_weights_path(options).c_str());
-  if (options.cuda_graphs)
-    std::printf("%lld steps were replayed as CUDA graphs%s%s\n", static_cast<long long>(outcome.replayed_steps),
-                outcome.not_replayed.empty() ? "" : "; the last was not: ", outcome.not_replayed.c_str());
+  if (!outcome.graphs.empty()) std::printf("%s\n", outcome.graphs.c_str());
   if (!metrics.sample.empty()) std::printf("a sample of what it writes:\n%s\n", metrics.sample.c_str());
 }
 

@@ -42,18 +42,21 @@ const std::map<std::string, SchedulerKind> kSchedulers{
     {"one-cycle", SchedulerKind::one_cycle},   {"plateau", SchedulerKind::plateau}};
 
 // The command line as given, before what depends on several flags is worked out.
+constexpr const char* kAuto = "auto";
+
+const std::map<std::string, CudaGraphs> kCudaGraphs{
+    {kAuto, CudaGraphs::automatic}, {"on", CudaGraphs::on}, {"off", CudaGraphs::off}};
+
 struct Raw {
   Options options;
   std::string batch_size;  // a number or auto; empty: neither
   std::optional<std::int64_t> global_batch_size;
   std::optional<double> lr, weight_decay;
   ModelFlags model;
-  std::string optimizer = "adamw", scheduler = "constant";
+  std::string optimizer = "adamw", scheduler = "constant", cuda_graphs = kAuto;
   std::string profile_steps = "10:20", early_stop;
   bool no_progress = false;
 };
-
-constexpr const char* kAuto = "auto";
 
 // A number as --batch-size has it; nothing when it is none.
 std::optional<std::int64_t> read_batch_size(const std::string& text) {
@@ -201,6 +204,12 @@ void add_files(CLI::App& app, Raw& raw) {
   app.add_flag("--no-progress", raw.no_progress, "print no progress");
 }
 
+// Configurations of earlier versions say it in other words.
+std::string graphs_of_flag(const std::string& text) {
+  if (text == "true") return "on";
+  return text == "false" ? "off" : text;
+}
+
 struct CommandLine {
   Raw raw;
   CLI::App app{"Trains a network on pictures, a table or a text with every rank of one process.", "train"};
@@ -210,8 +219,14 @@ struct CommandLine {
     raw.options.launch.tf32 = false;  // exact, unless --tf32 is given
     tandem::add_launch_flags(app, raw.options.launch);
     app.get_option("--split-batches")->description("--batch-size is that of all ranks together");
-    app.add_flag("--cuda-graphs", raw.options.cuda_graphs,
-                 "record a step on the GPU and replay it, for models that keep a GPU waiting for the host");
+    app.add_option("--cuda-graphs", raw.cuda_graphs,
+                   "record a step on the GPU and replay it, for models that keep a GPU waiting for the host: on "
+                   "(without a value too), off, or what is faster as measured (auto, the default)")
+        ->expected(0, 1)
+        ->default_str("on")
+        ->option_text("auto|on|off")
+        ->transform(CLI::Validator([](std::string& text) { return text = graphs_of_flag(text), std::string(); }, ""))
+        ->check(CLI::IsMember(kCudaGraphs));
     add_model_flags(app, raw.model);
     add_data_flags(app, raw.options.data);
     add_text(app, raw);
@@ -313,6 +328,7 @@ Options finish(Raw raw) {
   if (options.optimizer != OptimizerKind::sgd && options.momentum != 0.0)
     throw tandem::ConfigError("--momentum belongs to --optimizer sgd; " + raw.optimizer + " has none");
   options.scheduler = scheduler_of(raw);
+  options.cuda_graphs = kCudaGraphs.at(raw.cuda_graphs);
   options.progress = !raw.no_progress && !options.quiet && !options.check_exact;
   if (options.check_exact && !options.launch.exact) options.launch.exact.emplace();
   options.finds_batch_size = raw.batch_size == kAuto;

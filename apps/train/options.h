@@ -47,6 +47,9 @@ struct EarlyStop {
   std::int64_t patience = 0;  ///< judgements that may be no better than the best one before
 };
 
+/// Whether steps are replayed as CUDA graphs; automatic: where that is faster.
+enum class CudaGraphs : std::uint8_t { automatic, on, off };
+
 /// What the command line asks for, checked as far as it can be without data.
 struct Options {
   tandem::LaunchConfig launch;
@@ -105,7 +108,7 @@ struct Options {
   /// Samples of all ranks' batches together.
   std::int64_t global_batch() const { return batch_size * (launch.data_loader.split_batches ? 1 : logical_ranks()); }
 
-  bool cuda_graphs = false;
+  CudaGraphs cuda_graphs = CudaGraphs::automatic;
   bool quiet = false;
   bool progress = true;
 };

@@ -56,9 +56,7 @@ class Trainer {
         checkpoints_(accelerator, options, inputs, records_, state_),
         judging_(accelerator, options, inputs, {model_, average_.get()}, records_, state_) {
     if (average_) accelerator.register_for_checkpointing(*average_);
-    if (options.cuda_graphs)
-      replayed_.emplace(accelerator.compile_step(
-          Step([this](const at::Tensor& in, const at::Tensor& out) { return compute_step(in, out); })));
+    compile_step();
   }
 
   Outcome run() {
@@ -73,6 +71,15 @@ class Trainer {
   }
 
  private:
+  // CPU ranks have no graphs, which is news only to who asks for them.
+  void compile_step() {
+    const bool automatic = options_.cuda_graphs == CudaGraphs::automatic;
+    if (options_.cuda_graphs == CudaGraphs::off || (automatic && accelerator_.device().is_cpu())) return;
+    replayed_.emplace(accelerator_.compile_step(
+        Step([this](const at::Tensor& in, const at::Tensor& out) { return compute_step(in, out); }),
+        {.keep_faster = automatic}));
+  }
+
   Outcome run_to_end() {
     if (checkpoints_.begin()) go_on();
     if (stop_is_asked(accelerator_)) throw tandem::Cancelled("interrupted before the first step");
@@ -172,6 +179,7 @@ class Trainer {
     if (options_.launch.exact)
       if (const auto mean = accelerator_.window_mean(loss, samples > 0 ? 1 : 0))
         window_.add({at::zeros_like(loss), 0, *mean, 1});
+    if (replayed_) tell_of_graphs();
     if (accelerator_.sync_gradients()) end_update(norm);
     schedule_.step();  // after the records, which have the rate of the update just made
   }
@@ -260,12 +268,30 @@ class Trainer {
                     .failed_profile = failed_profile_,
                     .best = judging_.best(),
                     .ended_early = judging_.ends_training() && state_.steps < inputs_.total_steps};
-    if (replayed_) {
-      outcome.replayed_steps = replayed_->replays();
-      outcome.not_replayed = replayed_->reason();
-    }
+    outcome.graphs = use_of_graphs();
     if (accelerator_.is_main()) close_records(outcome, verdict);
     return outcome;
+  }
+
+  // Once it is known.
+  void tell_of_graphs() {
+    if (told_of_graphs_ || !replayed_ || !replayed_->times()) return;
+    told_of_graphs_ = true;
+    const auto& [called, replayed, replays] = *replayed_->times();
+    char text[160];
+    std::snprintf(text, sizeof text, "steps are %s: %.3g ms called, %.3g ms replayed as CUDA graphs (%.2f x)",
+                  replays ? "replayed" : "called", 1e3 * called, 1e3 * replayed, called / replayed);
+    records_.tell(text);
+  }
+
+  // For people; empty: none can be, or it was told. Too short a training for --cuda-graphs auto has nothing to tell.
+  std::string use_of_graphs() const {
+    if (!replayed_ || told_of_graphs_) return {};
+    const std::string& why = replayed_->reason();
+    if (options_.cuda_graphs == CudaGraphs::automatic)
+      return why.empty() ? why : "steps were called, not replayed as CUDA graphs: " + why;
+    return counted(replayed_->replays(), "step") + (replayed_->replays() == 1 ? " was" : " were") +
+           " replayed as CUDA graphs" + (why.empty() ? why : "; the last was not: " + why);
   }
 
   // The end of the records, on rank 0. `verdict`: nothing when training or evaluation was interrupted.
@@ -303,7 +329,8 @@ class Trainer {
   std::unique_ptr<torch::optim::Optimizer> inner_;
   tandem::nn::Model<Net> model_;
   tandem::optim::AcceleratedOptimizer optimizer_;
-  std::optional<tandem::CompiledStep<Step>> replayed_;
+  std::optional<tandem::CompiledStep<Step>> replayed_;  // nothing: steps are only called
+  bool told_of_graphs_ = false;
   Samples::Loader loader_;
   std::unique_ptr<tandem::optim::ExponentialMovingAverage> average_;  // null: none
   Schedule schedule_;

@@ -25,10 +25,9 @@ struct Outcome {
   std::vector<std::string> unwritten{};  ///< why something else is not there, though training went on
   tandem::Profile profile{};
   bool failed_profile = false;
-  std::string best{};               ///< of --save-best, for people; empty: none
-  bool ended_early = false;         ///< by --early-stop
-  std::int64_t replayed_steps = 0;  ///< with --cuda-graphs
-  std::string not_replayed{};       ///< why the last step was not, if it was not
+  std::string best{};        ///< of --save-best, for people; empty: none
+  bool ended_early = false;  ///< by --early-stop
+  std::string graphs{};      ///< what --cuda-graphs did, for people, if that is still to be told
 };
 
 /// Trains on this rank, and writes the log and the weights on rank 0, which tells `unsaved` how far it is, and calls

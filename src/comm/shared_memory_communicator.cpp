@@ -1,6 +1,7 @@
 #include "comm/shared_memory_communicator.h"
 
 #include <cstring>
+#include <map>
 #include <string>
 
 #include <ATen/Functions.h>
@@ -111,6 +112,40 @@ struct StartedReduction {
   }
 };
 
+constexpr std::int64_t kMost = 999'999'999'999;  // that a field holds
+
+// What a rank says of a reduction that it has started.
+void add_started(std::string& bytes, const StartedReduction& started) {
+  if (started.number == 0) return;  // memory ran out before it was posted
+  const auto add = [&bytes](auto number) { add_field(bytes, std::to_string(number)); };
+  add(started.number);
+  add(static_cast<int>(started.lists.op));
+  add(started.squares.empty() ? 0 : 1);
+  add(started.outputs.size());
+  for (const at::Tensor& output : started.outputs) {
+    add(static_cast<int>(output.scalar_type()));
+    add(output.numel());
+  }
+}
+
+// The same, read by another rank, which is to take part in it.
+struct StartElsewhere {
+  ReduceOp op;
+  std::vector<at::Tensor> rows, squares;
+
+  explicit StartElsewhere(Fields& fields)
+      : op(static_cast<ReduceOp>(fields.number(static_cast<int>(ReduceOp::product)))) {
+    const bool squared = fields.number(1) == 1;
+    rows.resize(static_cast<std::size_t>(fields.number(kMost)));
+    for (at::Tensor& row : rows) {
+      const auto type = static_cast<c10::ScalarType>(fields.number(static_cast<int>(c10::ScalarType::NumOptions) - 1));
+      const std::int64_t elements = fields.number(kMost);
+      row = at::zeros({elements}, type);
+      if (squared) squares.push_back(at::empty({(elements + kReductionBlock - 1) / kReductionBlock}, at::kDouble));
+    }
+  }
+};
+
 class SharedMemoryCommunicator final : public Communicator, private SharedMemory {
  public:
   SharedMemoryCommunicator(RankGroup& group, int rank)
@@ -157,11 +192,10 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   }
 
   void do_forget_started() override {
-    if (over_nodes() && !started_.empty())
-      throw CollectiveError(
-          "gradients were being reduced when the call was given up, and ranks of other nodes may "
-          "wait for them; that cannot be made good with several nodes");
-    group_.posted().forget(rank());
+    if (over_nodes())
+      finish_started();
+    else
+      group_.posted().forget(rank());
     started_.clear();
   }
 
@@ -261,6 +295,24 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
     return of_ranks;
   }
 
+  // A node has sent others its part of what its ranks have started, and waits for theirs. So all take part in it, with
+  // zeros where this rank has not started it, for results that nobody wants.
+  void finish_started() {
+    std::string mine;
+    for (const auto& started : started_) add_started(mine, *started);
+    const auto all = group_.gather_bytes(rank(), {.operation = "forget_started"}, mine);
+    std::map<std::uint64_t, StartElsewhere> others;
+    for (std::size_t peer = 0; peer < all.size(); ++peer)
+      for (Fields fields(all[peer], static_cast<int>(peer)); !fields.rest().empty();) {
+        const auto number = static_cast<std::uint64_t>(fields.number(kMost));
+        others.insert_or_assign(number, StartElsewhere(fields));
+      }
+    for (const auto& [number, other] : others)
+      if (number > last_started_)
+        start(describe_start(other.rows, other.rows, other.op), other.rows, other.rows, other.squares, other.op);
+    reducer_.wait(last_started_);
+  }
+
   // The memory is ours again.
   void end_started(std::uint64_t number) {
     auto first = started_.begin();
@@ -277,8 +329,9 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
     started_.push_back(std::move(spare_.back()));
     spare_.pop_back();
     StartedReduction& started = *started_.back();
+    started.number = 0;
     started.fill(inputs, outputs, op, squares);
-    return started.number = reducer_.start(call, started.lists);
+    return last_started_ = started.number = reducer_.start(call, started.lists);
   }
 
   void reduce_into(const CallRecord& call, at::TensorList inputs, at::TensorList outputs, ReduceOp op, int root) {
@@ -299,6 +352,7 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
   MemoryRows inputs_, outputs_;                             // of the current call
   std::vector<std::unique_ptr<StartedReduction>> started_;  // and not waited for, in order
   std::vector<std::unique_ptr<StartedReduction>> spare_;    // kept for their memory
+  std::uint64_t last_started_ = 0;
 };
 
 }  // namespace

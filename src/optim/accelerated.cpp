@@ -53,7 +53,8 @@ void check_closure_step(const OptimizerShared& shared, const Closure& closure) {
 void record_step(const std::shared_ptr<OptimizerShared>& shared, nn::Recording& recording) {
   if (!shared->fused_step || !shared->fused_step->step(&recording))
     throw ConfigError(
-        "its optimizer has no step that can be recorded; those of SGD, Adam and AdamW have (see FusedStep)");
+        "its optimizer has no step that can be recorded; those of SGD, Adam and AdamW for float32 parameters have (see "
+        "FusedStep)");
   recording.at_each_replay({.after = [shared] { shared->updates += 1; }});
 }
 

@@ -74,6 +74,12 @@ void fill(at::Tensor& number, double value, c10::Device device) {
   number.fill_(value);
 }
 
+// What a kernel on a device takes a learning rate for: a graph holds it in float32, and a step has the same result
+// whether it is called or replayed.
+double rate_on(c10::Device device, c10::ScalarType type, double lr) {
+  return device.is_cpu() || type != at::kFloat ? lr : static_cast<double>(static_cast<float>(lr));
+}
+
 // A kernel call that was recorded: what its replays need of the host, and what they must find as it was.
 template <class Options, class State>
 class RecordedCall {
@@ -179,6 +185,13 @@ bool FusedStep::step(nn::Recording* recording) {
 
 bool FusedStep::records() const { return recording_ && recording_->records(); }
 
+// In the calls before a recording it is filled in, and each replay fills it in.
+bool FusedStep::rate_is_a_tensor(Batch& batch) const {
+  if (!recording_ || batch.common.type != at::kFloat) return false;
+  if (!records()) fill(batch.lr, batch.common.options->get_lr(), batch.common.device);
+  return true;
+}
+
 bool FusedStep::suits_all() const {
   if (kind_ == Kind::other) return false;
   for (const auto& group : optimizer_.param_groups())
@@ -274,7 +287,7 @@ bool FusedStep::gather_sgd() {
     const bool momentum = static_cast<const SGDOptions&>(group.options()).momentum() != 0;
     for (const at::Tensor& parameter : group.params()) {
       if (!parameter.grad().defined()) continue;
-      if (!supported(parameter)) return false;
+      if (!supported(parameter) || (records() && parameter.scalar_type() != at::kFloat)) return false;
       const auto found = optimizer_.state().find(parameter.unsafeGetTensorImpl());
       const bool updated = momentum && found != optimizer_.state().end();
       if (records() && momentum && !updated) return false;  // its buffer would be made anew in each replay
@@ -301,11 +314,10 @@ void FusedStep::update_sgd(Batch& batch) {
     at::_fused_sgd_(batch.parameters, batch.gradients, batch.averages, options.weight_decay(), options.momentum(), lr,
                     options.dampening(), options.nesterov(), /*maximize=*/false, first_momentum);
   };
-  if (recording_ && !records()) fill(batch.lr, options.lr(), batch.common.device);
-  if (recording_)
+  if (rate_is_a_tensor(batch))
     update(batch.lr);
   else
-    update(options.lr());
+    update(rate_on(batch.common.device, batch.common.type, options.lr()));
   if (records()) record<SGDOptions, SGDParamState>(batch);
   if (!first_momentum) return;
   for (std::size_t i = 0; i < batch.parameters.size(); ++i) {
@@ -322,7 +334,8 @@ bool FusedStep::gather_adam() {
     for (const at::Tensor& parameter : group.params()) {
       if (!parameter.grad().defined()) continue;
       if (!supported(parameter)) return false;
-      if (records() && optimizer_.state().count(parameter.unsafeGetTensorImpl()) == 0) return false;
+      const bool known = optimizer_.state().count(parameter.unsafeGetTensorImpl()) > 0;
+      if (records() && (!known || parameter.scalar_type() != at::kFloat)) return false;
       State& state = adam_state<State>(optimizer_, parameter, amsgrad);
       if (!fits(state.exp_avg(), parameter) || !fits(state.exp_avg_sq(), parameter)) return false;
       if (amsgrad && !fits(state.max_exp_avg_sq(), parameter)) return false;
@@ -344,7 +357,6 @@ void FusedStep::update_adam(Batch& batch) {
   const auto [beta1, beta2] = options.betas();
   const std::int64_t step = batch.common.updates + 1;
   if (!records()) fill(batch.step, static_cast<double>(step), batch.common.device);
-  if (recording_ && !records()) fill(batch.lr, options.lr(), batch.common.device);
   batch.steps.assign(batch.parameters.size(), batch.step);
   const auto update = [&]<class Rate>(AdamKernel<Rate> adam, AdamKernel<Rate> adamw, Rate lr) {
     (std::is_same_v<Options, AdamWOptions> ? adamw : adam)(
@@ -352,10 +364,11 @@ void FusedStep::update_adam(Batch& batch) {
         batch.steps, lr, beta1, beta2, options.weight_decay(), options.eps(), options.amsgrad(), /*maximize=*/false,
         /*grad_scale=*/{}, /*found_inf=*/{});
   };
-  if (recording_)
+  if (rate_is_a_tensor(batch))
     update.template operator()<const at::Tensor&>(at::_fused_adam_, at::_fused_adamw_, batch.lr);
   else
-    update.template operator()<double>(at::_fused_adam_, at::_fused_adamw_, options.lr());
+    update.template operator()<double>(at::_fused_adam_, at::_fused_adamw_,
+                                       rate_on(batch.common.device, batch.common.type, options.lr()));
   if (records())
     record<Options, State>(batch);
   else

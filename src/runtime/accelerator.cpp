@@ -49,7 +49,9 @@ void Accelerator::clip_grad_value_(const std::vector<at::Tensor>& parameters, do
   training_.clipping.clip_values(parameters, limit);
 }
 
-std::unique_ptr<detail::StepGraph> Accelerator::make_step_graph() { return training_.recorder.make_graph(); }
+std::unique_ptr<detail::StepGraph> Accelerator::make_step_graph(const CompileStepOptions& options) {
+  return training_.recorder.make_graph(options);
+}
 
 // ---- mixed precision
 

@@ -1,6 +1,7 @@
 #include "runtime/recorded_step.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <exception>
 #include <mutex>
 #include <utility>
@@ -17,7 +18,7 @@
 namespace tandem {
 namespace {
 
-constexpr int kRehearsals = 3;  // the first makes states and handles, the second allocates as all later ones
+constexpr std::size_t kRehearsals = 3;  // the first makes states and handles, the second allocates as all later ones
 constexpr int kVainRecordings = 3;
 
 // LibTorch tells a device's default generator, which ranks that share the device take turns with, of each graph.
@@ -55,13 +56,24 @@ class NoCalls {
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+std::string milliseconds(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g ms", 1e3 * seconds);
+  return text;
+}
+
 bool same(const at::Tensor& a, const at::Tensor& b) { return a.defined() == b.defined() && a.is_same(b); }
 
 }  // namespace
 
-RecordedStep::RecordedStep(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
+RecordedStep::RecordedStep(RankContext& context, const CompileStepOptions& options,
+                           std::function<std::vector<at::Tensor>()> parameters,
                            std::function<std::optional<std::string>()> obstacle)
-    : context_(context), parameters_(std::move(parameters)), obstacle_(std::move(obstacle)) {}
+    : context_(context),
+      options_(options),
+      parameters_(std::move(parameters)),
+      obstacle_(std::move(obstacle)),
+      timing_(context, options.keep_faster) {}
 
 RecordedStep::~RecordedStep() { forget(); }
 
@@ -80,13 +92,28 @@ RecordedStep::Turn RecordedStep::next(const std::vector<at::Tensor>& inputs) {
     reason_ = *why;
     return Turn::call;
   }
-  reason_.clear();
+  reason_ = given_up_;
+  if (all_gave_up_) return Turn::call;
+  if (timing_.complete()) choose();
   const Turn mine = wanted(inputs);
   bool alike = true;
   const auto turn = static_cast<Turn>(meet(static_cast<std::uint64_t>(mine), alike));
   if (turn < mine) reason_ = "another rank cannot replay this call";
   return turn;
 }
+
+// On all ranks alike.
+void RecordedStep::choose() {
+  timing_.conclude();
+  if (timing_.times()->replays) return;
+  forget();
+  all_gave_up_ = true;
+  given_up_ = "replayed steps are not faster by a twentieth: " + milliseconds(timing_.times()->replayed) + " to " +
+              milliseconds(timing_.times()->called) + " called";
+}
+
+// Calls before the recording; those after the first three are measured.
+std::size_t RecordedStep::rehearsals_wanted() const { return kRehearsals + (timing_.open() ? StepTiming::kSteps : 0); }
 
 RecordedStep::Turn RecordedStep::wanted(const std::vector<at::Tensor>& inputs) {
   if (!given_up_.empty()) {
@@ -99,7 +126,7 @@ RecordedStep::Turn RecordedStep::wanted(const std::vector<at::Tensor>& inputs) {
                 context_.device().str();
       return Turn::call;
     }
-  if (pieces_.empty()) return rehearsals_ < kRehearsals ? Turn::rehearse : Turn::record;
+  if (pieces_.empty()) return rehearsals_ < rehearsals_wanted() ? Turn::rehearse : Turn::record;
   if (const auto other = other_inputs(inputs)) {
     reason_ = *other;
     return Turn::call;
@@ -114,6 +141,7 @@ RecordedStep::Turn RecordedStep::wanted(const std::vector<at::Tensor>& inputs) {
     return Turn::call;
   }
   rehearsals_ = kRehearsals - 1;  // with what has changed, once more
+  timing_.restart();
   return Turn::rehearse;
 }
 
@@ -146,7 +174,10 @@ std::optional<std::string> RecordedStep::change() const {
 void RecordedStep::rehearse(const std::function<void()>& step) {
   rehearsals_ += 1;
   const Scope scope(context_.window, *this);
-  step();
+  if (rehearsals_ > kRehearsals)
+    timing_.called(step);
+  else
+    step();
 }
 
 void RecordedStep::begin_piece() {
@@ -178,9 +209,19 @@ void RecordedStep::record_pieces(const std::function<void()>& step) {
   recording_ = false;
 }
 
+// A graph has memory of its own, and whoever did not ask for it may still call the step, or evaluate.
+void RecordedStep::check_room() const {
+  const auto room = device_room(context_.device());
+  if (!room || room->free / 2 >= room->most_beyond_now) return;
+  const auto megabytes = [](std::size_t bytes) { return std::to_string(bytes / 1'000'000) + " MB"; };
+  throw ConfigError("its graph takes up to " + megabytes(room->most_beyond_now) + " of memory, and " +
+                    context_.device().str() + " has " + megabytes(room->free) + " left");
+}
+
 // Empty, or what went wrong.
 std::string RecordedStep::try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step) {
   try {
+    if (options_.keep_faster) check_room();
     inputs_ = make_inputs();
     record_pieces(step);
     return "";
@@ -216,6 +257,7 @@ bool RecordedStep::record(const MakeInputs& make_inputs, const std::function<voi
   }
   if (problem.empty()) return true;
   give_up(problem);
+  all_gave_up_ = true;
   reason_ = given_up_;
   return false;
 }
@@ -246,17 +288,25 @@ void RecordedStep::run_pieces(const std::vector<at::Tensor>& inputs) {
   for (Seen& seen : seen_) seen.parameter.mutable_grad() = seen.after;
 }
 
-void RecordedStep::replay(const std::vector<at::Tensor>& inputs) {
-  context_.group->token().check();
+void RecordedStep::do_step(const std::vector<at::Tensor>& inputs) {
   for (const HostWork& work : host_work_)
     if (work.before) work.before();
   run_pieces(inputs);
   // From the last: what was opened first ends last.
   for (auto work = host_work_.rbegin(); work != host_work_.rend(); ++work)
     if (work->after) work->after();
+}
+
+void RecordedStep::replay(const std::vector<at::Tensor>& inputs) {
+  context_.group->token().check();
+  if (std::exchange(fresh_, false)) {
+    do_step(inputs);  // the device makes a graph ready when it first runs it
+  } else {
+    timing_.replayed([&] { do_step(inputs); });
+    vain_recordings_ = 0;
+  }
   replays_ += 1;
   reason_.clear();
-  if (!std::exchange(fresh_, false)) vain_recordings_ = 0;
 }
 
 }  // namespace tandem

@@ -13,6 +13,7 @@
 #include "backend/graph.h"
 #include "nn/recording.h"
 #include "runtime/rank_context.h"
+#include "runtime/step_timing.h"
 #include "tandem/runtime/detail/step_graph.h"
 
 namespace tandem {
@@ -20,9 +21,10 @@ namespace tandem {
 /// Records what the rank's thread enqueues in as many graphs as there are pieces between work that cannot be recorded.
 class RecordedStep final : public detail::StepGraph, public nn::Recording {
  public:
-  /// `parameters` gives those whose gradients a step may replace; `obstacle` why steps cannot be recorded as things
-  /// are, the same on all ranks.
-  RecordedStep(RankContext& context, std::function<std::vector<at::Tensor>()> parameters,
+  /// `options` is what compile_step was asked for. `parameters` gives those whose gradients a step may replace;
+  /// `obstacle` why steps cannot be recorded as things are, the same on all ranks.
+  RecordedStep(RankContext& context, const CompileStepOptions& options,
+               std::function<std::vector<at::Tensor>()> parameters,
                std::function<std::optional<std::string>()> obstacle);
   ~RecordedStep() override;
   RecordedStep(const RecordedStep&) = delete;
@@ -35,6 +37,7 @@ class RecordedStep final : public detail::StepGraph, public nn::Recording {
   const std::string& reason() const override { return reason_; }
   const std::vector<at::Tensor>& inputs() const override { return inputs_; }
   std::int64_t replays() const override { return replays_; }
+  const std::optional<StepTimes>& times() const override { return timing_.times(); }
 
   bool records() const override { return recording_; }
   void at_each_replay(HostWork work) override { host_work_.push_back(std::move(work)); }
@@ -55,6 +58,9 @@ class RecordedStep final : public detail::StepGraph, public nn::Recording {
     bool drops;  // the step drops the one before, and does not look at it
   };
 
+  void choose();
+  std::size_t rehearsals_wanted() const;
+  void check_room() const;
   Turn wanted(const std::vector<at::Tensor>& inputs);
   std::uint64_t meet(std::uint64_t mine, bool& alike) const;
   std::optional<std::string> other_inputs(const std::vector<at::Tensor>& inputs) const;
@@ -62,18 +68,22 @@ class RecordedStep final : public detail::StepGraph, public nn::Recording {
   void begin_piece();
   void record_pieces(const std::function<void()>& step);
   std::string try_to_record(const MakeInputs& make_inputs, const std::function<void()>& step);
+  void do_step(const std::vector<at::Tensor>& inputs);
   void run_pieces(const std::vector<at::Tensor>& inputs);
   void give_up(const std::string& why);
   void forget();
 
   RankContext& context_;
+  const CompileStepOptions options_;
   const std::function<std::vector<at::Tensor>()> parameters_;
   const std::function<std::optional<std::string>()> obstacle_;
-  int rehearsals_ = 0;
+  StepTiming timing_;
+  std::size_t rehearsals_ = 0;
   bool recording_ = false;
-  int vain_recordings_ = 0;  // that were replayed for the recorded call only, one after the other
-  bool fresh_ = false;       // nothing but that call has been replayed
-  std::string given_up_;     // why; empty: not
+  int vain_recordings_ = 0;   // that were replayed for the recorded call only, one after the other
+  bool fresh_ = false;        // nothing but that call has been replayed
+  std::string given_up_;      // why; empty: not
+  bool all_gave_up_ = false;  // all ranks did, and need not ask each other any more
   std::string reason_;
   std::vector<Piece> pieces_;
   std::vector<HostWork> host_work_;

@@ -7,19 +7,22 @@
 
 namespace tandem {
 
-std::unique_ptr<detail::StepGraph> StepRecorder::make_graph() const {
+std::unique_ptr<detail::StepGraph> StepRecorder::make_graph(const CompileStepOptions& options) const {
   const auto parameters = [this] {
     std::vector<at::Tensor> all;
     for (const auto& reducer : parts_.reducers)
       for (const auto& [name, parameter] : reducer->parameters()) all.push_back(parameter);
     return all;
   };
-  return std::make_unique<RecordedStep>(context_, parameters, [this] { return obstacle(); });
+  return std::make_unique<RecordedStep>(context_, options, parameters, [this, options] { return obstacle(options); });
 }
 
-std::optional<std::string> StepRecorder::obstacle() const {
+std::optional<std::string> StepRecorder::obstacle(const CompileStepOptions& options) const {
   const nn::AccumulationWindow& window = context_.window;
   if (context_.device().is_cpu()) return "CPU ranks have no graphs";
+  // Called steps reduce in buckets, replayed ones all at once.
+  if (options.keep_faster && context_.world_size() > 2 && !context_.communicator->sums_in_rank_order())
+    return "NCCL would sum more than two ranks' gradients in another order than in called steps";
   if (context_.config().exact) return "in exact mode a window is several passes, of one logical shard each";
   if (parts_.scaler) return "under fp16 the host decides whether an update is made";
   if (window.micro_batches() > 1) return "a window of several micro-batches is not recorded";

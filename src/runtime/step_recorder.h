@@ -20,13 +20,13 @@ class StepRecorder {
       : context_(context), parts_(parts), join_(join) {}
 
   /// A graph for a step of what was prepared. It does not outlive the recorder.
-  std::unique_ptr<detail::StepGraph> make_graph() const;
+  std::unique_ptr<detail::StepGraph> make_graph(const CompileStepOptions& options) const;
 
   /// Has the gradients of a backward pass that is recorded reduced when it was replayed.
   void record_reduction(nn::Recording& recording) const;
 
  private:
-  std::optional<std::string> obstacle() const;
+  std::optional<std::string> obstacle(const CompileStepOptions& options) const;
 
   RankContext& context_;
   const TrainingParts& parts_;

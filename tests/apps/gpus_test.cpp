@@ -32,14 +32,16 @@ void check_close(const std::vector<double>& a, const std::vector<double>& b) {
 }  // namespace
 
 TEST_CASE("train on GPUs has the losses of as many CPU ranks") {
-  const std::string common = " --limit-train-samples 500 --batch-size 32 --epochs 2 --threads-per-rank 1 --quiet ";
+  const std::string common =
+      " --limit-train-samples 500 --batch-size 32 --epochs 2 --eval-every 0 --threads-per-rank 1 --quiet ";
   for (const auto& [gpus, cpu] : std::vector<std::pair<std::string, std::string>>{
            {"--gpus 1", "--cpu 1"}, {"--gpus 3", "--cpu 3"}, {"--devices 4,4", "--cpu 2"}}) {
     CAPTURE(gpus);
     check_close(losses_on_gpus(gpus + common), losses_of(cpu + common));
   }
   const std::string cnn =
-      " --model cnn --limit-train-samples 128 --batch-size 16 --optimizer adamw --threads-per-rank 1 --quiet ";
+      " --model cnn --limit-train-samples 128 --batch-size 16 --optimizer adamw --max-steps 12 --eval-every 0 "
+      "--threads-per-rank 1 --quiet ";
   check_close(losses_on_gpus("--gpus 2" + cnn), losses_of("--cpu 2" + cnn));
 }
 
@@ -129,4 +131,53 @@ TEST_CASE("on CPU ranks a batch size of auto tries no more than 64, is recorded,
     CHECK(read_log(dir / "log").size() == 5 + 1);
     std::filesystem::remove(dir / "log");
   }
+}
+
+TEST_CASE("CUDA graphs are used where that is faster, with the numbers of called steps") {
+  const std::string flags =
+      " --hidden 16 --limit-train-samples 2000 --batch-size 32 --max-steps 30 --scheduler cosine --threads-per-rank 1 "
+      "--no-progress ";
+  for (const std::string& ranks : std::vector<std::string>{"--gpus 1", "--gpus 2"}) {
+    const TempDir dir;
+    const auto trained = [&](const std::string& name, const std::string& graphs) {
+      const auto result =
+          on_gpus(ranks + flags + graphs + " --log-json " + (dir / name + ".log") + " --save-weights " + (dir / name));
+      CAPTURE(ranks, graphs, result.output);
+      REQUIRE(result.exit_code == 0);
+      return result.output;
+    };
+    const auto check_as_called = [&](const std::string& name) {
+      CAPTURE(name);
+      check_same_weights(dir / name, dir / "off");
+      const auto log = read_log(dir / name + ".log"), off = read_log(dir / "off.log");
+      REQUIRE(log.size() == 31);
+      for (std::size_t i = 0; i + 1 < log.size(); ++i)
+        for (const char* value : {"loss", "grad_norm"}) CHECK(log[i].at(value) == off.at(i).at(value));
+    };
+    CHECK_THAT(trained("off", "--cuda-graphs off"), !ContainsSubstring("CUDA graphs"));
+    CHECK_THAT(trained("default", ""),
+               ContainsSubstring("ms called, ") && ContainsSubstring("replayed as CUDA graphs ("));
+    check_as_called("default");
+    CHECK_THAT(trained("auto", "--cuda-graphs auto"), ContainsSubstring("replayed as CUDA graphs ("));
+    check_as_called("auto");
+    for (const std::string& on : std::vector<std::string>{"--cuda-graphs", "--cuda-graphs on", "--cuda-graphs=on"}) {
+      CHECK_THAT(trained("on", on), ContainsSubstring("27 steps were replayed as CUDA graphs"));
+      check_as_called("on");
+    }
+  }
+}
+
+TEST_CASE("why steps are not replayed as CUDA graphs is told where there are GPUs") {
+  const std::string flags = " --hidden 16 --limit-train-samples 2000 --batch-size 32 --max-steps 6 --no-progress ";
+  const auto two = on_gpus("--gpus 1 --gradient-accumulation-steps 2" + flags);
+  CHECK_THAT(two.output,
+             ContainsSubstring("steps were called, not replayed as CUDA graphs: a window of several micro"));
+  const auto three = on_gpus("--gpus 3" + flags);
+  CHECK_THAT(three.output, ContainsSubstring("NCCL would sum more than two ranks' gradients in another order"));
+  CHECK_THAT(train("--cpu 1" + flags).output, !ContainsSubstring("CUDA graphs"));
+  CHECK_THAT(train("--cpu 1 --cuda-graphs" + flags).output,
+             ContainsSubstring("0 steps were replayed as CUDA graphs; the last was not: CPU ranks have no graphs"));
+  const auto wrong = train("--cuda-graphs maybe");
+  CHECK(wrong.exit_code == 2);
+  CHECK_THAT(wrong.output, ContainsSubstring("maybe not in {auto,off,on}"));
 }

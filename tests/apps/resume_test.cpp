@@ -205,4 +205,4 @@ TEST_CASE("killed at 50 random moments, training always goes on, and ends with t
 }
 TEST_CASE("killed at 50 other moments, training goes on", "[.long-kills]") { goes_on_after_kills(50, 6); }
 TEST_CASE("killed at 50 moments more, training goes on", "[.long-kills]") { goes_on_after_kills(50, 7); }
-TEST_CASE("killed at the last 50 moments, training goes on") { goes_on_after_kills(50, 8); }
+TEST_CASE("killed at the last 50 moments, training goes on", "[.long-kills]") { goes_on_after_kills(50, 8); }

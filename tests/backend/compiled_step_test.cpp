@@ -8,7 +8,10 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
+#include <chrono>
 #include <memory>
+#include <optional>
+#include <thread>
 
 #include "support/fake_machine.h"
 
@@ -18,13 +21,14 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-constexpr int kRehearsals = 3;
+constexpr std::int64_t kRehearsals = 3;
 
 struct Run {
   std::vector<double> losses;
   std::vector<at::Tensor> weights;
   std::int64_t replays = 0, updates = 0, counted = 0;  // counted by the optimizer's state
   std::string reason;
+  std::optional<StepTimes> times;
 
   bool same_training(const Run& other) const {
     return losses == other.losses && updates == other.updates && counted == other.counted &&
@@ -53,14 +57,13 @@ using Step = std::function<at::Tensor(Trainee&, const at::Tensor& in, const at::
 using Call = std::function<at::Tensor(Trainee&, at::Tensor in, at::Tensor out,
                                       const std::function<at::Tensor(const at::Tensor&, const at::Tensor&)>& step)>;
 
-// Learning rates are numbers that float32 has, so that called and replayed steps round alike.
 std::unique_ptr<torch::optim::Optimizer> adamw(const std::vector<at::Tensor>& parameters) {
-  return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(1.0 / 64));
+  return std::make_unique<torch::optim::AdamW>(parameters, torch::optim::AdamWOptions(0.01));
 }
 
 MakeOptimizer sgd(double momentum) {
   return [momentum](const std::vector<at::Tensor>& parameters) {
-    return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(0.125).momentum(momentum));
+    return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(0.1).momentum(momentum));
   };
 }
 
@@ -135,6 +138,8 @@ struct Program {
   Step step = plain_step;
   Call call = [](Trainee&, const at::Tensor& in, const at::Tensor& out, const auto& step) { return step(in, out); };
   std::int64_t samples = 96;  // in batches of 8
+  CompileStepOptions options{};
+  at::ScalarType type = at::kFloat;
 };
 
 std::int64_t count_of(const torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
@@ -149,17 +154,19 @@ std::int64_t count_of(const torch::optim::Optimizer& optimizer, const at::Tensor
 Run train(const LaunchConfig& config, const Program& program, bool compile) {
   Run run;
   auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
-  const auto inputs = at::randn({program.samples, 6}, generator), targets = at::randn({program.samples, 3}, generator);
+  const auto inputs = at::randn({program.samples, 6}, generator, program.type),
+             targets = at::randn({program.samples, 3}, generator, program.type);
   launch(config, [&](Accelerator& a) {
     torch::nn::Sequential net(torch::nn::Linear(6, 16), torch::nn::Dropout(program.dropout), torch::nn::BatchNorm1d(16),
                               torch::nn::Linear(16, 3));
+    net->to(program.type);
     const auto inner = program.make_optimizer(net->parameters());
     optim::ExponentialLR halving(*inner, {.gamma = 0.5});
     auto [model, optimizer, scheduler] = a.prepare(net, *inner, halving);
     Trainee t{a, net, *inner, model, optimizer, scheduler};
     auto loader = a.prepare(data::DataLoader(data::TensorDataset(inputs, targets), {.batch_size = 8}));
     const auto step = [&](const at::Tensor& in, const at::Tensor& out) { return program.step(t, in, out); };
-    auto compiled = a.compile_step(step);
+    auto compiled = a.compile_step(step, program.options);
     const auto chosen = [&](const at::Tensor& in, const at::Tensor& out) {
       return compile ? at::Tensor(compiled(in, out)) : step(in, out);
     };
@@ -174,6 +181,7 @@ Run train(const LaunchConfig& config, const Program& program, bool compile) {
     for (const auto& weight : net->parameters()) run.weights.push_back(weight.detach().to(at::kCPU, true));
     run.replays = compiled.replays();
     run.reason = compiled.reason();
+    run.times = compiled.times();
     run.updates = optimizer.updates();
     run.counted = count_of(*inner, net->parameters().front());
   });
@@ -299,9 +307,7 @@ TEST_CASE("a step that would have to be recorded before each call is called, and
   };
   const Program program{.make_optimizer = sgd(0.5), .call = in_one_cycle};
   const Run called = train(machine.config({0}), program, false), compiled = train(machine.config({0}), program, true);
-  REQUIRE(compiled.losses.size() == called.losses.size());
-  for (std::size_t i = 0; i < called.losses.size(); ++i)  // but for the learning rate's rounding
-    CHECK(compiled.losses[i] == Approx(called.losses[i]).epsilon(1e-5));
+  CHECK(compiled.same_training(called));
   CHECK_THAT(compiled.reason, ContainsSubstring("before each call a setting of an optimizer"));
   CHECK(compiled.replays == 3);
 }
@@ -477,4 +483,104 @@ TEST_CASE("a step may take and return any nesting of tensors, or nothing") {
   CHECK(sum == 2 * 2 * 28);
   CHECK(calls == kRehearsals + 1);
   machine.check_clean();
+}
+
+namespace {
+
+constexpr std::int64_t kMeasured = 10;  // of each kind
+
+// While alive, steps take so much longer when they are called, or replayed.
+class Delays {
+ public:
+  explicit Delays(bool replayed) {
+    if (replayed) fake::set_replay_delay(std::chrono::milliseconds(20));
+  }
+  ~Delays() { fake::set_replay_delay(std::chrono::milliseconds(0)); }
+};
+
+at::Tensor slowly_called_step(Trainee& t, const at::Tensor& in, const at::Tensor& out) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  return plain_step(t, in, out);
+}
+
+}  // namespace
+
+TEST_CASE("what is faster is kept, and has the results of called steps") {
+  const std::vector<int> devices = GENERATE(std::vector<int>{0}, std::vector<int>{0, 0, 0}, std::vector<int>{0, 1});
+  const bool replays = GENERATE(true, false);
+  CAPTURE(devices, replays);
+  fake::reset();
+  const Machine machine;
+  const Delays delays(!replays);
+  const Call with_schedule = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    const at::Tensor loss = step(in, out);
+    t.inner.param_groups()[0].options().set_lr(0.01 / (t.call + 1));
+    return loss;
+  };
+  const Program program{.dropout = 0.3,
+                        .step = replays ? slowly_called_step : plain_step,
+                        .call = with_schedule,
+                        .samples = 8 * 15 * static_cast<std::int64_t>(devices.size()),
+                        .options = {.keep_faster = true}};
+  const Run called = train(machine.config(devices), program, false),
+            compiled = train(machine.config(devices), program, true);
+  CHECK(compiled.same_training(called));
+  REQUIRE(compiled.times);
+  CHECK(compiled.times->replays == replays);
+  CHECK((compiled.times->called > compiled.times->replayed) == replays);
+  const std::int64_t calls = 30, before = kRehearsals + kMeasured;
+  CHECK(compiled.replays == (replays ? calls - before : 1 + kMeasured));
+  CHECK_THAT(compiled.reason, ContainsSubstring(replays ? "" : "not faster by a twentieth"));
+  CHECK(compiled.reason.empty() == replays);
+  machine.check_clean();
+}
+
+TEST_CASE("a step that changes while it is measured is measured anew") {
+  fake::reset();
+  const Machine machine;
+  const Call with_change = [](Trainee& t, const at::Tensor& in, const at::Tensor& out, const auto& step) {
+    if (t.call == kRehearsals + kMeasured + 5) t.net->parameters().front().requires_grad_(false);
+    return step(in, out);
+  };
+  const Program program{.call = with_change, .samples = 8 * 30, .options = {.keep_faster = true}};
+  const Run called = train(machine.config({0}), program, false), compiled = train(machine.config({0}), program, true);
+  CHECK(compiled.same_training(called));
+  CHECK(compiled.times);
+  CHECK(compiled.replays >= 5 + 1 + kMeasured);
+}
+
+TEST_CASE("nothing is measured where replays have no room, or might have other bits") {
+  struct Case {
+    std::string reason;
+    std::vector<int> devices{0, 1};
+    std::size_t free_bytes = std::size_t{1} << 40;
+    Transport transport = Transport::automatic;
+  };
+  const Case c =
+      GENERATE(values<Case>({{"cuda:0 has 0 MB left", {0}, 1000},
+                             {"in another order than in called steps", {2, 5, 6}, 1u << 30, Transport::nccl}}));
+  CAPTURE(c.reason);
+  fake::reset();
+  const Machine machine;
+  const Program program{.samples = 8 * 15 * 3, .options = {.keep_faster = true}};
+  const auto config = machine.config(c.devices, c.transport);
+  const Run called = train(config, program, false);
+  fake::set_free_memory(c.free_bytes);
+  const Run compiled = train(config, program, true);
+  fake::set_free_memory(std::size_t{1} << 40);
+  CHECK(compiled.same_training(called));
+  CHECK_FALSE(compiled.times);
+  CHECK(compiled.replays == 0);
+  CHECK_THAT(compiled.reason, ContainsSubstring(c.reason));
+  machine.check_clean();
+}
+
+TEST_CASE("a step of float64 parameters is called, as a graph would round its learning rate") {
+  fake::reset();
+  const Machine machine;
+  const Program program{.make_optimizer = GENERATE(MakeOptimizer(adamw), sgd(0), sgd(0.5)), .type = at::kDouble};
+  const Run called = train(machine.config({0}), program, false), compiled = train(machine.config({0}), program, true);
+  CHECK(compiled.same_training(called));
+  CHECK(compiled.replays == 0);
+  CHECK_THAT(compiled.reason, ContainsSubstring("for float32 parameters have"));
 }

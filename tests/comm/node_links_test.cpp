@@ -97,7 +97,8 @@ std::string error_for(const std::string& garbage) {
 std::string message_of(const std::string& text, std::uint64_t sequence = 0, std::uint32_t sender = 0,
                        std::uint32_t channel = static_cast<std::uint32_t>(Channel::meeting)) {
   constexpr std::uint64_t kMagic = 0x54616e64656d2e31;
-  const std::uint64_t size = text.size(), trailer = ~(sequence ^ size) ^ kMagic;
+  const std::uint64_t lane = std::uint64_t{sender} << 32 | std::uint64_t{channel} << 56;
+  const std::uint64_t size = text.size(), trailer = ~(sequence ^ size ^ lane) ^ kMagic;
   std::string bytes(Frame::kEnvelope, '\0');
   std::memcpy(&bytes[0], &kMagic, 8);
   std::memcpy(&bytes[8], &sequence, 8);

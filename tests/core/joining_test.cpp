@@ -481,3 +481,30 @@ TEST_CASE("a name that does not resolve is an error that names it") {
   CHECK(!host_name().empty());
   CHECK(!host_id().empty());
 }
+
+TEST_CASE("nodes try to reach each other, and who cannot be reached is named on all") {
+  const Descriptor open = listen_at(0);
+  const int closed = port_of(listen_at(0));
+  for (const bool reached : {true, false}) {
+    auto cards = cards_of(3);
+    for (NodeCard& card : cards) {
+      card.host_id = "one";
+      card.address = card.head_address = "127.0.0.1";
+      card.port = port_of(open);
+    }
+    if (!reached) cards[2].port = closed;
+    for (const Outcome& outcome : join_all(cards)) {
+      CAPTURE(outcome.error);
+      CHECK(outcome.joined.has_value() == reached);
+      if (!reached)
+        CHECK_THAT(outcome.error, Catch::Matchers::ContainsSubstring(
+                                      "cannot reach node 2 (host c) at its address 127.0.0.1: Connection refused"));
+    }
+  }
+}
+
+TEST_CASE("a network interface is known by its name, and one that is not there is an error that names the others") {
+  CHECK(address_of_interface("lo") == "127.0.0.1");
+  const std::string error = error_of<ConfigError>([] { address_of_interface("nowhere"); });
+  CHECK_THAT(error, Catch::Matchers::ContainsSubstring("'nowhere'") && Catch::Matchers::ContainsSubstring("lo"));
+}

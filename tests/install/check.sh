@@ -2,11 +2,13 @@
 # Builds users' programs against copies of the build BUILD: with find_package, static and shared, in Release (with
 # precompiled headers) against the unpacked .tar.gz of cpack, in Debug against an installed copy that was moved, beside
 # find_package(Torch), and with pkg-config, in C++ and C. Configures them with Tandem's sources too. Looks at what the
-# packages hold and depend on. Usage: check.sh BUILD CXX
+# packages hold and depend on. Usage: check.sh BUILD CXX [--all]. Without --all the program beside
+# find_package(Torch) is only configured.
 set -euo pipefail
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/consumer" && pwd)
 build=$1
 cxx=$2
+all=${3:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cmake --install "$build" --prefix "$work/first" >/dev/null
@@ -62,8 +64,10 @@ fi
 # LibTorch's own package wants CUDA's compiler.
 if command -v nvcc >/dev/null; then
   configure with_torch -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$work/moved" -DWITH_TORCH="$libtorch"
-  ninja -C "$work/with_torch" one_file >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
-  run "$work/with_torch/one_file"
+  if [[ $all ]]; then
+    ninja -C "$work/with_torch" one_file >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+    run "$work/with_torch/one_file"
+  fi
   configure added_with_torch -DADD_SUBDIRECTORY="$tandem" -DWITH_TORCH="$libtorch"
   ninja -C "$work/added_with_torch" -n one_file >/dev/null
 fi

@@ -142,7 +142,6 @@ class Addresses(Test):
                         self.assertEqual(process.wait(60), 0, process.text())
                     self.check_weights()
 
-
     def test_what_is_wrong_with_the_head_is_said(self):
         with Hosts("ab") as hosts:
             hosts.says_hosts("b", "127.0.0.1 head")
@@ -157,6 +156,30 @@ class Addresses(Test):
                 self.assertRegex(one.text(), says)
             one = Process(hosts.command("b", [TRAIN, *ONE, "--nodes", 2, "--node", 1, "--head", "head:29500"]))
             one.await_text(r"waiting for the store of node 0 at port 29500 of head \(127.0.0.1, which is this host itself")
+
+    def test_a_wrong_route_is_said(self):
+        """From b to the head, where b waits; and from a to the address of b's that is not the one towards the head."""
+        with Hosts("ab") as hosts:
+            node_processes.ip(f"-n b route add unreachable {hosts.address('a')}/32")
+            self.start(hosts, "a:29500")[1].await_text(
+                r"waiting for the store of node 0 at port 29500 of a \(10.77.0.1; No route to host\)")
+        for way, problem in ((None, "Network is unreachable"), ("unreachable", "No route to host"), ("via", "no answer")):
+            with self.subTest(problem=problem), Hosts("abc") as hosts:
+                node_processes.ip("-n b link add other type veth peer name nowhere")
+                node_processes.ip("-n b link set nowhere up")
+                node_processes.ip("-n b addr add 10.55.0.2/24 dev other")
+                node_processes.ip("-n b link set other up")
+                if way:  # host c gets it, and lets it fall
+                    node_processes.ip("-n a route add " + (f"{way} 10.55.0.0/24" if way != "via" else
+                                                           f"10.55.0.0/24 via {hosts.address('c')}"))
+                nodes = [Process(hosts.command(name, [TRAIN, *ONE]), RANK=str(node), WORLD_SIZE="2", LOCAL_RANK="0",
+                                 LOCAL_WORLD_SIZE="1", GROUP_RANK=str(node), MASTER_ADDR="a", MASTER_PORT="29500",
+                                 **({"GLOO_SOCKET_IFNAME": "other"} if name == "b" else {}))
+                         for node, name in enumerate("ab")]
+                for node in nodes:
+                    self.assertEqual(node.wait(30), 1, node.text())
+                    self.assertIn("node 0 (host a) cannot reach node 1 (host b) at its address 10.55.0.2: " + problem,
+                                  node.text())
 
     @unittest.skipUnless(LONG, "it waits for 15 s")
     def test_a_cable_that_is_pulled_ends_all(self):

@@ -420,3 +420,38 @@ TEST_CASE("a session that is cancelled on one node ends all") {
   CHECK(sessions.of_nodes[1].status().state == SessionState::cancelled);
   CHECK_THAT(error_of<RankError>([&] { sessions.of_nodes[0].wait(); }), ContainsSubstring("cancelled by its caller"));
 }
+
+namespace {
+
+// Two passes with three layers, a reduction each. The batch does not fit: on rank r, memory runs out when the gradient
+// of a layer is there, another one in each pass and on each rank, so ranks have started different reductions.
+std::string train_in_vain_first(Accelerator& a) {
+  std::string bits;
+  const auto found = a.find_executable_batch_size(16, [&](std::int64_t size) {
+    torch::nn::Sequential net(torch::nn::Linear(300, 300), torch::nn::Linear(300, 300), torch::nn::Linear(300, 300));
+    torch::optim::AdamW adamw(net->parameters(), 0.01);
+    auto [model, optimizer] = a.prepare(net, adamw);
+    int pass = 0;
+    for (int layer = 0; layer < 3; ++layer)
+      net[layer]->as<torch::nn::Linear>()->bias.register_hook([&, layer](const at::Tensor&) {
+        if (size > 2 && pass == 2 && (a.rank() + size / 4) % 3 == layer)
+          TORCH_CHECK_WITH(OutOfMemoryError, false, "out of memory, as the test has it");
+      });
+    while (++pass <= 2) {
+      a.backward(model(at::ones({size, 300}) * (a.rank() + 1)).square().mean());
+      a.clip_grad_norm_(model, 1.0);
+      optimizer.step();
+      optimizer.zero_grad();
+    }
+    bits = bits_of(*net);
+  });
+  return bits + std::to_string(found) + std::to_string(a.reduce(a.rank() + 1.0));
+}
+
+}  // namespace
+
+TEST_CASE("a batch size that fails in backward passes is given up on several nodes too") {
+  LaunchConfig config;
+  config.gradient_reducer.bucket_bytes = config.gradient_reducer.first_bucket_bytes = 1000;
+  check_same_on_nodes(config, train_in_vain_first, {{1, 1}, {2, 1}, {1, 2}, {1, 2, 1}});
+}

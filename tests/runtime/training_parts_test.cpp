@@ -258,7 +258,7 @@ TEST_CASE("a recorder has no step recorded while something stands in the way, an
   Passes made(rank);
   const auto weight = prepared_weight(rank);
   torch::optim::SGD sgd(std::vector<at::Tensor>{weight->value}, 0.1);
-  const auto graph = made.recorder.make_graph();
+  const auto graph = made.recorder.make_graph({});
   using Turn = tandem::detail::StepGraph::Turn;
   CHECK(graph->next({}) == Turn::call);
   CHECK(graph->reason() == "CPU ranks have no graphs");

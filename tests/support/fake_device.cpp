@@ -154,14 +154,36 @@ std::atomic<std::size_t> largest_tensor{std::size_t{1} << 40};
 std::atomic<int> small_device = -1;  // that has no more than this; -1: all have
 std::function<void(const OutOfMemory&)> tell_out_of_memory;
 
-class DeviceAllocator final : public c10::Allocator {
+std::atomic<std::size_t> free_bytes{std::size_t{1} << 40}, most_bytes{0};
+
+// All devices count as one.
+class DeviceAllocator final : public c10::DeviceAllocator {
  public:
+  bool initialized() override { return true; }
+  void emptyCache(c10::MempoolId_t) override {}
+  void recordStream(const c10::DataPtr& data, c10::Stream stream) override {
+    order().recorded(data.get(), key_of(stream));
+  }
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
+    c10::CachingDeviceAllocator::DeviceStats stats;
+    auto& bytes = stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
+    bytes.current = static_cast<std::int64_t>(order().bytes());
+    bytes.peak = static_cast<std::int64_t>(most_bytes);
+    return stats;
+  }
+  void resetAccumulatedStats(c10::DeviceIndex) override {}
+  void resetPeakStats(c10::DeviceIndex) override { most_bytes = order().bytes(); }
+  std::pair<std::size_t, std::size_t> getMemoryInfo(c10::DeviceIndex) override {
+    return {free_bytes, std::size_t{1} << 40};
+  }
+
   c10::DataPtr allocate(std::size_t bytes) override {
     if (bytes > largest_tensor && (small_device < 0 || small_device == this_device)) {
       if (tell_out_of_memory) tell_out_of_memory({this_device, bytes, largest_tensor});
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", bytes, " bytes.");
     }
     void* const data = bytes == 0 ? nullptr : allocate_host(bytes, true);
+    most_bytes = std::max<std::size_t>(most_bytes, order().bytes());
     return {data, data, data ? &release : nullptr, {c10::kCUDA, this_device}};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
@@ -506,6 +528,8 @@ void reset() {
   pageable = 0;
 }
 int pageable_copies() { return pageable; }
+void set_free_memory(std::size_t bytes) { free_bytes = bytes; }
+
 std::size_t allocated() { return order().bytes(); }
 
 }  // namespace tandem::test::fake

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -38,6 +39,12 @@ void on_out_of_memory(std::function<void(const OutOfMemory&)> tell);
 
 /// Bytes that a device has for a single tensor; a larger one is an out of memory. `only`: on that device; -1: on all.
 void set_largest_tensor(std::size_t bytes, int only = -1);
+
+/// Bytes that a device says it has left; tensors get theirs all the same.
+void set_free_memory(std::size_t bytes);
+
+/// Has each replay of a graph take so much longer.
+void set_replay_delay(std::chrono::milliseconds delay);
 
 /// What was found since `reset`, one text each.
 std::vector<std::string> races();

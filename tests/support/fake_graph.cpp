@@ -1,5 +1,8 @@
 #include "support/fake_graph.h"
 
+#include <atomic>
+#include <thread>
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/from_blob.h>
 
@@ -9,6 +12,7 @@ namespace tandem::test::fake {
 namespace {
 
 thread_local Tape* current_tape = nullptr;
+std::atomic<std::chrono::milliseconds> replay_delay{std::chrono::milliseconds(0)};
 
 }  // namespace
 
@@ -34,7 +38,10 @@ void Tape::abandon() noexcept {
   generator_.set_state(state_);
 }
 
+void set_replay_delay(std::chrono::milliseconds delay) { replay_delay = delay; }
+
 void Tape::replay() {
+  std::this_thread::sleep_for(replay_delay.load());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   for (const auto& redo : operators_) redo();
 }

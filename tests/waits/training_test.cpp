@@ -38,9 +38,11 @@ struct Seen {
 
 Seen run(const Machine& machine, int ranks, const std::string& arguments, int updates) {
   const TempDir dir;
-  train::Options options = options_of("--cpu " + std::to_string(ranks) + " --threads-per-rank 1 --quiet --max-steps " +
-                                      std::to_string(updates) + " --log-json " + (dir / "log") + " --project-dir " +
-                                      (dir / "project") + " " + arguments);
+  const bool graphs = arguments.find("--cuda-graphs") != std::string::npos;
+  train::Options options =
+      options_of((graphs ? "" : "--cuda-graphs off ") + std::string("--cpu ") + std::to_string(ranks) +
+                 " --threads-per-rank 1 --quiet --max-steps " + std::to_string(updates) + " --log-json " +
+                 (dir / "log") + " --project-dir " + (dir / "project") + " " + arguments);
   options.launch.cpu.reset();
   options.launch.devices.resize(static_cast<std::size_t>(ranks));
   std::iota(options.launch.devices.begin(), options.launch.devices.end(), 0);
@@ -89,6 +91,7 @@ struct Reason {
 const std::vector<Reason> kReasons{
     {"ModelReducer::tell_each_other", 1, "ranks' passes may reach different parameters (static_graph: they do not)"},
     {"StopWatch::is_asked", 2, "all ranks stop after the same update: a look meets twice, ten times a second"},
+    {"RecordedStep::", 1, "all ranks replay a call, or none does"},
     {"Records::end_training", 1, "at the end all that is due is told"},
 };
 const std::vector<Reason> kReasonsOfFp16{
@@ -139,6 +142,10 @@ TEST_CASE("a training on GPUs waits for no device, whatever is logged") {
                {4, kMlp + "--clip-grad-norm 1 --scheduler cosine --warmup-steps 20 --ema 0.9"}});
 }
 
+TEST_CASE("a training on GPUs whose steps are replayed waits for no device") {
+  check_waits({{1, kMlp + "--cuda-graphs on --clip-grad-norm 1"}, {2, kMlp + "--cuda-graphs auto"}});
+}
+
 TEST_CASE("a training on GPUs in fp16 waits once an update") {
   check_waits({{2, kMlp + "--mixed-precision fp16"}}, true);
 }
@@ -162,7 +169,7 @@ TEST_CASE("a step has a GPU do fewer things than PyTorch's of the same network d
   // What benchmarks/peers/count_launches.py gives with PyTorch 2.11, clipping included; ours have the batch's way to
   // the device and a log beside. Not of the gpt (197): the fake does attention in many parts.
   const auto [flags, pytorch] = std::vector<std::pair<std::string, double>>{
-      {"--batch-size 2 --limit-train-samples 100", 44},
+      {"--hidden 8 8 --batch-size 2 --limit-train-samples 100", 44},
       {"--model cnn --batch-size 1 --limit-train-samples 50",
        49}}.at(GENERATE(0u, 1u));
   const Machine machine;

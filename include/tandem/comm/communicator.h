@@ -15,10 +15,11 @@ class SharedMemory;
 
 /// One rank's end of the collectives of a launch, on tensors of its device.
 ///
-/// All members but `rank`, `world_size` and `shares_memory` are collective: every rank calls them, in the same order,
-/// with tensors of the same types and sizes. They throw CollectiveError when the ranks' calls differ (on every rank, at
-/// once) and Cancelled when the launch ends because of another rank. Reductions are evaluated in rank order: the same
-/// input gives the same bits. Autograd does not see them. Tensors may be non-contiguous or empty.
+/// All members but `rank`, `world_size`, `sums_in_rank_order` and `shares_memory` are collective: every rank calls
+/// them, in the same order, with tensors of the same types and sizes. They throw CollectiveError when the ranks' calls
+/// differ (on every rank, at once) and Cancelled when the launch ends because of another rank. Reductions are evaluated
+/// in rank order: the same input gives the same bits. Autograd does not see them. Tensors may be non-contiguous or
+/// empty.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -78,6 +79,9 @@ class Communicator {
   /// Returns when all ranks have called it.
   void barrier();
 
+  /// Whether floating-point numbers are summed in rank order, however a reduction is divided into calls.
+  bool sums_in_rank_order() const noexcept { return do_sums_in_rank_order(); }
+
   /// Whether ranks of one process can read and write each other's tensors from their own threads.
   bool shares_memory() noexcept { return shared_memory() != nullptr; }
 
@@ -115,6 +119,7 @@ class Communicator {
   virtual at::Tensor do_reduce_scatter(const CallRecord& call, const at::Tensor& input, ReduceOp op) = 0;
   virtual std::vector<at::Tensor> do_all_to_all(const CallRecord& call, at::TensorList inputs) = 0;
   virtual void do_barrier(const CallRecord& call) = 0;
+  virtual bool do_sums_in_rank_order() const noexcept { return true; }
   virtual SharedMemory* do_shared_memory() noexcept { return nullptr; }
   /// \endcond
 

@@ -31,8 +31,9 @@ class FusedStep {
   /// throws. Not collective.
   ///
   /// `recording`: of the compiled step that this is part of, if any. Then the learning rate and the count of updates
-  /// are in the device's memory, where each replay finds the optimizer's own; the learning rate is rounded to float32.
-  /// A step that is recorded changes nothing and has no other step: it returns false instead.
+  /// are in the device's memory, where each replay finds the optimizer's own. A step that is recorded changes nothing
+  /// and has no other step: it returns false instead, also for float64 parameters, as that memory holds float32. For
+  /// float32 parameters on GPUs learning rates are rounded to that in every step, so results are the same either way.
   bool step(nn::Recording* recording = nullptr);
 
   /// Whether class, types and gradients of all parameters are such that `step` can be fused. Which step an optimizer
@@ -64,6 +65,7 @@ class FusedStep {
   };
 
   bool records() const;
+  bool rate_is_a_tensor(Batch& batch) const;
   bool step_fused();
   bool every_parameter_comes_once();
   Batch& batch_for(const Common& common);

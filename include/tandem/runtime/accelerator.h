@@ -180,8 +180,8 @@ class Accelerator : public Rank {
   /// Returns a callable that does what `step` does, on GPUs by CUDA graphs where that can be: see CompiledStep.
   /// Collective, as calls of the result are.
   template <class Step>
-  CompiledStep<std::decay_t<Step>> compile_step(Step&& step) {
-    return {make_step_graph(), std::forward<Step>(step)};
+  CompiledStep<std::decay_t<Step>> compile_step(Step&& step, const CompileStepOptions& options = {}) {
+    return {make_step_graph(options), std::forward<Step>(step)};
   }
 
   // ---- mixed precision (LaunchConfig::mixed_precision; without it these change nothing)
@@ -306,7 +306,7 @@ class Accelerator : public Rank {
 
  private:
   nn::AccumulationWindow& window();
-  std::unique_ptr<detail::StepGraph> make_step_graph();
+  std::unique_ptr<detail::StepGraph> make_step_graph(const CompileStepOptions& options);
   void run_unevenly(const std::function<void()>& body);
   void run_locally(int steps, const std::function<void(nn::LocalSgd&)>& body);
   void save_module(const torch::nn::Module* module, const std::string& directory, const io::ModelFileOptions& options);

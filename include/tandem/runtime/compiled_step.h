@@ -38,17 +38,24 @@ namespace tandem {
 ///     }
 ///
 /// Of a step that is replayed only the device's work is done, accumulate(), what prepared optimizers and schedulers
-/// count, and learning rates (rounded to float32): other host code is not called (an ExponentialMovingAverage's
+/// count, and learning rates: other host code is not called (an ExponentialMovingAverage's
 /// update() belongs outside), and numbers, train() or eval(), autocast() and guards are those of the recorded call.
 /// Tensors from outside that the step uses must stay, and be changed in place. Results that stay on the device, such
 /// as a running loss, are best returned. Parameters, gradients and optimizers may be changed between calls: what a
 /// replay would not notice has the step recorded anew. Graphs have memory of their own, about as much as a step
 /// needs.
 ///
+/// With CompileStepOptions::keep_faster it calls ten steps more and replays ten, each from the end of the device's work
+/// before it to the end of its own, and goes on with what takes less time: replays, if that saves a twentieth at least.
+/// Nothing is recorded where the memory that is left on the device is not twice what a step takes, or where replayed
+/// steps might give other bits than called ones: with more than two ranks whose gradients NCCL sums, in an order of its
+/// own. So results do not depend on what was measured.
+///
 /// A step that looks at a result (item(), a condition) or asks other ranks for anything but the reduction of
 /// gradients cannot be recorded. Then, and for batches of other sizes, it is called; reason() says why.
 /// Steps are called always on CPU ranks, with accumulation over several micro-batches, under fp16, with divided
-/// updates, communication hooks or check_finite, and within join_uneven_inputs, local_sgd and no_sync. It
+/// updates, optimizers of float64 parameters (a graph holds learning rates in float32, as fused steps on GPUs do),
+/// communication hooks or check_finite, and within join_uneven_inputs, local_sgd and no_sync. It
 /// belongs to its rank's thread and does not outlive the accelerator.
 template <class Step>
 class CompiledStep {
@@ -77,6 +84,9 @@ class CompiledStep {
 
   /// Calls that were replayed so far.
   std::int64_t replays() const { return graph_->replays(); }
+
+  /// With CompileStepOptions::keep_faster what was measured, once that is known: the same on all ranks.
+  const std::optional<StepTimes>& times() const { return graph_->times(); }
 
  private:
   template <class Call, class... Batch>

@@ -133,6 +133,8 @@ class RankCommunicator final : public NcclCommunicator {
     return last_started_ = group_.posted().post(rank(), record, nullptr);
   }
 
+  bool do_sums_in_rank_order() const noexcept override { return false; }
+
   void do_wait(std::uint64_t number) override {
     while (number > finished_parts_) {
       const RankGroup::WaitScope scope(group_, rank(), "for the other ranks' gradients");

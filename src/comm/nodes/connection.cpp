@@ -75,10 +75,13 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
 
 // A program may train several times, one after another: what is found at the port may be the start before, which ends.
 void NodeConnection::join(const Nodes& nodes, NodeCard& mine, const JoinOptions& options) {
+  const Descriptor open = listen_at(0);
+  mine.port = port_of(open);
   for (const auto began = Clock::now();;) {
     find_store(nodes, options);
     mine.head_address = head_address_;
-    mine.address = own_address_towards(head_address_, port_);
+    mine.address = nodes.network_interface.empty() ? own_address_towards(head_address_, port_)
+                                                   : address_of_interface(nodes.network_interface);
     try {
       joined_ = join_nodes(*store_, nodes, mine, options);
       return;
@@ -143,7 +146,6 @@ void NodeConnection::connect_links(const Nodes& nodes) {
     const auto store = c10::make_intrusive<c10d::PrefixStore>(joined_.prefix + "gloo", store_->libtorch());
     link_ = make_gloo_link(store, nodes.node, nodes.nodes,
                            {.address = mine.address,
-                            .network_interface = nodes.network_interface,
                             .connect_limit = std::min(nodes.join_timeout, milliseconds(30'000)),
                             .names = joined_.names()});
   } catch (const Error& error) {

@@ -32,8 +32,12 @@ static_assert(sizeof(Header) <= Frame::kEnvelope);
 
 constexpr std::uint64_t kMagic = 0x54616e64656d2e31;  // "Tandem.1"
 
-// What comes after it: tells a message that was cut off from a whole one.
-std::uint64_t trailer_of(const Header& header) { return ~(header.sequence ^ header.bytes) ^ kMagic; }
+// What comes after it: tells a message that was cut off from a whole one. No two messages of a link have the same, as
+// the memory that a message comes into may have had another one.
+std::uint64_t trailer_of(const Header& header) {
+  const std::uint64_t lane = std::uint64_t{header.sender} << 32 | std::uint64_t{header.channel} << 56;
+  return ~(header.sequence ^ header.bytes ^ lane) ^ kMagic;
+}
 
 // Without the place in Gloo's source where it was thrown.
 std::string without_place(const std::string& text) {
@@ -50,8 +54,7 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(const GlooLinkO
   using Gloo = c10d::ProcessGroupGloo;
   auto gloo = Gloo::Options::create(options.connect_limit);
   gloo->threads = 1;  // of collectives, which we make none of
-  const auto device = options.network_interface.empty() ? Gloo::createDeviceForHostname(options.address)
-                                                        : Gloo::createDeviceForInterface(options.network_interface);
+  const auto device = Gloo::createDeviceForHostname(options.address);
   // A connection for each channel: LibTorch takes that of the tag modulo their number. On one connection Gloo's thread
   // cannot receive while another thread sends.
   gloo->devices.assign(kChannels, device);
@@ -250,10 +253,8 @@ std::unique_ptr<NodeLink> make_gloo_link(c10::intrusive_ptr<c10d::Store> store, 
   } catch (const Error&) {
     throw;
   } catch (const std::exception&) {
-    throw LinkError(node, "node " + std::to_string(node) + " could not be connected with the others, at its " +
-                              (options.network_interface.empty() ? "address " + options.address
-                                                                 : "interface " + options.network_interface) +
-                              ": " + without_place(text_of(std::current_exception())));
+    throw LinkError(node, "node " + std::to_string(node) + " could not be connected with the others, at its address " +
+                              options.address + ": " + without_place(text_of(std::current_exception())));
   }
 }
 

@@ -19,7 +19,6 @@ namespace tandem::comm {
 /// How a node reaches the others.
 struct GlooLinkOptions {
   std::string address{};                                               ///< of this node, at which it listens
-  std::string network_interface{};                                     ///< whose address is taken, if not empty
   std::chrono::milliseconds connect_limit = std::chrono::seconds(30);  ///< until all nodes are connected
   std::vector<std::string> names{};                                    ///< of the nodes in messages, "node 1 (host b)"
 };

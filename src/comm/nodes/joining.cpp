@@ -43,7 +43,10 @@ class Joining {
       try {
         if (!await_cards(joined)) continue;
         if (const std::string problem = settle(joined.cards); !problem.empty()) throw ConfigError(problem);
-        if (!await_readiness(joined)) continue;
+        // All have seen that all are there: some may have come long ago, and be no more.
+        if (!await_all(joined, "ready")) continue;
+        try_to_reach_others(joined);
+        if (!await_all(joined, "reached")) continue;
         return joined;
       } catch (const StoreError&) {
         throw;
@@ -128,10 +131,22 @@ class Joining {
     }
   }
 
-  // Waits until all have seen that all are there: some may have come long ago, and be no more. False: this generation
-  // is over.
-  bool await_readiness(const JoinedNodes& joined) {
-    const auto key = [&](int node) { return joined.prefix + "ready" + std::to_string(node); };
+  void try_to_reach_others(const JoinedNodes& joined) const {
+    for (int node = 0; node < nodes_.nodes; ++node) {
+      const NodeCard& card = joined.cards[static_cast<std::size_t>(node)];
+      if (node == nodes_.node || card.port == 0) continue;
+      const std::string problem = try_to_connect(card.address, card.port, 5000);
+      if (!problem.empty())
+        throw CollectiveError(name_of(nodes_.node, mine_.host) + " cannot reach " + joined.name(node) +
+                              " at its address " + card.address + ": " + problem +
+                              "; nodes connect to each other at any port, and at the address from which a node reaches "
+                              "the head, if no network interface is given");
+    }
+  }
+
+  // Waits until all have come to the same place. False: this generation is over.
+  bool await_all(const JoinedNodes& joined, const std::string& place) {
+    const auto key = [&](int node) { return joined.prefix + place + std::to_string(node); };
     store_.set(key(nodes_.node), "1");
     const auto began = Clock::now();
     for (int node = 0; node < nodes_.nodes; ++node)
@@ -248,6 +263,7 @@ std::string to_bytes(const NodeCard& card) {
   std::string bytes;
   const auto add = [&](const std::string& field) { add_field(bytes, field); };
   for (const std::string* field : {&card.host, &card.host_id, &card.address, &card.head_address}) add(*field);
+  add(std::to_string(card.port));
   add(std::to_string(card.process));
   add(std::to_string(card.ranks));
   add(std::to_string(card.gpus.size()));
@@ -264,6 +280,7 @@ NodeCard node_card_of(const std::string& bytes, int node) {
   Fields fields(bytes, node);
   NodeCard card;
   for (std::string* field : {&card.host, &card.host_id, &card.address, &card.head_address}) *field = fields.text();
+  card.port = static_cast<int>(fields.number(65535));
   card.process = fields.number(std::int64_t{1} << 32);
   card.ranks = static_cast<int>(fields.number(1 << 20));
   for (auto left = fields.number(1 << 20); left > 0; --left) card.gpus.push_back(fields.text());

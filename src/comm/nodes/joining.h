@@ -24,7 +24,8 @@ struct NodeCard {
   std::string host{};                ///< what it is called, for messages
   std::string host_id{};             ///< the same for all processes of one host, and for no others
   std::int64_t process = 0;          ///< its number there
-  std::string address{};             ///< at which it listens: where its packets to the store come from
+  std::string address{};             ///< at which it listens: where its packets to the store come from, if not told
+  int port = 0;                      ///< at which somebody listens while nodes join, to be tried; 0: nobody does
   std::string head_address{};        ///< at which it has reached the store
   int ranks = 1;                     ///< how many it has
   std::vector<std::string> gpus{};   ///< what tells each from others of the host; none for CPU ranks
@@ -60,10 +61,10 @@ class EarlierStoreError : public StoreError {
   using StoreError::StoreError;
 };
 
-/// Waits for all nodes and compares what they tell. Collective over nodes. Throws ConfigError, with the same text on
-/// all nodes, when values differ, two nodes would share a GPU, or an address is one that others cannot reach;
-/// CollectiveError when a node does not come within nodes.join_timeout, there are two of one number, or another node
-/// has failed or is no more; Cancelled; StoreError.
+/// Waits for all nodes, compares what they tell, and tries whether each reaches all others. Collective over nodes.
+/// Throws ConfigError, with the same text on all nodes, when values differ, two nodes would share a GPU, or an address
+/// is one that others cannot reach; CollectiveError when a node does not come within nodes.join_timeout, there are two
+/// of one number, one cannot reach another, or another node has failed or is no more; Cancelled; StoreError.
 JoinedNodes join_nodes(KeyStore& store, const Nodes& nodes, const NodeCard& mine, const JoinOptions& options = {});
 
 /// Tells that `node` needs the store no more. Who serves it waits for the others' word first, but for the node

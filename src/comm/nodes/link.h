@@ -27,7 +27,8 @@ class LinkError : public CollectiveError {
 
 class FramePool;
 
-/// The bytes of one message, in memory that is used again: what they are is not defined before they are written.
+/// The bytes of one message, in memory that is used again: they are zeros, or an earlier message's of the same pool,
+/// before they are written.
 class Frame {
  public:
   static constexpr std::size_t kMostBytes = 1024 * 1024;  ///< of a message
@@ -67,7 +68,7 @@ class FramePool {
   Frame take() {
     Frame frame;
     const std::lock_guard lock(mutex_);
-    if (spare_.empty()) spare_.push_back(std::make_unique_for_overwrite<Frame::Storage>());
+    if (spare_.empty()) spare_.push_back(std::make_unique<Frame::Storage>());
     frame.storage_ = {spare_.back().release(), Frame::Return{this}};
     spare_.pop_back();
     return frame;

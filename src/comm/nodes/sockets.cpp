@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
 #include <netdb.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -14,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <set>
 #include <sstream>
 #include <utility>
 
@@ -101,6 +103,23 @@ std::string own_address_towards(const std::string& address, int port) {
       getsockname(socket.number(), reinterpret_cast<sockaddr*>(&mine), &size) != 0)
     throw ConfigError("no way leads from this host to " + address + ": " + system_text(errno));
   return numeric(reinterpret_cast<const sockaddr*>(&mine), size);
+}
+
+std::string address_of_interface(const std::string& name) {
+  ifaddrs* first = nullptr;
+  if (getifaddrs(&first) != 0) throw ConfigError("the network interfaces cannot be listed: " + system_text(errno));
+  const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> all(first, freeifaddrs);
+  std::set<std::string> others;
+  for (const int family : {AF_INET, AF_INET6})
+    for (const ifaddrs* one = all.get(); one; one = one->ifa_next) {
+      if (!one->ifa_addr || one->ifa_addr->sa_family != family) continue;
+      if (one->ifa_name == name)
+        return numeric(one->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
+      others.insert(one->ifa_name);
+    }
+  std::string text;
+  for (const std::string& other : others) text += (text.empty() ? "" : ", ") + other;
+  throw ConfigError("no network interface '" + name + "' has an address here; those that have one: " + text);
 }
 
 bool is_loopback(const std::string& address) {

@@ -29,6 +29,10 @@ std::vector<std::string> resolve(const std::string& host);
 /// is sent. Throws ConfigError when no way leads there.
 std::string own_address_towards(const std::string& address, int port);
 
+/// The address of this host's network interface of that name; the first IPv4 one, if it has any. Throws ConfigError
+/// that says which interfaces have addresses.
+std::string address_of_interface(const std::string& name);
+
 /// Whether a numeric address leads to the host that asks.
 bool is_loopback(const std::string& address);
 

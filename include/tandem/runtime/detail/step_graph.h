@@ -2,10 +2,27 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+
+namespace tandem {
+
+/// What Accelerator::compile_step is asked for beside the step.
+struct CompileStepOptions {
+  /// Called steps are measured beside replayed ones, and what is faster is kept; see CompiledStep.
+  bool keep_faster = false;
+};
+
+/// How long a step takes with its device's work, in seconds: the median of several, of the slowest rank.
+struct StepTimes {
+  double called, replayed;
+  bool replays;  ///< what was kept
+};
+
+}  // namespace tandem
 
 namespace tandem::detail {
 
@@ -42,6 +59,9 @@ class StepGraph {
 
   /// Calls replayed so far.
   virtual std::int64_t replays() const = 0;
+
+  /// What was measured for CompileStepOptions::keep_faster; nothing before it is known, and without it.
+  virtual const std::optional<StepTimes>& times() const = 0;
 };
 
 }  // namespace tandem::detail
