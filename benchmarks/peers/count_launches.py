@@ -12,7 +12,7 @@ STEPS = 4
 VIEWS = {"view", "t", "transpose", "as_strided", "empty", "empty_strided", "empty_like", "reshape", "select", "slice",
          "expand", "unsqueeze", "squeeze", "detach", "detach_", "alias", "_unsafe_view", "unbind", "split", "chunk",
          "narrow", "permute", "result_type", "resolve_conj", "resolve_neg", "lift_fresh", "unflatten", "flatten",
-         "_reshape_alias", "view_as", "expand_as", "_local_scalar_dense", "item", "resize_", "scalar_tensor", "is_nonzero",
+         "_reshape_alias", "view_as", "expand_as", "_local_scalar_dense", "item", "resize_", "is_nonzero",
          "set_", "to", "contiguous", "as_strided_", "numpy_T"}
 
 
@@ -24,7 +24,7 @@ def launches_of(event, counts):
             launches_of(child, counts)
     elif name.startswith("_foreach") or name.startswith("_fused"):
         counts[name] += 1
-    elif any(launches_of(child, counts) for child in children):
+    elif any([launches_of(child, counts) for child in children]):
         pass  # it is made of them
     elif name not in VIEWS:
         counts[name] += 1

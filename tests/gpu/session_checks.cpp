@@ -114,7 +114,7 @@ void check_bits(int ranks, const std::string& name) {
   expect(same(plain, resumed), name + "the same bits when saved, cancelled and gone on with " + error);
 }
 
-// Bytes that LibTorch's allocator has of the first GPU; -1 where it does not count, as the fake one.
+// Bytes that LibTorch's allocator has of the first GPU; -1 where it does not count.
 std::int64_t reserved_bytes() {
   auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(at::kCUDA));
   if (!allocator) return -1;

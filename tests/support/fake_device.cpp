@@ -117,12 +117,25 @@ class FreeMemory {
     if (free.empty()) return std::aligned_alloc(kAlignment, whole(bytes));
     void* const data = free.back();
     free.pop_back();
+    kept_ -= std::min(kept_, bytes);
     return data;
   }
 
   void give(Key stream, std::size_t bytes, void* data) {
     const std::lock_guard lock(mutex_);
     free_[{stream, whole(bytes)}].push_back(data);
+    kept_ += bytes;
+  }
+
+  // Bytes that are kept, as far as they have not been said to be given back.
+  std::size_t kept() {
+    const std::lock_guard lock(mutex_);
+    return kept_;
+  }
+
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    kept_ = 0;
   }
 
  private:
@@ -131,6 +144,7 @@ class FreeMemory {
 
   std::mutex mutex_;
   std::map<std::pair<Key, std::size_t>, std::vector<void*>> free_;
+  std::size_t kept_ = 0;
 };
 
 FreeMemory& free_memory() {
@@ -160,15 +174,16 @@ std::atomic<std::size_t> free_bytes{std::size_t{1} << 40}, most_bytes{0};
 class DeviceAllocator final : public c10::DeviceAllocator {
  public:
   bool initialized() override { return true; }
-  void emptyCache(c10::MempoolId_t) override {}
+  void emptyCache(c10::MempoolId_t) override { free_memory().forget(); }
   void recordStream(const c10::DataPtr& data, c10::Stream stream) override {
     order().recorded(data.get(), key_of(stream));
   }
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
     c10::CachingDeviceAllocator::DeviceStats stats;
-    auto& bytes = stats.allocated_bytes[static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
-    bytes.current = static_cast<std::int64_t>(order().bytes());
-    bytes.peak = static_cast<std::int64_t>(most_bytes);
+    constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    stats.allocated_bytes[kAll].current = static_cast<std::int64_t>(order().bytes());
+    stats.allocated_bytes[kAll].peak = static_cast<std::int64_t>(most_bytes);
+    stats.reserved_bytes[kAll].current = static_cast<std::int64_t>(order().bytes() + free_memory().kept());
     return stats;
   }
   void resetAccumulatedStats(c10::DeviceIndex) override {}
@@ -492,9 +507,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_reshape_alias", &reshape_alias);
   library.impl("resize_", &resize);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
-  // CUDA has one kernel for many tensors; without these lines it would be an operator a tensor.
+  // CUDA has one kernel for many tensors, and for all of a layer norm; without these lines it would be several
+  // operators.
   for (const char* const name : {"_foreach_norm.Scalar", "_foreach_mul_.Tensor", "_foreach_mul_.Scalar",
-                                 "_foreach_lerp_.Scalar", "_foreach_copy_"})
+                                 "_foreach_lerp_.Scalar", "_foreach_copy_", "native_layer_norm"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
