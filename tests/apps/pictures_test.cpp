@@ -123,7 +123,7 @@ void check_refused(const std::string& arguments, const std::vector<std::string>&
 
 }  // namespace
 
-TEST_CASE("a ResNet-18 learns three shapes from folders of pictures") {
+TEST_CASE("a ResNet-18 learns three shapes from folders of pictures", "[.long-shapes]") {
   const TempDir dir;
   write_shapes(dir / "train", 0, 200);
   write_shapes(dir / "val", 200, 60);

@@ -200,9 +200,10 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
 }
 
 // 200 kills in all, in parts that each stay within a test's time limit.
-TEST_CASE("killed at 50 random moments, training always goes on, and ends with the same weights and log") {
-  goes_on_after_kills(50, 5);
+TEST_CASE("killed at 25 random moments, training always goes on, and ends with the same weights and log") {
+  goes_on_after_kills(25, 5);
 }
 TEST_CASE("killed at 50 other moments, training goes on", "[.long-kills]") { goes_on_after_kills(50, 6); }
 TEST_CASE("killed at 50 moments more, training goes on", "[.long-kills]") { goes_on_after_kills(50, 7); }
 TEST_CASE("killed at the last 50 moments, training goes on", "[.long-kills]") { goes_on_after_kills(50, 8); }
+TEST_CASE("killed at 25 moments more, training goes on", "[.long-kills]") { goes_on_after_kills(25, 9); }
