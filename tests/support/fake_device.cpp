@@ -101,6 +101,14 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     order().synchronize(key_of(stream));
   }
 
+  void synchronizeDevice(c10::DeviceIndex device) const override {
+    must_not_be_recorded();
+    note_wait("synchronizeDevice");
+    const c10::Device of(c10::kCUDA, device);
+    for (c10::StreamId id = 0; id <= streams_made[static_cast<std::size_t>(device)]; ++id)
+      order().synchronize(key_of(c10::Stream(c10::Stream::UNSAFE, of, id)));
+  }
+
   c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
     order().recorded(data.get(), key_of(stream));

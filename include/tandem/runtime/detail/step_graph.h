@@ -18,8 +18,9 @@ struct CompileStepOptions {
 
 /// How long a step takes with its device's work, in seconds: the median of several, of the slowest rank.
 struct StepTimes {
-  double called, replayed;
-  bool replays;  ///< what was kept
+  double called;    ///< a call of the step
+  double replayed;  ///< a replay of its graphs
+  bool replays;     ///< what was kept
 };
 
 }  // namespace tandem
