@@ -41,12 +41,12 @@ const std::map<std::string, SchedulerKind> kSchedulers{
     {"cosine", SchedulerKind::cosine},         {"cosine-restarts", SchedulerKind::cosine_restarts},
     {"one-cycle", SchedulerKind::one_cycle},   {"plateau", SchedulerKind::plateau}};
 
-// The command line as given, before what depends on several flags is worked out.
 constexpr const char* kAuto = "auto";
 
 const std::map<std::string, CudaGraphs> kCudaGraphs{
     {kAuto, CudaGraphs::automatic}, {"on", CudaGraphs::on}, {"off", CudaGraphs::off}};
 
+// The command line as given, before what depends on several flags is worked out.
 struct Raw {
   Options options;
   std::string batch_size;  // a number or auto; empty: neither

@@ -179,7 +179,7 @@ class Trainer {
     if (options_.launch.exact)
       if (const auto mean = accelerator_.window_mean(loss, samples > 0 ? 1 : 0))
         window_.add({at::zeros_like(loss), 0, *mean, 1});
-    if (replayed_) tell_of_graphs();
+    tell_of_graphs();
     if (accelerator_.sync_gradients()) end_update(norm);
     schedule_.step();  // after the records, which have the rate of the update just made
   }

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
@@ -128,22 +130,20 @@ void add_started(std::string& bytes, const StartedReduction& started) {
   }
 }
 
-// The same, read by another rank, which is to take part in it.
+// The same, as another rank reads it. Nothing in the bytes is trusted.
 struct StartElsewhere {
-  ReduceOp op;
-  std::vector<at::Tensor> rows, squares;
-
   explicit StartElsewhere(Fields& fields)
-      : op(static_cast<ReduceOp>(fields.number(static_cast<int>(ReduceOp::product)))) {
-    const bool squared = fields.number(1) == 1;
-    rows.resize(static_cast<std::size_t>(fields.number(kMost)));
-    for (at::Tensor& row : rows) {
-      const auto type = static_cast<c10::ScalarType>(fields.number(static_cast<int>(c10::ScalarType::NumOptions) - 1));
-      const std::int64_t elements = fields.number(kMost);
-      row = at::zeros({elements}, type);
-      if (squared) squares.push_back(at::empty({(elements + kReductionBlock - 1) / kReductionBlock}, at::kDouble));
+      : op(static_cast<ReduceOp>(fields.number(static_cast<int>(ReduceOp::product)))), squared(fields.number(1) == 1) {
+    constexpr auto kTypes = static_cast<int>(c10::ScalarType::NumOptions);
+    for (std::int64_t left = fields.number(kMost); left > 0; --left) {
+      const auto type = static_cast<c10::ScalarType>(fields.number(kTypes - 1));
+      rows.emplace_back(type, fields.number(kMost));
     }
   }
+
+  ReduceOp op;
+  bool squared;
+  std::vector<std::pair<c10::ScalarType, std::int64_t>> rows;  // types and lengths
 };
 
 class SharedMemoryCommunicator final : public Communicator, private SharedMemory {
@@ -308,9 +308,18 @@ class SharedMemoryCommunicator final : public Communicator, private SharedMemory
         others.insert_or_assign(number, StartElsewhere(fields));
       }
     for (const auto& [number, other] : others)
-      if (number > last_started_)
-        start(describe_start(other.rows, other.rows, other.op), other.rows, other.rows, other.squares, other.op);
+      if (number > last_started_) start_with_zeros(other);
     reducer_.wait(last_started_);
+  }
+
+  void start_with_zeros(const StartElsewhere& other) {
+    std::vector<at::Tensor> zeros, squares;
+    for (const auto& [type, elements] : other.rows) {
+      zeros.push_back(at::zeros({elements}, type));
+      if (other.squared)
+        squares.push_back(at::empty({(elements + kReductionBlock - 1) / kReductionBlock}, at::kDouble));
+    }
+    start(describe_start(zeros, zeros, other.op), zeros, zeros, squares, other.op);
   }
 
   // The memory is ours again.

@@ -1,4 +1,4 @@
-// Nodes that join over a store, agree, and watch each other. Needs no LibTorch, so that ThreadSanitizer sees it.
+// Nodes that join over a store, and agree. Needs no LibTorch, so that ThreadSanitizer sees it.
 #include "comm/nodes/joining.h"
 
 #include <atomic>
@@ -12,28 +12,19 @@
 #include "comm/nodes/watchman.h"
 #include "support/catch.h"
 #include "support/error_of.h"
+#include "support/node_cards.h"
 
 using namespace tandem;
 using namespace tandem::comm;
 using namespace std::chrono_literals;
+using test::card_of;
+using test::cards_of;
 using test::error_of;
+using test::joined_of;
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-const char* const kHosts[] = {"a", "b", "c", "d"};
-
-NodeCard card_of(int node) {
-  const std::string host = kHosts[node];
-  return {.host = host,
-          .host_id = "id of " + host,
-          .process = 100 + node,
-          .address = "10.0.0." + std::to_string(node + 1),
-          .head_address = "10.0.0.1",
-          .ranks = node + 1,
-          .values = {{"Tandem", "0.9"}, {"LibTorch", "2.11.0"}, {"seed", "42"}}};
-}
 
 Nodes place_of(int node, int nodes, std::chrono::milliseconds limit = 30s) {
   return {.node = node, .nodes = nodes, .head = "a", .join_timeout = limit};
@@ -66,49 +57,6 @@ std::string common_error(const std::vector<NodeCard>& cards) {
   for (const Outcome& outcome : outcomes) CHECK(outcome.error == outcomes[0].error);
   return outcomes[0].error;
 }
-
-std::vector<NodeCard> cards_of(int nodes) {
-  std::vector<NodeCard> cards;
-  for (int node = 0; node < nodes; ++node) cards.push_back(card_of(node));
-  return cards;
-}
-
-JoinedNodes joined_of(int nodes) { return {"t/1/", cards_of(nodes)}; }
-
-// Watchmen of nodes that share a store, with short times.
-struct Watched {
-  explicit Watched(int nodes, std::chrono::milliseconds silence = 1500ms) : heard(static_cast<std::size_t>(nodes)) {
-    for (int node = 0; node < nodes; ++node) {
-      stores.push_back(std::make_unique<MemoryStore>(store));
-      watchmen.push_back(std::make_unique<Watchman>(
-          stores.back()->connect(), Watchman::Options{.node = node,
-                                                      .joined = joined_of(nodes),
-                                                      .serves_store = node == 0,
-                                                      .silence = silence,
-                                                      .beat = 5ms,
-                                                      .on_failure = [this, node](const NodeFailure& failure) {
-                                                        const std::lock_guard lock(mutex);
-                                                        heard[static_cast<std::size_t>(node)].push_back(failure);
-                                                        changed.notify_all();
-                                                      }}));
-    }
-  }
-
-  // What `node` has heard, when it has.
-  NodeFailure await(int node) {
-    std::unique_lock lock(mutex);
-    auto& mine = heard[static_cast<std::size_t>(node)];
-    REQUIRE(changed.wait_for(lock, 60s, [&] { return !mine.empty(); }));
-    return mine[0];
-  }
-
-  MemoryStore store;
-  std::vector<std::unique_ptr<MemoryStore>> stores;
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<std::vector<NodeFailure>> heard;
-  std::vector<std::unique_ptr<Watchman>> watchmen;
-};
 
 }  // namespace
 
@@ -361,127 +309,6 @@ TEST_CASE("each link is tried, and one to another start is an error that names t
   }
 }
 
-TEST_CASE("a failure that is told is heard by all, and the first counts") {
-  Watched nodes(3, 60s);
-  const NodeFailure mine{2, "c", 5, "out of memory"};
-  CHECK(nodes.watchmen[2]->tell(mine) == mine);
-  CHECK(nodes.await(0) == mine);
-  CHECK(nodes.await(1) == mine);
-  CHECK(nodes.watchmen[1]->tell({1, "b", 1, "the link to node 2 failed"}) == mine);
-}
-
-TEST_CASE("what may follow from another failure waits for its cause, and counts where none comes") {
-  Watched nodes(2, 60s);
-  const NodeFailure cause{0, "a", 0, "disk full"}, consequence{1, "b", -1, "the link to node 0 failed"};
-  NodeFailure told;
-  std::thread teller([&] {
-    std::this_thread::sleep_for(50ms);
-    told = nodes.watchmen[0]->tell(cause);
-  });
-  CHECK(nodes.watchmen[1]->tell(consequence, true) == cause);
-  teller.join();
-  CHECK(told == cause);
-  Watched others(2, 60s);
-  CHECK(others.watchmen[1]->tell(consequence, true) == consequence);
-  CHECK(others.await(0) == consequence);
-}
-
-TEST_CASE("a node that goes without a word is missed, and named, by all others") {
-  for (const int gone : {0, 2}) {
-    Watched nodes(3);
-    std::this_thread::sleep_for(30ms);
-    nodes.watchmen[static_cast<std::size_t>(gone)].reset();
-    const NodeFailure heard = nodes.await(1);
-    CHECK(heard.node == gone);
-    CHECK_THAT(heard.text, ContainsSubstring(std::string("(host ") + kHosts[gone] + ") has not been heard of"));
-    CHECK(nodes.await(gone == 0 ? 2 : 0) == heard);
-  }
-}
-
-TEST_CASE("nodes hear what the ranks of the others do") {
-  MemoryStore store;
-  std::vector<std::unique_ptr<Watchman>> watchmen;
-  for (int node = 0; node < 3; ++node)
-    watchmen.push_back(std::make_unique<Watchman>(
-        store.connect(),
-        Watchman::Options{.node = node, .joined = joined_of(3), .silence = 60s, .beat = 5ms, .doing = [node] {
-                            return "what " + std::to_string(node) + " does";
-                          }}));
-  std::vector<std::string> said;
-  const std::vector<std::string> wanted{"what 0 does", "", "what 2 does"};
-  for (const auto began = Clock::now(); said != wanted && Clock::now() - began < 60s;) said = watchmen[1]->ask_others();
-  CHECK(said == wanted);
-}
-
-TEST_CASE("a store that has gone, or does not answer, ends the nodes, naming where it is") {
-  for (const bool frozen : {false, true}) {
-    Watched nodes(2, 60s);
-    std::this_thread::sleep_for(20ms);
-    if (frozen)
-      nodes.store.freeze(50ms);
-    else
-      nodes.store.end();
-    CHECK_THAT(nodes.await(1).text,
-               ContainsSubstring("node 0 (host a), which has the nodes' store, cannot be reached"));
-    CHECK(nodes.watchmen[1]->tell({1, "b", 1, "mine"}).node == 0);
-  }
-}
-
-TEST_CASE("a store that never answers keeps neither the one who tells nor the end of a watchman") {
-  Watched nodes(2, 200ms);
-  std::this_thread::sleep_for(20ms);
-  nodes.store.freeze();
-  const NodeFailure mine{1, "b", 1, "mine"};
-  CHECK(nodes.watchmen[1]->tell(mine) == mine);
-}
-
-TEST_CASE("nodes that have ended well are not missed, and wait for each other") {
-  Watched nodes(3, 60s);
-  std::atomic<bool> last{false};
-  std::atomic<int> waited{0};
-  std::vector<std::thread> threads;
-  for (const std::size_t node : {0, 1})
-    threads.emplace_back([&, node] {
-      nodes.watchmen[node]->leave();
-      waited += last;
-    });
-  std::this_thread::sleep_for(100ms);
-  last = true;
-  nodes.watchmen[2]->leave();
-  for (std::thread& thread : threads) thread.join();
-  CHECK(waited == 2);
-  for (const auto& heard : nodes.heard) CHECK(heard.empty());
-}
-
-TEST_CASE("a node that left is not missed by those that go on") {
-  Watched nodes(3);
-  nodes.watchmen[1]->leave();  // waits in vain
-  nodes.watchmen[1].reset();
-  std::this_thread::sleep_for(2s);
-  const std::lock_guard lock(nodes.mutex);
-  for (const auto& heard : nodes.heard) CHECK(heard.empty());
-}
-
-TEST_CASE("a port that is in use is an error that names its process, and a free one is given") {
-  const Descriptor first = listen_at(0);
-  const int port = port_of(first);
-  CHECK(port > 0);
-  CHECK_THAT(
-      error_of<ConfigError>([&] { listen_at(port); }),
-      ContainsSubstring("port " + std::to_string(port)) && ContainsSubstring("by process " + std::to_string(getpid())));
-  CHECK(try_to_connect("127.0.0.1", port, 1000).empty());
-}
-
-TEST_CASE("a name that does not resolve is an error that names it") {
-  CHECK_THAT(error_of<ConfigError>([] { resolve("no-such-host.invalid"); }),
-             ContainsSubstring("'no-such-host.invalid'"));
-  CHECK(!resolve("localhost").empty());
-  CHECK(resolve("127.0.0.1") == std::vector<std::string>{"127.0.0.1"});
-  CHECK(own_address_towards("127.0.0.1", 1234) == "127.0.0.1");
-  CHECK(!host_name().empty());
-  CHECK(!host_id().empty());
-}
-
 TEST_CASE("nodes try to reach each other, and who cannot be reached is named on all") {
   const Descriptor open = listen_at(0);
   const int closed = port_of(listen_at(0));
@@ -501,10 +328,4 @@ TEST_CASE("nodes try to reach each other, and who cannot be reached is named on 
                                       "cannot reach node 2 (host c) at its address 127.0.0.1: Connection refused"));
     }
   }
-}
-
-TEST_CASE("a network interface is known by its name, and one that is not there is an error that names the others") {
-  CHECK(address_of_interface("lo") == "127.0.0.1");
-  const std::string error = error_of<ConfigError>([] { address_of_interface("nowhere"); });
-  CHECK_THAT(error, Catch::Matchers::ContainsSubstring("'nowhere'") && Catch::Matchers::ContainsSubstring("lo"));
 }

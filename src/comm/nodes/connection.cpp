@@ -75,7 +75,7 @@ NodeConnection::NodeConnection(const Nodes& nodes, NodeCard mine, const JoinOpti
 
 // A program may train several times, one after another: what is found at the port may be the start before, which ends.
 void NodeConnection::join(const Nodes& nodes, NodeCard& mine, const JoinOptions& options) {
-  const Descriptor open = listen_at(0);
+  const Descriptor open = listen_at(0);  // for the others to try
   mine.port = port_of(open);
   for (const auto began = Clock::now();;) {
     find_store(nodes, options);
