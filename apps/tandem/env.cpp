@@ -178,7 +178,7 @@ std::vector<std::string> advice(const apps::Machine& machine, const EnvOptions& 
   return sentences;
 }
 
-Json describe(const EnvOptions& options) {
+Json describe_machine(const EnvOptions& options) {
   const apps::Machine machine = apps::describe_machine();
   utsname system{};
   uname(&system);
@@ -221,7 +221,7 @@ void print(const Json& object, const std::string& indent) {
 }
 
 int show_environment(const EnvOptions& options) {
-  const Json json = describe(options);
+  const Json json = describe_machine(options);
   if (options.json)
     std::printf("%s\n", tandem::io::shown_json(json, 1).c_str());
   else
@@ -239,7 +239,7 @@ std::string replaced(std::string text, const std::string& what, const std::strin
 
 }  // namespace
 
-Json describe_environment() { return describe({}); }
+Json describe_environment() { return describe_machine({}); }
 
 std::string without_names(const std::string& text) {
   std::string shown = std::regex_replace(text, std::regex("(/[^/\\s'\":;,()]+){2,}/?"), "(path)");

@@ -208,7 +208,7 @@ class Pickler {
   }
 
   static std::string step_of(const c10::IValue& key) {
-    if (key.isString()) return "['" + as_utf8(key.toStringRef()) + "']";
+    if (key.isString()) return std::string("['").append(as_utf8(key.toStringRef())).append("']");
     return key.isInt() ? "[" + std::to_string(key.toInt()) + "]" : "[" + key.tagKind() + "]";
   }
 

@@ -162,7 +162,7 @@ ShardedOptimizer* sharded_of(const AcceleratedOptimizer& optimizer) { return Ins
 namespace {
 
 template <class Kind>
-const Kind& require(const AcceleratedScheduler::Shared& shared, const char* otherwise) {
+const Kind& require_kind(const AcceleratedScheduler::Shared& shared, const char* otherwise) {
   const Kind* step = std::get_if<Kind>(&shared.calls.step);
   if (!step) throw ConfigError(std::string("a scheduler cannot take this step: ") + otherwise);
   return *step;
@@ -174,7 +174,7 @@ using MetricStep = detail::SchedulerCalls::MetricStep;
 }  // namespace
 
 void AcceleratedScheduler::step() {
-  require<Step>(*shared_, "it goes by a metric; use step(metric)");
+  require_kind<Step>(*shared_, "it goes by a metric; use step(metric)");
   if (nn::Recording* recording = shared_->state.records())
     return recording->at_each_replay({.after = [same = *this]() mutable { same.step(); }});
   if (!shared_->state.acts() || (shared_->skipped && shared_->skipped())) return;
@@ -182,7 +182,7 @@ void AcceleratedScheduler::step() {
 }
 
 void AcceleratedScheduler::step(double metric) {
-  const auto& step = require<MetricStep>(*shared_, "it goes by the number of updates; use step()");
+  const auto& step = require_kind<MetricStep>(*shared_, "it goes by the number of updates; use step()");
   if (shared_->state.records()) throw ConfigError("a scheduler that goes by a metric cannot be part of it");
   if (shared_->state.in_micro_batch() && !shared_->state.acts()) return;
   step(metric);
@@ -205,9 +205,9 @@ bool goes_by_metric(const AcceleratedScheduler& scheduler) {
 void catch_up(const AcceleratedScheduler& scheduler, std::int64_t updates) {
   AcceleratedScheduler::Shared& shared = *Insides::of(scheduler);
   if (shared.updates >= updates) return;
-  const auto& step = require<Step>(shared,
-                                   "its ranks have seen different numbers of metrics; give it one after "
-                                   "join_uneven_inputs, that all ranks share");
+  const auto& step = require_kind<Step>(shared,
+                                        "its ranks have seen different numbers of metrics; give it one after "
+                                        "join_uneven_inputs, that all ranks share");
   for (; shared.updates < updates; shared.updates += 1)
     for (int i = 0; i < shared.steps_per_update; ++i) step();
 }

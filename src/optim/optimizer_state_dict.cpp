@@ -98,7 +98,7 @@ IValue state_dict(const Optimizer& optimizer, const GroupValues& more, const Sav
 namespace {
 
 // The tensors without which a step would fail.
-void require(const at::Tensor& tensor, const char* name, const std::string& where) {
+void require_tensor(const at::Tensor& tensor, const char* name, const std::string& where) {
   if (!tensor.defined()) fail(where + " has no '" + name + "'");
 }
 
@@ -106,9 +106,9 @@ void check_complete(torch::optim::SGDParamState&, const torch::optim::SGDOptions
 
 template <class State, class Options>
 void check_adam(State& state, const Options& options, const std::string& where) {
-  require(state.exp_avg(), "exp_avg", where);
-  require(state.exp_avg_sq(), "exp_avg_sq", where);
-  if (options.amsgrad()) require(state.max_exp_avg_sq(), "max_exp_avg_sq", where);
+  require_tensor(state.exp_avg(), "exp_avg", where);
+  require_tensor(state.exp_avg_sq(), "exp_avg_sq", where);
+  if (options.amsgrad()) require_tensor(state.max_exp_avg_sq(), "max_exp_avg_sq", where);
 }
 void check_complete(torch::optim::AdamParamState& state, const torch::optim::AdamOptions& options,
                     const std::string& where) {
@@ -121,30 +121,30 @@ void check_complete(torch::optim::AdamWParamState& state, const torch::optim::Ad
 
 void check_complete(torch::optim::RMSpropParamState& state, const torch::optim::RMSpropOptions& options,
                     const std::string& where) {
-  require(state.square_avg(), "square_avg", where);
-  if (options.momentum() > 0) require(state.momentum_buffer(), "momentum_buffer", where);
-  if (options.centered()) require(state.grad_avg(), "grad_avg", where);
+  require_tensor(state.square_avg(), "square_avg", where);
+  if (options.momentum() > 0) require_tensor(state.momentum_buffer(), "momentum_buffer", where);
+  if (options.centered()) require_tensor(state.grad_avg(), "grad_avg", where);
 }
 
 void check_complete(torch::optim::AdagradParamState& state, const torch::optim::AdagradOptions&,
                     const std::string& where) {
-  require(state.sum(), "sum", where);
+  require_tensor(state.sum(), "sum", where);
 }
 
 void check_complete(LionParamState& state, const LionOptions&, const std::string& where) {
-  require(state.exp_avg(), "exp_avg", where);
+  require_tensor(state.exp_avg(), "exp_avg", where);
 }
 
 // By AdamW a parameter has both, or, not updated yet, none.
 void check_complete(MuonParamState& state, const MuonOptions&, const std::string& where) {
-  if (state.step() > 0 || state.exp_avg().defined()) require(state.exp_avg_sq(), "exp_avg_sq", where);
-  if (state.step() > 0 || state.exp_avg_sq().defined()) require(state.exp_avg(), "exp_avg", where);
+  if (state.step() > 0 || state.exp_avg().defined()) require_tensor(state.exp_avg_sq(), "exp_avg_sq", where);
+  if (state.step() > 0 || state.exp_avg_sq().defined()) require_tensor(state.exp_avg(), "exp_avg", where);
 }
 
 void check_complete(AdafactorParamState& state, const AdafactorOptions&, const std::string& where) {
   if (state.variance().defined() || state.step() == 0) return;
-  require(state.row_var(), "row_var", where);
-  require(state.col_var(), "col_var", where);
+  require_tensor(state.row_var(), "row_var", where);
+  require_tensor(state.col_var(), "col_var", where);
 }
 
 // Takes fields out of a dict, into references.

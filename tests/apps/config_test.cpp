@@ -25,7 +25,7 @@ TEST_CASE("settings of a file count, and flags win over them") {
   std::ofstream(dir / "c.json") << R"({"cpu": 2, "hidden": [16, 8], "limit-train-samples": 400, "epochs": 1,
                                        "batch-size": 20, "lr": 0.01, "no-shuffle": true, "save-weights": ")"
                                 << (dir / "w") << "\"}";
-  REQUIRE(train("--config " + (dir / "c.json") + " --quiet --log-json " + (dir / "log")).exit_code == 0);
+  REQUIRE(run_train("--config " + (dir / "c.json") + " --quiet --log-json " + (dir / "log")).exit_code == 0);
   const auto log = read_log(dir / "log");
   CHECK(log.size() == 11);
   CHECK(log[0]["lr"] == 0.01);
@@ -34,8 +34,9 @@ TEST_CASE("settings of a file count, and flags win over them") {
       "--cpu 2 --hidden 16,8 --limit-train-samples 400 --epochs 1 --batch-size 20 --lr 0.01 "
       "--no-shuffle");
   for (std::size_t i = 0; i < flags.size(); ++i) CHECK(log[i]["loss"] == flags[i]);
-  REQUIRE(train("--quiet --lr 0.5 --global-batch-size 80 --config " + (dir / "c.json") + " --log-json " + (dir / "log"))
-              .exit_code == 0);
+  REQUIRE(
+      run_train("--quiet --lr 0.5 --global-batch-size 80 --config " + (dir / "c.json") + " --log-json " + (dir / "log"))
+          .exit_code == 0);
   CHECK(read_log(dir / "log").size() == 6);
   CHECK(read_log(dir / "log")[0]["lr"] == 0.5);
 }
@@ -59,13 +60,13 @@ TEST_CASE("what is wrong in a file is one sentence that names file and key") {
                                                                {"", "no JSON"}};
   for (const auto& [text, word] : cases) {
     std::ofstream(path) << text;
-    const auto result = train("--config " + path);
+    const auto result = run_train("--config " + path);
     CAPTURE(text, result.output);
     CHECK(result.exit_code == 2);
     CHECK_THAT(result.output, ContainsSubstring(path) && ContainsSubstring(word));
     CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
   }
-  CHECK(train("--config " + (dir / "nothing")).exit_code == 2);
+  CHECK(run_train("--config " + (dir / "nothing")).exit_code == 2);
 }
 
 TEST_CASE("the answers to config train, and what is not answered is the default") {

@@ -58,7 +58,7 @@ c10::IValue dict_of(const std::vector<std::pair<c10::IValue, c10::IValue>>& item
 
 // A short training on as many ranks, in folders of that name.
 void train_in(const TempDir& dir, const std::string& name, int ranks, const std::string& more = "") {
-  const auto result = train(
+  const auto result = run_train(
       "--model mlp --hidden 8 --limit-train-samples 256 --batch-size 16 --max-steps 6 --save-every 2 --exact "
       "--logical-ranks 2 --quiet --log-with jsonl --log-every 1 --cpu " +
       std::to_string(ranks) + " --checkpoint-dir " + (dir / name) + "/c --log-json " + (dir / name) +

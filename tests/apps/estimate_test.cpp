@@ -41,8 +41,8 @@ TEST_CASE("the parameters of train's models are as many as train writes") {
   const TempDir dir;
   const bool gpt = model.find("gpt") != std::string::npos;
   const auto result =
-      train("--cpu 1 --quiet --max-steps 1 --batch-size 8 --limit-train-samples 8 " + model + " --save-weights " +
-            (dir / "w") + (gpt ? " --sample-bytes 0 --data-file " + write_text(dir, 4000) : ""));
+      run_train("--cpu 1 --quiet --max-steps 1 --batch-size 8 --limit-train-samples 8 " + model + " --save-weights " +
+                (dir / "w") + (gpt ? " --sample-bytes 0 --data-file " + write_text(dir, 4000) : ""));
   CAPTURE(model, result.output);
   REQUIRE(result.exit_code == 0);
   std::int64_t written = 0;

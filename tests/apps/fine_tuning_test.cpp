@@ -79,10 +79,10 @@ TEST_CASE("parameters are grouped by learning rate and decay, and each is in one
 
 TEST_CASE("frozen parameters stay what they were, on one rank and on two") {
   const TempDir dir;
-  REQUIRE(test::train(kMlp + "--quiet --max-steps 1 --save-weights " + (dir / "w")).exit_code == 0);
+  REQUIRE(test::run_train(kMlp + "--quiet --max-steps 1 --save-weights " + (dir / "w")).exit_code == 0);
   const std::string ranks = GENERATE("--cpu 1 --batch-size 50 ", "--cpu 2 --batch-size 25 ");
-  const auto result = test::train(kBase + ranks + "--epochs 1 --freeze backbone --init-weights " + (dir / "w") +
-                                  " --save-weights " + (dir / "out"));
+  const auto result = test::run_train(kBase + ranks + "--epochs 1 --freeze backbone --init-weights " + (dir / "w") +
+                                      " --save-weights " + (dir / "out"));
   CAPTURE(ranks, result.output);
   REQUIRE(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("taken           4  0, 2"));
@@ -96,9 +96,9 @@ TEST_CASE("a training with frozen parts, scaled rates and decay on norms goes on
   const TempDir dir;
   const std::string base = kBase + "--cpu 1 --batch-size 50 ", flags = base + "--checkpoint-dir " + (dir / "c") + " ";
   const std::string tuned = "--freeze 0.bias --lr-scale head=10 --decay-norms ";
-  REQUIRE(test::train(base + tuned + "--epochs 2 --save-weights " + (dir / "straight")).exit_code == 0);
-  REQUIRE(test::train(flags + tuned + "--epochs 1").exit_code == 0);
-  const auto resumed = test::train(flags + "--epochs 2 --resume auto --save-weights " + (dir / "resumed"));
+  REQUIRE(test::run_train(base + tuned + "--epochs 2 --save-weights " + (dir / "straight")).exit_code == 0);
+  REQUIRE(test::run_train(flags + tuned + "--epochs 1").exit_code == 0);
+  const auto resumed = test::run_train(flags + "--epochs 2 --resume auto --save-weights " + (dir / "resumed"));
   CAPTURE(resumed.output);
   REQUIRE(resumed.exit_code == 0);
   CHECK_THAT(resumed.output, !ContainsSubstring("from here on"));
@@ -106,7 +106,7 @@ TEST_CASE("a training with frozen parts, scaled rates and decay on norms goes on
   REQUIRE(after.size() == 4);
   for (const auto& [name, tensor] : weights_in(dir / "straight")) CHECK(at::equal(tensor, after[name]));
   for (const char* other : {"--freeze 0", "--lr-scale head=9", "--decay-norms=false"}) {
-    const auto refused = test::train(flags + "--epochs 3 --resume auto " + other);
+    const auto refused = test::run_train(flags + "--epochs 3 --resume auto " + other);
     CAPTURE(other, refused.output);
     CHECK(refused.exit_code == 2);
     CHECK_THAT(refused.output, ContainsSubstring("cannot go on from a checkpoint that was made with"));
@@ -117,8 +117,8 @@ TEST_CASE("weights of another network are taken where they fit, a head of other 
   const TempDir dir;
   const auto start = [&](const io::NamedTensors& tensors, const std::string& flags = "") {
     io::save_safetensors(dir / "w", tensors);
-    return test::train(kMlp + "--max-steps 1 --lr 0 " + flags + " --init-weights " + (dir / "w") + " --save-weights " +
-                       (dir / "out"));
+    return test::run_train(kMlp + "--max-steps 1 --lr 0 " + flags + " --init-weights " + (dir / "w") +
+                           " --save-weights " + (dir / "out"));
   };
   const io::NamedTensors backbone{{"0.weight", at::ones({8, 784})}, {"0.bias", at::ones({8})}};
   io::NamedTensors tensors = backbone;
@@ -157,7 +157,7 @@ TEST_CASE("weights that fit nothing are an error of one line that names them") {
       {{}, "", {"has nothing of the model"}}};
   for (const auto& c : cases) {
     io::save_safetensors(dir / "w", c.tensors);
-    const auto result = test::train(kMlp + c.flags + " --init-weights " + (dir / "w"));
+    const auto result = test::run_train(kMlp + c.flags + " --init-weights " + (dir / "w"));
     CAPTURE(c.flags, result.output);
     CHECK(result.exit_code == 2);
     CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);

@@ -14,16 +14,17 @@
 #include "tandem/io/safetensors.h"
 
 using namespace tandem;
+using tandem::test::check_refused;
 using tandem::test::losses_of;
 using tandem::test::read_log;
+using tandem::test::run_train;
 using tandem::test::TempDir;
-using tandem::test::train;
 using tandem::test::write_text;
 
 TEST_CASE("gpt learns a text, and is judged by the loss on the text's end") {
   const TempDir dir;
-  const auto result = train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --data-file " + write_text(dir, 128 * 200) +
-                            " --lr 0.003 --log-json " + (dir / "log"));
+  const auto result = run_train("--cpu 2 --model gpt --batch-size 8 --epochs 2 --data-file " +
+                                write_text(dir, 128 * 200) + " --lr 0.003 --log-json " + (dir / "log"));
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("training gpt on 2 CPU ranks") && ContainsSubstring("validation loss") &&
                                 ContainsSubstring("bits per byte"));
@@ -90,7 +91,7 @@ TEST_CASE("gpt's loss curve is a plain loop's, on 2 ranks and with two batches a
   const auto [sizes, flags] = GENERATE_COPY(
       table<Sizes, std::string>({{{128, 4, 128, 4}, " "}, {{20, 2, 24, 3}, Sizes{20, 2, 24, 3}.flags()}}));
   const std::string gpt = "--model gpt --no-shuffle --batch-size 4 --max-steps 5 --data-file " + text + flags;
-  REQUIRE(train(gpt + "--cpu 1 --lr 0 --save-weights " + (dir / "init")).exit_code == 0);
+  REQUIRE(run_train(gpt + "--cpu 1 --lr 0 --save-weights " + (dir / "init")).exit_code == 0);
 
   std::map<std::string, at::Tensor> weights;
   std::vector<at::Tensor> parameters;
@@ -129,7 +130,7 @@ TEST_CASE("gpt takes the flags of the other models, also where a rank has no bat
     CAPTURE(flags);
     const std::string batch = flags.find("--batch-size") == std::string::npos ? " --batch-size 2 " : " ";
     const auto result =
-        train("--cpu 3 --model gpt --limit-train-samples 8 --epochs 2 --data-file " + text + batch + flags);
+        run_train("--cpu 3 --model gpt --limit-train-samples 8 --epochs 2 --data-file " + text + batch + flags);
     CHECK(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring("bits per byte"));
   }
@@ -175,21 +176,21 @@ TEST_CASE("gpt writes a sample of the asked length at the end, the same each tim
   const TempDir dir;
   const std::string gpt =
       kSmall + "--cpu 2 --batch-size 4 --lr 0.003 --max-steps 20 --data-file " + write_text(dir, 4000);
-  const std::string sample = sample_of(train(gpt + " --log-json " + (dir / "log")));
+  const std::string sample = sample_of(run_train(gpt + " --log-json " + (dir / "log")));
   CHECK(sample.size() >= 200 + 1);  // longer where bytes are shown as escapes
-  CHECK(sample == sample_of(train(gpt)));
+  CHECK(sample == sample_of(run_train(gpt)));
   CHECK(read_log(dir / "log").back()["final"]["sample"].get<std::string>() + "\n" == sample);
-  const std::string shorter = sample_of(train(gpt + " --sample-bytes 50"));
+  const std::string shorter = sample_of(run_train(gpt + " --sample-bytes 50"));
   REQUIRE(shorter.size() >= 50 + 1);
   CHECK(sample.starts_with(shorter.substr(0, shorter.size() - 1)));
-  CHECK(sample_of(train(gpt + " --sample-bytes 0")).empty());
+  CHECK(sample_of(run_train(gpt + " --sample-bytes 0")).empty());
 }
 
 TEST_CASE("quiet keeps gpt's sample for the log") {
   const TempDir dir;
   const std::string gpt = kSmall + "--cpu 2 --max-steps 2 --quiet --data-file " + write_text(dir, 4000);
-  CHECK(train(gpt).output.empty());
-  CHECK(train(gpt + " --log-json " + (dir / "log")).output.empty());
+  CHECK(run_train(gpt).output.empty());
+  CHECK(run_train(gpt + " --log-json " + (dir / "log")).output.empty());
   CHECK(!read_log(dir / "log").back()["final"]["sample"].get<std::string>().empty());
 }
 
@@ -208,7 +209,7 @@ TEST_CASE("gpt's sample shows UTF-8 as it is, and control characters and other b
   const TempDir dir;
   io::save_safetensors(dir / "w", weights_that_write(shown + escaped, 4));
   const std::string length = std::to_string(shown.size() + escaped.size());
-  const auto result = train(
+  const auto result = run_train(
       "--cpu 2 --model gpt --block-size 4 --layers 1 --width 256 --heads 1 --lr 0 --max-steps 1 "
       "--batch-size 2 --init-weights " +
       (dir / "w") + " --sample-bytes " + length + " --data-file " + write_text(dir, 100) + " --log-json " +
@@ -219,8 +220,8 @@ TEST_CASE("gpt's sample shows UTF-8 as it is, and control characters and other b
 
 TEST_CASE("a gpt whose loss is NaN ends without a sample") {
   const TempDir dir;
-  const auto result = train(kSmall + "--cpu 2 --optimizer sgd --lr 1e6 --batch-size 4 --max-steps 20 --data-file " +
-                            write_text(dir, 4000));
+  const auto result = run_train(kSmall + "--cpu 2 --optimizer sgd --lr 1e6 --batch-size 4 --max-steps 20 --data-file " +
+                                write_text(dir, 4000));
   CHECK_THAT(result.output, ContainsSubstring("validation loss") && ContainsSubstring("nan"));
   CHECK(sample_of(result).empty());
 }
@@ -229,7 +230,7 @@ TEST_CASE("gpt with dropout gives the same bits twice, other losses than without
   const TempDir dir;
   const std::string gpt = kSmall + "--cpu 2 --batch-size 4 --data-file " + write_text(dir, 4000);
   for (const std::string name : {"a", "b"})
-    REQUIRE(train(gpt + " --max-steps 10 --dropout 0.2 --quiet --save-weights " + (dir / name)).exit_code == 0);
+    REQUIRE(run_train(gpt + " --max-steps 10 --dropout 0.2 --quiet --save-weights " + (dir / name)).exit_code == 0);
   const auto a = io::load_safetensors(dir / "a"), b = io::load_safetensors(dir / "b");
   REQUIRE(a.size() == b.size());
   for (std::size_t i = 0; i < a.size(); ++i) CHECK(at::equal(a[i].second, b[i].second));
@@ -242,7 +243,7 @@ TEST_CASE("gpt with dropout gives the same bits twice, other losses than without
       gpt + " --lr 0 --max-steps 1 --init-weights " + (dir / "a") + " --log-json " + (dir / "log");
   std::vector<nlohmann::json> finals;
   for (const std::string dropout : {"0", "0.9"}) {
-    REQUIRE(train(judge + " --dropout " + dropout).exit_code == 0);
+    REQUIRE(run_train(judge + " --dropout " + dropout).exit_code == 0);
     finals.push_back(read_log(dir / "log").back()["final"]);
   }
   CHECK(finals[0]["validation_loss"] == finals[1]["validation_loss"]);
@@ -276,8 +277,8 @@ TEST_CASE("gpt refuses weights of other sizes, and says which") {
   const std::string gpt =
       "--model gpt --cpu 2 --max-steps 1 --batch-size 2 --sample-bytes 0 --data-file " + write_text(dir, 1000);
   const std::string sizes = " --block-size 16 --layers 2 --width 24 --heads 3";
-  REQUIRE(train(gpt + sizes + " --save-weights " + (dir / "w")).exit_code == 0);
-  CHECK(train(gpt + sizes + " --init-weights " + (dir / "w")).exit_code == 0);
+  REQUIRE(run_train(gpt + sizes + " --save-weights " + (dir / "w")).exit_code == 0);
+  CHECK(run_train(gpt + sizes + " --init-weights " + (dir / "w")).exit_code == 0);
   struct Case {
     std::string sizes;
     std::vector<std::string> words;
@@ -287,7 +288,7 @@ TEST_CASE("gpt refuses weights of other sizes, and says which") {
       {" --block-size 16 --layers 1 --width 24 --heads 3", {"no parameter 'blocks.1."}},
       {" --block-size 16 --layers 2 --width 12 --heads 3", {"wte.weight", "[256, 24]", "[256, 12]"}}};
   for (const auto& c : cases) {
-    const auto result = train(gpt + c.sizes + " --init-weights " + (dir / "w"));
+    const auto result = run_train(gpt + c.sizes + " --init-weights " + (dir / "w"));
     CAPTURE(c.sizes, result.output);
     CHECK(result.exit_code == 2);
     CHECK_THAT(result.output, ContainsSubstring("--init-weights " + (dir / "w")));
@@ -327,7 +328,7 @@ TEST_CASE("wrong arguments of gpt get one sentence that names flag and value, an
       {"--data-dir .", {"--data-dir", "--model gpt", "mlp, cnn"}},
       {"--normalize none" + data, {"--normalize", "--model gpt", "mlp, cnn"}}};
   for (const auto& c : cases) {
-    const auto result = train("--cpu 2 --model gpt " + c.arguments);
+    const auto result = run_train("--cpu 2 --model gpt " + c.arguments);
     CAPTURE(c.arguments, result.output);
     CHECK(result.exit_code == 2);
     CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
@@ -338,7 +339,7 @@ TEST_CASE("wrong arguments of gpt get one sentence that names flag and value, an
 TEST_CASE("other models refuse gpt's options") {
   for (const std::string flag : {"--tokens uint16", "--vocabulary 300", "--block-size 8", "--layers 1", "--width 8",
                                  "--heads 1", "--dropout 0", "--sample-bytes 0"}) {
-    const auto result = train("--cpu 2 --model cnn " + flag);
+    const auto result = run_train("--cpu 2 --model cnn " + flag);
     CAPTURE(flag, result.output);
     CHECK(result.exit_code == 2);
     CHECK_THAT(result.output, ContainsSubstring(flag.substr(0, flag.find(' ')) + " does not go with --model cnn") &&
@@ -363,21 +364,13 @@ std::string write_ids(const TempDir& dir, const std::string& name, const std::st
 
 nlohmann::json final_of(const std::string& arguments) {
   const TempDir dir;
-  const auto result = train(arguments + " --quiet --log-json " + (dir / "log"));
+  const auto result = run_train(arguments + " --quiet --log-json " + (dir / "log"));
   CAPTURE(arguments, result.output);
   REQUIRE(result.exit_code == 0);
   return read_log(dir / "log").back().at("final");
 }
 
 // Refused with one sentence that has these words.
-void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
-  const auto result = train("--max-steps 1 " + arguments);
-  CAPTURE(arguments, result.output);
-  CHECK(result.exit_code == 2);
-  CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
-  for (const auto& word : words) CHECK_THAT(result.output, ContainsSubstring(word));
-}
-
 }  // namespace
 
 TEST_CASE("the same tokens as bytes, uint16, uint32 and with llm.c's header give the same losses") {
@@ -388,7 +381,7 @@ TEST_CASE("the same tokens as bytes, uint16, uint32 and with llm.c's header give
     return losses_of(ids + "--vocabulary 256 --tokens " + tokens + " --data-file " + file);
   };
   CHECK(with("uint16", write_ids(dir, "two", text, 2)) == as_bytes);
-  CHECK_THAT(train(ids + "--data-file " + (dir / "two")).output, ContainsSubstring("two has bytes of 0"));
+  CHECK_THAT(run_train(ids + "--data-file " + (dir / "two")).output, ContainsSubstring("two has bytes of 0"));
   CHECK(with("uint32", write_ids(dir, "four", text, 4)) == as_bytes);
   CHECK(with("uint16", write_ids(dir, "llmc", text, 2, {20240520, 1, 4000})) == as_bytes);
   CHECK(with("uint32", write_ids(dir, "llmc4", text, 4, {20240801, 7, 4000})) == as_bytes);
@@ -398,7 +391,7 @@ TEST_CASE("a network of token ids is judged by loss and perplexity, knows GPT-2'
   const TempDir dir;
   const std::string ids = write_ids(dir, "ids", write_text(dir, 4000), 2);
   const std::string gpt = kSmall + "--cpu 1 --batch-size 4 --max-steps 2 --tokens uint16 --data-file " + ids;
-  const auto result = train(gpt + " --save-weights " + (dir / "w") + " --log-json " + (dir / "log"));
+  const auto result = run_train(gpt + " --save-weights " + (dir / "w") + " --log-json " + (dir / "log"));
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("3584 tokens to train on, 384 to judge by, of a vocabulary of 50257") &&
@@ -466,7 +459,7 @@ TEST_CASE("a training on tokens goes on with their type and vocabulary, and refu
                     checkpoints = " --checkpoint-dir " + (dir / "c");
   const auto all = begin + "--tokens uint16 --vocabulary 300 --val-split 0.25 --data-file " + ids;
   const auto straight = losses_of(all + " --max-steps 6");
-  REQUIRE(train(all + " --max-steps 3" + checkpoints).exit_code == 0);
+  REQUIRE(run_train(all + " --max-steps 3" + checkpoints).exit_code == 0);
   const std::string resume = begin + "--resume auto" + checkpoints;
   for (const std::string other : {"--tokens uint32", "--vocabulary 301", "--val-split 0.5"})
     check_refused(resume + " " + other, {other + " cannot go on"});

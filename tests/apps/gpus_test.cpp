@@ -113,18 +113,18 @@ TEST_CASE("on CPU ranks a batch size of auto tries no more than 64, is recorded,
   const std::string flags = " --hidden 16 --limit-train-samples 600 --threads-per-rank 1 --no-progress ";
   const std::string checkpoints = " --checkpoint-dir " + (dir / "c") + " --log-with jsonl --project-dir " + (dir / "p");
   const auto begun =
-      train("--cpu 2 --batch-size auto --epochs 1 --save-weights " + (dir / "auto") + flags + checkpoints);
+      run_train("--cpu 2 --batch-size auto --epochs 1 --save-weights " + (dir / "auto") + flags + checkpoints);
   CAPTURE(begun.output);
   REQUIRE(begun.exit_code == 0);
   CHECK_THAT(begun.output, ContainsSubstring("batch size 64: more is not tried on CPU ranks"));
-  REQUIRE(train("--cpu 2 --batch-size 64 --epochs 1 --save-weights " + (dir / "given") + flags).exit_code == 0);
+  REQUIRE(run_train("--cpu 2 --batch-size 64 --epochs 1 --save-weights " + (dir / "given") + flags).exit_code == 0);
   check_same_weights(dir / "auto", dir / "given");
   const auto recorded = read_log(dir / "p/log.jsonl").at(0).at("config");
   CHECK(recorded.at("batch-size") == 64);
   CHECK(recorded.at("global-batch-size") == 128);
   for (const std::string& batch : std::vector<std::string>{"", "--batch-size auto"}) {
-    const auto resumed = train("--cpu 1 --epochs 2 " + batch + flags + " --resume " + (dir / "c/checkpoint_0") +
-                               " --log-json " + (dir / "log"));
+    const auto resumed = run_train("--cpu 1 --epochs 2 " + batch + flags + " --resume " + (dir / "c/checkpoint_0") +
+                                   " --log-json " + (dir / "log"));
     CAPTURE(batch, resumed.output);
     CHECK(resumed.exit_code == 0);
     CHECK_THAT(resumed.output, !ContainsSubstring("not tried"));
@@ -174,10 +174,10 @@ TEST_CASE("why steps are not replayed as CUDA graphs is told where there are GPU
              ContainsSubstring("steps were called, not replayed as CUDA graphs: a window of several micro"));
   const auto three = on_gpus("--gpus 3" + flags);
   CHECK_THAT(three.output, ContainsSubstring("NCCL would sum more than two ranks' gradients in another order"));
-  CHECK_THAT(train("--cpu 1" + flags).output, !ContainsSubstring("CUDA graphs"));
-  CHECK_THAT(train("--cpu 1 --cuda-graphs" + flags).output,
+  CHECK_THAT(run_train("--cpu 1" + flags).output, !ContainsSubstring("CUDA graphs"));
+  CHECK_THAT(run_train("--cpu 1 --cuda-graphs" + flags).output,
              ContainsSubstring("0 steps were replayed as CUDA graphs; the last was not: CPU ranks have no graphs"));
-  const auto wrong = train("--cuda-graphs maybe");
+  const auto wrong = run_train("--cuda-graphs maybe");
   CHECK(wrong.exit_code == 2);
   CHECK_THAT(wrong.output, ContainsSubstring("maybe not in {auto,off,on}"));
 }

@@ -87,7 +87,7 @@ struct Ended {
 
 Ended trained(const std::string& arguments) {
   const TempDir dir;
-  const auto result = test::train(arguments + " --no-progress --log-json " + (dir / "log"));
+  const auto result = test::run_train(arguments + " --no-progress --log-json " + (dir / "log"));
   CAPTURE(arguments, result.output);
   REQUIRE(result.exit_code == 0);
   return {read_log(dir / "log").back().at("final"), result.output};
@@ -115,7 +115,7 @@ std::string problem_with(const std::string& arguments) {
   return "nothing";
 }
 
-void check_refused(const std::string& arguments, const std::vector<std::string>& says) {
+void check_problem(const std::string& arguments, const std::vector<std::string>& says) {
   const std::string problem = problem_with(arguments);
   CAPTURE(arguments);
   for (const std::string& text : says) CHECK_THAT(problem, ContainsSubstring(text));
@@ -213,7 +213,7 @@ TEST_CASE("classes of the validation count by their names, of which some may be 
       "--cpu 1 --hidden 128 --image-size 16 --epochs 40 --eval-every 0 --batch-size 10 --data-dir " + dir.path());
   CHECK(ended.final["accuracy"] > 0.9);  // 0 with labels that begin with the validation's first class
   fs::rename(dir / "val/square", dir / "val/quadrat");
-  check_refused("--data-dir " + dir.path(), {"val/quadrat", "is a class that is not in"});
+  check_problem("--data-dir " + dir.path(), {"val/quadrat", "is a class that is not in"});
 }
 
 TEST_CASE(
@@ -239,7 +239,7 @@ TEST_CASE(
     CHECK(nlohmann::json::parse(json["__metadata__"]["classes"].get<std::string>()) == written);
   }
   fs::rename(dir / "shapes/disc", dir / "shapes/ellipse");
-  const auto renamed = test::train("--cpu 1 " + flags + " --resume auto --epochs 2");
+  const auto renamed = test::run_train("--cpu 1 " + flags + " --resume auto --epochs 2");
   CHECK(renamed.exit_code == 2);
   CHECK_THAT(renamed.output, ContainsSubstring("gone are 'disc', new are 'ellipse'"));
 }
@@ -251,7 +251,7 @@ TEST_CASE("a training goes on with the data that it began with only, wherever th
       "--cpu 1 --hidden 8 --image-size 8 --batch-size 3 --no-progress --checkpoint-dir " + (dir / "c") + " --data-dir ";
   trained(flags + (dir / "shapes") + " --epochs 1");
   const auto refused = [&](const std::string& data, const std::string& says) {
-    const auto result = test::train(flags + data + " --epochs 2 --resume auto");
+    const auto result = test::run_train(flags + data + " --epochs 2 --resume auto");
     CAPTURE(data, result.output);
     CHECK(result.exit_code == 2);
     CHECK_THAT(result.output, ContainsSubstring("the data is not that of the checkpoint"));
@@ -265,14 +265,14 @@ TEST_CASE("a training goes on with the data that it began with only, wherever th
   refused(dir / "more", "now there are 28 pictures to train on and 3 to judge by");
   refused(dir / "fewer", "now there are 26 pictures");
   refused(dir / "renamed", "now there are 27 pictures");
-  CHECK(test::train(flags + (dir / "same") + " --epochs 2 --resume auto").exit_code == 0);
+  CHECK(test::run_train(flags + (dir / "same") + " --epochs 2 --resume auto").exit_code == 0);
 
   io::save_safetensors(dir / "table", {{"inputs", at::rand({20, 3})}, {"targets", at::rand({20})}});
   const std::string table = "--cpu 1 --hidden 8 --batch-size 2 --no-progress --data-file " + (dir / "table") +
                             " --checkpoint-dir " + (dir / "t");
   trained(table + " --epochs 1");
   io::save_safetensors(dir / "table", {{"inputs", at::rand({20, 3})}, {"targets", at::rand({20})}});
-  const auto other = test::train(table + " --epochs 2 --resume auto");
+  const auto other = test::run_train(table + " --epochs 2 --resume auto");
   CHECK(other.exit_code == 2);
   CHECK_THAT(other.output, ContainsSubstring("the data is not that of the checkpoint"));
 }
@@ -289,7 +289,7 @@ TEST_CASE("folders to train on and to judge by have the names that people give t
                ContainsSubstring("12 pictures of 3 classes to train on, 6 to judge by") &&
                    ContainsSubstring("classes: disc (4), square (4), triangle (4)"));
   fs::create_directory(dir / "b/val");
-  check_refused("--data-dir " + (dir / "b"), {"b/val", "no folders of classes"});
+  check_problem("--data-dir " + (dir / "b"), {"b/val", "no folders of classes"});
 }
 
 TEST_CASE("a training that diverges, and batches that are more than there is, are told of") {
@@ -313,7 +313,7 @@ TEST_CASE("a picture that cannot be read ends the training by its name, or is le
     std::ofstream(dir / name) << (name[7] == 'd' ? "no" : "");
   const std::string flags =
       "--cpu 2 --hidden 8 --image-size 8 --batch-size 2 --no-progress --data-dir " + (dir / "shapes");
-  const auto ended = test::train(flags);
+  const auto ended = test::run_train(flags);
   CHECK(ended.exit_code == 1);
   CHECK((ended.output.find("bad.jpg") != std::string::npos || ended.output.find("empty.png") != std::string::npos));
   CHECK_THAT(ended.output, ContainsSubstring("--skip-bad-images leaves out"));
@@ -324,7 +324,7 @@ TEST_CASE("a picture that cannot be read ends the training by its name, or is le
   fs::remove_all(dir / "shapes/disc");
   fs::create_directory(dir / "shapes/disc");
   std::ofstream(dir / "shapes/disc/bad.jpg") << "no";
-  check_refused("--skip-bad-images --data-dir " + (dir / "shapes"), {"of the class 'disc' no picture can be read"});
+  check_problem("--skip-bad-images --data-dir " + (dir / "shapes"), {"of the class 'disc' no picture can be read"});
 }
 
 TEST_CASE(
@@ -356,31 +356,31 @@ TEST_CASE("data that cannot be trained on, and flags that do not go with it, are
   fs::copy(dir / "shapes/disc/0.jpg", dir / "single/a");
   fs::copy(dir / "shapes/disc/0.jpg", dir / "single/b");
   const std::string shapes = "--data-dir " + (dir / "shapes") + " ";
-  check_refused("--data-dir " + (dir / "one"), {"one class only", "disc"});
-  check_refused("--data-dir " + (dir / "none"), {"none/a", "has no pictures"});
-  check_refused("--data-dir " + (dir / "empty"), {"neither folders of pictures", "MNIST"});
-  check_refused("--data-dir " + (dir / "single"), {"no class has two pictures"});
-  check_refused("--data-dir " + (dir / "two") + " --val-split 0.2", {"--val-split", "two/val"});
+  check_problem("--data-dir " + (dir / "one"), {"one class only", "disc"});
+  check_problem("--data-dir " + (dir / "none"), {"none/a", "has no pictures"});
+  check_problem("--data-dir " + (dir / "empty"), {"neither folders of pictures", "MNIST"});
+  check_problem("--data-dir " + (dir / "single"), {"no class has two pictures"});
+  check_problem("--data-dir " + (dir / "two") + " --val-split 0.2", {"--val-split", "two/val"});
   for (const char* value : {"0", "1", "-0.1", "nan", "x", "2"})
-    check_refused(shapes + "--val-split=" + value, {"--val-split", value});
+    check_problem(shapes + "--val-split=" + value, {"--val-split", value});
   for (const char* value : {"0", "-1", "9999", "1.5", "x"})
-    check_refused(shapes + "--image-size=" + value, {"--image-size", value});
+    check_problem(shapes + "--image-size=" + value, {"--image-size", value});
   for (const char* value : {"0", "2", "4", "rgb"})
-    check_refused(shapes + "--channels=" + value, {"--channels", value, "3"});
+    check_problem(shapes + "--channels=" + value, {"--channels", value, "3"});
   for (const char* value : {"-1", "1e9", "x", "2.5"})
-    check_refused(shapes + "--workers=" + value, {"--workers", value});
-  for (const char* value : {"", "some", "NONE"}) check_refused(shapes + "--augment=" + value + "'", {"--augment"});
+    check_problem(shapes + "--workers=" + value, {"--workers", value});
+  for (const char* value : {"", "some", "NONE"}) check_problem(shapes + "--augment=" + value + "'", {"--augment"});
   for (const char* value : {"-1", "nan", "x"})
-    check_refused(shapes + "--warmup-epochs=" + value, {"--warmup-epochs", value});
-  check_refused(shapes + "--epochs 2 --warmup-epochs 2", {"--warmup-epochs", "nothing of the training's 2 updates"});
-  check_refused(shapes + "--warmup-epochs 1 --warmup-steps 1", {"--warmup-steps", "--warmup-epochs"});
-  check_refused(shapes + "--normalize mnist", {"--normalize mnist", "--channels 1"});
-  check_refused(shapes + "--model vit_b_16 --image-size 40", {"vit_b_16", "40 x 40", "16"});
-  check_refused(shapes + "--model cnn --image-size 5", {"cnn", "5 x 5"});
-  check_refused(shapes + "--model gpt --data-file x", {"--data-dir", "--data-file"});
+    check_problem(shapes + "--warmup-epochs=" + value, {"--warmup-epochs", value});
+  check_problem(shapes + "--epochs 2 --warmup-epochs 2", {"--warmup-epochs", "nothing of the training's 2 updates"});
+  check_problem(shapes + "--warmup-epochs 1 --warmup-steps 1", {"--warmup-steps", "--warmup-epochs"});
+  check_problem(shapes + "--normalize mnist", {"--normalize mnist", "--channels 1"});
+  check_problem(shapes + "--model vit_b_16 --image-size 40", {"vit_b_16", "40 x 40", "16"});
+  check_problem(shapes + "--model cnn --image-size 5", {"cnn", "5 x 5"});
+  check_problem(shapes + "--model gpt --data-file x", {"--data-dir", "--data-file"});
   for (const char* flag : {"--augment light", "--image-size 28", "--channels 1", "--val-split 0.5", "--skip-bad-images",
                            "--balance-classes", "--normalize imagenet"})
-    check_refused(flag, {std::string(flag).substr(0, std::string(flag).find(' ')), "MNIST"});
+    check_problem(flag, {std::string(flag).substr(0, std::string(flag).find(' ')), "MNIST"});
 }
 
 TEST_CASE("a batch of one sample is refused before training where the network cannot be trained on it") {
@@ -393,7 +393,7 @@ TEST_CASE("a batch of one sample is refused before training where the network ca
            {"--batch-size 7 --max-steps 3 --epochs 9", "--batch-size 7: the last batch of 15 samples has one sample"},
            {"--batch-size 2 --gradient-accumulation-steps 9 --max-steps 1", "--batch-size 2: the last batch"},
            {"--batch-size 4 --split-batches --exact --logical-ranks 4", "--batch-size 4 with --split-batches"}})
-    check_refused(resnet + flags, {says, "resnet18 cannot be trained (Expected more than 1 value per channel",
+    check_problem(resnet + flags, {says, "resnet18 cannot be trained (Expected more than 1 value per channel",
                                    says.find("last") == std::string::npos ? "use a larger" : "or --drop-last"});
   for (const char* flags : {"--batch-size 7 --drop-last", "--batch-size 7 --max-steps 2", "--batch-size 8",
                             "--batch-size 1 --image-size 64"})  // where 2 x 2 pixels are left for the last norm
@@ -401,7 +401,7 @@ TEST_CASE("a batch of one sample is refused before training where the network ca
               (std::string(flags).ends_with("64") ? "--data-dir " + (dir / "shapes") + " --model resnet18 " : resnet) +
               flags) == "nothing");
   CHECK(problem_with(data + "--batch-size 1 --model cnn") == "nothing");
-  const auto two = test::train("--cpu 2 --threads-per-rank 1 --no-even-batches --batch-size 7 " + resnet);
+  const auto two = test::run_train("--cpu 2 --threads-per-rank 1 --no-even-batches --batch-size 7 " + resnet);
   CHECK(two.exit_code == 2);  // 14 and one more
   CHECK_THAT(two.output, ContainsSubstring("the last batch of 15 samples has one sample on a rank"));
 }
@@ -457,7 +457,7 @@ TEST_CASE("a head of as many classes with other names, in another order, or of n
   check_anew(shapes, "reordered", "its classes are others: they are in another order");
   check_anew(shapes, "of_numbers/net", "the weights' is not for classes");
   check_taken(numbers, "of_numbers/net");
-  check_refused(shapes + " --init-weights " + (dir / "c"),
+  check_problem(shapes + " --init-weights " + (dir / "c"),
                 {"--init-weights", "is a folder of checkpoints", "checkpoint_0"});
 }
 
@@ -466,12 +466,12 @@ TEST_CASE("a training goes on with its own data where none is named, and says at
   write_shapes(dir / "shapes", 0, 5);  // 12 to train on
   const std::string base = "--cpu 1 --no-progress --checkpoint-dir " + (dir / "c");
   const std::string flags = base + " --batch-size 3";
-  const auto begun = test::train(flags + " --epochs 2 --hidden 8 --image-size 8 --data-dir " + (dir / "shapes"));
+  const auto begun = test::run_train(flags + " --epochs 2 --hidden 8 --image-size 8 --data-dir " + (dir / "shapes"));
   CAPTURE(begun.output);
   REQUIRE(begun.exit_code == 0);
   const std::string from = "of " + (dir / "c/checkpoint_0");
   const auto goes_on = [&](const std::string& more, const std::string& says, int exit_code = 0) {
-    const auto result = test::train(more);
+    const auto result = test::run_train(more);
     CAPTURE(more, result.output);
     CHECK(result.exit_code == exit_code);
     CHECK_THAT(result.output, ContainsSubstring(says));
@@ -513,7 +513,7 @@ TEST_CASE("the best of an earlier training stay under another name, and its chec
       " --checkpoint-dir " + (dir / "c") + " ";
   const std::string best = dir / "c/best.safetensors", in_checkpoint = "/model.safetensors";
   const auto run = [&](const std::string& more) {
-    const auto result = test::train(flags + more);
+    const auto result = test::run_train(flags + more);
     CAPTURE(more, result.output);
     CHECK(result.exit_code == 0);
     return result.output;
@@ -536,7 +536,7 @@ TEST_CASE("the best of an earlier training stay under another name, and its chec
   CHECK(fs::exists(dir / "c/best-2/manifest.json"));
   CHECK(test::bytes_of(dir / "c/best-1.safetensors") == first);
   CHECK(test::bytes_of((dir / "c/best-1") + in_checkpoint) == first_checkpoint);
-  const auto refused = test::train(flags + "--epochs 1 --total-limit 1");
+  const auto refused = test::run_train(flags + "--epochs 1 --total-limit 1");
   CHECK(refused.exit_code == 2);
   CHECK_THAT(refused.output, ContainsSubstring("--total-limit 1: ") && ContainsSubstring("which would be removed"));
   run("--epochs 2 --total-limit 1 --resume auto");

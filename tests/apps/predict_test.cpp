@@ -115,8 +115,8 @@ TEST_CASE("predict says of pictures what the network of a training does, as pict
   write_colors(dir / "colors", 4);
   const std::string weights = dir / "best.safetensors";
   const auto trained =
-      train("--cpu 1 --model cnn --image-size 12 --augment standard --epochs 3 --batch-size 3 --quiet " +
-            ("--data-dir " + (dir / "colors")) + " --save-weights " + weights);
+      run_train("--cpu 1 --model cnn --image-size 12 --augment standard --epochs 3 --batch-size 3 --quiet " +
+                ("--data-dir " + (dir / "colors")) + " --save-weights " + weights);
   CAPTURE(trained.output);
   REQUIRE(trained.exit_code == 0);
   const auto net = tandem::models::cnn({.channels = 3, .size = 12, .classes = 3});
@@ -152,8 +152,8 @@ TEST_CASE("predict says of pictures what the network of a training does, as pict
 
 TEST_CASE("predict takes networks for MNIST, weights that say nothing of classes, and pictures in colour") {
   const TempDir dir;
-  const auto trained = train("--cpu 1 --hidden 8 --limit-train-samples 200 --epochs 1 --quiet --save-weights " +
-                             (dir / "w.safetensors"));
+  const auto trained = run_train("--cpu 1 --hidden 8 --limit-train-samples 200 --epochs 1 --quiet --save-weights " +
+                                 (dir / "w.safetensors"));
   CAPTURE(trained.output);
   REQUIRE(trained.exit_code == 0);
   fs::create_directories(dir / "digits/some");
@@ -296,8 +296,8 @@ TEST_CASE(
   const TempDir dir;
   write_colors(dir / "colors", 3);
   const auto trained =
-      train("--cpu 1 --hidden 4 --image-size 8 --epochs 1 --batch-size 3 --quiet --data-dir " + (dir / "colors") +
-            " --checkpoint-dir " + (dir / "c") + " --save-weights " + (dir / "w.safetensors"));
+      run_train("--cpu 1 --hidden 4 --image-size 8 --epochs 1 --batch-size 3 --quiet --data-dir " + (dir / "colors") +
+                " --checkpoint-dir " + (dir / "c") + " --save-weights " + (dir / "w.safetensors"));
   CAPTURE(trained.output);
   REQUIRE(trained.exit_code == 0);
   const std::string picture = " " + (dir / "colors/red/1.jpg");
@@ -348,7 +348,8 @@ TEST_CASE(
   for (const std::string& task :
        {gpt, "--hidden 4 --data-file " + (dir / "classes"), "--hidden 4 --data-file " + (dir / "numbers")}) {
     const std::string weights = dir / ("none" + std::to_string(++number));
-    REQUIRE(train(quick + task + " --save-weights " + weights + " --checkpoint-dir " + weights + "c").exit_code == 0);
+    REQUIRE(run_train(quick + task + " --save-weights " + weights + " --checkpoint-dir " + weights + "c").exit_code ==
+            0);
     check_refused(weights, weights + ": is of a network that is not for pictures (");
     if (number == 1) check_refused(weights + "c/checkpoint_0", "c/checkpoint_0: is of a network that is not for");
     fs::remove(dir / "classes.json");

@@ -87,10 +87,10 @@ TEST_CASE("in a terminal there is one live line, no wider than it, which goes be
 }
 
 TEST_CASE("elsewhere there are plain lines, and none when they are not wanted") {
-  const std::string shown = test::train(kTraining).output;
+  const std::string shown = test::run_train(kTraining).output;
   CHECK_THAT(shown, ContainsSubstring("\nepoch 1  step 1/32  loss ") && ContainsSubstring(" left"));
   CHECK(shown.find('\r') == std::string::npos);
-  CHECK(test::train(kTraining + "--no-progress").output.find("step 1/") == std::string::npos);
+  CHECK(test::run_train(kTraining + "--no-progress").output.find("step 1/") == std::string::npos);
   CHECK(in_terminal(kTraining + "--quiet", 80).empty());
 }
 

@@ -20,8 +20,8 @@
 using namespace tandem;
 using tandem::test::bytes_of;
 using tandem::test::read_log;
+using tandem::test::run_train;
 using tandem::test::TempDir;
-using tandem::test::train;
 namespace fs = std::filesystem;
 
 namespace {
@@ -65,9 +65,8 @@ void goes_on_after_kills(int wanted, unsigned seed) {
       "--cpu 2 --hidden 8 --batch-size 16 --limit-train-samples 3200 --epochs 12 --no-progress "
       "--optimizer sgd --momentum 0.5";
   const auto start = std::chrono::steady_clock::now();
-  REQUIRE(
-      train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights")).exit_code ==
-      0);
+  REQUIRE(run_train(flags + " --log-json " + (dir / "whole.log") + " --save-weights " + (dir / "whole.weights"))
+              .exit_code == 0);
   const std::chrono::duration<double, std::milli> whole = std::chrono::steady_clock::now() - start;
   std::mt19937 random(seed);
   int kills = 0;
@@ -99,14 +98,14 @@ TEST_CASE("train goes on from a checkpoint to the same weights and log") {
   const auto files = [&](const std::string& name) {
     return " --log-json " + (dir / (name + ".log")) + " --save-weights " + (dir / (name + ".weights"));
   };
-  REQUIRE(train(flags + files("whole")).exit_code == 0);
-  REQUIRE(train(flags + files("part") + " --checkpoint-dir " + (dir / "c") + " --save-every 1").exit_code == 0);
+  REQUIRE(run_train(flags + files("whole")).exit_code == 0);
+  REQUIRE(run_train(flags + files("part") + " --checkpoint-dir " + (dir / "c") + " --save-every 1").exit_code == 0);
   const auto checkpoints = io::list_checkpoints(dir / "c");
   REQUIRE(checkpoints.size() >= 9);
   CAPTURE(how);
   for (const std::size_t index : {std::size_t{0}, checkpoints.size() / 3, checkpoints.size() / 2 + 1,
                                   checkpoints.size() - 2, checkpoints.size() - 1}) {
-    const auto result = train(flags + files("part") + " --resume " + checkpoints[index]);
+    const auto result = run_train(flags + files("part") + " --resume " + checkpoints[index]);
     CAPTURE(index, result.output);
     REQUIRE(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring("goes on from step " + std::to_string(index + 1) + " of "));
@@ -119,11 +118,11 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
   const TempDir dir;
   const std::string flags = "--hidden 16 --limit-train-samples 1000 --epochs 2 --no-progress --global-batch-size 40";
   const auto log = [&](const std::string& name) { return " --log-json " + (dir / name); };
-  REQUIRE(train("--cpu 1 " + flags + log("whole")).exit_code == 0);
+  REQUIRE(run_train("--cpu 1 " + flags + log("whole")).exit_code == 0);
   const std::string c = " --checkpoint-dir " + (dir / "c") + " --save-every 7";
-  REQUIRE(train("--cpu 1 " + flags + log("part") + c + " --max-steps 14").exit_code == 0);
+  REQUIRE(run_train("--cpu 1 " + flags + log("part") + c + " --max-steps 14").exit_code == 0);
   for (const char* ranks : {"2", "4", "1"}) {
-    const auto result = train("--cpu " + std::string(ranks) + " " + flags + log("part") + c + " --resume auto");
+    const auto result = run_train("--cpu " + std::string(ranks) + " " + flags + log("part") + c + " --resume auto");
     CAPTURE(ranks, result.output);
     REQUIRE(result.exit_code == 0);
     const auto whole = read_log(dir / "whole"), part = read_log(dir / "part");
@@ -132,8 +131,8 @@ TEST_CASE("another number of ranks goes on with the same global batch and sample
       CHECK(part[i]["loss"].get<double>() == Approx(whole[i]["loss"].get<double>()).epsilon(1e-4));
     fs::remove_all(io::list_checkpoints(dir / "c").back());  // so that the next has something to do
   }
-  const auto wrong = train("--cpu 2 --batch-size 64 --hidden 16 --limit-train-samples 1000 --resume " +
-                           io::list_checkpoints(dir / "c").back());
+  const auto wrong = run_train("--cpu 2 --batch-size 64 --hidden 16 --limit-train-samples 1000 --resume " +
+                               io::list_checkpoints(dir / "c").back());
   CHECK(wrong.exit_code == 2);
   CHECK_THAT(wrong.output, ContainsSubstring("--batch-size 64: a step of all ranks has 128 samples") &&
                                ContainsSubstring("use --batch-size 20 or --global-batch-size 40"));
@@ -151,7 +150,7 @@ TEST_CASE("a signal writes a checkpoint, from which training goes on") {
   CAPTURE(result.output);
   CHECK_THAT(result.output, ContainsSubstring("saved to " + (dir / "c/checkpoint_0")));
   const auto steps = read_log(dir / "log").size() - 1;  // the last line is no update
-  const auto resumed = train(flags + " --resume auto --max-steps " + std::to_string(steps + 3));
+  const auto resumed = run_train(flags + " --resume auto --max-steps " + std::to_string(steps + 3));
   CAPTURE(resumed.output);
   CHECK(resumed.exit_code == 0);
   CHECK_THAT(resumed.output, ContainsSubstring("goes on from step " + std::to_string(steps)));
@@ -160,16 +159,16 @@ TEST_CASE("a signal writes a checkpoint, from which training goes on") {
 TEST_CASE("train says what is wrong with checkpoints") {
   const TempDir dir;
   const std::string small = " --cpu 1 --hidden 4 --limit-train-samples 500 --epochs 1";
-  CHECK_THAT(train("--resume auto" + small).output, ContainsSubstring("--resume auto needs --checkpoint-dir"));
-  CHECK_THAT(train("--save-every 5" + small).output, ContainsSubstring("--save-every requires --checkpoint-dir"));
-  CHECK_THAT(train("--resume " + (dir / "nowhere") + small).output, ContainsSubstring("nowhere' is no directory"));
-  REQUIRE(train("--checkpoint-dir " + (dir / "c") + " --resume auto" + small).exit_code == 0);  // there is none yet
+  CHECK_THAT(run_train("--resume auto" + small).output, ContainsSubstring("--resume auto needs --checkpoint-dir"));
+  CHECK_THAT(run_train("--save-every 5" + small).output, ContainsSubstring("--save-every requires --checkpoint-dir"));
+  CHECK_THAT(run_train("--resume " + (dir / "nowhere") + small).output, ContainsSubstring("nowhere' is no directory"));
+  REQUIRE(run_train("--checkpoint-dir " + (dir / "c") + " --resume auto" + small).exit_code == 0);  // there is none yet
   const auto other =
-      train("--checkpoint-dir " + (dir / "c") + " --resume auto --cpu 1 --hidden 5 --limit-train-samples 500");
+      run_train("--checkpoint-dir " + (dir / "c") + " --resume auto --cpu 1 --hidden 5 --limit-train-samples 500");
   CHECK(other.exit_code == 1);
   CHECK_THAT(other.output, ContainsSubstring("0.weight' has sizes [4, 784], the model needs [5, 784]"));
   std::ofstream(dir / "file");
-  const auto file = train("--checkpoint-dir " + (dir / "file") + small);
+  const auto file = run_train("--checkpoint-dir " + (dir / "file") + small);
   CHECK(file.exit_code == 2);
   CHECK_THAT(file.output, ContainsSubstring("--checkpoint-dir '" + (dir / "file") + "' cannot be made"));
 }
@@ -183,13 +182,13 @@ TEST_CASE("a full disk leaves the checkpoint before, and training goes on") {
     WARN("a disk of 1.5 MB cannot be mounted here: not tested");
     return;
   }
-  const auto result = train(
+  const auto result = run_train(
       "--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --save-every 4 "
       "--checkpoint-dir " +
       mounted + " --save-weights " + (dir / "w"));
   const auto checkpoints = io::list_checkpoints(mounted);
-  const auto resumed = train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --resume " +
-                             (checkpoints.empty() ? std::string("none") : checkpoints.back()));
+  const auto resumed = run_train("--cpu 2 --hidden 64 --limit-train-samples 1000 --epochs 3 --no-progress --resume " +
+                                 (checkpoints.empty() ? std::string("none") : checkpoints.back()));
   const bool unmounted = std::system(("umount " + mounted).c_str()) == 0;
   CAPTURE(result.output, resumed.output);
   CHECK(unmounted);

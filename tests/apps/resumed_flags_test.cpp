@@ -19,7 +19,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-test::ProgramResult run(const std::string& arguments) { return test::train(arguments); }  // train is a namespace here
+test::ProgramResult run(const std::string& arguments) {
+  return test::run_train(arguments);
+}  // train is a namespace here
 
 const std::string kBase = "--cpu 1 --hidden 8 --batch-size 50 --limit-train-samples 200 --no-progress";  // 4 updates
 

@@ -13,19 +13,19 @@
 #include "train/table_file.h"
 
 using namespace tandem;
+using tandem::test::check_refused;
 using tandem::test::read_log;
+using tandem::test::run_train;
 using tandem::test::TempDir;
 
 namespace {
-
-test::ProgramResult run(const std::string& arguments) { return test::train(arguments); }  // train is a namespace here
 
 using Figures = std::map<std::string, double>;
 
 // As the log's last line has them, without times.
 Figures figures_of(const std::string& arguments) {
   const TempDir dir;
-  const auto result = run(arguments + " --no-progress --log-json " + (dir / "log"));
+  const auto result = run_train(arguments + " --no-progress --log-json " + (dir / "log"));
   CAPTURE(arguments, result.output);
   REQUIRE(result.exit_code == 0);
   Figures figures;
@@ -90,7 +90,7 @@ TEST_CASE("the first losses of regression are a plain network's") {
   const at::Tensor inputs = random({40, 3}, 1), targets = sums(inputs);
   const std::string flags = "--cpu 1 --hidden 8 --lr 0 --no-shuffle --batch-size 10 --max-steps 3 --data-file " +
                             save(dir, "t", inputs, targets) + " --val-file " + (dir / "t");
-  REQUIRE(run(flags + " --quiet --save-weights " + (dir / "w")).exit_code == 0);
+  REQUIRE(run_train(flags + " --quiet --save-weights " + (dir / "w")).exit_code == 0);
   const auto losses = test::losses_of(flags);
   REQUIRE(losses.size() == 3);
   for (std::int64_t i = 0; i < 3; ++i) {
@@ -105,7 +105,7 @@ TEST_CASE("a table with integer targets is learned as classes") {
   const at::Tensor labels = cloud_labels(300);
   const std::string table = save(dir, "t", clouds(labels, 1), labels.to(at::kInt));
   const std::string flags = "--cpu 2 --hidden 16 --batch-size 10 --epochs 5 --lr 0.01 --data-file " + table;
-  const auto result = run(flags + " --project-dir " + (dir / "p") + " --log-with jsonl --label-smoothing 0.1");
+  const auto result = run_train(flags + " --project-dir " + (dir / "p") + " --log-with jsonl --label-smoothing 0.1");
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("t: 270 samples of 2 numbers to train on, 30 to judge by; 3 classes") &&
@@ -154,7 +154,7 @@ TEST_CASE("a training on a table goes on with it") {
   const std::string begin = "--cpu 1 --hidden 8 --batch-size 5 ", checkpoints = " --checkpoint-dir " + (dir / "c"),
                     all = begin + "--val-split 0.25 --data-file " + save(dir, "t", inputs, sums(inputs));
   const auto straight = test::losses_of(all + " --max-steps 12");
-  REQUIRE(run(all + " --quiet --max-steps 4" + checkpoints).exit_code == 0);
+  REQUIRE(run_train(all + " --quiet --max-steps 4" + checkpoints).exit_code == 0);
   CHECK(test::losses_of(begin + "--max-steps 12 --resume auto" + checkpoints) ==
         std::vector<double>(straight.begin() + 4, straight.end()));
 }
@@ -173,14 +173,6 @@ TEST_CASE("R2 of targets without variance, and of a single sample, is scikit-lea
 namespace {
 
 // Refused with one sentence that names the flag, the file and these words.
-void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
-  const auto result = run("--cpu 1 --max-steps 1 " + arguments);
-  CAPTURE(arguments, result.output);
-  CHECK(result.exit_code == 2);
-  CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
-  for (const auto& word : words) CHECK_THAT(result.output, ContainsSubstring(word));
-}
-
 at::Tensor with(at::Tensor tensor, std::int64_t row, double value) {
   tensor = tensor.clone();
   tensor[row].fill_(value);
@@ -263,5 +255,5 @@ TEST_CASE("what does not fit the table or its network is one sentence that names
        {"--save-best", "mean_squared_error, mean_absolute_error, r2"}},
       {numbers + " --model cnn", {"--model cnn", "[5, 3]", numbers, "--model mlp"}},
       {oblong + " --model resnet18", {"--model resnet18", "1, 8, 9]"}}};
-  for (const auto& [flags, words] : cases) check_refused("--data-file " + flags, words);
+  for (const auto& [flags, words] : cases) check_refused("--cpu 1 --data-file " + flags, words);
 }

@@ -55,7 +55,7 @@ ProgramResult train_until(const std::string& signal, const TempDir& dir) {
 
 TEST_CASE("the record has the numbers of --log-json, with times and memory of every rank") {
   const TempDir dir;
-  const auto result = train("--cpu 2 " + kShort + track(dir) + "--log-every 1 --log-json " + (dir / "log"));
+  const auto result = run_train("--cpu 2 " + kShort + track(dir) + "--log-every 1 --log-json " + (dir / "log"));
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   const auto expected = read_log(dir / "log");
@@ -120,7 +120,7 @@ TEST_CASE("the test set's confusion and worst pictures are those of the test set
   const std::string flags = GENERATE("--cpu 1", "--cpu 3", "--cpu 3 --dispatch-batches", "--cpu 3 --no-even-batches",
                                      "--cpu 2 --split-batches");
   CAPTURE(flags);
-  REQUIRE(train(flags + " " + kShort + track(dir)).exit_code == 0);
+  REQUIRE(run_train(flags + " " + kShort + track(dir)).exit_code == 0);
   const auto run = run_in(dir / "run");
   const json& matrix = run.at("matrix").at(0);
   CHECK(matrix["name"] == "eval/confusion");
@@ -160,9 +160,9 @@ TEST_CASE("the test set's confusion and worst pictures are those of the test set
 
 TEST_CASE("all trackers write, and a gpt's sample and loss are recorded") {
   const TempDir dir;
-  REQUIRE(train("--cpu 2 --model gpt --layers 1 --width 16 --heads 2 --block-size 16 --batch-size 8 --max-steps 20 "
-                "--sample-bytes 20 --no-progress --data-file " +
-                write_text(dir, 20'000) + " " + track(dir, "jsonl,csv,tensorboard"))
+  REQUIRE(run_train("--cpu 2 --model gpt --layers 1 --width 16 --heads 2 --block-size 16 --batch-size 8 --max-steps 20 "
+                    "--sample-bytes 20 --no-progress --data-file " +
+                    write_text(dir, 20'000) + " " + track(dir, "jsonl,csv,tensorboard"))
               .exit_code == 0);
   const auto run = run_in(dir / "run");
   CHECK(run.at("text").at(0)["name"] == "sample");
@@ -210,7 +210,7 @@ TEST_CASE("a tracker without a disk is told of once, and training goes on") {
   const TempDir dir;
   fs::create_directory(dir / "run");
   fs::create_symlink("/dev/full", dir / "run/scalars.csv");
-  const auto result = train("--cpu 2 " + kShort + track(dir, "csv,jsonl"));
+  const auto result = run_train("--cpu 2 " + kShort + track(dir, "csv,jsonl"));
   CAPTURE(result.output);
   CHECK(result.exit_code == 0);
   const std::string warning = "train: warning: tracker 'csv' failed and is left out from now on: ";
@@ -223,7 +223,8 @@ TEST_CASE("a tracker without a disk is told of once, and training goes on") {
 
 TEST_CASE("with a profile the parts of the time are the profile's") {
   const TempDir dir;
-  const auto result = train("--cpu 2 " + kShort + track(dir) + "--profile-steps 2:5 --profile " + (dir / "profile"));
+  const auto result =
+      run_train("--cpu 2 " + kShort + track(dir) + "--profile-steps 2:5 --profile " + (dir / "profile"));
   CAPTURE(result.output);
   REQUIRE(result.exit_code == 0);
   const auto updates = updates_of(run_in(dir / "run"));
@@ -244,7 +245,7 @@ TEST_CASE("wrong arguments for tracking get one sentence that names flag and val
       {"--log-with csv --project-dir " + (dir / "file/p"), {"--project-dir", dir / "file/p", "cannot be made"}},
       {"--log-with csv --project-dir /proc", {"--project-dir", "/proc"}}};
   for (const auto& [arguments, words] : cases) {
-    const auto result = train("--cpu 2 " + arguments);
+    const auto result = run_train("--cpu 2 " + arguments);
     CAPTURE(arguments, result.output);
     CHECK(result.exit_code == 2);
     CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);

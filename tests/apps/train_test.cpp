@@ -26,8 +26,8 @@
 
 using namespace tandem;
 using tandem::test::read_log;
+using tandem::test::run_train;
 using tandem::test::TempDir;
-using tandem::test::train;
 
 namespace {
 
@@ -69,7 +69,7 @@ const std::string kShortRun = "--cpu 2 --hidden 16 --limit-train-samples 400 --e
 
 TEST_CASE("a short training writes its log and weights and says how it went") {
   TempDir dir;
-  const auto result = train(kShortRun + "--log-json " + (dir / "log") + " --save-weights " + (dir / "w"));
+  const auto result = run_train(kShortRun + "--log-json " + (dir / "log") + " --save-weights " + (dir / "w"));
   CHECK(result.exit_code == 0);
   CHECK_THAT(result.output, ContainsSubstring("training mlp on 2 CPU ranks") && ContainsSubstring("test accuracy"));
   const auto log = read_log(dir / "log");
@@ -114,9 +114,9 @@ TEST_CASE("the loss curve is a plain loop's, on 1, 2 and 4 ranks with the same g
       adamw.step();
     }
   for (const std::string ranks : {"1", "2", "4"}) {
-    const auto result =
-        train("--cpu " + ranks + " --hidden 32 --no-shuffle --global-batch-size 64 --epochs 3 --limit-train-samples " +
-              std::to_string(samples) + " --init-weights " + (dir / "init") + " --log-json " + (dir / "log"));
+    const auto result = run_train(
+        "--cpu " + ranks + " --hidden 32 --no-shuffle --global-batch-size 64 --epochs 3 --limit-train-samples " +
+        std::to_string(samples) + " --init-weights " + (dir / "init") + " --log-json " + (dir / "log"));
     REQUIRE(result.exit_code == 0);
     const auto log = read_log(dir / "log");
     REQUIRE(log.size() == expected.size() + 1);
@@ -129,8 +129,9 @@ TEST_CASE("the same command gives the same weights to the bit") {
   TempDir dir;
   const std::string precision = GENERATE("no", "bf16", "fp16");
   for (const std::string name : {"a", "b"})
-    REQUIRE(train(kShortRun + "--quiet --mixed-precision " + precision + " --save-weights " + (dir / name)).exit_code ==
-            0);
+    REQUIRE(
+        run_train(kShortRun + "--quiet --mixed-precision " + precision + " --save-weights " + (dir / name)).exit_code ==
+        0);
   const auto a = io::load_safetensors(dir / "a"), b = io::load_safetensors(dir / "b");
   for (std::size_t i = 0; i < a.size(); ++i) CHECK(at::equal(a[i].second, b[i].second));
 }
@@ -144,8 +145,8 @@ TEST_CASE("every way to batch works, on 1 to 4 ranks, on a training set that doe
         "--clip-grad-norm 0.5 --optimizer sgd --momentum 0.9"}) {
     CAPTURE(ranks, flags);
     const std::string batch = flags.find("--batch-size") == std::string::npos ? "--batch-size 8 " : "";
-    const auto result =
-        train("--cpu " + std::to_string(ranks) + " --hidden 8 --limit-train-samples 101 --epochs 2 " + batch + flags);
+    const auto result = run_train("--cpu " + std::to_string(ranks) +
+                                  " --hidden 8 --limit-train-samples 101 --epochs 2 " + batch + flags);
     CHECK(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring("test accuracy"));
   }
@@ -157,9 +158,9 @@ TEST_CASE("mixed precision trains either model to a loss near float32's, and say
       table<std::string, std::string>({{"mlp --hidden 32", "bf16"}, {"mlp --hidden 32", "fp16"}, {"cnn", "bf16"}}));
   const auto losses_in = [&model = model](const std::string& format) {
     const TempDir dir;
-    const auto result =
-        train("--cpu 2 --limit-train-samples 640 --batch-size 32 --max-steps 18 --epochs 2 --eval-every 0 --model " +
-              model + " --mixed-precision " + format + " --log-json " + (dir / "log"));
+    const auto result = run_train(
+        "--cpu 2 --limit-train-samples 640 --batch-size 32 --max-steps 18 --epochs 2 --eval-every 0 --model " + model +
+        " --mixed-precision " + format + " --log-json " + (dir / "log"));
     CHECK(result.exit_code == 0);
     CHECK_THAT(result.output, ContainsSubstring(format == "no" ? " on 2 CPU ranks" : " in " + format + " on 2"));
     std::vector<double> losses;
@@ -176,9 +177,9 @@ TEST_CASE("mixed precision trains either model to a loss near float32's, and say
 
 TEST_CASE("max-steps counts updates over all epochs") {
   TempDir dir;
-  REQUIRE(train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 5 --max-steps 7 "
-                "--gradient-accumulation-steps 3 --log-json " +
-                (dir / "log"))
+  REQUIRE(run_train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 5 --max-steps 7 "
+                    "--gradient-accumulation-steps 3 --log-json " +
+                    (dir / "log"))
               .exit_code == 0);
   const auto log = read_log(dir / "log");
   REQUIRE(log.size() == 8);
@@ -207,8 +208,8 @@ TEST_CASE("the learning rate takes the course of each scheduler, over all update
   for (const auto& c : cases) {
     CAPTURE(c.flags);
     const TempDir dir;
-    REQUIRE(train("--cpu 2 --hidden 8 --limit-train-samples 280 --batch-size 20 --epochs 3 --lr 0.01 " + c.flags +
-                  " --log-json " + (dir / "log"))
+    REQUIRE(run_train("--cpu 2 --hidden 8 --limit-train-samples 280 --batch-size 20 --epochs 3 --lr 0.01 " + c.flags +
+                      " --log-json " + (dir / "log"))
                 .exit_code == 0);
     const auto log = read_log(dir / "log");
     REQUIRE(log.size() == 22);
@@ -221,17 +222,18 @@ TEST_CASE("the learning rate takes the course of each scheduler, over all update
 TEST_CASE("plateau lowers the learning rate after two epochs whose loss did not fall") {
   const TempDir dir;
   // Rates that change nothing: the loss of every epoch is the same.
-  REQUIRE(train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 6 --optimizer sgd --lr 1e-6 "
+  REQUIRE(
+      run_train("--cpu 2 --hidden 16 --limit-train-samples 400 --batch-size 20 --epochs 6 --optimizer sgd --lr 1e-6 "
                 "--scheduler plateau --log-json " +
                 (dir / "log"))
-              .exit_code == 0);
+          .exit_code == 0);
   const auto log = read_log(dir / "log");
   REQUIRE(log.size() == 61);
   const std::vector<double> by_epoch{1e-6, 1e-6, 1e-6, 1e-7, 1e-7, 1e-8};
   for (std::size_t i = 0; i < 60; ++i) CHECK(log[i]["lr"].get<double>() == Approx(by_epoch[i / 10]));
 }
 
-TEST_CASE("quiet prints nothing") { CHECK(train(kShortRun + "--quiet").output.empty()); }
+TEST_CASE("quiet prints nothing") { CHECK(run_train(kShortRun + "--quiet").output.empty()); }
 
 TEST_CASE("wrong arguments get one sentence that names flag and value, and exit code 2") {
   struct Case {
@@ -311,7 +313,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
       {"--cpu 2 --epochz 3 --lrr 2", {"not expected: --epochz 3 --lrr 2;"}},
       {"--cpu 2 surplus", {"surplus"}}};
   for (const auto& c : cases) {
-    const auto result = train(c.arguments);
+    const auto result = run_train(c.arguments);
     CAPTURE(c.arguments, result.output);
     CHECK(result.exit_code == 2);
     CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
@@ -322,7 +324,7 @@ TEST_CASE("wrong arguments get one sentence that names flag and value, and exit 
 TEST_CASE("weights that do not fit the model are an error that names the parameter") {
   TempDir dir;
   io::save_safetensors(dir / "w", {{"0.weight", at::zeros({3, 3})}});
-  const auto result = train(kShortRun + "--init-weights " + (dir / "w"));
+  const auto result = run_train(kShortRun + "--init-weights " + (dir / "w"));
   CHECK(result.exit_code == 2);
   CHECK_THAT(result.output, ContainsSubstring("0.weight") && ContainsSubstring("[3, 3]"));
 }

@@ -39,7 +39,7 @@ struct TokenFile {
 
 const std::map<TextTokens, int> kBytes{{TextTokens::bytes, 1}, {TextTokens::uint16, 2}, {TextTokens::uint32, 4}};
 
-std::vector<std::uint32_t> counting(std::uint32_t count) {
+std::vector<std::uint32_t> counted_up(std::uint32_t count) {
   std::vector<std::uint32_t> tokens(count);
   std::iota(tokens.begin(), tokens.end(), 0u);
   return tokens;
@@ -48,7 +48,7 @@ std::vector<std::uint32_t> counting(std::uint32_t count) {
 }  // namespace
 
 TEST_CASE("a sample of text is a window, its targets the window one token later") {
-  const TokenFile file(counting(12), 1);
+  const TokenFile file(counted_up(12), 1);
   TextDataset text(file.path, {.block_size = 4});
   CHECK(text.size() == 2u);
   const auto batch = text.get_batch(std::vector<std::size_t>{1, 0});
@@ -58,7 +58,7 @@ TEST_CASE("a sample of text is a window, its targets the window one token later"
 
 TEST_CASE("windows begin a stride apart and all lie within the file, whatever its length") {
   for (std::uint32_t count = 2; count < 40; ++count) {
-    const TokenFile file(counting(count), 1);
+    const TokenFile file(counted_up(count), 1);
     for (std::int64_t block : {1, 2, 3, 7}) {
       if (count <= block) continue;
       CHECK(TextDataset(file.path, {.block_size = block}).size() == (count - 1) / block);
@@ -88,7 +88,7 @@ TEST_CASE("token ids of each size keep their value") {
 }
 
 TEST_CASE("copies of a text dataset outlive it and the file's name") {
-  const TokenFile file(counting(12), 1);
+  const TokenFile file(counted_up(12), 1);
   std::optional<TextDataset> original(TextDataset(file.path, {.block_size = 4}));
   TextDataset copy = *original;
   original.reset();
@@ -101,7 +101,7 @@ TEST_CASE("a text file that is missing, empty, too short or of other tokens is a
   CHECK_THROWS_WITH(TextDataset(dir / "nowhere.txt"), ContainsSubstring("nowhere.txt: does not exist"));
   CHECK_THROWS_WITH(TextDataset(dir.path()), ContainsSubstring("is no file"));
   CHECK_THROWS_WITH(TextDataset(TokenFile({}, 1).path), ContainsSubstring("tokens.bin: is empty"));
-  const TokenFile eight(counting(8), 1), seven(counting(7), 1);
+  const TokenFile eight(counted_up(8), 1), seven(counted_up(7), 1);
   CHECK_THROWS_WITH(TextDataset(eight.path, {.block_size = 8}), ContainsSubstring("8 tokens, too few"));
   CHECK(TextDataset(eight.path, {.block_size = 7}).size() == 1u);
   CHECK_THROWS_WITH(TextDataset(seven.path, {.tokens = TextTokens::uint16, .block_size = 2}),
@@ -110,7 +110,7 @@ TEST_CASE("a text file that is missing, empty, too short or of other tokens is a
 }
 
 TEST_CASE("block sizes, strides and indices out of range are errors") {
-  const TokenFile file(counting(12), 1);
+  const TokenFile file(counted_up(12), 1);
   CHECK_THROWS_AS(TextDataset(file.path, {.block_size = 0}), ConfigError);
   CHECK_THROWS_AS(TextDataset(file.path, {.block_size = 4, .stride = 0}), ConfigError);
   TextDataset text(file.path, {.block_size = 4});
@@ -120,7 +120,7 @@ TEST_CASE("block sizes, strides and indices out of range are errors") {
 TEST_CASE("llm.c's headers are left out, and the samples are those without one") {
   for (const auto& [tokens, header] : std::map<TextTokens, std::vector<std::uint32_t>>{
            {TextTokens::uint16, {20240520, 1, 12}}, {TextTokens::uint32, {20240801, 7, 12}}}) {
-    const TokenFile with(counting(12), kBytes.at(tokens), header), without(counting(12), kBytes.at(tokens));
+    const TokenFile with(counted_up(12), kBytes.at(tokens), header), without(counted_up(12), kBytes.at(tokens));
     TextDataset a(with.path, {.tokens = tokens, .block_size = 3}), b(without.path, {.tokens = tokens, .block_size = 3});
     REQUIRE(a.size() == b.size());
     CHECK(a.tokens() == 12);
@@ -151,7 +151,7 @@ TEST_CASE("a header of llm.c's that does not fit its file is an error that names
            {uint32, 4, {20240520, 1, 12}, 256, "read it as uint16"},
            {uint16, 2, {20240801, 7, 12}, 256, "read it as uint32"},
            {uint32, 4, {20240801, 1, 12}, 256, "field version is 1; only 7"}}) {
-    const TokenFile file(counting(12), c.token_bytes, c.header, c.header_size);
+    const TokenFile file(counted_up(12), c.token_bytes, c.header, c.header_size);
     CHECK_THROWS_WITH((TextDataset(file.path, {.tokens = c.tokens, .block_size = 3})),
                       ContainsSubstring(file.path) && ContainsSubstring(c.words));
   }
@@ -182,13 +182,13 @@ TEST_CASE("an id beyond the vocabulary is an error that names the first one and 
       }
     }
   }
-  const TokenFile file(counting(12), 1);
+  const TokenFile file(counted_up(12), 1);
   CHECK_THROWS_AS(TextDataset(file.path, {.block_size = 4, .vocabulary = 0}), ConfigError);
   CHECK_NOTHROW(TextDataset(file.path, {.block_size = 4}));
 }
 
 TEST_CASE("uint32 that are read as uint16 are recognised where ids are checked") {
-  std::vector<std::uint32_t> ids = counting(50);
+  std::vector<std::uint32_t> ids = counted_up(50);
   const TokenFile file(ids, 4), zeros(std::vector<std::uint32_t>(50), 4);
   CHECK_THROWS_WITH((TextDataset(file.path, {.tokens = TextTokens::uint16, .block_size = 4, .vocabulary = 60})),
                     ContainsSubstring(file.path) && ContainsSubstring("every second token is 0"));

@@ -57,10 +57,6 @@ int load(const std::string& path) {
   return version;
 }
 
-std::size_t entries_in(const std::string& directory) {
-  return static_cast<std::size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
-}
-
 // As a stranger would make it: with a crc32 that fits.
 void put_manifest(const std::string& directory, const nlohmann::json& manifest) {
   CheckpointWriter writer(directory + ".pattern");

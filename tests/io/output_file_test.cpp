@@ -61,10 +61,6 @@ std::string rest_of(int fd) {
   return all;
 }
 
-std::size_t entries_in(const std::string& directory) {
-  return static_cast<std::size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
-}
-
 // What `check` and `write` say, which must be the same complaint.
 std::string refusal(const std::string& path) {
   const std::string before = error_of<ConfigError>([&] { OutputFile(path).check(); });

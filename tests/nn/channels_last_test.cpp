@@ -13,8 +13,8 @@ using namespace tandem::test;
 
 namespace {
 
-struct Net : torch::nn::Module {
-  explicit Net(bool channels_last) {
+struct ConvolutionNet : torch::nn::Module {
+  explicit ConvolutionNet(bool channels_last) {
     register_module("convolution", convolution);
     register_module("linear", linear);
     initialise(*this);
@@ -29,7 +29,7 @@ struct Net : torch::nn::Module {
 
 std::vector<at::Tensor> weights_after_training(bool channels_last) {
   return on_ranks<std::vector<at::Tensor>>(2, [&](Accelerator& accelerator) {
-    const auto net = std::make_shared<Net>(channels_last);
+    const auto net = std::make_shared<ConvolutionNet>(channels_last);
     torch::optim::AdamW adamw(net->parameters(), 1e-2);
     auto [model, optimizer] = accelerator.prepare(net, adamw);
     for (int step = 0; step < 5; ++step) {
@@ -48,7 +48,7 @@ std::vector<at::Tensor> weights_after_training(bool channels_last) {
 }  // namespace
 
 TEST_CASE("channels last changes where weights lie, not what they are") {
-  const Net plain(false), last(true);
+  const ConvolutionNet plain(false), last(true);
   CHECK(last.convolution->weight.is_contiguous(at::MemoryFormat::ChannelsLast));
   CHECK(last.convolution->weight.equal(plain.convolution->weight));
   CHECK(last.linear->weight.is_contiguous());

@@ -85,9 +85,9 @@ std::string same_bits(const std::vector<Steps>& ranks) {
   return "";
 }
 
-// Layers of which each rank's pass uses some.
-struct Layers : torch::nn::Module {
-  Layers() {
+// SomeLayers of which each rank's pass uses some.
+struct SomeLayers : torch::nn::Module {
+  SomeLayers() {
     for (int i = 0; i < 4; ++i) layers.push_back(register_module("layer" + std::to_string(i), torch::nn::Linear(5, 5)));
   }
   at::Tensor forward(at::Tensor x, unsigned used) {
@@ -100,11 +100,11 @@ struct Layers : torch::nn::Module {
 
 Trial layers_of_which_ranks_use_some() {
   Trial trial;
-  trial.make = [] { return std::make_shared<Layers>(); };
+  trial.make = [] { return std::make_shared<SomeLayers>(); };
   trial.loss = [](torch::nn::Module& module, int rank, int step) {
     // Layer 2 on some ranks only, layer 3 on none before step 3.
     const unsigned used = 3u | (rank % 2 == 0 ? 4u : 0u) | (step >= 3 ? 8u : 0u);
-    return static_cast<Layers&>(module).forward(draw({3, 5}, 100 * rank + step), used);
+    return static_cast<SomeLayers&>(module).forward(draw({3, 5}, 100 * rank + step), used);
   };
   return trial;
 }
@@ -270,7 +270,7 @@ TEST_CASE("a hook of the user's own reduces every gradient, whenever its paramet
   auto trial = layers_of_which_ranks_use_some();
   if (static_graph)
     trial.loss = [](torch::nn::Module& module, int rank, int step) {
-      return static_cast<Layers&>(module).forward(draw({3, 5}, 100 * rank + step), 7);
+      return static_cast<SomeLayers&>(module).forward(draw({3, 5}, 100 * rank + step), 7);
     };
   trial.config.gradient_reducer.static_graph = static_graph;
   trial.config.gradient_reducer.bucket_bytes = GENERATE(1, 25 << 20);

@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-const Json& recording() {
+const Json& scaler_recording() {
   static const Json json = [] {
     std::ifstream file(std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/tests/optim/data/grad_scaler.json");
     return Json::parse(file);
@@ -71,7 +71,7 @@ std::string text_of_config_error(const std::function<void()>& body) {
 }  // namespace
 
 TEST_CASE("scales, growth, skipped steps and weights are those of PyTorch's GradScaler") {
-  const auto& cases = recording()["cases"];
+  const auto& cases = scaler_recording()["cases"];
   const auto number_of_case = GENERATE(range(0, 5));
   REQUIRE(cases.size() == 5);
   const Json& recorded = cases[static_cast<std::size_t>(number_of_case)];
@@ -111,7 +111,7 @@ TEST_CASE("scales, growth, skipped steps and weights are those of PyTorch's Grad
 
 TEST_CASE("a scaler's defaults are PyTorch's, and a state goes on where it stood") {
   optim::GradScaler scaler({});
-  const Json& defaults = recording()["defaults"];
+  const Json& defaults = scaler_recording()["defaults"];
   CHECK(scaler.state() == optim::GradScalerState{.scale = defaults["scale"],
                                                  .growth_factor = defaults["growth_factor"],
                                                  .backoff_factor = defaults["backoff_factor"],

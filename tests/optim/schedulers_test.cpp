@@ -16,7 +16,7 @@ using Json = nlohmann::json;
 
 namespace {
 
-const Json& recording() {
+const Json& scheduler_recording() {
   static const Json json = [] {
     std::ifstream file(std::string(std::getenv("TANDEM_SOURCE_DIR")) + "/tests/optim/data/schedulers.json");
     return Json::parse(file);
@@ -25,7 +25,7 @@ const Json& recording() {
 }
 
 double metric(std::size_t step) {
-  const Json& value = recording()["metrics"][step];
+  const Json& value = scheduler_recording()["metrics"][step];
   return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
@@ -130,7 +130,7 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const std::string& kind 
   else
     optimizer = std::make_unique<torch::optim::AdamW>(groups, torch::optim::AdamWOptions());
   for (std::size_t i = 0; i < 2; ++i)
-    optimizer->param_groups()[i].options().set_lr(recording()["base_lrs"][i].get<double>());
+    optimizer->param_groups()[i].options().set_lr(scheduler_recording()["base_lrs"][i].get<double>());
   return optimizer;
 }
 
@@ -211,7 +211,7 @@ void check_same(const optim::SchedulerState& ours, const optim::SchedulerState& 
 }  // namespace
 
 TEST_CASE("every rate and momentum is PyTorch's") {
-  for (const Json& recorded : recording()["cases"]) {
+  for (const Json& recorded : scheduler_recording()["cases"]) {
     CAPTURE(recorded["scheduler"], recorded["options"]);
     Subject subject(recorded);
     REQUIRE(recorded["lrs"].size() == 61);
@@ -220,7 +220,7 @@ TEST_CASE("every rate and momentum is PyTorch's") {
 }
 
 TEST_CASE("a scheduler goes on from PyTorch's state") {
-  for (const Json& recorded : recording()["cases"]) {
+  for (const Json& recorded : scheduler_recording()["cases"]) {
     CAPTURE(recorded["scheduler"], recorded["options"]);
     Subject subject(recorded);
     subject.scheduler().load_state(state_of(recorded["state"]));
@@ -229,7 +229,7 @@ TEST_CASE("a scheduler goes on from PyTorch's state") {
 }
 
 TEST_CASE("the state has PyTorch's names and values") {
-  for (const Json& recorded : recording()["cases"]) {
+  for (const Json& recorded : scheduler_recording()["cases"]) {
     CAPTURE(recorded["scheduler"], recorded["options"]);
     Subject subject(recorded);
     for (int step = 0; step < 30; ++step) subject.step();
@@ -242,7 +242,7 @@ TEST_CASE("the state has PyTorch's names and values") {
 }
 
 TEST_CASE("a scheduler that takes over a state at any step goes on to the bit, momenta included") {
-  for (const Json& recorded : recording()["cases"]) {
+  for (const Json& recorded : scheduler_recording()["cases"]) {
     CAPTURE(recorded["scheduler"], recorded["options"]);
     std::vector<optim::SchedulerState> states;
     std::vector<std::vector<double>> numbers;

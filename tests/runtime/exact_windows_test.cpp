@@ -9,13 +9,13 @@ using namespace tandem::test;
 
 namespace {
 
-struct Line {
+struct OneWeight {
   torch::nn::Linear net{torch::nn::LinearOptions(1, 1).bias(false)};
   std::unique_ptr<torch::optim::Optimizer> inner;
   nn::Model<torch::nn::LinearImpl> model;
   optim::AcceleratedOptimizer optimizer;
 
-  explicit Line(Accelerator& accelerator)
+  explicit OneWeight(Accelerator& accelerator)
       : inner(make_stepper(Stepper::sgd, start())),
         model(accelerator.prepare(net)),
         optimizer(accelerator.prepare(*inner)) {}
@@ -28,14 +28,14 @@ struct Line {
 };
 
 // What `body(accelerator, line, shard)` leaves as the weight when each of 4 logical shards has run it `rounds` times.
-using Body = std::function<void(Accelerator&, Line&, int shard)>;
+using ShardBody = std::function<void(Accelerator&, OneWeight&, int shard)>;
 
-double weight_after(int ranks, const Body& body, int rounds = 1, LaunchConfig config = {}) {
+double weight_after(int ranks, const ShardBody& body, int rounds = 1, LaunchConfig config = {}) {
   config.cpu = ranks;
   config.exact = ExactOptions{.logical_ranks = 4};
   double weight = 0;
   launch(config, [&](Accelerator& accelerator) {
-    Line line(accelerator);
+    OneWeight line(accelerator);
     for (int round = 0; round < rounds; ++round)
       for (int shard = accelerator.rank(); shard < 4; shard += ranks) body(accelerator, line, shard);
     if (accelerator.is_main()) weight = line.net->weight.item<double>();
@@ -43,9 +43,9 @@ double weight_after(int ranks, const Body& body, int rounds = 1, LaunchConfig co
   return weight;
 }
 
-at::Tensor loss_of(Line& line, int shard) { return line.model(at::full({1, 1}, shard + 1.0)).sum(); }
+at::Tensor loss_of(OneWeight& line, int shard) { return line.model(at::full({1, 1}, shard + 1.0)).sum(); }
 
-void check_weight(double expected, const Body& body, int rounds = 1, const LaunchConfig& config = {}) {
+void check_weight(double expected, const ShardBody& body, int rounds = 1, const LaunchConfig& config = {}) {
   for (const int ranks : {1, 2, 4}) {
     CAPTURE(ranks);
     CHECK(weight_after(ranks, body, rounds, config) == Approx(expected).epsilon(1e-6));
@@ -56,13 +56,13 @@ void check_weight(double expected, const Body& body, int rounds = 1, const Launc
 
 TEST_CASE("in exact mode a shard's passes add up, and gradients are dropped with the update") {
   // The mean gradient is 2.5, of which SGD takes a tenth.
-  check_weight(0.75, [](Accelerator& a, Line& line, int shard) {
+  check_weight(0.75, [](Accelerator& a, OneWeight& line, int shard) {
     const auto micro_batch = a.accumulate(line.model);
     line.optimizer.zero_grad();  // first
     a.backward(loss_of(line, shard));
     line.optimizer.step();
   });
-  check_weight(0.5, [](Accelerator& a, Line& line, int shard) {  // two passes
+  check_weight(0.5, [](Accelerator& a, OneWeight& line, int shard) {  // two passes
     const auto micro_batch = a.accumulate(line.model);
     a.backward(loss_of(line, shard));
     a.backward(loss_of(line, shard));
@@ -72,7 +72,7 @@ TEST_CASE("in exact mode a shard's passes add up, and gradients are dropped with
   // Momentum is 0.9: 0.25, then 0.25 + 0.225.
   check_weight(
       1 - 0.25 - 0.475,
-      [](Accelerator& a, Line& line, int shard) {
+      [](Accelerator& a, OneWeight& line, int shard) {
         const auto micro_batch = a.accumulate(line.model);
         a.backward(loss_of(line, shard));
         line.optimizer.step();
@@ -81,7 +81,7 @@ TEST_CASE("in exact mode a shard's passes add up, and gradients are dropped with
       2);
   check_weight(
       1 - 0.25 - 0.475,
-      [](Accelerator& a, Line& line, int shard) {
+      [](Accelerator& a, OneWeight& line, int shard) {
         line.net->zero_grad();
         const auto micro_batch = a.accumulate(line.model);
         a.backward(loss_of(line, shard));
@@ -94,7 +94,7 @@ TEST_CASE("in exact mode gradients that are not dropped stay, and what the windo
   // 2.5, then 5: 0.25, then 0.5 + 0.225.
   check_weight(
       1 - 0.25 - 0.725,
-      [](Accelerator& a, Line& line, int shard) {
+      [](Accelerator& a, OneWeight& line, int shard) {
         const auto micro_batch = a.accumulate(line.model);
         a.backward(loss_of(line, shard));
         line.optimizer.step();
@@ -104,7 +104,7 @@ TEST_CASE("in exact mode gradients that are not dropped stay, and what the windo
 
 TEST_CASE("in exact mode a window that ends early divides by its own length") {
   check_weight(0.75,
-               [](Accelerator& a, Line& line, int shard) {
+               [](Accelerator& a, OneWeight& line, int shard) {
                  const auto micro_batch = a.accumulate_and_close(line.model);
                  a.backward(loss_of(line, shard));
                  line.optimizer.step();
@@ -119,7 +119,7 @@ TEST_CASE(
     std::vector<double> outside(static_cast<std::size_t>(ranks));
     std::vector<double> of_shards(4);
     launch({.cpu = ranks, .exact = ExactOptions{.logical_ranks = 4}}, [&](Accelerator& accelerator) {
-      Line line(accelerator);
+      OneWeight line(accelerator);
       outside[static_cast<std::size_t>(accelerator.rank())] = at::rand({}).item<double>();
       for (int shard = accelerator.rank(); shard < 4; shard += ranks) {
         const auto micro_batch = accelerator.accumulate(line.model);
@@ -141,7 +141,7 @@ TEST_CASE("in exact mode check_finite ends a training soon after a gradient that
     LaunchConfig config;
     config.gradient_reducer.check_finite = true;
     std::atomic<int> windows{0};
-    const Body body = [&](Accelerator& a, Line& line, int shard) {
+    const ShardBody body = [&](Accelerator& a, OneWeight& line, int shard) {
       const auto micro_batch = a.accumulate(line.model);
       a.backward(loss_of(line, shard) * (windows == 3 ? std::numeric_limits<double>::quiet_NaN() : 1.0));
       if (a.sync_gradients() && a.is_main()) windows += 1;
@@ -157,25 +157,25 @@ TEST_CASE("in exact mode check_finite ends a training soon after a gradient that
 // ---- what is refused
 
 TEST_CASE("exact mode refuses what depends on the number of ranks") {
-  const auto refusal = [](const Body& body, int ranks = 2) {
+  const auto refusal = [](const ShardBody& body, int ranks = 2) {
     return error_of<RankError>([&] { weight_after(ranks, body); });
   };
   const auto says = [](const std::string& text, const std::string& part) {
     INFO(text);
     CHECK(text.find(part) != std::string::npos);
   };
-  says(refusal([](Accelerator& a, Line& line, int shard) { a.backward(loss_of(line, shard)); }),
+  says(refusal([](Accelerator& a, OneWeight& line, int shard) { a.backward(loss_of(line, shard)); }),
        "open accumulate() around forward");
-  says(refusal([](Accelerator& a, Line& line, int shard) {
+  says(refusal([](Accelerator& a, OneWeight& line, int shard) {
          const auto alone = a.no_sync(line.model);
          const auto micro_batch = a.accumulate(line.model);
          a.backward(loss_of(line, shard));
        }),
        "no_sync");
-  says(refusal([](Accelerator& a, Line& line, int) { a.local_sgd(2, [&](nn::LocalSgd&) { (void)line; }); }),
+  says(refusal([](Accelerator& a, OneWeight& line, int) { a.local_sgd(2, [&](nn::LocalSgd&) { (void)line; }); }),
        "local_sgd");
   says(refusal(
-           [](Accelerator& a, Line& line, int shard) {
+           [](Accelerator& a, OneWeight& line, int shard) {
              const auto micro_batch = a.accumulate(line.model);
              line.optimizer.step([&] {
                const at::Tensor loss = loss_of(line, shard);
@@ -187,7 +187,7 @@ TEST_CASE("exact mode refuses what depends on the number of ranks") {
        "step(closure)");
   for (const int ranks : {1, 4})
     says(refusal(
-             [](Accelerator& a, Line& line, int shard) {
+             [](Accelerator& a, OneWeight& line, int shard) {
                const auto micro_batch = a.accumulate(line.model);
                a.backward(loss_of(line, shard));
                line.optimizer.step();
@@ -195,20 +195,20 @@ TEST_CASE("exact mode refuses what depends on the number of ranks") {
              },
              ranks),
          "a backward pass after optimizer.step()");
-  says(refusal([](Accelerator& a, Line& line, int shard) {
+  says(refusal([](Accelerator& a, OneWeight& line, int shard) {
          const auto micro_batch = a.accumulate(line.model);
          a.backward(loss_of(line, shard));
          line.net->weight.mutable_grad().mul_(2);
          line.optimizer.step();
        }),
        "the gradient of weight was written to");
-  says(refusal([](Accelerator& a, Line& line, int shard) {
+  says(refusal([](Accelerator& a, OneWeight& line, int shard) {
          const auto micro_batch = a.accumulate(line.model);
          if (shard < 2) a.backward(loss_of(line, shard));
          line.optimizer.step();
        }),
        "has made no backward pass");
-  says(refusal([](Accelerator& a, Line& line, int shard) {
+  says(refusal([](Accelerator& a, OneWeight& line, int shard) {
          const auto micro_batch = a.accumulate(line.model);
          if (shard >= 2) a.backward(loss_of(line, shard));
          line.optimizer.step();
@@ -220,7 +220,7 @@ TEST_CASE("exact mode refuses two micro-batches of one batch, and a loop that le
   const auto train = [](int accumulates, bool leaves) {
     return error_of<RankError>([&] {
       launch({.cpu = 2, .exact = ExactOptions{.logical_ranks = 4}}, [&](Accelerator& accelerator) {
-        Line line(accelerator);
+        OneWeight line(accelerator);
         auto loader = accelerator.prepare(data::DataLoader(Sentences(40).map(torch::data::transforms::Stack<>()), {}));
         for (int epoch = 0; epoch < 2; ++epoch)
           for (auto& batch : loader) {

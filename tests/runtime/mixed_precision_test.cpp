@@ -13,6 +13,7 @@
 #include <torch/optim/sgd.h>
 
 #include "support/ranks.h"
+#include "support/scale.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -20,20 +21,6 @@ using namespace tandem::test;
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// y = w * x, which autocast leaves in float32: the gradient of y.sum() is the sum of x.
-struct ScaleImpl : torch::nn::Module {
-  ScaleImpl() : weight(register_parameter("weight", torch::zeros({2}))) {}
-  at::Tensor forward(const at::Tensor& x) { return weight * x; }
-  at::Tensor weight;
-};
-TORCH_MODULE(Scale);
-
-// Halves the rate at each step.
-struct Halving : optim::LRScheduler {
-  explicit Halving(torch::optim::Optimizer& optimizer) : LRScheduler(optimizer) {}
-  double lr_of(std::size_t, double lr) const override { return lr / 2; }
-};
 
 double rate(const torch::optim::Optimizer& optimizer) { return optimizer.param_groups()[0].options().get_lr(); }
 
@@ -90,7 +77,7 @@ TEST_CASE("an infinity on one rank only makes all ranks skip the same step, and 
   const auto all = on_ranks<Seen>(
       ranks, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64, .growth_interval = 2}},
       [&](Accelerator& accelerator) {
-        Scale scale;
+        Scale scale(2);
         torch::optim::SGD sgd(scale->parameters(), 1.0);
         Halving halving(sgd);
         torch::optim::StepLR step_lr(sgd, 1, 0.5);
@@ -141,7 +128,7 @@ TEST_CASE("two optimizers share a scale that changes once an iteration, and each
   const auto all = on_ranks<Seen>(
       2, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 8, .growth_interval = 2}},
       [&](Accelerator& accelerator) {
-        Scale a, b;
+        Scale a(2), b(2);
         torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
         Halving halving_a(sgd_a), halving_b(sgd_b);
         auto [model_a, model_b, first, second, scheduler_a, scheduler_b] =
@@ -187,7 +174,7 @@ std::vector<ClippedTraining> train_scaled(Precision precision, bool items, Clip 
   return on_ranks<ClippedTraining>(
       2, {.mixed_precision = precision, .grad_scaler = {.growth_interval = 1}, .gradient_accumulation_steps = 2},
       [&](Accelerator& accelerator) {
-        Scale scale;
+        Scale scale(2);
         torch::optim::AdamW adamw(scale->parameters(), 0.1);
         auto [model, optimizer] = accelerator.prepare(scale, adamw);
         ClippedTraining trained;
@@ -235,7 +222,7 @@ TEST_CASE("accumulation and clipping under a scale give the numbers of float32, 
 TEST_CASE("optimizers that take turns in one window are unscaled one by one") {
   const auto gradients =
       on_ranks<std::vector<float>>(2, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
-        Scale a, b;
+        Scale a(2), b(2);
         torch::optim::SGD sgd_a(a->parameters(), 1.0), sgd_b(b->parameters(), 1.0);
         auto [model_a, model_b, first, second] = accelerator.prepare(a, b, sgd_a, sgd_b);
         const auto window = accelerator.accumulate(model_a, model_b);
@@ -255,7 +242,7 @@ TEST_CASE("optimizers that take turns in one window are unscaled one by one") {
 
 TEST_CASE("gradients that are dropped after clipping, without a step, do not spoil the next ones") {
   run_ranks(1, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
-    Scale scale;
+    Scale scale(2);
     torch::optim::SGD sgd(scale->parameters(), 1.0);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     for (int i = 0; i < 3; ++i) {
@@ -269,7 +256,7 @@ TEST_CASE("gradients that are dropped after clipping, without a step, do not spo
 
 TEST_CASE("clipping scaled gradients that no prepared optimizer will unscale is an error") {
   const auto error = run_ranks_expecting_error(1, {.mixed_precision = Precision::fp16}, [](Accelerator& accelerator) {
-    Scale scale;
+    Scale scale(2);
     auto model = accelerator.prepare(scale);
     accelerator.backward(model(torch::ones({2})).sum());
     accelerator.clip_grad_norm_(model, 1.0);
@@ -287,7 +274,7 @@ TEST_CASE("ranks with fewer steps answer the others' steps under a scaler too, a
   };
   const LaunchConfig config{.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}};
   const auto ended = on_ranks<Ended>(3, config, [](Accelerator& accelerator) {
-    Scale scale;
+    Scale scale(2);
     torch::optim::SGD sgd(scale->parameters(), 1.0);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     const auto step = [&](float x) {
@@ -323,7 +310,7 @@ TEST_CASE("a batch size that did not fit leaves the scale as it was") {
       2, {.mixed_precision = Precision::fp16, .grad_scaler = {.init_scale = 64}}, [](Accelerator& accelerator) {
         std::vector<double> seen;
         accelerator.find_executable_batch_size(2, [&](std::int64_t size) {
-          Scale scale;
+          Scale scale(2);
           torch::optim::SGD sgd(scale->parameters(), 1.0);
           auto [model, optimizer] = accelerator.prepare(scale, sgd);
           seen.push_back(scale_now(accelerator));

@@ -5,6 +5,7 @@
 #include <torch/optim/sgd.h>
 
 #include "support/ranks.h"
+#include "support/scale.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -16,20 +17,6 @@ struct Ones : torch::data::datasets::Dataset<Ones, at::Tensor> {
   explicit Ones(std::size_t length) : length(length) {}
   at::Tensor get(std::size_t) override { return at::ones({1}); }
   std::optional<std::size_t> size() const override { return length; }
-};
-
-// y = w * x with w = 0: the gradient of y.sum() is the sum of x.
-struct ScaleImpl : torch::nn::Module {
-  ScaleImpl() : weight(register_parameter("weight", torch::zeros({1}))) {}
-  at::Tensor forward(const at::Tensor& x) { return weight * x; }
-  at::Tensor weight;
-};
-TORCH_MODULE(Scale);
-
-// Halves the rate at each step.
-struct Halving : optim::LRScheduler {
-  explicit Halving(torch::optim::Optimizer& optimizer) : LRScheduler(optimizer) {}
-  double lr_of(std::size_t, double lr) const override { return lr / 2; }
 };
 
 using Trace = std::vector<int>;

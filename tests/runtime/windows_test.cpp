@@ -15,19 +15,19 @@ using namespace tandem::test;
 namespace {
 
 // y = w * x with w = 1: the gradient of y.sum() is the sum of x.
-struct ScaleImpl : torch::nn::Module {
-  ScaleImpl() : weight(register_parameter("weight", torch::ones({1}))) {}
+struct SummedScaleImpl : torch::nn::Module {
+  SummedScaleImpl() : weight(register_parameter("weight", torch::ones({1}))) {}
   at::Tensor forward(double x) { return (weight * x).sum(); }
   at::Tensor weight;
 };
-TORCH_MODULE(Scale);
+TORCH_MODULE(SummedScale);
 
 std::vector<double> numbers(const at::Tensor& tensor) {
   const at::Tensor flat = tensor.detach().to_dense().to(at::kDouble).flatten();
   return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
 }
 
-std::vector<double> weights_of(Accelerator&, const Scale& scale) { return numbers(scale->weight); }
+std::vector<double> weights_of(Accelerator&, const SummedScale& scale) { return numbers(scale->weight); }
 
 }  // namespace
 
@@ -39,7 +39,7 @@ TEST_CASE("a step within no_sync is on each rank's own gradients, and later ones
   LaunchConfig config{.fused_optimizers = fused};
   config.sharding = sharding;
   const auto weights = on_ranks<std::vector<double>>(2, config, [&](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 0.1);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     const auto step = [&] {
@@ -78,7 +78,7 @@ TEST_CASE("states of optimizers part with the weights within no_sync") {
   // The momentum of each rank's own step acts on in the steps that follow.
   const int before = GENERATE(0, 3);
   const auto weights = on_ranks<double>(2, [&](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), torch::optim::SGDOptions(0.1).momentum(0.5));
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     for (int i = 0; i < before + 2; ++i) {
@@ -106,7 +106,7 @@ TEST_CASE("no_sync suspends the reduction of micro-batches that are opened in it
     bool operator==(const Seen&) const = default;
   };
   const auto seen = on_ranks<Seen>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 0.1);
     optim::StepLR halving(sgd, {.step_size = 1, .gamma = 0.5});
     auto [model, optimizer, scheduler] = accelerator.prepare(scale, sgd, halving);
@@ -142,7 +142,7 @@ TEST_CASE("no_sync suspends the reduction of micro-batches that are opened in it
 
 TEST_CASE("of no_sync and trigger_sync_in_backward the innermost counts") {
   const auto gradients = on_ranks<std::vector<double>>(2, [](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     auto model = accelerator.prepare(scale);
     std::vector<double> seen;
     const auto pass = [&] {
@@ -175,7 +175,7 @@ TEST_CASE("of no_sync and trigger_sync_in_backward the innermost counts") {
 TEST_CASE("sums over items within no_sync are the mean over the rank's own where the window closes") {
   const auto gradients =
       on_ranks<std::vector<double>>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) {
-        Scale scale;
+        SummedScale scale;
         auto model = accelerator.prepare(scale);
         std::vector<double> seen;
         const double items = accelerator.rank() + 1;
@@ -193,7 +193,7 @@ TEST_CASE("sums over items within no_sync are the mean over the rank's own where
 
 TEST_CASE("sums over items outside of windows are no gradients to step on") {
   const auto error = run_ranks_expecting_error(1, [](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 0.1);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     auto local = accelerator.no_sync(model);
@@ -210,7 +210,7 @@ TEST_CASE("no_sync on one rank alone is an error, not a hang") {
   config.sharding = sharding;
   config.timeout = std::chrono::seconds(30);
   const auto error = run_ranks_expecting_error(2, config, [](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 0.1);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     std::optional<ReductionScope> local;
@@ -225,7 +225,7 @@ TEST_CASE("passes of one rank alone before a step: each rank steps on its own gr
   // Rank 1 has one more pass, that is not reduced. Also LibTorch's own backward.
   const bool bare = GENERATE(true, false);
   const auto weights = on_ranks<double>(3, [&](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 0.1);
     auto [model, optimizer] = accelerator.prepare(scale, sgd);
     for (int step = 0; step < 4; ++step) {
@@ -383,7 +383,7 @@ TEST_CASE("six batches of gradient 1 in windows of four add up to 2, where nothi
   const int ranks = GENERATE(1, 2);
   const bool steps_every_second = GENERATE(false, true);
   const auto gradients = on_ranks<double>(ranks, {.gradient_accumulation_steps = 4}, [&](Accelerator& accelerator) {
-    Scale scale;
+    SummedScale scale;
     torch::optim::SGD sgd(scale->parameters(), 1.0);
     auto [model, optimizer, loader] = accelerator.prepare(
         scale, sgd, data::DataLoader(data::TensorDataset(at::ones({6 * accelerator.world_size()})), {.batch_size = 1}));
@@ -402,7 +402,7 @@ TEST_CASE("kept gradients that the program writes to between the passes of a win
   const auto kept_and = [](const std::function<void(const at::Tensor&, torch::optim::Optimizer&)>& write) {
     double gradient = 0;
     run_ranks(1, {.gradient_accumulation_steps = 4}, [&](Accelerator& accelerator) {
-      Scale scale;
+      SummedScale scale;
       torch::optim::SGD sgd(scale->parameters(), 1.0);
       auto model = accelerator.prepare(scale);
       {
@@ -437,7 +437,7 @@ TEST_CASE("kept gradients that the program writes to between the passes of a win
 TEST_CASE("a micro-batch within a micro-batch is an error, after which windows go on") {
   const auto texts =
       on_ranks<std::string>(2, {.gradient_accumulation_steps = 2}, [](Accelerator& accelerator) -> std::string {
-        Scale first, second;
+        SummedScale first, second;
         auto [a, b] = accelerator.prepare(first, second);
         std::string text;
         for (int i = 0; i < 2; ++i) {
@@ -461,7 +461,7 @@ TEST_CASE("a step on gradients of a bare loss.backward() is told of once, one wi
     std::vector<std::string> warnings;
     const auto warn = [&](const std::string& text) { warnings.push_back(text); };
     run_ranks(2, {.sharding = sharding, .on_warning = warn}, [&](Accelerator& accelerator) {
-      Scale scale;
+      SummedScale scale;
       torch::optim::SGD sgd(scale->parameters(), 0.1);
       auto [model, optimizer] = accelerator.prepare(scale, sgd);
       const auto step = [&, &prepared = model, &stepping = optimizer](bool reduces) {

@@ -2,7 +2,9 @@
 
 #include <stdlib.h>
 
+#include <cstddef>
 #include <filesystem>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -27,5 +29,10 @@ class TempDir {
  private:
   std::string path_;
 };
+
+inline std::size_t entries_in(const std::string& directory) {
+  using Entry = std::filesystem::directory_iterator;
+  return static_cast<std::size_t>(std::distance(Entry(directory), Entry()));
+}
 
 }  // namespace tandem::test

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -13,8 +14,17 @@
 namespace tandem::test {
 
 /// Runs build/apps/train.
-inline ProgramResult train(const std::string& arguments) {
+inline ProgramResult run_train(const std::string& arguments) {
   return run_program(std::string(TANDEM_TRAIN) + " " + arguments);
+}
+
+/// That train refuses `arguments` in one line, which has the `words`.
+inline void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
+  const auto result = run_train("--max-steps 1 " + arguments);
+  CAPTURE(arguments, result.output);
+  CHECK(result.exit_code == 2);
+  CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
+  for (const auto& word : words) CHECK_THAT(result.output, ContainsSubstring(word));
 }
 
 /// The complete lines of a log: the last one may still be being written. `judged`: also those of judgements in between.
@@ -40,7 +50,7 @@ inline std::string write_text(const TempDir& dir, std::size_t bytes) {
 /// The losses of a training's updates.
 inline std::vector<double> losses_of(const std::string& arguments) {
   const TempDir dir;
-  const auto result = train(arguments + " --log-json " + (dir / "log"));
+  const auto result = run_train(arguments + " --log-json " + (dir / "log"));
   CAPTURE(arguments, result.output);
   REQUIRE(result.exit_code == 0);
   std::vector<double> losses;
